@@ -1,0 +1,79 @@
+# The project's commands. `make` alone lists them, and there are twelve at most:
+# what is only a step of another is not a target of its own. All of them work on
+# a clean clone on a machine that has Go, git and make: tools are built from
+# pinned modules into bin/, nothing is expected to be installed.
+
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+MODULE  := vault-plugin-secrets-openai
+VERSION ?= v0.1.0-dev
+SUITE   ?= all
+RUN     ?= .
+
+# The race detector needs cgo and with it a C compiler, which Go alone does not
+# bring. Without one the tests still run, and say what they did without.
+RACE := $(if $(shell command -v $$(go env CC)),-race)
+
+LINT := bin/golangci-lint
+VULN := bin/govulncheck
+
+.PHONY: help demo dev test build lint fuzz vuln clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: ## The life of a key, on a real Vault: the simulator, or OpenAI if OPENAI_ADMIN_KEY and OPENAI_PROJECT_ID are set
+	@go run ./test/demo
+
+dev: ## The demo's environment, configured and left running until Ctrl-C
+	@go run ./test/demo -dev
+
+# Everything runs even if an early part fails, so that one run shows all that is
+# wrong; the count stays the last line, and the exit status covers all of it.
+test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or SUITE=integration, RUN=regexp)
+	@go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
+	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
+	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
+	if [ '$(SUITE)' != unit ]; then VAULT_BIN=$$(scripts/vault.sh) || exit 1; export VAULT_BIN; fi; \
+	{ rc=0; \
+	  if [ '$(SUITE)' != integration ]; then \
+	    go test -json $(RACE) -run '$(RUN)' -timeout 10m ./... || rc=1; fi; \
+	  if [ '$(SUITE)' != unit ]; then \
+	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 15m ./test/integration/... || rc=1; fi; \
+	  exit $$rc; } | bin/tally || failed=1; \
+	exit $$failed
+
+build: ## The plugin, into bin/ (VERSION=vX.Y.Z sets what it says it is)
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)" -o bin/$(MODULE) ./cmd/$(MODULE)
+
+lint: $(LINT) ## Format check, go vet and golangci-lint (FIX=1 repairs what it can)
+	@$(if $(FIX),$(LINT) fmt)
+	@failed=0; \
+	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
+	go vet -tags integration ./... || failed=1; \
+	$(LINT) run $(if $(FIX),--fix) ./... || failed=1; \
+	exit $$failed
+
+fuzz: ## Every fuzz target for 30 s (FUZZTIME=2m for longer)
+	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sort | while IFS=: read -r file func; do \
+	  name=$${func#func }; echo "== $$name ($$(dirname "$$file"))"; \
+	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-30s} "$$(dirname "$$file")"; \
+	done
+
+vuln: $(VULN) ## Known vulnerabilities in what the plugin is built from (asks vuln.go.dev)
+	@$(VULN) ./...
+
+clean: ## Remove bin/ (with the Vault server that was built, if one was) and dist/
+	rm -rf bin dist
+
+# Tools live in a module of their own, so that their few hundred dependencies
+# are not ours. They are rebuilt when the pins move.
+$(LINT): tools/lint/go.mod
+	@echo "Building golangci-lint from tools/lint (a few minutes, once)"
+	@cd tools/lint && go build -buildvcs=false -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(VULN): tools/lint/go.mod
+	@cd tools/lint && go build -buildvcs=false -o ../../$@ golang.org/x/vuln/cmd/govulncheck

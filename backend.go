@@ -1,0 +1,305 @@
+// Package openaisecrets is a HashiCorp Vault secrets engine that leases OpenAI
+// API keys: a read of creds/<role> makes a project service account, and the
+// end of the lease deletes it.
+package openaisecrets
+
+// This file owns the backend: how it is put together, the snapshot that all
+// requests work with, and what runs once a minute.
+//
+// What must stay true:
+//   - snapshotMu guards the snapshot pointer only and is never held across
+//     storage or HTTP; readers and revokers never wait for configLock;
+//   - every writer of the config entry holds configLock;
+//   - nothing is written to storage before the first request (Vault refuses
+//     writes during setup).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/base62"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/useragent"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const backendHelp = `
+The OpenAI secrets engine leases OpenAI API keys. Each read of creds/<role>
+makes a service account of its own in the role's project and returns its key;
+when the lease ends the account is deleted, and should Vault be gone by then
+the key expires at OpenAI by itself.
+
+Start with an admin key of the organization (an "Organization Administration:
+Write" key made by an organization owner):
+
+    $ vault write openai/config admin_api_key=@admin-key.txt
+    $ vault list openai/projects
+    $ vault write openai/roles/my-app project_id=proj_... ttl=1h
+    $ vault read openai/creds/my-app
+
+The engine replaces its own admin key with: vault write -f openai/config/rotate
+`
+
+const (
+	mountStorageKey = "mount"
+	tagLength       = 5
+
+	// walRollbackMinAge is how old a journal entry must be before it is acted
+	// upon: older than any request that may still be using it, which is the
+	// budget of a request (60 s) plus that of its cleaning up (30 s).
+	walRollbackMinAge = 2 * time.Minute
+	// requestBudget bounds an issue or a rotation in all. Vault puts no
+	// deadline on a plugin's request, and its clients give up after 60 s.
+	requestBudget = 60 * time.Second
+	// cleanupBudget bounds the destroying of what a failed request made.
+	cleanupBudget = 30 * time.Second
+	// revokeBudget bounds one revoke: Vault allows 90 s per try, and none at
+	// all when a mount is disabled.
+	revokeBudget = 80 * time.Second
+	// periodicBudget bounds the engine's own part of a rollback tick, during
+	// which Vault cannot seal or step down.
+	periodicBudget = 30 * time.Second
+)
+
+// errNotConfigured says that there is no config entry.
+var errNotConfigured = errors.New("the engine has no admin key: write one to the mount's config path (admin_api_key)")
+
+// Factory builds the backend for one mount. Vault calls it for registration,
+// too, with neither storage nor a system view that answers.
+func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	b := newBackend()
+	if err := b.Setup(ctx, conf); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+type backend struct {
+	*framework.Backend
+
+	snapshotMu sync.RWMutex
+	snapshot   *snapshot
+	// generation counts invalidations, so that a snapshot read from storage
+	// before one is not installed after it.
+	generation uint64
+
+	// configLock is a mutex of one slot whose wait honours a context.
+	configLock chan struct{}
+
+	// draining is set while the mount is being disabled: whatever a request
+	// still creates then is destroyed instead of handed out.
+	draining atomic.Bool
+
+	now func() time.Time
+}
+
+// snapshot is what a request works with from start to end. It is immutable.
+type snapshot struct {
+	config *config
+	api    *client.Client
+	tag    string
+}
+
+func newBackend() *backend {
+	b := &backend{configLock: make(chan struct{}, 1), now: time.Now}
+	b.Backend = &framework.Backend{
+		Help:           strings.TrimSpace(backendHelp),
+		BackendType:    logical.TypeLogical,
+		RunningVersion: version,
+		PathsSpecial: &logical.Paths{
+			SealWrapStorage: []string{configStorageKey},
+			// The journal describes what this cluster made; a performance
+			// secondary must be able to write its own.
+			LocalStorage: []string{framework.WALPrefix},
+		},
+		Paths: []*framework.Path{
+			b.pathConfig(),
+			b.pathRotate("config/rotate"),
+			b.pathRotate("rotate-root"),
+			b.pathRole(),
+			b.pathRoles(),
+			b.pathCreds(),
+			b.pathProjects(),
+		},
+		Secrets:           []*framework.Secret{b.secretCreds()},
+		Invalidate:        b.invalidate,
+		PeriodicFunc:      b.periodic,
+		WALRollback:       b.rollback,
+		WALRollbackMinAge: walRollbackMinAge,
+		Clean:             func(context.Context) { b.dropSnapshot() },
+	}
+	return b
+}
+
+// current returns the snapshot, from memory or else from storage.
+// errNotConfigured when there is no config.
+func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, error) {
+	b.snapshotMu.RLock()
+	snap, generation := b.snapshot, b.generation
+	b.snapshotMu.RUnlock()
+	if snap != nil {
+		return snap, nil
+	}
+
+	cfg, err := getConfig(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if cfg == nil {
+		return nil, errNotConfigured
+	}
+	tag, err := getTag(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	api, err := b.newClient(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("the stored config does not give a client: %w", err)
+	}
+	snap = &snapshot{config: cfg, api: api, tag: tag}
+
+	b.snapshotMu.Lock()
+	defer b.snapshotMu.Unlock()
+	if b.generation == generation && b.snapshot == nil {
+		b.snapshot = snap
+	}
+	return snap, nil
+}
+
+// install makes snap what all requests from now on work with. The caller
+// holds configLock and has written snap.config to storage.
+func (b *backend) install(snap *snapshot) {
+	b.snapshotMu.Lock()
+	old := b.snapshot
+	b.snapshot = snap
+	b.generation++
+	b.snapshotMu.Unlock()
+	if old != nil && (snap == nil || old.api != snap.api) {
+		old.api.Close()
+	}
+}
+
+// dropSnapshot makes the next request read the config from storage again.
+func (b *backend) dropSnapshot() { b.install(nil) }
+
+// invalidate is called by Vault where storage changed under this node.
+func (b *backend) invalidate(_ context.Context, key string) {
+	if key == configStorageKey || key == mountStorageKey {
+		b.dropSnapshot()
+	}
+}
+
+// newClient builds the client that cfg describes.
+func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, error) {
+	agent := PluginName + "/" + strings.TrimPrefix(version, "v")
+	if env, err := b.System().PluginEnv(ctx); err == nil && env != nil {
+		agent += " " + useragent.PluginString(env, PluginName)
+	}
+	return client.New(client.Options{
+		AdminKey:     cfg.AdminKey,
+		BaseURL:      cfg.APIEndpoint,
+		Organization: cfg.OrganizationID,
+		CACert:       []byte(cfg.CACert),
+		Timeout:      cfg.RequestTimeout,
+		UserAgent:    agent,
+	})
+}
+
+// lockConfig takes configLock; the context bounds the wait.
+func (b *backend) lockConfig(ctx context.Context) (unlock func(), err error) {
+	select {
+	case b.configLock <- struct{}{}:
+		return func() { <-b.configLock }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another change of the config or a rotation is under way: %w", ctx.Err())
+	}
+}
+
+// tryLockConfig is lockConfig without a wait.
+func (b *backend) tryLockConfig() (unlock func(), ok bool) {
+	select {
+	case b.configLock <- struct{}{}:
+		return func() { <-b.configLock }, true
+	default:
+		return nil, false
+	}
+}
+
+// periodic runs once a minute where this cluster may write. Vault holds its
+// state lock meanwhile, so the work is bounded in time and goes on at the next
+// tick.
+func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
+	if !b.WriteSafeReplicationState() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, periodicBudget)
+	defer cancel()
+
+	tainted := b.System().Tainted()
+	b.draining.Store(tainted)
+	if tainted {
+		return b.drainJournal(ctx, req)
+	}
+	return b.deleteRetired(ctx, req)
+}
+
+// mountEntry is what a mount knows of itself, made once.
+type mountEntry struct {
+	Version int `json:"version"`
+	// Tag starts the random suffix of every name that this mount gives, so
+	// that each name says which mount made it.
+	Tag string `json:"tag"`
+}
+
+// getTag reads the mount's tag; it is an error when there is none, since the
+// config that a caller has read is never stored before its tag.
+func getTag(ctx context.Context, s logical.Storage) (string, error) {
+	entry, err := s.Get(ctx, mountStorageKey)
+	if err != nil {
+		return "", fmt.Errorf("reading the mount's tag: %w", err)
+	}
+	var m mountEntry
+	if entry == nil {
+		return "", errNoTag
+	}
+	if err := entry.DecodeJSON(&m); err != nil {
+		return "", fmt.Errorf("decoding the mount's tag: %w", err)
+	}
+	return m.Tag, nil
+}
+
+var errNoTag = errors.New("the mount has no tag: write its config again")
+
+// ensureTag returns the mount's tag and makes it if there is none. The caller
+// holds configLock.
+func ensureTag(ctx context.Context, s logical.Storage) (string, error) {
+	tag, err := getTag(ctx, s)
+	if !errors.Is(err, errNoTag) {
+		return tag, err
+	}
+	if tag, err = randomText(tagLength); err != nil {
+		return "", err
+	}
+	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: 1, Tag: tag})
+	if err != nil {
+		return "", err
+	}
+	if err := s.Put(ctx, entry); err != nil {
+		return "", fmt.Errorf("storing the mount's tag: %w", err)
+	}
+	return tag, nil
+}
+
+// randomText returns n random lower-case letters and digits, about five bits
+// each.
+func randomText(n int) (string, error) {
+	text, err := base62.Random(n)
+	return strings.ToLower(text), err
+}

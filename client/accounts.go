@@ -1,0 +1,89 @@
+package client
+
+// This file owns service accounts and the keys born with them.
+
+import (
+	"context"
+	"time"
+
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/packages/param"
+)
+
+// ServiceAccount is an account of a project.
+type ServiceAccount struct {
+	ID        string // opaque
+	Name      string
+	CreatedAt time.Time
+}
+
+// Key is an API key as the API hands it out, once.
+type Key struct {
+	ID        string // opaque
+	Name      string
+	Value     Secret
+	ExpiresAt time.Time // zero = never
+}
+
+// CreateServiceAccount makes an account with project role "member" and one
+// unscoped key that expires after expiry (MinExpiry..MaxExpiry, 0 = never).
+// One request, never repeated: see Error.Ambiguous for what a failure means.
+func (c *Client) CreateServiceAccount(ctx context.Context, project, name string, expiry time.Duration) (ServiceAccount, Key, error) {
+	op := "create service account " + name + " in project " + project
+	if expiry < 0 {
+		return ServiceAccount{}, Key{}, c.refuse(op, negative)
+	}
+	params := openai.AdminOrganizationProjectServiceAccountNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
+	type created = openai.AdminOrganizationProjectServiceAccountNewResponse
+	answer, err := once(ctx, c, op,
+		func(a *created) bool {
+			return isText(a.JSON.ID) && isText(a.APIKey.JSON.ID) && isText(a.APIKey.JSON.Value)
+		},
+		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
+			return c.accounts.New(ctx, project, params, o...)
+		})
+	if err != nil {
+		return ServiceAccount{}, Key{}, err
+	}
+	return ServiceAccount{ID: answer.ID, Name: answer.Name, CreatedAt: at(answer.CreatedAt)},
+		Key{
+			ID:        answer.APIKey.ID,
+			Name:      answer.APIKey.Name,
+			Value:     NewSecret(answer.APIKey.Value),
+			ExpiresAt: at(answer.APIKey.ExpiresAt),
+		}, nil
+}
+
+// DeleteServiceAccount deletes an account and with it all its keys. An account
+// that does not exist is an error for which IsGone holds.
+func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
+	type deleted = openai.AdminOrganizationProjectServiceAccountDeleteResponse
+	_, err := repeat(ctx, c, "delete service account "+id+" in project "+project,
+		func(d *deleted) bool { return d.Deleted },
+		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
+			return c.accounts.Delete(ctx, project, id, o...)
+		})
+	return err
+}
+
+// ListServiceAccounts returns all accounts of a project.
+func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]ServiceAccount, error) {
+	op := "list service accounts of project " + project
+	return collect(c, op, func(a ServiceAccount) string { return a.ID },
+		func(after string) (page[ServiceAccount], error) {
+			params := openai.AdminOrganizationProjectServiceAccountListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
+			answer, err := repeat(ctx, c, op, isListing[openai.ProjectServiceAccount],
+				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectServiceAccount], error) {
+					return c.accounts.List(ctx, project, params, o...)
+				})
+			if err != nil {
+				return page[ServiceAccount]{}, err
+			}
+			p := page[ServiceAccount]{last: answer.LastID, more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
+			for _, a := range answer.Data {
+				p.items = append(p.items, ServiceAccount{ID: a.ID, Name: a.Name, CreatedAt: at(a.CreatedAt)})
+			}
+			return p, nil
+		})
+}

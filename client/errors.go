@@ -1,0 +1,247 @@
+package client
+
+// This file owns what the engine knows about a failed call: one type, Error,
+// that answers the three questions every caller has: is the thing gone, may it
+// exist although no answer came, and is it worth trying again.
+//
+// What must stay true: an Error never carries a key, its text is printable and
+// bounded, and nobody outside decides by matching the text.
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxMessage bounds what is kept of OpenAI's message, in runes: Vault stores
+// 240 characters of a failed revoke's error and logs all of it.
+const maxMessage = 400
+
+// Error is a call to the Admin API that did not give what was asked for.
+type Error struct {
+	// Op says what was being done, as a phrase: "create service account".
+	Op string
+	// Host is the endpoint's host, for errors that have no answer.
+	Host string
+	// Status is the HTTP status, 0 when no answer came.
+	Status int
+	// Code, Type and Param are OpenAI's own fields; any of them may be empty.
+	Code, Type, Param string
+	// Message is OpenAI's message, cleaned and bounded.
+	Message string
+	// RequestID is OpenAI's x-request-id, for their support.
+	RequestID string
+	// RetryAfter is how long OpenAI asks to wait; 0 when it did not say.
+	RetryAfter time.Duration
+	// Sent is false when the request certainly never reached the server.
+	Sent bool
+	// Cause is why there is no answer; nil when one came. Its text is clean.
+	Cause error
+
+	refused bool // by this package or the SDK: the call makes no sense
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	switch {
+	case e.refused:
+		fmt.Fprintf(&b, ": not sent: %s", e.Message)
+	case e.Status == 0 && !e.Sent:
+		fmt.Fprintf(&b, ": cannot reach %s: %s", e.Host, causeText(e.Cause))
+	case e.Status == 0:
+		fmt.Fprintf(&b, ": no answer from %s: %s", e.Host, causeText(e.Cause))
+	case e.Status/100 == 2:
+		fmt.Fprintf(&b, ": %s answered with something that is not the Admin API's: %s", e.Host, e.Message)
+	case e.Status/100 == 3:
+		fmt.Fprintf(&b, ": %s answered with a redirect: %s", e.Host, e.Message)
+	case e.Message == "": // nothing was said that could be OpenAI's
+		fmt.Fprintf(&b, ": %s refused", e.Host)
+		if text := http.StatusText(e.Status); text != "" {
+			fmt.Fprintf(&b, ": %s", text)
+		}
+	default:
+		fmt.Fprintf(&b, ": OpenAI says: %s", e.Message)
+	}
+	var details []string
+	if e.Status != 0 {
+		details = append(details, "status "+strconv.Itoa(e.Status))
+	}
+	if e.Code != "" {
+		details = append(details, "code "+e.Code)
+	}
+	if e.Param != "" {
+		details = append(details, "param "+e.Param)
+	}
+	if e.RequestID != "" {
+		details = append(details, "request id "+e.RequestID)
+	}
+	if len(details) > 0 {
+		fmt.Fprintf(&b, " (%s)", strings.Join(details, ", "))
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause, so that errors.Is sees context errors.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// Gone reports whether what was named does not exist. A missing permission
+// (401, 403) is never that.
+func (e *Error) Gone() bool { return e.Status == http.StatusNotFound }
+
+// Denied reports whether the admin key was refused or lacks a permission.
+// OpenAI answers either with 401 or with 403 (docs/openai-api.md).
+func (e *Error) Denied() bool {
+	return e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden
+}
+
+// RateLimited reports a 429.
+func (e *Error) RateLimited() bool { return e.Status == http.StatusTooManyRequests }
+
+// Ambiguous reports whether a write may have taken effect although the call
+// failed: no answer after the request went out, a server error, or an answer
+// that cannot be read. Only a definite refusal (4xx) and a request that never
+// left are not ambiguous. 408 and 409 are documented for no endpoint here and
+// say nothing certain.
+func (e *Error) Ambiguous() bool {
+	switch {
+	case e.Status == 0:
+		return e.Sent
+	case e.Status == http.StatusRequestTimeout, e.Status == http.StatusConflict:
+		return true
+	default:
+		return e.Status < 400 || e.Status >= 500
+	}
+}
+
+// waitingCannotHelp are the 429 codes that stand for a limit which time does
+// not lift (OpenAI's error-codes guide).
+var waitingCannotHelp = map[string]bool{
+	"organization_spend_limit_exceeded": true,
+	"project_spend_limit_exceeded":      true,
+	"organization_usage_limit_exceeded": true,
+	"credit_balance_exhausted":          true,
+	"insufficient_quota":                true,
+	"billing_hard_limit_reached":        true,
+}
+
+// Retryable reports whether the same call may succeed when made again. For a
+// create, see Ambiguous first: it must not be made again under the same name.
+func (e *Error) Retryable() bool {
+	var certificate *tls.CertificateVerificationError
+	switch {
+	case e.Status == 0:
+		return !e.refused && !errors.As(e.Cause, &certificate)
+	case e.RateLimited():
+		return !waitingCannotHelp[e.Code]
+	case e.Status == http.StatusRequestTimeout, e.Status == http.StatusConflict:
+		return true
+	case e.Status == http.StatusNotImplemented:
+		return false
+	case e.Status/100 == 2:
+		return true
+	default:
+		return e.Status >= 500
+	}
+}
+
+// AsError finds the *Error in a chain, nil when there is none.
+func AsError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return nil
+}
+
+// IsGone reports whether err says that the thing does not exist.
+func IsGone(err error) bool {
+	e := AsError(err)
+	return e != nil && e.Gone()
+}
+
+// IsDenied reports whether err says that the admin key was refused.
+func IsDenied(err error) bool {
+	e := AsError(err)
+	return e != nil && e.Denied()
+}
+
+// decodeBody fills the OpenAI fields from an error body, whatever it looks
+// like: the documented object, the bare string that a missing admin permission
+// gives (docs/openai-api.md), or something that is not JSON, of which nothing is kept.
+func (e *Error) decodeBody(body []byte, clean func(string) string) {
+	var envelope struct {
+		Error json.RawMessage `json:"error"`
+	}
+	if json.Unmarshal(body, &envelope) != nil || len(envelope.Error) == 0 {
+		return
+	}
+	var text string
+	if json.Unmarshal(envelope.Error, &text) == nil {
+		e.Message = clean(text)
+		return
+	}
+	// Each field is decoded by itself: one of an unexpected type must not
+	// cost the others.
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(envelope.Error, &fields) != nil {
+		return
+	}
+	for name, target := range map[string]*string{
+		"message": &e.Message, "code": &e.Code, "type": &e.Type, "param": &e.Param,
+	} {
+		var value string
+		if json.Unmarshal(fields[name], &value) == nil {
+			*target = clean(value)
+		}
+	}
+}
+
+// keyLike matches anything shaped like an OpenAI key. OpenAI masks keys in its
+// messages; a proxy or a test server may not.
+var keyLike = regexp.MustCompile(`sk-[A-Za-z0-9_\-]{6,}`)
+
+// clean makes foreign text fit for an error: valid UTF-8, one line, printable,
+// bounded, and without anything that looks like a key.
+func clean(text string) string {
+	if len(text) > 8*maxMessage {
+		// Cutting may split a key, whose front would then be too short for
+		// keyLike only if it were under six characters.
+		text = text[:8*maxMessage]
+	}
+	if !utf8.ValidString(text) {
+		text = strings.ToValidUTF8(text, "\uFFFD")
+	}
+	text = keyLike.ReplaceAllString(text, "sk-"+redacted)
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return ' '
+		}
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, text)
+	// Dropping characters above may have joined the halves of a key.
+	text = keyLike.ReplaceAllString(strings.TrimSpace(text), "sk-"+redacted)
+	if utf8.RuneCountInString(text) > maxMessage {
+		text = string([]rune(text)[:maxMessage]) + "…"
+	}
+	return text
+}
+
+func causeText(err error) string {
+	if err == nil {
+		return "unknown error"
+	}
+	return err.Error()
+}

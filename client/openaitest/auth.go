@@ -1,0 +1,106 @@
+// This file owns who may call what. Permission is decided before anything is
+// looked up: a caller learns what exists only when it may ask.
+
+package openaitest
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+)
+
+const (
+	scopeRead  = "api.management.read"
+	scopeWrite = "api.management.write"
+)
+
+// authorize says why the caller may not, or nil. On admin routes it leaves the
+// caller's key in the call.
+func (s *Server) authorize(c *call) *answer {
+	value := bearer(c.r)
+	if value == "" {
+		ans := fail(http.StatusUnauthorized, "", "",
+			"You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).")
+		return &ans
+	}
+	if org := c.r.Header.Get("OpenAI-Organization"); org != "" && org != s.orgID {
+		ans := fail(http.StatusUnauthorized, "mismatched_organization", "",
+			"OpenAI-Organization header should match organization for API key.")
+		return &ans
+	}
+	key, adminKey := s.keyByValue[value], s.adminByValue[value]
+	if key != nil && !key.working(c.now) {
+		key = nil
+	}
+	if adminKey != nil && !adminKey.working(c.now) {
+		adminKey = nil
+	}
+	switch {
+	case key == nil && adminKey == nil:
+		ans := fail(http.StatusUnauthorized, "invalid_api_key", "",
+			"Incorrect API key provided: "+mask(value)+". You can find your API key at https://platform.openai.com/account/api-keys.")
+		return &ans
+	case c.route.admin:
+		return authorizeAdmin(c, adminKey)
+	default:
+		return authorizeInference(c, key)
+	}
+}
+
+// authorizeAdmin answers with a bare string under "error", the form in which
+// admin permission failures have been seen on the live API.
+func authorizeAdmin(c *call, key *adminKey) *answer {
+	missing := ""
+	switch {
+	case !c.route.writes() && (key == nil || key.access == accessNone):
+		missing = scopeRead
+	case c.route.writes() && (key == nil || key.access != accessAll):
+		missing = scopeWrite
+	}
+	if missing != "" {
+		return &answer{status: http.StatusForbidden, body: object{"error": insufficient(missing)}}
+	}
+	key.lastUsed = c.now
+	c.admin = key
+	return nil
+}
+
+// authorizeInference lets a key in when it is unrestricted or carries one of the
+// route's scopes, and its account has a role in the project at all. An admin key
+// (nil here) is not for this side.
+func authorizeInference(c *call, key *apiKey) *answer {
+	allowed := key != nil && key.account.role != roleNone &&
+		(len(key.scopes) == 0 || slices.ContainsFunc(c.route.scopes, func(scope string) bool {
+			return slices.Contains(key.scopes, scope)
+		}))
+	if !allowed {
+		ans := fail(http.StatusForbidden, "missing_scope", "", insufficient(c.route.scopes[0]))
+		return &ans
+	}
+	key.lastUsed = c.now
+	return nil
+}
+
+func insufficient(scope string) string {
+	return "You have insufficient permissions for this operation. Missing scopes: " + scope +
+		". Check that you have the correct role in your organization, and if you're using a restricted API key, that it has the necessary scopes."
+}
+
+// mask shows a wrong key the way OpenAI's 401 does: its start, asterisks, its
+// last four characters.
+func mask(value string) string {
+	const head, tail = 8, 4
+	if len(value) < head+tail+4 {
+		return strings.Repeat("*", len(value))
+	}
+	return value[:head] + strings.Repeat("*", len(value)-head-tail) + value[len(value)-tail:]
+}
+
+// redact shows a key the way lists do: "sk-admin...a1B2".
+func redact(value string) string {
+	const head, tail = 8, 4
+	if len(value) < head+tail {
+		return "..."
+	}
+	return value[:head] + "..." + value[len(value)-tail:]
+}

@@ -1,0 +1,159 @@
+// The simulator against OpenAI's published document: every operation that it
+// has, accepted and refused. The table below must name them all; a route that is
+// added without a line here fails the test.
+
+package openaitest
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// needContract skips with what was not tested.
+func needContract(t *testing.T) *contract {
+	t.Helper()
+	rules, err := loadContract()
+	if err == errNoSpec { //nolint:errorlint // never wrapped
+		t.Skipf("not tested: that the simulator answers as OpenAI's document says: %v", err)
+	}
+	require.NoError(t, err)
+	return rules
+}
+
+func TestContract(t *testing.T) {
+	rules := needContract(t)
+	s := Start(t, Options{})
+	s.KeepAll()
+	var mu sync.Mutex
+	accepted, refused := map[string]int{}, map[string]int{}
+	s.addObserver(func(x exchange) {
+		err := rules.check(x)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			t.Error(err)
+		}
+		if x.route == nil || !x.route.admin {
+			return
+		}
+		if name := x.route.method + " " + x.route.template; x.status < 400 {
+			accepted[name]++
+		} else {
+			refused[name]++
+		}
+	})
+
+	call := func(method, path string, body any) reply { return manage(t, s, method, path, body) }
+	const projects, admins = "/organization/projects", "/organization/admin_api_keys"
+	project := call("POST", projects, object{"name": "p", "residency": "GLOBAL", "external_key_id": nil}).text(t, "id")
+	one := projects + "/" + project
+	accounts, keys := accountsPath(project), keysPath(project)
+	call("POST", one, object{"name": "q", "external_key_id": "ext"})
+	call("GET", one, nil)
+	call("GET", projects+"?limit=1&include_archived=true", nil)
+
+	made := call("POST", accounts, object{"name": "a"})
+	account, key := made.text(t, "id"), made.text(t, "api_key.id")
+	call("POST", accounts, object{"name": "b", "create_service_account_only": true, "expires_in_seconds": nil})
+	call("POST", accounts, object{"name": "c", "create_service_account_only": nil, "expires_in_seconds": 60})
+	call("GET", accounts+"?limit=1&after="+account, nil)
+	call("GET", accounts+"/"+account, nil)
+	call("POST", accounts+"/"+account, object{"name": "d", "role": "owner"})
+	call("POST", accounts+"/"+account+"/api_keys", nil)
+	call("POST", accounts+"/"+account+"/api_keys", object{"name": "k", "scopes": []string{"api.model.read"}, "expires_in_seconds": 60})
+	send(t, s, made.text(t, "api_key.value"), "GET", "/models", nil) // so that last_used_at is set
+	call("GET", keys+"?owner_project_access=any&limit=100", nil)
+	call("GET", keys+"/"+key, nil)
+	call("POST", keys+"/"+key, object{"scopes": []string{}, "expires_in_seconds": 60})
+	call("DELETE", keys+"/"+key, nil)
+	call("DELETE", accounts+"/"+account, nil)
+
+	admin := call("POST", admins, object{"name": "a"}).text(t, "id")
+	call("POST", admins, object{"name": "b", "expires_in_seconds": 60})
+	call("GET", admins+"?order=desc&limit=1", nil)
+	call("GET", admins+"/"+admin, nil)
+	call("DELETE", admins+"/"+admin, nil)
+
+	// Each operation refused: without a key, by one that may not, for what is
+	// not there, for a body that is wrong.
+	_, reader := s.AddAdminKey("reader", ReadOnly())
+	fill := strings.NewReplacer("{project_id}", project, "{service_account_id}", "none", "{api_key_id}", "none", "{key_id}", "none")
+	for _, rt := range routes {
+		if rt.admin {
+			path := fill.Replace(rt.template)
+			send(t, s, "", rt.method, path, nil)
+			send(t, s, reader, rt.method, path, nil)
+			if rt.writes() {
+				call(rt.method, path, object{"unknown": true})
+			}
+			call(rt.method, strings.Replace(path, project, "none", 1), nil)
+		}
+	}
+	call("POST", one+"/archive", nil)
+	call("GET", one, nil)
+	for _, path := range []string{accounts, keys} {
+		requireError(t, call("GET", path, nil), 400, "project_archived", "")
+	}
+	s.Configure(func(o *Options) { o.RatePerMinute, o.RateBurst, o.RetryAfter = 1, 1, true })
+	call("GET", projects, nil)
+	requireError(t, call("GET", projects, nil), 429, "rate_limit_exceeded", "")
+
+	mu.Lock()
+	defer mu.Unlock()
+	for _, rt := range routes {
+		if name := rt.method + " " + rt.template; rt.admin {
+			require.Positive(t, accepted[name], "%s was never accepted", name)
+			require.Positive(t, refused[name], "%s was never refused", name)
+		}
+	}
+}
+
+// A checker that finds nothing would pass everything above.
+func TestContractFindsViolations(t *testing.T) {
+	rules := needContract(t)
+	get := func(body string, status int, query string) exchange {
+		req, err := http.NewRequest("GET", "http://x/v1"+projectsRoute+query, http.NoBody)
+		require.NoError(t, err)
+		rt, vars, _ := match("GET", basePath+projectsRoute)
+		return exchange{
+			request: req, route: rt, vars: vars, status: status, body: []byte(body),
+			header: http.Header{"Content-Type": {"application/json"}},
+		}
+	}
+	good := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
+	require.NoError(t, rules.check(get(good, 200, "")))
+	require.Error(t, rules.check(get(`{"object":"list","data":[]}`, 200, "")), "has_more is missing")
+	require.Error(t, rules.check(get(strings.Replace(good, "list", "page", 1), 200, "")), "not in the enumeration")
+	require.Error(t, rules.check(get(good, 200, "?limit=1000")), "out of bounds and accepted")
+	require.Error(t, rules.check(get(good, 201, "")), "no such answer")
+	require.Error(t, rules.check(get(`{"error":{"message":"x"}}`, 404, "")), "not the error object")
+	require.NoError(t, rules.check(get(`{"error":"bare"}`, 403, "")))
+
+	post, err := http.NewRequest("POST", "http://x", io.NopCloser(strings.NewReader(`{"nome":"x"}`)))
+	require.NoError(t, err)
+	post.Header.Set("Content-Type", "application/json")
+	rt, vars, _ := match("POST", basePath+projectsRoute)
+	x := get(`{"id":"a","object":"organization.project","created_at":1}`, 200, "")
+	x.request, x.route, x.vars = post, rt, vars
+	require.Error(t, rules.check(x), "name is missing and the request was accepted")
+
+	// Validate reports to the test that asked, and only while it lives.
+	tb := &recorder{TB: t}
+	s := New(Options{})
+	s.Validate(tb)
+	watchers := s.observers
+	require.Len(t, watchers, 1)
+	for _, watch := range watchers {
+		watch(x)
+		require.Len(t, tb.errors, 1)
+		tb.end()
+		watch(x)
+		require.Len(t, tb.errors, 1)
+	}
+	require.Empty(t, s.observers)
+}

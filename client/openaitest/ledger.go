@@ -1,0 +1,252 @@
+// This file owns what tests can see: the ledger of all that ever happened to a
+// credential, the log of requests, what is alive, and the leak check.
+
+package openaitest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The events of the ledger.
+const (
+	EventCreated  = "created"
+	EventDeleted  = "deleted" // by whatever cause: a call, its account, its project
+	EventExpired  = "expired"
+	EventUpdated  = "updated"
+	EventArchived = "archived" // projects only
+)
+
+// The kinds of things in the ledger.
+const (
+	KindAccount  = "service_account"
+	KindKey      = "api_key"
+	KindAdminKey = "admin_api_key"
+	KindProject  = "project"
+)
+
+// Entry is one line of the ledger. RequestID is empty for what a test did by
+// hand and for expiry, whose At is the moment of expiry.
+type Entry struct {
+	At        time.Time `json:"at"`
+	Event     string    `json:"event"`
+	Kind      string    `json:"kind"`
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	ProjectID string    `json:"project_id,omitempty"`
+	RequestID string    `json:"request_id,omitempty"`
+}
+
+// Request is one request that reached the simulator. Status is 0 until it is
+// answered, and stays 0 when a fault left it without an answer. AuthKeyID is
+// the id of the key it carried, dead ones included.
+type Request struct {
+	At         time.Time `json:"at"`
+	Method     string    `json:"method"`
+	Path       string    `json:"path"`
+	Route      string    `json:"route"` // template without /v1; "" = no such route
+	Status     int       `json:"status"`
+	Fault      FaultKind `json:"fault,omitempty"`
+	UserAgent  string    `json:"user_agent"`
+	AuthKeyID  string    `json:"auth_key_id"`
+	RequestID  string    `json:"request_id"`
+	RemoteAddr string    `json:"remote_addr"`
+}
+
+// Account is a service account that is alive, with all its keys that are.
+type Account struct {
+	ProjectID string    `json:"project_id"`
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Role      string    `json:"role"`
+	CreatedAt time.Time `json:"created_at"`
+	Keys      []Key     `json:"keys"`
+}
+
+// Key is a project key that is neither deleted nor expired.
+type Key struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	AccountID string    `json:"account_id"`
+	ProjectID string    `json:"project_id"`
+	Scopes    []string  `json:"scopes,omitempty"` // empty = all
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero = never
+	Value     string    `json:"-"`
+}
+
+// AdminKey is an admin key that is neither deleted nor expired.
+type AdminKey struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero = never
+	Value     string    `json:"-"`
+}
+
+func (s *Server) record(event, kind, id, name, projectID, requestID string) {
+	s.ledger = append(s.ledger, Entry{
+		At: s.now(), Event: event, Kind: kind, ID: id, Name: name, ProjectID: projectID, RequestID: requestID,
+	})
+}
+
+// Ledger is all that happened so far, in the order in which it was noticed.
+func (s *Server) Ledger() []Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire()
+	return slices.Clone(s.ledger)
+}
+
+// Secrets is every key value that the simulator made or was given, those whose
+// answer was lost included.
+func (s *Server) Secrets() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.idByValue))
+}
+
+// Requests is the log of requests in their order of arrival.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Request, len(s.requests))
+	for i, r := range s.requests {
+		out[i] = *r
+	}
+	return out
+}
+
+// ResetRequests empties the log of requests.
+func (s *Server) ResetRequests() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = nil
+}
+
+// Count is how many requests reached the simulator for a method and a route
+// template (without /v1), those that met a fault or a limit included; "" = any.
+func (s *Server) Count(method, route string) int {
+	n := 0
+	for _, r := range s.Requests() {
+		if (method == "" || r.Method == method) && (route == "" || r.Route == route) {
+			n++
+		}
+	}
+	return n
+}
+
+// Accounts is every service account alive, oldest first within its project.
+func (s *Server) Accounts() []Account {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	out := []Account{}
+	for _, p := range s.projects.list {
+		keys := map[*account][]Key{}
+		for _, k := range p.keys.list {
+			if k.alive(now) {
+				keys[k.account] = append(keys[k.account], k.view())
+			}
+		}
+		for _, a := range p.accounts.list {
+			out = append(out, Account{ProjectID: p.id, ID: a.id, Name: a.name, Role: a.role, CreatedAt: a.createdAt, Keys: keys[a]})
+		}
+	}
+	return out
+}
+
+// Keys is every project key alive.
+func (s *Server) Keys() []Key {
+	out := []Key{}
+	for _, a := range s.Accounts() {
+		out = append(out, a.Keys...)
+	}
+	return out
+}
+
+func (k *apiKey) view() Key {
+	return Key{
+		ID: k.id, Name: k.name, AccountID: k.account.id, ProjectID: k.account.project.id,
+		Scopes: slices.Clone(k.scopes), CreatedAt: k.createdAt, ExpiresAt: k.expiresAt, Value: k.value,
+	}
+}
+
+// AdminKeys is every admin key alive, oldest first.
+func (s *Server) AdminKeys() []AdminKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	out := []AdminKey{}
+	for _, k := range s.adminKeys.list {
+		if k.alive(now) {
+			out = append(out, AdminKey{ID: k.id, Name: k.name, CreatedAt: k.createdAt, ExpiresAt: k.expiresAt, Value: k.value})
+		}
+	}
+	return out
+}
+
+// Keep names accounts, keys and admin keys that the test leaves on purpose.
+// Keeping an account does not keep its keys.
+func (s *Server) Keep(ids ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		s.kept[id] = true
+	}
+}
+
+// KeepAll turns the leak check off.
+func (s *Server) KeepAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keepAll = true
+}
+
+// Leaks is what the check at the end of a test complains about, one line each:
+// accounts, keys and admin keys alive that were made over HTTP and not kept. A
+// key is not told apart from its account when the account is a leak already.
+func (s *Server) Leaks() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keepAll {
+		return nil
+	}
+	now := s.now()
+	leaked := func(e *entity) bool { return e.overHTTP && !s.kept[e.id] }
+	var out []string
+	for _, p := range s.projects.list {
+		for _, a := range p.accounts.list {
+			if leaked(&a.entity) {
+				out = append(out, fmt.Sprintf("service account %s %q in project %s (%s)", a.id, a.name, p.name, describe(a.keys(), now)))
+			}
+		}
+		for _, k := range p.keys.list {
+			if k.alive(now) && leaked(&k.entity) && !leaked(&k.account.entity) {
+				out = append(out, fmt.Sprintf("key %s %q of service account %s %q in project %s", k.id, k.name, k.account.id, k.account.name, p.name))
+			}
+		}
+	}
+	for _, k := range s.adminKeys.list {
+		if k.alive(now) && leaked(&k.entity) {
+			out = append(out, fmt.Sprintf("admin key %s %q", k.id, k.name))
+		}
+	}
+	return out
+}
+
+func describe(keys []*apiKey, now time.Time) string {
+	var live []string
+	for _, k := range keys {
+		if k.alive(now) {
+			live = append(live, k.id)
+		}
+	}
+	if len(live) == 0 {
+		return "no live key"
+	}
+	return "live keys: " + strings.Join(live, ", ")
+}

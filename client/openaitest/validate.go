@@ -1,0 +1,158 @@
+// This file owns the contract: every whole exchange is held against OpenAI's
+// published document. The document is not part of this project; where it is
+// missing nothing is checked, and that is said.
+
+package openaitest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+)
+
+// SpecEnv names the OpenAPI document of the Admin API.
+const SpecEnv = "OPENAI_OPENAPI_SPEC"
+
+// defaultSpec is where the document lies beside a checkout, from its root.
+const defaultSpec = "../shared/facts/openai-admin.openapi.yaml"
+
+// contract checks exchanges against the document.
+type contract struct {
+	doc *openapi3.T
+}
+
+// errNoSpec says what is not checked, and why.
+var errNoSpec = errors.New("no OpenAPI document: requests and answers are not checked against OpenAI's contract (set " + SpecEnv + ")")
+
+// Parsing the document takes most of a second, so a test binary does it once.
+var loadContract = sync.OnceValues(func() (*contract, error) {
+	path := os.Getenv(SpecEnv)
+	if path == "" {
+		_, here, _, found := runtime.Caller(0)
+		path = filepath.Join(filepath.Dir(here), "..", "..", defaultSpec)
+		if _, err := os.Stat(path); !found || err != nil {
+			return nil, errNoSpec
+		}
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", SpecEnv, err)
+	}
+	doc, err := openapi3.NewLoader().LoadFromData(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &contract{doc: doc}, nil
+})
+
+// Validate fails the test for every request that was accepted and every answer
+// that was given against OpenAI's document, until the test ends. Requests that
+// were refused and answers that a fault spoilt are not the contract's business,
+// nor is the inference side, which the document does not cover. Without a
+// document the test log says so.
+func (s *Server) Validate(t testing.TB) {
+	t.Helper()
+	rules, err := loadContract()
+	if errors.Is(err, errNoSpec) {
+		t.Log(err)
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A handler may outlive the test that it serves; t must not be used then.
+	var mu sync.Mutex
+	over := false
+	remove := s.addObserver(func(x exchange) {
+		if err := rules.check(x); err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if !over {
+				t.Errorf("contract: %v", err)
+			}
+		}
+	})
+	t.Cleanup(func() {
+		remove()
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+	})
+}
+
+func (k *contract) check(x exchange) error {
+	if x.route == nil || !x.route.admin {
+		return nil
+	}
+	name := x.route.method + " " + x.route.template
+	item := k.doc.Paths.Value(x.route.template)
+	if item == nil || item.GetOperation(x.route.method) == nil {
+		return fmt.Errorf("%s is not in the document", name)
+	}
+	in := &openapi3filter.RequestValidationInput{
+		Request:    x.request,
+		PathParams: x.vars,
+		Route: &routers.Route{
+			Spec: k.doc, Path: x.route.template, PathItem: item,
+			Method: x.route.method, Operation: item.GetOperation(x.route.method),
+		},
+		Options: &openapi3filter.Options{
+			// The simulator's own tests are about who may call; the document only
+			// says that a bearer token is needed.
+			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc,
+		},
+	}
+	if x.status < http.StatusBadRequest {
+		if err := openapi3filter.ValidateRequest(context.Background(), in); err != nil {
+			return fmt.Errorf("%s: the request was accepted: %w", name, err)
+		}
+	}
+	return k.checkAnswer(name, in, x)
+}
+
+// checkAnswer uses the operation's schema where it declares the status, and
+// the document's error object for other failures.
+func (k *contract) checkAnswer(name string, in *openapi3filter.RequestValidationInput, x exchange) error {
+	if media := x.header.Get("Content-Type"); !strings.HasPrefix(media, "application/json") {
+		return fmt.Errorf("%s: %d with content type %q", name, x.status, media)
+	}
+	if in.Route.Operation.Responses.Value(strconv.Itoa(x.status)) != nil {
+		err := openapi3filter.ValidateResponse(context.Background(), &openapi3filter.ResponseValidationInput{
+			RequestValidationInput: in,
+			Status:                 x.status,
+			Header:                 x.header,
+			Body:                   io.NopCloser(bytes.NewReader(x.body)),
+			Options:                &openapi3filter.Options{IncludeResponseStatus: true},
+		})
+		if err != nil {
+			return fmt.Errorf("%s: answer %d: %w", name, x.status, err)
+		}
+		return nil
+	}
+	if x.status < http.StatusBadRequest {
+		return fmt.Errorf("%s: the document has no answer %d", name, x.status)
+	}
+	var body any
+	if err := json.Unmarshal(x.body, &body); err != nil {
+		return fmt.Errorf("%s: answer %d: %w", name, x.status, err)
+	}
+	if err := k.doc.Components.Schemas["ErrorResponse"].Value.VisitJSON(body); err != nil {
+		return fmt.Errorf("%s: answer %d: %w", name, x.status, err)
+	}
+	return nil
+}

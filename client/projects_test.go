@@ -1,0 +1,123 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func TestProjects_ArchivedOnesAreListedAsSuch(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sim := simulate(t, openaitest.Options{})
+	c := connect(t, sim)
+	active, archived := sim.AddProject("one"), sim.AddProject("two")
+	sim.ArchiveProject(archived)
+
+	projects, err := c.ListProjects(ctx)
+	require.NoError(t, err)
+	require.Equal(t, []Project{{active, "one", "active"}, {archived, "two", "archived"}}, projects)
+	require.False(t, projects[0].Archived())
+	require.True(t, projects[1].Archived())
+
+	for _, want := range projects {
+		got, err := c.GetProject(ctx, want.ID)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	_, err = c.GetProject(ctx, "proj_none")
+	require.True(t, IsGone(err))
+}
+
+// The API declares name and status nullable.
+func TestGetProject_WithoutNameAndStatus(t *testing.T) {
+	t.Parallel()
+	p, err := answering(t, http.StatusOK, nil, `{"id":"p1","object":"organization.project","name":null,"status":null,"created_at":1}`).
+		GetProject(context.Background(), "p1")
+	require.NoError(t, err)
+	require.Equal(t, Project{ID: "p1"}, p)
+	require.False(t, p.Archived())
+}
+
+// Reconciliation deletes by what a listing shows and gives up by what it does
+// not, so one that is cut short must never look whole.
+func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		page func(n int, after string) string
+		want string
+	}{
+		"the same page for ever": {
+			func(int, string) string { return `{"data":[{"id":"a"}],"has_more":true,"last_id":"a"}` },
+			"repeats itself",
+		},
+		"a cycle": {
+			func(n int, _ string) string {
+				return fmt.Sprintf(`{"data":[{"id":"%d"}],"has_more":true,"last_id":"%d"}`, n%3, n%3)
+			},
+			"repeats itself",
+		},
+		"more, but nothing leads there": {
+			func(int, string) string { return `{"data":[],"has_more":true}` },
+			"repeats itself",
+		},
+		"the same page, and nobody says whether there is more": {
+			func(int, string) string { return `{"data":[{"id":"a"}]}` },
+			"repeats itself",
+		},
+		"no end": {
+			func(n int, _ string) string { return fmt.Sprintf(`{"data":[{"id":"%d"}],"has_more":true}`, n) },
+			"more than 1000 pages",
+		},
+		"an item without an id":     {func(int, string) string { return `{"data":[{"id":"a"},{}],"has_more":false}` }, "without an id"},
+		"an item that is none":      {func(int, string) string { return `{"data":[{"id":"a"},"x"],"has_more":false}` }, "not the documented object"},
+		"no data":                   {func(int, string) string { return `{"has_more":false}` }, "not the documented object"},
+		"null data":                 {func(int, string) string { return `{"data":null,"has_more":false}` }, "not the documented object"},
+		"an object for a list":      {func(int, string) string { return `{"data":{},"has_more":false}` }, "not the documented object"},
+		"a second page of nonsense": {func(n int, _ string) string { return []string{`{"data":[{"id":"a"}],"has_more":true}`, `{}`}[min(n, 1)] }, "not the documented object"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, list := range []string{"ListServiceAccounts", "ListProjectKeys", "ListAdminKeys", "ListProjects"} {
+				t.Run(list, func(t *testing.T) {
+					t.Parallel()
+					if name == "no end" && list != "ListAdminKeys" {
+						t.Skip("a thousand calls are enough once")
+					}
+					var n atomic.Int64
+					c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+						w.Header().Set("Content-Type", "application/json")
+						_, _ = io.WriteString(w, test.page(int(n.Add(1)-1), r.URL.Query().Get("after")))
+					})
+					e := failed(t, verbs[list].call(context.Background(), c, ids{"p", "a", "k", "r"}))
+					require.ErrorContains(t, e, test.want)
+					require.False(t, e.Gone() || e.Denied())
+				})
+			}
+		})
+	}
+}
+
+func TestListing_FollowsLastIDAndToleratesAMissingHasMore(t *testing.T) {
+	t.Parallel()
+	pages := map[string]string{
+		"":       `{"data":[{"id":"a"}],"has_more":true,"last_id":"cursor"}`,
+		"cursor": `{"data":[],"has_more":true,"last_id":"hidden"}`, // all of the page was filtered away
+		"hidden": `{"data":[{"id":"b"}],"last_id":"b"}`,
+		"b":      `{"data":[]}`,
+	}
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, pages[r.URL.Query().Get("after")])
+	})
+	projects, err := c.ListProjects(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, []Project{{ID: "a"}, {ID: "b"}}, projects)
+}

@@ -1,0 +1,62 @@
+package client
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+)
+
+// redacted is all that a Secret ever prints.
+const redacted = "***"
+
+// Secret holds a key value that must not reach a log line, an error or a
+// storage key. Whatever prints, formats or encodes it yields "***"; only Reveal
+// hands the value out, so a search for Reveal lists every place that can leak.
+//
+// The value sits behind a pointer because fmt walks the unexported fields of
+// an enclosing struct by reflection without calling their methods: it prints
+// a nested pointer as an address, where it would print a nested string.
+type Secret struct {
+	value *string
+}
+
+// NewSecret wraps a key value.
+func NewSecret(value string) Secret {
+	return Secret{value: &value}
+}
+
+// Reveal returns the value itself, "" for the zero Secret.
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
+
+// IsZero reports whether there is no value.
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
+
+// Equal compares two values in constant time.
+func (s Secret) Equal(other Secret) bool {
+	return subtle.ConstantTimeCompare([]byte(s.Reveal()), []byte(other.Reveal())) == 1
+}
+
+// String implements fmt.Stringer.
+func (s Secret) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (s Secret) GoString() string { return redacted }
+
+// Format implements fmt.Formatter, so that no verb reaches the value.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// MarshalText implements encoding.TextMarshaler (hclog's JSON output uses it).
+func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// MarshalJSON implements json.Marshaler.
+func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(redacted) }
+
+// LogValue implements slog.LogValuer.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }

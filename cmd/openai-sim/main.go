@@ -1,0 +1,158 @@
+// Command openai-sim serves the simulator of OpenAI's Admin API on loopback, for
+// the demo, for development and for benchmarks.
+//
+// It prints one line of JSON on standard output when it is ready, and nothing
+// after it. The control plane under /_sim/ has no authentication, and the line
+// carries an admin key: both are why it listens on loopback unless told
+// otherwise.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// drainTime bounds the wait for requests in flight at the end.
+const drainTime = 3 * time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "openai-sim:", err)
+		os.Exit(1)
+	}
+}
+
+type settings struct {
+	listen      string
+	allowRemote bool
+	projects    []string
+	options     openaitest.Options
+}
+
+func parse(args []string, errOut io.Writer) (settings, error) {
+	var in settings
+	fs := flag.NewFlagSet("openai-sim", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	fs.StringVar(&in.listen, "listen", "127.0.0.1:0", "`address` to listen on; port 0 picks a free one")
+	fs.BoolVar(&in.allowRemote, "allow-remote", false, "allow an address that is not loopback")
+	fs.StringVar(&in.options.AdminKey, "admin-key", "", "`value` of the first admin key (default: generated)")
+	fs.Func("project", "`name` of a project; may be repeated (default: one named demo)", func(name string) error {
+		if name == "" {
+			return errors.New("a project needs a name")
+		}
+		in.projects = append(in.projects, name)
+		return nil
+	})
+	fs.DurationVar(&in.options.Latency, "latency", 0, "added to each answer")
+	fs.IntVar(&in.options.RatePerMinute, "rate-per-minute", 0, "requests a minute per endpoint of the Admin API (default: no limit)")
+	fs.IntVar(&in.options.RateBurst, "rate-burst", 0, "requests that pass at once under -rate-per-minute (default: the smaller of it and 10)")
+	fs.BoolVar(&in.options.RetryAfter, "retry-after", false, "send Retry-After with a 429")
+	fs.DurationVar(&in.options.ActivationDelay, "activation-delay", 0, "time until a new project key works")
+	fs.DurationVar(&in.options.AdminActivationDelay, "admin-activation-delay", 0, "time until a new admin key works")
+	fs.DurationVar(&in.options.MaxKeyLifetime, "max-key-lifetime", 0, "longest lifetime of a new project key, which then must have one (default: no policy)")
+	if err := fs.Parse(args); err != nil {
+		return in, err
+	}
+	if fs.NArg() > 0 {
+		return in, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	o := in.options
+	if o.Latency < 0 || o.ActivationDelay < 0 || o.AdminActivationDelay < 0 || o.MaxKeyLifetime < 0 || o.RatePerMinute < 0 || o.RateBurst < 0 {
+		return in, errors.New("durations and rates must not be negative")
+	}
+	if len(in.projects) == 0 {
+		in.projects = []string{"demo"}
+	}
+	return in, nil
+}
+
+// introduction is the line on standard output.
+type introduction struct {
+	URL        string        `json:"url"`
+	AdminKey   string        `json:"admin_key"`
+	AdminKeyID string        `json:"admin_key_id"`
+	Projects   []projectLine `json:"projects"`
+}
+
+type projectLine struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	in, err := parse(args, errOut)
+	if err != nil {
+		return err
+	}
+	listener, err := listen(ctx, in.listen, in.allowRemote)
+	if err != nil {
+		return err
+	}
+	sim := openaitest.New(in.options)
+	sim.SetURL("http://" + listener.Addr().String() + "/v1")
+	line := introduction{URL: sim.URL()}
+	line.AdminKeyID, line.AdminKey = sim.AdminKey()
+	for _, name := range in.projects {
+		line.Projects = append(line.Projects, projectLine{ID: sim.AddProject(name), Name: name})
+	}
+
+	server := &http.Server{
+		Handler:           sim.WithControl(),
+		ConnState:         sim.ConnState,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          log.New(errOut, "openai-sim: ", 0),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	if err := json.NewEncoder(out).Encode(line); err != nil {
+		_ = server.Close() // the error to report is the one of the line
+		return err
+	}
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+
+	sim.Close() // else a request that hangs would outlast the drain
+	drained, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if err := server.Shutdown(drained); err != nil {
+		return server.Close()
+	}
+	return nil
+}
+
+// listen refuses addresses that other machines can reach. It looks at the
+// address that was bound, so that no name can hide what it stands for.
+func listen(ctx context.Context, address string, allowRemote bool) (net.Listener, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	bound, isTCP := listener.Addr().(*net.TCPAddr)
+	if !allowRemote && (!isTCP || !bound.IP.IsLoopback()) {
+		_ = listener.Close() // nothing was served on it
+		return nil, fmt.Errorf("%s is not a loopback address: whoever reaches the simulator controls it (use -allow-remote to serve it anyway)", address)
+	}
+	return listener, nil
+}

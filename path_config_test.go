@@ -1,0 +1,301 @@
+package openaisecrets
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func TestConfig_AdminKeyAloneIsEnough(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	id, key := h.sim.AdminKey()
+	h.sim.AddAdminKey("someone else's")
+
+	resp, err := h.read("config")
+	require.NoError(t, err)
+	require.Nil(t, resp, "nothing there yet: Vault answers 404")
+
+	h.must(h.write("config", map[string]any{"admin_api_key": key + "\n", "api_endpoint": h.sim.URL() + "/"}))
+	require.Equal(t, map[string]any{
+		"admin_api_key_id":        id,
+		"organization_id":         "",
+		"api_endpoint":            h.sim.URL(),
+		"allow_insecure_endpoint": false,
+		"ca_cert":                 "",
+		"rotation_grace_period":   int64(300),
+		"request_timeout":         int64(30),
+		"last_rotated":            "",
+		"retired_admin_keys":      0,
+	}, h.must(h.read("config")).Data)
+}
+
+func TestConfig_PartialWriteKeepsTheRest(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "1h", "organization_id": h.sim.OrganizationID()}))
+	h.must(h.write("config", map[string]any{"request_timeout": 7}))
+	data := h.must(h.read("config")).Data
+	require.EqualValues(t, 3600, data["rotation_grace_period"])
+	require.EqualValues(t, 7, data["request_timeout"])
+	require.Equal(t, h.sim.OrganizationID(), data["organization_id"])
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+}
+
+func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	_, good := h.sim.AdminKey()
+	_, readOnly := h.sim.AddAdminKey("read only", openaitest.ReadOnly())
+	_, nothing := h.sim.AddAdminKey("no access", openaitest.NoAccess())
+	otherID, _ := h.sim.AddAdminKey("other")
+	lookalikeKey := "sk-admin-AAAAlookalike0000000000000000000000000000000ZZZZ"
+	h.sim.AddAdminKey("twin 1", openaitest.WithValue(lookalikeKey))
+	h.sim.AddAdminKey("twin 2", openaitest.WithValue(strings.Replace(lookalikeKey, "look", "cook", 1)))
+	html := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>hello</html>")) }))
+	defer html.Close()
+	before := h.must(h.read("config")).Data
+
+	for name, test := range map[string]struct {
+		data map[string]any
+		said []string
+	}{
+		"unknown key":          {map[string]any{"admin_api_key": "sk-admin-unknown-unknown-unknown"}, []string{"does not accept this admin_api_key", "status 401", "request id"}},
+		"project key":          {map[string]any{"admin_api_key": "sk-proj-abcdefghijkl"}, []string{"a project API key", "sk-admin-"}},
+		"account key":          {map[string]any{"admin_api_key": "sk-svcacct-abcdefghijkl"}, []string{"a service account's API key"}},
+		"read only":            {map[string]any{"admin_api_key": readOnly}, []string{"Organization Administration: Write", "api.management.write"}},
+		"no access":            {map[string]any{"admin_api_key": nothing}, []string{"Organization Administration: Write"}},
+		"unreachable":          {map[string]any{"admin_api_key": good, "api_endpoint": "http://127.0.0.1:1/v1"}, []string{"cannot reach 127.0.0.1:1", "api_endpoint"}},
+		"not the API":          {map[string]any{"admin_api_key": good, "api_endpoint": html.URL}, []string{"does not serve the Admin API"}},
+		"no version in path":   {map[string]any{"admin_api_key": good, "api_endpoint": strings.TrimSuffix(h.sim.URL(), "/v1")}, []string{"does not serve the Admin API", "404"}},
+		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"does not accept"}},
+		"someone else's id":    {map[string]any{"admin_api_key_id": otherID}, []string{"admin_api_key_id", "not the ID of this admin key"}},
+		"ambiguous":            {map[string]any{"admin_api_key": lookalikeKey}, []string{"several admin keys look like this one", "admin_api_key_id"}},
+		"endpoint alone":       {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"send admin_api_key with it"}},
+		"empty key":            {map[string]any{"admin_api_key": ""}, []string{"admin_api_key is empty"}},
+		"key with a space":     {map[string]any{"admin_api_key": "sk-admin a"}, []string{"admin_api_key contains a space"}},
+		"key with a NUL":       {map[string]any{"admin_api_key": "sk-admin\x00a"}, []string{"control character"}},
+		"key not UTF-8":        {map[string]any{"admin_api_key": "sk-admin\xffa"}, []string{"UTF-8"}},
+		"huge key":             {map[string]any{"admin_api_key": strings.Repeat("k", 1<<20)}, []string{"limit is 1024"}},
+		"huge id":              {map[string]any{"admin_api_key_id": strings.Repeat("k", 1<<20)}, []string{"admin_api_key_id", "limit"}},
+		"id with a slash":      {map[string]any{"admin_api_key_id": "a/../b"}, []string{"not an identifier"}},
+		"huge organization":    {map[string]any{"organization_id": strings.Repeat("k", 1<<20)}, []string{"organization_id", "limit"}},
+		"bad CA":               {map[string]any{"ca_cert": "nonsense"}, []string{"ca_cert holds no PEM certificate"}},
+		"huge CA":              {map[string]any{"ca_cert": strings.Repeat("k", 1<<20)}, []string{"ca_cert", "limit"}},
+		"negative grace":       {map[string]any{"rotation_grace_period": "-5m"}, []string{"rotation_grace_period"}},
+		"overflowing grace":    {map[string]any{"rotation_grace_period": "99999999999h"}, []string{"rotation_grace_period"}},
+		"endless grace":        {map[string]any{"rotation_grace_period": "169h"}, []string{"rotation_grace_period", "168h"}},
+		"no timeout":           {map[string]any{"request_timeout": 0}, []string{"request_timeout"}},
+		"timeout over budget":  {map[string]any{"request_timeout": "2m"}, []string{"request_timeout", "1m0s"}},
+		"field of the future":  {map[string]any{"rotation_period": "24h"}, []string{"unknown field", "rotation_period", "path-help"}},
+		"http":                 {map[string]any{"admin_api_key": good, "api_endpoint": "http://api.example/v1"}, []string{"must be https"}},
+		"user in the endpoint": {map[string]any{"admin_api_key": good, "api_endpoint": "https://a:b@api.example/v1"}, []string{"user name"}},
+		"query in endpoint":    {map[string]any{"admin_api_key": good, "api_endpoint": "https://api.example/v1?x=1"}, []string{"query"}},
+		"huge endpoint":        {map[string]any{"admin_api_key": good, "api_endpoint": "https://" + strings.Repeat("k", 1<<20)}, []string{"api_endpoint", "limit"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			said := h.refused(h.write("config", test.data))
+			for _, part := range test.said {
+				require.Contains(t, said, part)
+			}
+			require.Equal(t, before, h.must(h.read("config")).Data)
+		})
+	}
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the engine goes on with the good key")
+}
+
+func TestConfig_AmbiguousKeyIsTakenWithItsID(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	value := "sk-admin-AAAAlookalike0000000000000000000000000000000ZZZZ"
+	id, _ := h.sim.AddAdminKey("twin 1", openaitest.WithValue(value))
+	h.sim.AddAdminKey("twin 2", openaitest.WithValue(strings.Replace(value, "look", "cook", 1)))
+	h.must(h.write("config", map[string]any{"admin_api_key": value, "admin_api_key_id": id, "api_endpoint": h.sim.URL()}))
+	require.Equal(t, id, h.must(h.read("config")).Data["admin_api_key_id"])
+}
+
+func TestConfig_OutageDuringTheCheckIsNotTheCallersFault(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Status: 503, Message: "down for maintenance"})
+	_, key := h.sim.AdminKey()
+	_, err := h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()})
+	require.ErrorContains(t, err, "down for maintenance")
+	var coded logical.HTTPCodedError
+	require.ErrorAs(t, err, &coded)
+	require.Equal(t, http.StatusBadGateway, coded.Code())
+
+	resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "skip_verify": true}))
+	require.Contains(t, resp.Warnings[0], "without a check")
+	h.sim.ClearFaults()
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+}
+
+func TestConfig_CheckHasNoSideEffect(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	before := h.sim.Ledger()
+	h.configure(nil)
+	require.Equal(t, before, h.sim.Ledger())
+}
+
+func TestConfig_CustomCA(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{TLS: true})
+	_, key := h.sim.AdminKey()
+	said := h.refused(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
+	require.Contains(t, said, "certificate")
+	require.Contains(t, said, "ca_cert")
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "ca_cert": h.sim.CACert()}))
+}
+
+func TestConfig_InsecureEndpointIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	resp := h.must(h.write("config", map[string]any{
+		"admin_api_key": "sk-admin-x1234567", "api_endpoint": "http://gateway.example/v1", "allow_insecure_endpoint": true, "skip_verify": true,
+	}))
+	require.Contains(t, strings.Join(resp.Warnings, " "), "clear text")
+}
+
+func TestConfig_StorageFailureIsAnError(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	_, key := h.sim.AdminKey()
+	for n := range 2 { // the tag, the config
+		h.storage.fail(storageFault{write: n})
+		_, err := h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()})
+		require.ErrorIs(t, err, errStorage)
+		h.storage.heal()
+	}
+	h.configure(nil)
+}
+
+func TestConfig_DeleteWarnsAndLeavesNoRetiredKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.must(h.write("config/rotate", nil))
+	current := h.must(h.read("config")).Data["admin_api_key_id"].(string)
+
+	resp := h.must(h.remove("config"))
+	said := strings.Join(resp.Warnings, " ")
+	require.Contains(t, said, "can no longer be revoked")
+	require.Contains(t, said, current, "nobody else knows of this key")
+	require.Equal(t, []string{current}, h.adminKeyIDs(), "the retired key is deleted")
+	h.sim.Keep(current)
+
+	err := h.revoke(lease)
+	require.ErrorContains(t, err, "config")
+	require.ErrorContains(t, err, lease.Data["service_account_id"].(string))
+	h.onlyLeased(lease)
+	h.must(h.remove("config"))
+
+	_, key := h.sim.AddAdminKey("a new one")
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
+	require.NoError(t, h.revoke(lease), "Vault keeps trying")
+	h.onlyLeased()
+}
+
+func TestConfig_TagOutlivesTheConfig(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	tag, err := getTag(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Regexp(t, `^[a-z0-9]{5}$`, tag)
+	h.must(h.remove("config"))
+	h.configure(nil)
+	again, err := getTag(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, tag, again)
+}
+
+func TestConfig_KeyMadeByTheEngineIsRetiredWhenReplacedByHand(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config/rotate", nil))
+	made := h.must(h.read("config")).Data["admin_api_key_id"].(string)
+	id, key := h.sim.AddAdminKey("by hand")
+	h.must(h.write("config", map[string]any{"admin_api_key": key}))
+	require.EqualValues(t, 2, h.must(h.read("config")).Data["retired_admin_keys"])
+	h.advance(defaultRotationGrace + time.Second)
+	h.tick()
+	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is gone", made)
+}
+
+func TestConfig_RetiredKeyConfiguredAgainLives(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	first, value := h.sim.AdminKey()
+	h.must(h.write("config/rotate", nil))
+	h.must(h.write("config", map[string]any{"admin_api_key": value}))
+	h.advance(defaultRotationGrace + time.Second)
+	h.tick()
+	require.Equal(t, []string{first}, h.adminKeyIDs())
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+}
+
+func TestParseEndpoint(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]string{
+		"https://api.openai.com/v1":        "https://api.openai.com/v1",
+		"https://api.openai.com/v1/":       "https://api.openai.com/v1",
+		"HTTPS://eu.api.openai.com/v1":     "https://eu.api.openai.com/v1",
+		"http://127.0.0.1:8080/v1":         "http://127.0.0.1:8080/v1",
+		"http://[::1]:8080/v1":             "http://[::1]:8080/v1",
+		"http://localhost/v1":              "http://localhost/v1",
+		"http://127.0.0.1.evil.example/v1": "",
+		"http://10.0.0.1/v1":               "",
+		"https://":                         "",
+		"https:opaque":                     "",
+		"/v1":                              "",
+		"":                                 "",
+		"ftp://api.openai.com/v1":          "",
+		"https://api.openai.com/v1#x":      "",
+		"https://api.openai.com/v1#":       "",
+		"https://api.openai.com/v1?":       "",
+		"https://user@api.openai.com":      "",
+		"https://api.openai.com/\x00":      "",
+		"https://api.openai.com/ä\xff":     "",
+		"https://exa mple.com":             "",
+	} {
+		got, problem := parseEndpoint(raw, false)
+		require.Equal(t, want, got, raw)
+		require.Equal(t, want == "", problem != "", raw)
+	}
+	got, problem := parseEndpoint("http://10.0.0.1/v1", true)
+	require.Equal(t, "http://10.0.0.1/v1", got)
+	require.Empty(t, problem)
+}
+
+func FuzzParseEndpoint(f *testing.F) {
+	for _, seed := range []string{"https://api.openai.com/v1", "http://localhost:1", "https://a@b/?#", "http://[::1%25eth0]/", "\xff", "https://%"} {
+		f.Add(seed, false)
+		f.Add(seed, true)
+	}
+	f.Fuzz(func(t *testing.T, raw string, insecure bool) {
+		endpoint, problem := parseEndpoint(raw, insecure)
+		if (endpoint == "") == (problem == "") {
+			t.Fatalf("%q: endpoint %q, problem %q", raw, endpoint, problem)
+		}
+		if problem != "" {
+			return
+		}
+		again, problem := parseEndpoint(endpoint, insecure)
+		if problem != "" || again != endpoint {
+			t.Fatalf("%q gives %q, which gives %q (%s)", raw, endpoint, again, problem)
+		}
+		if !insecure && !strings.HasPrefix(endpoint, "https://") && !strings.HasPrefix(endpoint, "http://localhost") &&
+			!strings.HasPrefix(endpoint, "http://127.") && !strings.HasPrefix(endpoint, "http://[") {
+			t.Fatalf("%q is accepted as %q", raw, endpoint)
+		}
+	})
+}

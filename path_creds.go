@@ -1,0 +1,212 @@
+package openaisecrets
+
+// This file owns the issue of a credential, the main data path.
+//
+// What must stay true: nothing is created before the journal holds its name;
+// each attempt has its own name and its own entry; an entry goes only when the
+// answer is complete, or nothing was made, or what was made is destroyed. Only
+// what happens after issue() has returned is out of this engine's sight.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+func (b *backend) pathCreds() *framework.Path {
+	issue := func(verb string) *framework.PathOperation {
+		return &framework.PathOperation{
+			Callback:     strict(b.credsRead),
+			Summary:      "Issue a credential of a role, as a lease.",
+			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb},
+			Responses: okFields("The credential.", map[string]*framework.FieldSchema{
+				"api_key":            {Type: framework.TypeString, Description: "The API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+				"api_key_id":         {Type: framework.TypeString, Description: "ID of the key, by which OpenAI reports its usage.", Required: true},
+				"service_account":    {Type: framework.TypeString, Description: "Name of the service account that owns the key.", Required: true},
+				"service_account_id": {Type: framework.TypeString, Description: "ID of that account.", Required: true},
+				"project_id":         {Type: framework.TypeString, Description: "ID of its project.", Required: true},
+				"expires_at":         {Type: framework.TypeString, Description: "When the key expires at OpenAI whatever becomes of the lease (RFC 3339).", Required: true},
+			}),
+			// A standby would create the account and only then learn that it
+			// cannot write the lease.
+			ForwardPerformanceStandby: true,
+		}
+	}
+	return &framework.Path{
+		Pattern:      "creds/" + framework.GenericNameRegex("name"),
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: "credentials"},
+		Fields: map[string]*framework.FieldSchema{
+			"name": roleNameField(),
+			"ttl": {
+				Type:         framework.TypeDurationSecond,
+				Description:  "How long the lease is to last at first; cut to what the role and the mount allow. 0 = the role's ttl.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "TTL"},
+				Query:        true,
+			},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   issue("issue"),
+			logical.UpdateOperation: issue("issue-with-parameters"),
+		},
+		HelpSynopsis: "Issue an OpenAI API key as a lease.",
+		HelpDescription: strings.TrimSpace(`
+Each read makes a service account in the role's project and returns its key. The
+account is deleted when the lease ends or is revoked. The lease can be renewed
+up to the role's max_ttl; the key expires at OpenAI shortly after that.
+`),
+	}
+}
+
+func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	asked := time.Duration(0)
+	if raw, ok := d.GetOk("ttl"); ok {
+		asked = time.Duration(raw.(int)) * time.Second
+		if asked < 0 {
+			return logical.ErrorResponse("ttl must not be negative"), nil
+		}
+	}
+	r, err := getRole(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return logical.ErrorResponse("there is no role %q; `vault list %sroles` shows those there are", name, req.MountPoint), nil
+	}
+	return b.issue(ctx, req, name, r, r.lifetime(b.System().MaxLeaseTTL(), asked))
+}
+
+// issue makes an account and returns its key as a lease. An ambiguous create
+// is tried again under a fresh name, within the request's budget.
+func (b *backend) issue(ctx context.Context, req *logical.Request, roleName string, r *role, life lifetime) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestBudget)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		// Anew for each attempt: a rotation may have replaced the admin key.
+		snap, err := b.current(ctx, req.Storage)
+		if errors.Is(err, errNotConfigured) {
+			return notConfigured(req), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		random, err := randomText(randomLength)
+		if err != nil {
+			return nil, err
+		}
+		name, err := accountName(r.NameTemplate, nameData{
+			RoleName: roleName, DisplayName: req.DisplayName, ProjectID: r.ProjectID,
+			UnixTime: b.now().Unix(), RandomSuffix: snap.tag + random,
+		})
+		if err != nil {
+			return logical.ErrorResponse("role %q: service_account_name_template: %s", roleName, err), nil
+		}
+
+		acct := account{Version: accountVersion, ProjectID: r.ProjectID, Name: name}
+		walID, err := framework.PutWAL(ctx, req.Storage, journalAccount, acct)
+		if err != nil {
+			return nil, fmt.Errorf("writing the journal, before anything was created: %w", err)
+		}
+		made, key, err := createAccount(ctx, snap.api, acct, life.Max+expiryMargin)
+		if err == nil {
+			acct.ID = made.ID
+			return b.handOut(ctx, req, snap, walID, roleName, acct, key, life)
+		}
+
+		e := client.AsError(err)
+		if !e.Ambiguous() {
+			// Nothing was made, so a client that has gone changes nothing.
+			if walErr := framework.DeleteWAL(context.WithoutCancel(ctx), req.Storage, walID); walErr != nil {
+				return nil, fmt.Errorf("role %q: %w; and its journal entry could not be deleted: %w", roleName, err, walErr)
+			}
+		}
+		b.Logger().Warn("account not created", "mount", req.MountPoint, "role", roleName, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
+		retry := e.Retryable() || (e.Denied() && b.replaced(snap))
+		if attempt+1 >= maxAttempts || !retry || client.Wait(ctx, client.Backoff(attempt, e.RetryAfter)) != nil {
+			return failure(fmt.Sprintf("role %q", roleName), err)
+		}
+	}
+}
+
+// createAccount sends the create whether or not the client still waits: a
+// request that is broken off leaves an account of which nothing is known but
+// its name, where its answer lets it be destroyed at once.
+func createAccount(ctx context.Context, api *client.Client, acct account, expiry time.Duration) (client.ServiceAccount, client.Key, error) {
+	if ctx.Err() != nil {
+		return client.ServiceAccount{}, client.Key{}, &client.Error{Op: "create service account", Host: api.Host(), Cause: ctx.Err()}
+	}
+	detached := context.WithoutCancel(ctx)
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		detached, cancel = context.WithDeadline(detached, deadline)
+		defer cancel()
+	}
+	return api.CreateServiceAccount(detached, acct.ProjectID, acct.Name, expiry)
+}
+
+// replaced reports whether another snapshot has come into force.
+func (b *backend) replaced(snap *snapshot) bool {
+	b.snapshotMu.RLock()
+	defer b.snapshotMu.RUnlock()
+	return b.snapshot != snap
+}
+
+// handOut ends the journal entry and shapes the answer, or destroys the
+// account when nobody is there to take it.
+func (b *backend) handOut(ctx context.Context, req *logical.Request, snap *snapshot, walID, roleName string, acct account, key client.Key, life lifetime) (*logical.Response, error) {
+	err := ctx.Err()
+	if b.draining.Load() {
+		err = errors.New("the mount is being disabled")
+	}
+	if err == nil {
+		if err = framework.DeleteWAL(ctx, req.Storage, walID); err == nil {
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		b.abandon(ctx, req, snap, walID, acct)
+		return nil, fmt.Errorf("role %q: the credential was made but could not be handed out, and is destroyed: %w", roleName, err)
+	}
+
+	b.Logger().Info("credential issued", "mount", req.MountPoint, "role", roleName, "project_id", acct.ProjectID,
+		"service_account_id", acct.ID, "api_key_id", key.ID, "ttl", life.TTL.String(), "request_id", req.ID)
+	lease := leaseData{account: acct, Role: roleName, MaxTTL: life.Max}
+	resp := b.Secret(secretType).Response(map[string]any{
+		"api_key":            key.Value.Reveal(),
+		"api_key_id":         key.ID,
+		"service_account":    acct.Name,
+		"service_account_id": acct.ID,
+		"project_id":         acct.ProjectID,
+		"expires_at":         key.ExpiresAt.Format(time.RFC3339),
+	}, lease.internal())
+	resp.Secret.TTL = life.TTL
+	resp.Secret.MaxTTL = life.Max
+	resp.Secret.Renewable = true
+	resp.Warnings = life.Warnings
+	return resp, nil
+}
+
+// abandon destroys an account that cannot be handed out. What cannot be
+// destroyed now is journalled anew, by its ID, since the first entry may be
+// gone already.
+func (b *backend) abandon(ctx context.Context, req *logical.Request, snap *snapshot, walID string, acct account) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	defer cancel()
+	log := b.Logger().With("mount", req.MountPoint, "project_id", acct.ProjectID, "service_account_id", acct.ID)
+	if err := destroy(ctx, snap.api, acct); err != nil {
+		_, walErr := framework.PutWAL(ctx, req.Storage, journalAccount, acct)
+		log.Warn("credential not handed out; its account is left to the journal", "error", err, "journal_error", walErr)
+		return
+	}
+	log.Info("credential not handed out; its account is destroyed")
+	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
+		log.Warn("journal entry not deleted; the next rollback finds nothing to do", "error", err)
+	}
+}

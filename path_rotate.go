@@ -1,0 +1,323 @@
+package openaisecrets
+
+// This file owns the replacement of the admin key and the end of replaced
+// ones.
+//
+// What must stay true: the new key is journalled before it is made, verified
+// before it is stored, and stored together with the note that the old one is
+// retired, in one write; after that write nothing returns an error. Only key
+// IDs that this engine recorded are ever deleted, and never the current one.
+// Two rotations never run at once.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	journalAdminKey = "admin_key"
+	// maxAttempts bounds the creates of one request, each under its own name.
+	maxAttempts = 4
+	// settleBudget is how long a new admin key may take to work. Nothing is
+	// published on it (docs/openai-api.md).
+	settleBudget = 20 * time.Second
+)
+
+// adminKeyEntry is the journal's record of an admin key about to be made.
+type adminKeyEntry struct {
+	Version int    `json:"version"`
+	Name    string `json:"name"`
+}
+
+func (b *backend) pathRotate(pattern string) *framework.Path {
+	return &framework.Path{
+		Pattern:      pattern,
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "rotate", OperationSuffix: map[string]string{"config/rotate": "admin-key", "rotate-root": "root"}[pattern]},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: strict(b.rotateWrite),
+				Summary:  "Replace the engine's admin key by a new one.",
+				Responses: okFields("The new admin key's ID.", map[string]*framework.FieldSchema{
+					"admin_api_key_id": {Type: framework.TypeString, Description: "ID of the new admin key.", Required: true},
+					"last_rotated":     {Type: framework.TypeString, Description: "When it was put in force (RFC 3339).", Required: true},
+				}),
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+		HelpSynopsis: "Replace the engine's admin key by a new one.",
+		HelpDescription: strings.TrimSpace(`
+Makes a new admin key, checks that it works for reading and writing, stores it,
+and deletes the old one once rotation_grace_period has passed. The new key is
+never shown: afterwards only this engine knows it. config/rotate and
+rotate-root are the same.
+`),
+	}
+}
+
+func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	// A rotation once begun is finished whether or not its client waits.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestBudget)
+	defer cancel()
+	cfg, warnings, err := b.rotateAdminKey(ctx, req)
+	switch {
+	case errors.Is(err, errNotConfigured):
+		return notConfigured(req), nil
+	case errors.Is(err, errAdminKeyIDUnknown):
+		return logical.ErrorResponse("%s", err), nil
+	case err != nil:
+		return failure("admin key not rotated, the old one stays in force", err)
+	}
+	return &logical.Response{
+		Data: map[string]any{
+			"admin_api_key_id": cfg.AdminKeyID,
+			"last_rotated":     cfg.LastRotated.Format(time.RFC3339),
+		},
+		Warnings: warnings,
+	}, nil
+}
+
+var errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown, so the key could not be deleted after a rotation: write it to the config as admin_api_key_id")
+
+// rotateAdminKey replaces the admin key and returns the config then in force.
+// An error means that the old key stays in force; what is left over at OpenAI
+// is in the journal.
+func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*config, []string, error) {
+	unlock, err := b.lockConfig(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+
+	// From storage, not from the snapshot: this is the base of a write.
+	cfg, err := getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, nil, err
+	}
+	if cfg == nil {
+		return nil, nil, errNotConfigured
+	}
+	tag, err := getTag(ctx, req.Storage)
+	if err != nil {
+		return nil, nil, err
+	}
+	api, err := b.newClient(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer api.Close()
+	if cfg.AdminKeyID == "" { // stored with skip_verify
+		if resp, err := findAdminKeyID(ctx, cfg, api); err != nil {
+			return nil, nil, err
+		} else if resp != nil {
+			return nil, nil, errAdminKeyIDUnknown
+		}
+	}
+
+	key, value, walID, err := b.createAdminKey(ctx, req.Storage, api, tag)
+	if err != nil {
+		return nil, nil, err
+	}
+	next := cfg.clone()
+	next.retire(b.now())
+	next.AdminKey, next.AdminKeyID, next.AdminKeyRotated = value, key.ID, true
+	next.LastRotated = b.now().UTC().Truncate(time.Second)
+	nextAPI, err := b.newClient(ctx, next)
+	if err != nil {
+		return nil, nil, err // the journal deletes the new key
+	}
+	if err := settle(ctx, nextAPI, key.ID); err != nil {
+		nextAPI.Close()
+		b.discardAdminKey(ctx, req, api, key.ID, walID)
+		return nil, nil, fmt.Errorf("the new admin key does not work: %w", err)
+	}
+
+	if err := putConfig(ctx, req.Storage, next); err != nil {
+		// Which of the two keys storage holds is not known now. Both live;
+		// the journal deletes the new one if it is not the stored one.
+		b.dropSnapshot()
+		return nil, nil, err
+	}
+	b.install(&snapshot{config: next, api: nextAPI, tag: tag})
+
+	var warnings []string
+	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
+		warnings = append(warnings, "The journal entry of the new key could not be deleted; the next rollback clears it.")
+		b.Logger().Warn("journal entry of a rotation not deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "error", err)
+	}
+	b.Logger().Info("admin key rotated", "mount", req.MountPoint, "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", b.now().Add(next.RotationGracePeriod))
+	if next.RotationGracePeriod == 0 {
+		if left := b.sweepRetired(ctx, req, &snapshot{config: next, api: nextAPI, tag: tag}); len(left.Retired) > 0 {
+			warnings = append(warnings, "The old admin key could not be deleted yet; the engine tries again every minute.")
+		}
+	}
+	return next, warnings, nil
+}
+
+// createAdminKey makes an admin key, each attempt under a fresh, journalled
+// name, and returns it with its journal entry's ID. After an error the journal
+// holds whatever may exist.
+func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *client.Client, tag string) (client.AdminKey, client.Secret, string, error) {
+	for attempt := 0; ; attempt++ {
+		random, err := randomText(randomLength)
+		if err != nil {
+			return client.AdminKey{}, client.Secret{}, "", err
+		}
+		name := "vault-admin-" + tag + random
+		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: 1, Name: name})
+		if err != nil {
+			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
+		}
+		key, value, err := api.CreateAdminKey(ctx, name, 0)
+		if err == nil {
+			return key, value, walID, nil
+		}
+		e := client.AsError(err)
+		if !e.Ambiguous() {
+			if walErr := framework.DeleteWAL(ctx, s, walID); walErr != nil {
+				return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
+			}
+		}
+		if attempt+1 >= maxAttempts || !e.Retryable() || client.Wait(ctx, client.Backoff(attempt, e.RetryAfter)) != nil {
+			return client.AdminKey{}, client.Secret{}, "", err
+		}
+	}
+}
+
+// settle waits until a new admin key works for reading and for writing.
+func settle(ctx context.Context, api *client.Client, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, settleBudget)
+	defer cancel()
+	for attempt := 0; ; attempt++ {
+		_, err := api.GetAdminKey(ctx, id)
+		if err == nil {
+			err = api.CheckWrite(ctx)
+		}
+		if err == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+	}
+}
+
+// discardAdminKey deletes a new key that does not work. What cannot be deleted
+// now stays journalled.
+func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api *client.Client, id, walID string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	defer cancel()
+	err := api.DeleteAdminKey(ctx, id)
+	if err == nil || client.IsGone(err) {
+		err = framework.DeleteWAL(ctx, req.Storage, walID)
+	}
+	if err != nil {
+		b.Logger().Warn("discarded admin key is left to the journal", "mount", req.MountPoint, "admin_api_key_id", id, "error", err)
+	}
+}
+
+// rollbackAdminKey deletes what a journalled create of an admin key made,
+// unless it is in use: then only the deletion of its entry had failed.
+func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
+	unlock, ok := b.tryLockConfig()
+	if !ok {
+		return errors.New("a rotation or a change of the config is under way")
+	}
+	defer unlock()
+	// From storage: an entry may be left because this node could not tell
+	// which config it had stored.
+	b.dropSnapshot()
+	snap, err := b.current(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	keys, err := snap.api.ListAdminKeys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		recorded := key.ID == snap.config.AdminKeyID ||
+			slices.ContainsFunc(snap.config.Retired, func(r retiredKey) bool { return r.ID == key.ID })
+		if key.Name != entry.Name || recorded {
+			continue
+		}
+		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsGone(err) {
+			return err
+		}
+		b.Logger().Info("admin key of an unfinished rotation deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "name", key.Name)
+	}
+	return nil
+}
+
+// deleteRetired is the periodic part: it deletes retired admin keys whose
+// grace period has passed.
+func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error {
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(snap.config.Retired) == 0 {
+		return nil
+	}
+	unlock, ok := b.tryLockConfig()
+	if !ok {
+		return nil // a rotation is under way; the next tick comes in a minute
+	}
+	defer unlock()
+	if snap, err = b.current(ctx, req.Storage); err == nil {
+		b.sweepRetired(ctx, req, snap)
+	}
+	return err
+}
+
+// sweepRetired deletes what is due and stores the rest. The caller holds
+// configLock, and snap is what is in force. It returns the config then in
+// force; failures are logged and tried again at the next tick.
+func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot) *config {
+	next := snap.config.clone()
+	if !b.deleteRetiredKeys(ctx, req, next, snap.api, false) {
+		return snap.config
+	}
+	if err := putConfig(ctx, req.Storage, next); err != nil {
+		// The keys are deleted; deleting them again finds them gone.
+		b.dropSnapshot()
+		b.Logger().Warn("config not stored after deleting retired admin keys", "mount", req.MountPoint, "error", err)
+		return snap.config
+	}
+	b.install(&snapshot{config: next, api: snap.api, tag: snap.tag})
+	return next
+}
+
+// deleteRetiredKeys deletes the retired keys that are due (or all of them) and
+// takes those that are gone off cfg's list. It reports whether the list
+// changed.
+func (b *backend) deleteRetiredKeys(ctx context.Context, req *logical.Request, cfg *config, api *client.Client, all bool) bool {
+	if cfg.AdminKeyID == "" {
+		// Stored with skip_verify: the current key may be one of them.
+		return false
+	}
+	before := len(cfg.Retired)
+	now := b.now()
+	cfg.Retired = slices.DeleteFunc(cfg.Retired, func(key retiredKey) bool {
+		if key.ID == cfg.AdminKeyID || (!all && now.Before(key.DeleteAfter)) {
+			return false
+		}
+		err := api.DeleteAdminKey(ctx, key.ID)
+		if err != nil && !client.IsGone(err) {
+			b.Logger().Warn("retired admin key not deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "error", err)
+			return false
+		}
+		b.Logger().Info("retired admin key deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID)
+		return true
+	})
+	return len(cfg.Retired) != before
+}

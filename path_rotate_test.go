@@ -1,0 +1,174 @@
+package openaisecrets
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func TestRotate_OldKeyDiesAfterGrace(t *testing.T) {
+	t.Parallel()
+	for _, at := range []string{"config/rotate", "rotate-root"} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			old, _ := h.sim.AdminKey()
+			resp := h.must(h.write(at, nil))
+			id := resp.Data["admin_api_key_id"].(string)
+			require.NotEqual(t, old, id)
+
+			data := h.must(h.read("config")).Data
+			require.Equal(t, id, data["admin_api_key_id"])
+			require.Equal(t, 1, data["retired_admin_keys"])
+			require.Equal(t, resp.Data["last_rotated"], data["last_rotated"])
+			require.ElementsMatch(t, []string{old, id}, h.adminKeyIDs())
+			require.Empty(t, h.journal())
+
+			h.tick()
+			require.Len(t, h.adminKeyIDs(), 2, "still within the grace period")
+			h.advance(defaultRotationGrace + time.Second)
+			h.tick()
+			require.Equal(t, []string{id}, h.adminKeyIDs())
+			require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+			h.sim.Keep(id)
+		})
+	}
+}
+
+func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	resp := h.must(h.write("config/rotate", nil))
+	require.Equal(t, []string{resp.Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+	require.Empty(t, resp.Warnings)
+
+	// A failure then is a warning and is made up for.
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/{key_id}", Skip: 1, Times: 4, Status: 500})
+	resp = h.must(h.write("config/rotate", nil))
+	require.Len(t, resp.Warnings, 1)
+	require.Len(t, h.adminKeyIDs(), 2)
+	h.tick()
+	require.Equal(t, []string{resp.Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_NewKeyMayTakeAWhileToWork(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{AdminActivationDelay: 1500 * time.Millisecond})
+	h.must(h.write("config/rotate", nil))
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_WeakerKeyIsDiscarded(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	old, _ := h.sim.AdminKey()
+	h.sim.SetNewAdminKeys(openaitest.ReadOnly())
+	_, err := h.write("config/rotate", nil)
+	require.ErrorContains(t, err, "the new admin key does not work")
+	require.ErrorContains(t, err, "the old one stays in force")
+	require.ErrorContains(t, err, "api.management.write")
+	require.Equal(t, []string{old}, h.adminKeyIDs())
+	require.Empty(t, h.journal())
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+}
+
+func TestRotate_OnlyRecordedKeysAreDeleted(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	person, _ := h.sim.AddAdminKey("vault-admin-by-a-person")
+	for range 3 {
+		h.must(h.write("config/rotate", nil))
+	}
+	h.advance(defaultRotationGrace + time.Second)
+	h.tick()
+	current := h.must(h.read("config")).Data["admin_api_key_id"].(string)
+	require.ElementsMatch(t, []string{person, current}, h.adminKeyIDs())
+	h.sim.Keep(current)
+}
+
+func TestRotate_RetiredKeyThatCannotBeDeletedStaysListed(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config/rotate", nil))
+	h.advance(defaultRotationGrace + time.Second)
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "not today"})
+	h.tick()
+	require.Equal(t, 1, h.must(h.read("config")).Data["retired_admin_keys"])
+	require.Contains(t, h.log.String(), "retired admin key not deleted")
+	cancel()
+	h.tick()
+	require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_WithoutConfig(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.Contains(t, h.refused(h.write("config/rotate", nil)), "vault write openai/config")
+	h.tick()
+}
+
+func TestRotate_AfterSkipVerifyTheIDIsFound(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.configure(map[string]any{"skip_verify": true})
+	require.Empty(t, h.must(h.read("config")).Data["admin_api_key_id"])
+	h.must(h.write("config/rotate", nil))
+	h.advance(defaultRotationGrace + time.Second)
+	h.tick()
+	require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	const rotations, readers = 6, 4
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range readers {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				resp, err := h.read("creds/app")
+				if err != nil || resp.IsError() {
+					t.Errorf("a read failed: %v %v", err, resp)
+					return
+				}
+				if err := h.revoke(h.stored(resp)); err != nil {
+					t.Errorf("a revoke failed: %v", err)
+				}
+			}
+		})
+	}
+	var rotating sync.WaitGroup
+	for range rotations {
+		rotating.Go(func() {
+			if resp, err := h.write("config/rotate", nil); err != nil || resp.IsError() {
+				t.Errorf("a rotation failed: %v %v", err, resp)
+			}
+		})
+	}
+	rotating.Wait()
+	close(stop)
+	wg.Wait()
+	require.Len(t, h.adminKeyIDs(), rotations+1)
+	h.advance(defaultRotationGrace + time.Second)
+	h.tick()
+	require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+	h.sim.Keep(h.adminKeyIDs()...)
+	h.onlyLeased()
+}

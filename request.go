@@ -1,0 +1,103 @@
+package openaisecrets
+
+// This file owns what every path does alike with a request: refusing what it
+// does not know, checking text, and turning a failed call into the right kind
+// of answer: the caller's mistake is a response with status 400, OpenAI's or
+// ours is an error with a cause. None of them ever carries a key.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+// maxText bounds any one-line field, in bytes.
+const maxText = 1024
+
+// strict refuses fields that the path does not have. Vault itself only warns,
+// and a misspelt field that is meant to narrow a key must not widen it.
+func strict(handler framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		var unknown []string
+		for name := range d.Raw {
+			if _, ok := d.Schema[name]; !ok {
+				unknown = append(unknown, fmt.Sprintf("%.64q", name))
+			}
+		}
+		if len(unknown) > 0 {
+			slices.Sort(unknown)
+			return logical.ErrorResponse("unknown field: %s; `vault path-help %s%s` lists the fields of this version",
+				strings.Join(unknown[:min(len(unknown), 8)], ", "), req.MountPoint, req.Path), nil
+		}
+		return handler(ctx, req, d)
+	}
+}
+
+// checkText says what is wrong with a one-line field, "" when nothing is.
+func checkText(field, value string) string {
+	switch {
+	case len(value) > maxText:
+		return fmt.Sprintf("%s is %d bytes long; the limit is %d", field, len(value), maxText)
+	case !utf8.ValidString(value) || strings.ContainsRune(value, utf8.RuneError):
+		return field + " is not valid UTF-8"
+	case strings.ContainsFunc(value, unicode.IsControl):
+		return field + " contains a control character or a line break"
+	}
+	return ""
+}
+
+// checkID is checkText for an identifier of OpenAI's, which is opaque but goes
+// into URL paths and listings.
+func checkID(field, value string) string {
+	if problem := checkText(field, value); problem != "" {
+		return problem
+	}
+	if strings.ContainsFunc(value, unicode.IsSpace) || strings.ContainsAny(value, "/?#%") || value == "." || value == ".." {
+		return fmt.Sprintf("%s %.64q is not an identifier: it contains a space or one of / ? # %%", field, value)
+	}
+	return ""
+}
+
+// failure answers a request that a call to OpenAI (or storage) has failed.
+// Vault keeps a status over its plugin protocol only when it is outermost.
+func failure(what string, err error) (*logical.Response, error) {
+	e := client.AsError(err)
+	if e == nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	text := fmt.Sprintf("%s: %s", what, err)
+	switch {
+	case e.RateLimited():
+		return nil, logical.CodedError(http.StatusTooManyRequests, text)
+	case e.Denied():
+		return nil, fmt.Errorf("%s: the engine's admin key is refused or lacks a permission; check it with a write to the config path: %w", what, err)
+	case e.Status == 0, e.Ambiguous():
+		return nil, logical.CodedError(http.StatusBadGateway, text)
+	default:
+		return logical.ErrorResponse("%s", text), nil
+	}
+}
+
+// notConfigured answers a request that needs a config where there is none.
+func notConfigured(req *logical.Request) *logical.Response {
+	return logical.ErrorResponse("this engine has no admin key yet: run `vault write %sconfig admin_api_key=...`", req.MountPoint)
+}
+
+// noContent documents a write that answers with nothing, or with warnings.
+func noContent(description string) map[int][]framework.Response {
+	return map[int][]framework.Response{http.StatusNoContent: {{Description: description}}}
+}
+
+// okFields documents an answer with data.
+func okFields(description string, fields map[string]*framework.FieldSchema) map[int][]framework.Response {
+	return map[int][]framework.Response{http.StatusOK: {{Description: description, Fields: fields}}}
+}

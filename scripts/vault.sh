@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Finds the Vault server for the tests, the demo and the development
+# environment, or builds it. The path goes to stdout and nothing else does, so
+# that callers can write VAULT=$(scripts/vault.sh); all talk goes to stderr.
+#
+# In this order: VAULT_BIN; the vault on PATH; bin/vault-<version> from an
+# earlier build; a build from tools/vault, which pins the version and takes its
+# sources from the Go module proxy. A server is used only after it has been
+# asked what it is: a name on PATH proves nothing, and OpenBao answers to
+# `vault` on some machines. VAULT_VERSION asks for one version and passes over
+# a vault on PATH of any other.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "vault.sh: $*"; exit 1; }
+
+# version_of prints the version of a Vault server, or fails if it is not one.
+# The environment is cut down because VAULT_* settings reach the CLI too.
+version_of() {
+  env -i PATH="$PATH" HOME="${HOME:-/}" "$1" version 2>/dev/null |
+    sed -n 's/^Vault v\([0-9][0-9A-Za-z.+-]*\).*/\1/p' | grep .
+}
+
+# progress counts the lines with a prefix against a total: one line rewritten on
+# a terminal, one in every 200 elsewhere, where a log would only fill up.
+progress() { # label total prefix
+  local count=0 began=$SECONDS line
+  while IFS= read -r line; do
+    case $line in "$3"*) count=$((count + 1)) ;; *) continue ;; esac
+    if [ -t 2 ]; then
+      printf '\r  %s: %d of about %d, %d s ' "$1" "$count" "$2" $((SECONDS - began)) >&2
+    elif [ $((count % 200)) -eq 0 ]; then
+      say "  $1: $count of about $2, $((SECONDS - began)) s"
+    fi
+  done
+  if [ -t 2 ] && [ "$count" -gt 0 ]; then printf '\n' >&2; fi
+}
+
+if [ -n "${VAULT_BIN:-}" ]; then
+  [ -x "$VAULT_BIN" ] || die "VAULT_BIN=$VAULT_BIN is not an executable file"
+  version=$(version_of "$VAULT_BIN") || die "VAULT_BIN=$VAULT_BIN does not answer as a Vault server"
+  say "Vault $version from VAULT_BIN ($VAULT_BIN)"
+  printf '%s\n' "$VAULT_BIN"
+  exit 0
+fi
+
+if on_path=$(command -v vault); then
+  version=$(version_of "$on_path") || version=""
+  if [ -z "$version" ]; then
+    say "passing over $on_path: it does not answer as a Vault server"
+  elif [ -n "${VAULT_VERSION:-}" ] && [ "$version" != "$VAULT_VERSION" ]; then
+    say "passing over $on_path: it is $version, and VAULT_VERSION asks for $VAULT_VERSION"
+  else
+    say "Vault $version from PATH ($on_path)"
+    printf '%s\n' "$on_path"
+    exit 0
+  fi
+fi
+
+recipe=tools/vault
+pinned=$(sed -n 's|^[[:space:]]*github.com/hashicorp/vault v\([0-9.]*\).*|\1|p' "$recipe/go.mod")
+[ -n "$pinned" ] || die "$recipe/go.mod does not pin github.com/hashicorp/vault"
+want=${VAULT_VERSION:-$pinned}
+[ "$want" = "$pinned" ] || die "no way to build Vault $want: $recipe pins $pinned (set VAULT_BIN instead)"
+
+cached=$PWD/bin/vault-$want
+if [ -x "$cached" ] && [ "$(version_of "$cached" || true)" = "$want" ]; then
+  say "Vault $want from an earlier build (bin/vault-$want)"
+  printf '%s\n' "$cached"
+  exit 0
+fi
+
+command -v go >/dev/null || die "no Vault server found, and no go on PATH to build one"
+say "No Vault server found (VAULT_BIN is empty, none on PATH): building Vault $want"
+say "from $recipe into bin/. That takes about 4 minutes on two cores and happens once."
+began=$SECONDS
+mkdir -p bin
+work=$(mktemp -d bin/.vault-build.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+work=$PWD/$work
+
+# Nothing is taken from the caller's environment that could change the server:
+# CGO is off so that the result is the same with and without a C compiler, and
+# it has no version-control stamp since it is not built from our sources.
+export CGO_ENABLED=0
+package=github.com/hashicorp/vault
+cd "$recipe"
+
+# The list comes first for its two uses: it makes go fetch what is missing,
+# which it reports line by line, and it is the total for the build.
+modules=$(grep -c '^[[:space:]]*[a-z].* v[0-9]' go.mod)
+go list -deps -tags minimal "$package" 2>&1 >"$work/deps" |
+  tee "$work/log" | progress "modules fetched" "$modules" "go: downloading" ||
+  { cat "$work/log" >&2; die "could not list the packages of Vault $want"; }
+total=$(($(wc -l <"$work/deps")))
+
+go build -v -trimpath -buildvcs=false -tags minimal -ldflags '-s -w' -o "$work/vault" "$package" 2>&1 |
+  tee "$work/log" | progress "packages built" "$total" "" ||
+  { tail -n 40 "$work/log" >&2; die "the build of Vault $want failed, its last lines are above"; }
+
+built=$(version_of "$work/vault") || die "what was built does not answer as a Vault server"
+[ "$built" = "$want" ] || die "what was built says that it is $built, not $want"
+mv "$work/vault" "$cached"
+say "Built Vault $want in $((SECONDS - began)) s (bin/vault-$want)"
+printf '%s\n' "$cached"

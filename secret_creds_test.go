@@ -1,0 +1,323 @@
+package openaisecrets
+
+import (
+	"encoding/json"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func TestRevoke_GoneIsSuccess(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(h *harness, account string){
+		"deleted by hand":  func(h *harness, account string) { h.sim.DeleteServiceAccount(h.project, account) },
+		"project archived": func(h *harness, _ string) { h.sim.ArchiveProject(h.project) },
+		"archived, and OpenAI answers with 403": func(h *harness, _ string) {
+			h.sim.ArchiveProject(h.project)
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
+		},
+		"project unknown": func(h *harness, _ string) {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 404, Message: "no such project"})
+			h.sim.KeepAll()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			lease := h.lease("creds/app", nil)
+			lose(h, lease.Data["service_account_id"].(string))
+			require.NoError(t, h.revoke(lease))
+		})
+	}
+}
+
+func TestRevoke_MissingPermissionIsNotGone(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{401, 403} {
+		h := configured(t, openaitest.Options{})
+		lease := h.lease("creds/app", nil)
+		cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: status, Message: "not allowed"})
+		err := h.revoke(lease)
+		require.ErrorContains(t, err, "not allowed")
+		require.ErrorContains(t, err, lease.Data["service_account_id"].(string))
+		h.onlyLeased(lease)
+		cancel()
+		require.NoError(t, h.revoke(lease))
+		h.onlyLeased()
+	}
+}
+
+func TestRevoke_NeedsNothingButTheLease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.must(h.remove("roles/app"))
+	h.restart()
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+	require.NoError(t, h.revoke(lease), "a second time, too")
+}
+
+func TestRevoke_TransientFailuresAreHidden(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 2, Status: 503})
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+func TestRenew_WithoutACallToOpenAI(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.sim.ResetRequests()
+	h.sim.Fail(openaitest.Fault{Status: 500}) // it would not matter
+
+	resp := h.must(h.end(logical.RenewOperation, lease))
+	require.Zero(t, h.sim.Count("", ""))
+	require.Equal(t, time.Hour, resp.Secret.TTL)
+	require.Equal(t, 24*time.Hour, resp.Secret.MaxTTL)
+	require.Equal(t, lease.Data, resp.Data, "what is not returned is lost to Vault")
+	require.Equal(t, lease.Secret.InternalData, resp.Secret.InternalData)
+
+	h.sim.ClearFaults()
+	require.NoError(t, h.revoke(h.stored(resp)), "a renewed lease can be revoked")
+	h.onlyLeased()
+}
+
+func TestRenew_FollowsTheRoleButNeverOutlivesTheKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+
+	h.must(h.write("roles/app", map[string]any{"ttl": "10m", "max_ttl": "20m"}))
+	resp := h.must(h.end(logical.RenewOperation, lease))
+	require.Equal(t, 10*time.Minute, resp.Secret.TTL)
+	require.Equal(t, 20*time.Minute, resp.Secret.MaxTTL)
+
+	h.must(h.write("roles/app", map[string]any{"ttl": "48h", "max_ttl": "96h"}))
+	resp = h.must(h.end(logical.RenewOperation, lease))
+	require.Equal(t, 24*time.Hour, resp.Secret.MaxTTL)
+
+	h.must(h.remove("roles/app"))
+	require.Contains(t, h.refused(h.end(logical.RenewOperation, lease)), "no longer exists")
+	require.NoError(t, h.revoke(lease))
+}
+
+func TestRollback_KeepsWhatItCannotFinish(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	require.Len(t, h.sim.Accounts(), maxAttempts)
+	require.Len(t, h.journal(), maxAttempts)
+
+	cancel := h.sim.Fail(openaitest.Fault{Status: 403, Message: "not now"})
+	h.tick()
+	require.Len(t, h.journal(), maxAttempts)
+	require.Contains(t, h.log.String(), "journal entry not worked off yet", "Vault itself logs nothing of it")
+	cancel()
+
+	h.must(h.remove("config"))
+	h.tick()
+	require.Len(t, h.journal(), maxAttempts, "no config is no reason to forget")
+	h.configure(nil)
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestRollback_LeavesOtherAccountsAlone(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	other := h.sim.AddServiceAccount(h.project, "a person's")
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: 1, Kind: openaitest.FaultLost})
+	second := h.lease("creds/app", nil)
+	require.Len(t, h.sim.Accounts(), 4)
+	h.tick()
+	require.Len(t, h.sim.Accounts(), 3)
+	h.sim.DeleteServiceAccount(h.project, other)
+	h.onlyLeased(lease, second)
+	require.NoError(t, h.revoke(lease))
+	require.NoError(t, h.revoke(second))
+}
+
+func TestRollback_EntriesThatCannotBeReadAreKept(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for kind, data := range map[string]any{
+		"unknown":       map[string]any{"x": 1},
+		journalAccount:  map[string]any{"version": 1},
+		journalAdminKey: map[string]any{"version": 1},
+	} {
+		_, err := framework.PutWAL(t.Context(), h.storage, kind, data)
+		require.NoError(t, err)
+	}
+	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, account{Version: accountVersion + 1, ProjectID: "p", Name: "n"})
+	require.NoError(t, err)
+	_, err = framework.PutWAL(t.Context(), h.storage, journalAccount, "text")
+	require.NoError(t, err)
+	h.tick()
+	require.Len(t, h.journal(), 5)
+	require.Contains(t, h.log.String(), "is unknown to this version")
+	require.Contains(t, h.log.String(), "newer version")
+}
+
+func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
+	require.NoError(t, err)
+	require.Len(t, h.journal(), maxAttempts, "a live request may be using them")
+	require.Greater(t, walRollbackMinAge, requestBudget+cleanupBudget)
+
+	// But when the mount is being disabled there is no later.
+	h.system.TaintedVal = true
+	_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
+	require.NoError(t, err)
+	h.onlyLeased()
+	require.True(t, h.b.draining.Load())
+	h.system.TaintedVal = false
+	h.tick()
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays goes on")
+}
+
+func TestPeriodic_OnlyWhereThisClusterMayWrite(t *testing.T) {
+	t.Parallel()
+	for _, state := range []consts.ReplicationState{
+		consts.ReplicationPerformanceSecondary, consts.ReplicationPerformanceStandby, consts.ReplicationDRSecondary,
+	} {
+		h := configured(t, openaitest.Options{})
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+		_, err := h.read("creds/app")
+		require.Error(t, err)
+		h.must(h.write("config/rotate", nil))
+		h.advance(time.Hour)
+
+		h.system.ReplicationStateVal = state
+		h.sim.ResetRequests()
+		h.tick()
+		require.Zero(t, h.sim.Count("", ""))
+		h.system.ReplicationStateVal = 0
+		h.tick()
+		h.onlyLeased()
+		require.Len(t, h.adminKeyIDs(), 1)
+		h.sim.Keep(h.adminKeyIDs()...)
+	}
+}
+
+func TestForwarding_StandbysAndSecondariesCreateNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.ResetRequests()
+	for at, secondaryToo := range map[string]bool{
+		"creds/app": false, "config": true, "config/rotate": true, "rotate-root": true, "roles/app": true,
+	} {
+		h.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
+		_, err := h.write(at, nil)
+		require.ErrorIs(t, err, logical.ErrReadOnly, at)
+		if secondaryToo {
+			h.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
+			_, err := h.write(at, nil)
+			require.ErrorIs(t, err, logical.ErrReadOnly, at)
+		}
+	}
+	require.Zero(t, h.sim.Count("", ""))
+}
+
+func TestInvalidate_NextRequestReadsStorage(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	_, key := h.sim.AddAdminKey("by another node")
+	cfg, err := getConfig(t.Context(), h.storage)
+	require.NoError(t, err)
+	first := cfg.AdminKeyID
+	entry := storedConfig{config: cfg, AdminKey: key}
+	encoded, err := logical.StorageEntryJSON(configStorageKey, entry)
+	require.NoError(t, err)
+	require.NoError(t, h.storage.Put(t.Context(), encoded))
+	h.sim.DeleteAdminKey(first)
+
+	_, err = h.read("creds/app")
+	require.Error(t, err, "still the old snapshot")
+	h.b.InvalidateKey(t.Context(), "roles/app")
+	_, err = h.read("creds/app")
+	require.Error(t, err)
+	h.b.InvalidateKey(t.Context(), configStorageKey)
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+}
+
+func TestLease_UnusableDataIsAnError(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for name, data := range map[string]map[string]any{
+		"nothing":       {},
+		"no project":    {"service_account_id": "user-1"},
+		"no account":    {"project_id": "proj_1"},
+		"wrong type":    {"project_id": 7, "service_account_id": "user-1"},
+		"newer version": {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
+	} {
+		data["secret_type"] = secretType
+		lease := &logical.Response{Secret: &logical.Secret{InternalData: data}}
+		require.ErrorContains(t, h.revoke(lease), "data", name)
+		_, err := h.end(logical.RenewOperation, lease)
+		require.ErrorContains(t, err, "data", name)
+	}
+}
+
+func FuzzLeaseData(f *testing.F) {
+	f.Add([]byte(`{"version":1,"project_id":"p","service_account":"n","service_account_id":"u","role":"r","max_ttl":86400000000000}`))
+	f.Add([]byte(`{"version":1e99,"project_id":[],"max_ttl":"x"}`))
+	f.Add([]byte(`{"PROJECT_ID":"p","service_account":null}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var data map[string]any
+		if json.Unmarshal(raw, &data) != nil {
+			t.Skip()
+		}
+		lease, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: data}})
+		if err == nil && (lease.ProjectID == "" || (lease.ID == "" && lease.Name == "")) {
+			t.Fatalf("%s is taken for a lease that can be revoked: %+v", raw, lease)
+		}
+		if err == nil {
+			again, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: lease.internal()}})
+			if err != nil || again != lease {
+				t.Fatalf("%+v comes back as %+v (%v)", lease, again, err)
+			}
+		}
+	})
+}
+
+func TestProjects_List(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.Contains(t, h.refused(h.list("projects/")), "vault write openai/config")
+	h.configure(nil)
+	archived := h.sim.AddProject("old")
+	h.sim.ArchiveProject(archived)
+	for _, at := range []string{"projects", "projects/"} {
+		data := h.must(h.list(at)).Data
+		require.Equal(t, []string{h.project, archived}, data["keys"])
+		require.Equal(t, map[string]any{
+			h.project: map[string]any{"name": "apps", "status": "active"},
+			archived:  map[string]any{"name": "old", "status": "archived"},
+		}, data["key_info"])
+	}
+	h.sim.Fail(openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.read."}`})
+	_, err := h.list("projects/")
+	require.ErrorContains(t, err, "api.management.read")
+	require.NotErrorIs(t, err, logical.ErrPermissionDenied)
+	require.NotContains(t, err.Error(), "sk-")
+}

@@ -1,0 +1,395 @@
+package main
+
+// The play itself: what is started, which commands are typed, what each must
+// answer, and how everything goes away again.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+type demo struct {
+	out   io.Writer
+	live  bool
+	env   []string // what the typed commands see
+	api   *api     // with the user's own admin key
+	vault *devenv.Vault
+	sim   *devenv.Simulator
+
+	plugin    devenv.Plugin
+	mounted   bool
+	keyName   string   // of the admin key that the demo makes for Vault
+	adminKeys []string // IDs of all admin keys that exist because of the demo
+	accounts  []string // IDs of all service accounts that Vault made
+	secrets   []string // never printed in full
+	bin       string   // folder of what was built for the demo
+}
+
+// start builds and starts what the play needs: plugin, Vault, simulator, and an
+// admin key for Vault to use up.
+func (d *demo) start(ctx context.Context, user *api) (err error) {
+	fmt.Fprintln(d.out, "Finding a Vault server.")
+	vaultBin, err := devenv.FindVault(ctx)
+	if err != nil {
+		return err
+	}
+	if d.bin, err = os.MkdirTemp("", "vault-openai-demo-"); err != nil {
+		return err
+	}
+	if user == nil {
+		fmt.Fprintln(d.out, "Building and starting the simulator, which stands in for OpenAI.")
+		bin := filepath.Join(d.bin, "openai-sim")
+		if err := devenv.Build(ctx, bin, "./cmd/openai-sim"); err != nil {
+			return err
+		}
+		if d.sim, err = devenv.StartSimulator(ctx, bin, "demo"); err != nil {
+			return err
+		}
+		user = newAPI(d.sim.URL, d.sim.AdminKey, d.sim.Projects[0].ID)
+	} else {
+		fmt.Fprintf(d.out, "OPENAI_ADMIN_KEY is set: this runs against %s, project %s.\n", user.base, user.project)
+	}
+	d.api = user
+	d.secrets = append(d.secrets, user.key)
+
+	fmt.Fprintln(d.out, "Starting Vault and building the plugin.")
+	if d.vault, err = devenv.Start(ctx, devenv.Options{VaultBin: vaultBin, Env: d.env}); err != nil {
+		return err
+	}
+	if d.plugin, err = devenv.BuildPlugin(ctx, d.vault.PluginDir, devenv.BuildOptions{}); err != nil {
+		return err
+	}
+
+	d.keyName = "vault-demo-" + strings.ToLower(rand.Text()[:6])
+	id, value, err := user.makeAdminKey(ctx, d.keyName)
+	if err != nil {
+		return err
+	}
+	d.adminKeys = append(d.adminKeys, id)
+	d.secrets = append(d.secrets, value)
+	fmt.Fprintf(d.out, "Made an admin key for Vault (%s, %s, ends within the hour): Vault will rotate it, and yours stays yours.\n", d.keyName, id)
+
+	cli, err := d.vault.CLIEnv()
+	if err != nil {
+		return err
+	}
+	d.env = append(cli, d.env...)
+	d.set("OPENAI_BASE_URL", user.base)
+	d.set("OPENAI_PROJECT_ID", user.project)
+	d.set("OPENAI_ADMIN_KEY", value)
+	fmt.Fprintf(d.out, "\nVault %s at %s, the API at %s. In what follows, keys are shortened; all else is as it came.\n", d.vault.Version, d.vault.Addr, user.base)
+	return nil
+}
+
+// configure does what an operator does once.
+func (d *demo) configure(ctx context.Context) error {
+	if _, err := d.run(ctx, "Register the plugin by its checksum and version",
+		fmt.Sprintf("vault plugin register -sha256=%s -version=%s secret %s", d.plugin.SHA256, d.plugin.Version, devenv.PluginName)); err != nil {
+		return err
+	}
+	if _, err := d.run(ctx, "Enable the engine", "vault secrets enable -path=openai "+devenv.PluginName); err != nil {
+		return err
+	}
+	d.mounted = true
+	if _, err := d.run(ctx, "Give it the admin key; which one it is, it finds by itself",
+		`printf %s "$OPENAI_ADMIN_KEY" | vault write openai/config admin_api_key=- api_endpoint="$OPENAI_BASE_URL" rotation_grace_period=5s`); err != nil {
+		return err
+	}
+	config, err := d.run(ctx, "", "vault read openai/config")
+	if err != nil {
+		return err
+	}
+	if err := want(config["admin_api_key_id"] == d.adminKeys[0], "the config to name admin key %s, not %q", d.adminKeys[0], config["admin_api_key_id"]); err != nil {
+		return err
+	}
+	projects, err := d.run(ctx, "The projects that this key can see", "vault list -detailed openai/projects")
+	if err != nil {
+		return err
+	}
+	if err := want(d.live || projects[d.api.project] != "", "project %s in the list", d.api.project); err != nil {
+		return err
+	}
+	_, err = d.run(ctx, "A role: whoever may read it gets a key for this project",
+		`vault write openai/roles/demo project_id="$OPENAI_PROJECT_ID" ttl=1h max_ttl=24h`)
+	return err
+}
+
+// lifeOfAKey is issue, use, renewal, rotation beneath it, and revocation.
+func (d *demo) lifeOfAKey(ctx context.Context) error {
+	first, err := d.read(ctx, "A key, for an hour", "vault read openai/creds/demo", "1h")
+	if err != nil {
+		return err
+	}
+	if err := d.infer(ctx, "It works", first["api_key"], 200); err != nil {
+		return err
+	}
+	if _, err := d.read(ctx, "Another one, for half an hour", "vault read openai/creds/demo ttl=30m", "30m"); err != nil {
+		return err
+	}
+
+	d.set("LEASE_ID", first["lease_id"])
+	renewed, err := d.run(ctx, "The first is needed for longer", `vault lease renew -increment=2h "$LEASE_ID"`)
+	if err != nil {
+		return err
+	}
+	if err := want(renewed["lease_duration"] == "2h", "a lease of 2h, not of %s", renewed["lease_duration"]); err != nil {
+		return err
+	}
+
+	rotated, err := d.run(ctx, "Replace the admin key. Nobody will know the new one, and nobody waits for it", "vault write -f openai/config/rotate")
+	if err != nil {
+		return err
+	}
+	config, err := d.run(ctx, "", "vault read openai/config")
+	if err != nil {
+		return err
+	}
+	current := config["admin_api_key_id"]
+	if err := want(current != "" && current != d.adminKeys[0], "a new admin_api_key_id, not %q", current); err != nil {
+		return err
+	}
+	d.adminKeys = append(d.adminKeys, current)
+	if err := want(rotated["admin_api_key_id"] == current, "rotate to have named the new key %s, not %q", current, rotated["admin_api_key_id"]); err != nil {
+		return err
+	}
+	if err := want(config["retired_admin_keys"] == "1" || config["retired_admin_keys"] == "0", "the old key to be counted as retired or gone, not %q", config["retired_admin_keys"]); err != nil {
+		return err
+	}
+	if _, err := d.read(ctx, "Keys are issued as before", "vault read openai/creds/demo", "1h"); err != nil {
+		return err
+	}
+
+	if _, err := d.run(ctx, "The first key is done with", `vault lease revoke -sync "$LEASE_ID"`); err != nil {
+		return err
+	}
+	if err := d.infer(ctx, "It is dead", first["api_key"], 401); err != nil {
+		return err
+	}
+	_, err = d.run(ctx, "And so are, with one command, all keys of the role", "vault lease revoke -prefix -sync openai/creds/demo")
+	return err
+}
+
+// read runs a command that reads a credential, and checks what came.
+func (d *demo) read(ctx context.Context, title, command, duration string) (map[string]string, error) {
+	cred, err := d.run(ctx, title, command)
+	if err != nil {
+		return nil, err
+	}
+	d.accounts = append(d.accounts, cred["service_account_id"])
+	if err := want(cred["api_key"] != "" && cred["lease_id"] != "" && cred["service_account_id"] != "", "a key with a lease and an account"); err != nil {
+		return nil, err
+	}
+	return cred, want(cred["lease_duration"] == duration, "a lease of %s, not of %s", duration, cred["lease_duration"])
+}
+
+// infer calls the inference side with a key. At the real API a change may take
+// a moment to reach every server, so it is asked again for a while.
+func (d *demo) infer(ctx context.Context, title, key string, status int) error {
+	d.set("OPENAI_API_KEY", key)
+	command := `curl -sS -w '\nHTTP %{http_code}\n' -H "Authorization: Bearer $OPENAI_API_KEY" "$OPENAI_BASE_URL/models"`
+	got, output := 0, ""
+	for deadline := time.Now().Add(15 * time.Second); ; {
+		var err error
+		if _, missing := exec.LookPath("curl"); missing == nil {
+			output, err = d.shell(ctx, command)
+			if err == nil {
+				_, err = fmt.Sscanf(output[max(0, strings.LastIndex(output, "HTTP ")):], "HTTP %d", &got)
+			}
+		} else {
+			got, err = d.api.call(ctx, key, "GET", "/models", nil, nil)
+			output = fmt.Sprintf("HTTP %d   (curl is not on PATH: the same request, made by this program)\n", got)
+		}
+		if err != nil {
+			d.show(title, command, output)
+			return err
+		}
+		if got == status || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(time.Second)
+	}
+	d.show(title, command, output)
+	return want(got == status, "%d from the inference side, not %d", status, got)
+}
+
+// nothingIsLeft disables the engine, removes the demo's admin keys and looks
+// for whatever may have survived.
+func (d *demo) nothingIsLeft(ctx context.Context) error {
+	left, err := d.remainingAccounts(ctx)
+	if err != nil {
+		return err
+	}
+	d.show("What is left at the API", asked("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
+		fmt.Sprintf("%d of the %d service accounts that Vault made\n", len(left), len(d.accounts)))
+	if err := want(len(left) == 0, "no account, not %v", left); err != nil {
+		return err
+	}
+	if _, err := d.run(ctx, "Disable the engine", "vault secrets disable openai"); err != nil {
+		return err
+	}
+	d.mounted = false
+	made := len(d.adminKeys)
+	if err := d.removeAdminKeys(ctx); err != nil {
+		return err
+	}
+	keys, err := d.api.adminKeys(ctx)
+	if err != nil {
+		return err
+	}
+	remaining := slices.DeleteFunc(keys, func(k item) bool { return !d.isOurs(k) })
+	d.show("Remove, with the user's own key, the admin keys that the demo leaves", asked("DELETE …/organization/admin_api_keys/$ID, GET …/organization/admin_api_keys"),
+		fmt.Sprintf("%d of the %d admin keys that the demo made\n", len(remaining), made))
+	return want(len(remaining) == 0, "no admin key of the demo, not %v", remaining)
+}
+
+func (d *demo) isOurs(k item) bool {
+	return strings.HasPrefix(k.Name, d.keyName) || slices.Contains(d.adminKeys, k.ID)
+}
+
+func (d *demo) remainingAccounts(ctx context.Context) ([]item, error) {
+	accounts, err := d.api.serviceAccounts(ctx)
+	return slices.DeleteFunc(accounts, func(a item) bool { return !slices.Contains(d.accounts, a.ID) }), err
+}
+
+func (d *demo) removeAdminKeys(ctx context.Context) error {
+	var errs []error
+	for _, id := range d.adminKeys {
+		errs = append(errs, d.api.deleteAdminKey(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// cleanUp puts an end to whatever is still there. After a good run that is only
+// the processes; after a failure it is what matters most at the real API.
+func (d *demo) cleanUp(ctx context.Context) error {
+	var errs []error
+	if d.mounted {
+		// Disabling revokes all leases. The current admin key is asked for first:
+		// it may have been rotated since we last looked.
+		if out, err := d.shell(ctx, "vault read -field=admin_api_key_id openai/config"); err == nil {
+			d.adminKeys = append(d.adminKeys, strings.TrimSpace(out))
+		}
+		if out, err := d.shell(ctx, "vault secrets disable openai"); err != nil {
+			errs = append(errs, fmt.Errorf("disabling the engine, so that its leases end: %w\n%s", err, d.shorten(out)))
+		}
+	}
+	if d.live && len(d.adminKeys) > 0 {
+		errs = append(errs, d.removeAdminKeys(ctx))
+	}
+	if d.live && len(d.accounts) > 0 {
+		left, err := d.remainingAccounts(ctx)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("service accounts left in project %s: %v", d.api.project, left)
+		}
+		errs = append(errs, err)
+	}
+	if d.vault != nil {
+		errs = append(errs, d.vault.Stop())
+	}
+	if d.sim != nil {
+		d.sim.Stop()
+	}
+	if d.bin != "" {
+		errs = append(errs, os.RemoveAll(d.bin))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *demo) printExports() {
+	fmt.Fprintf(d.out, "\nReady, until Ctrl-C. To use it from another terminal, paste:\n\n")
+	fmt.Fprintf(d.out, "export VAULT_ADDR=%s\nexport VAULT_TOKEN=%s\n", d.vault.Addr, d.vault.RootToken)
+	if _, err := exec.LookPath("vault"); err != nil {
+		fmt.Fprintf(d.out, "export PATH=%q:$PATH\n", filepath.Join(d.vault.Dir, "bin"))
+	}
+	fmt.Fprintf(d.out, "export OPENAI_BASE_URL=%s\nexport OPENAI_PROJECT_ID=%s\n", d.api.base, d.api.project)
+	if !d.live { // a real one is not ours to print
+		fmt.Fprintf(d.out, "export OPENAI_ADMIN_KEY=%s\n", d.api.key)
+	}
+	fmt.Fprintf(d.out, "\n  vault read openai/creds/demo\n  vault path-help openai\n\nVault's log: %s\n", d.vault.LogPath)
+}
+
+// run runs a command in a shell exactly as it is shown, prints its output, and
+// returns the output's table of keys and values.
+func (d *demo) run(ctx context.Context, title, command string) (map[string]string, error) {
+	output, err := d.shell(ctx, command)
+	table := map[string]string{}
+	for line := range strings.Lines(output) {
+		if key, value, ok := strings.Cut(strings.TrimRight(line, "\n"), " "); ok {
+			table[key] = strings.TrimSpace(value)
+		}
+	}
+	if key := table["api_key"]; key != "" {
+		d.secrets = append(d.secrets, key)
+	}
+	d.show(title, command, output)
+	if err != nil {
+		return nil, fmt.Errorf("the command above failed: %w", err)
+	}
+	return table, nil
+}
+
+func (d *demo) shell(ctx context.Context, command string) (string, error) {
+	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+	cmd.Env = d.env
+	cmd.WaitDelay = 5 * time.Second // for what an interrupted shell has left running
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (d *demo) set(name, value string) { d.env = append(d.env, name+"="+value) }
+
+// show prints a step. Long answers are cut: the list of models, for one.
+func (d *demo) show(title, command, output string) {
+	if title != "" {
+		fmt.Fprintf(d.out, "\n# %s\n", title)
+	}
+	if !strings.HasPrefix(command, askedMark) {
+		command = "$ " + command
+	}
+	fmt.Fprintln(d.out, command)
+	lines := strings.Split(strings.TrimSpace(d.shorten(output)), "\n")
+	const most = 24
+	if len(lines) > most {
+		lines = append(append(lines[:most-6:most-6], fmt.Sprintf("[%d more lines]", len(lines)-most+1)), lines[len(lines)-5:]...)
+	}
+	for _, line := range lines {
+		fmt.Fprintln(d.out, line)
+	}
+}
+
+// asked is the line to show for requests that this program makes by itself:
+// nobody should take them for something to type.
+func asked(requests string) string { return askedMark + requests }
+
+const askedMark = "(asked by this program, with the user's own admin key) "
+
+// looksLikeAKey catches keys that nobody told us about, in an error say.
+var looksLikeAKey = regexp.MustCompile(`\bsk-[A-Za-z0-9_-]{16,}`)
+
+// shorten leaves of each key what identifies it and no more.
+func (d *demo) shorten(s string) string {
+	for _, secret := range d.secrets {
+		s = strings.ReplaceAll(s, secret, secret[:min(14, len(secret)/2)]+"…")
+	}
+	return looksLikeAKey.ReplaceAllStringFunc(s, func(key string) string { return key[:14] + "…" })
+}
+
+// want is an error that says what a step should have shown.
+func want(ok bool, format string, args ...any) error {
+	if ok {
+		return nil
+	}
+	return fmt.Errorf("the step above should have shown "+format, args...)
+}

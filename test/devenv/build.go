@@ -1,0 +1,86 @@
+package devenv
+
+// Building the plugin, and the simulator beside it, from this checkout.
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Plugin is a built plugin binary, as Vault's catalog wants to know it.
+type Plugin struct {
+	Path    string
+	Version string // what the binary says with -version
+	SHA256  string
+}
+
+// BuildOptions say how a plugin is built. The zero value is the plugin as
+// `make build` makes it, but for the stripping.
+type BuildOptions struct {
+	Version string // replaces the version in the code, for tests with two of them
+	Race    bool   // with the race detector, where RaceAvailable
+}
+
+// BuildPlugin builds the plugin into dir, which is or becomes a Vault's plugin
+// directory. Plugins of different versions can lie in one folder.
+func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, error) {
+	name := PluginName
+	var args []string
+	if opts.Race {
+		args = append(args, "-race")
+	}
+	if opts.Version != "" {
+		name += "_" + opts.Version
+		args = append(args, "-ldflags", "-X "+PluginName+".version="+opts.Version)
+	}
+	path := filepath.Join(dir, name)
+	if err := Build(ctx, path, "./cmd/"+PluginName, args...); err != nil {
+		return Plugin{}, err
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return Plugin{}, err
+	}
+	said, err := exec.CommandContext(ctx, path, "-version").Output()
+	fields := strings.Fields(string(said))
+	if err != nil || len(fields) == 0 {
+		return Plugin{}, fmt.Errorf("asking %s for its version: %q, %w", path, said, err)
+	}
+	sum := sha256.Sum256(content)
+	return Plugin{Path: path, Version: fields[len(fields)-1], SHA256: hex.EncodeToString(sum[:])}, nil
+}
+
+// Build runs go build for one package of this checkout. The version-control
+// stamp is off: it would make each build of an unchanged tree a new binary, and
+// fails where git distrusts the folder's owner, as in many containers.
+func Build(ctx context.Context, output, pkg string, args ...string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	args = append([]string{"build", "-buildvcs=false", "-trimpath", "-o", output}, args...)
+	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// RaceAvailable says whether the race detector can be built in here: it needs
+// cgo, and with it a C compiler.
+func RaceAvailable(ctx context.Context) bool {
+	out, err := exec.CommandContext(ctx, "go", "env", "CC").Output()
+	cc := strings.Fields(string(out))
+	if err != nil || len(cc) == 0 {
+		return false
+	}
+	_, err = exec.LookPath(cc[0])
+	return err == nil
+}

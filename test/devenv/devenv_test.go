@@ -1,0 +1,51 @@
+package devenv
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestNothingOfTheCallersSettingsReachesAServer(t *testing.T) {
+	for _, name := range []string{"OPENAI_API_KEY", "VAULT_TOKEN", "BAO_ADDR", "HTTPS_PROXY", "no_proxy"} {
+		t.Setenv(name, "of-the-caller")
+	}
+	t.Setenv("SSL_CERT_FILE", "stays")
+	env := strings.Join(serverEnv([]string{"VAULT_LEASE_REVOCATION_WORKERS=3"}), "\n")
+	require.NotContains(t, env, "of-the-caller")
+	require.Contains(t, env, "SSL_CERT_FILE=stays")
+	require.Contains(t, env, "VAULT_LEASE_REVOCATION_WORKERS=3", "what a test asks for comes through")
+}
+
+func TestIsolateEnvKeepsTheChoiceOfServer(t *testing.T) {
+	t.Setenv("VAULT_BIN", "/a/vault")
+	t.Setenv("VAULT_TOKEN", "of-the-caller")
+	IsolateEnv()
+	require.Equal(t, "/a/vault", os.Getenv("VAULT_BIN"))
+	require.Empty(t, os.Getenv("VAULT_TOKEN"))
+}
+
+func TestOnlyOwnProcessesAreEnded(t *testing.T) {
+	p, err := startProcess(exec.Command("sh", "-c", "sleep 60 & wait"))
+	require.NoError(t, err)
+	defer p.kill()
+	var found []int
+	require.NoError(t, poll(t.Context(), startTimeout, "the child", func() error {
+		found, err = children(p.pid())
+		if err == nil && len(found) == 0 {
+			err = os.ErrNotExist
+		}
+		return err
+	}))
+	require.Len(t, found, 1)
+
+	// Under another group it is not ours, and lives.
+	require.NoError(t, killOwn(found[0], p.pid()+1))
+	require.True(t, p.running())
+	require.NoError(t, killOwn(found[0], p.pid()))
+	<-p.done // the shell waited for it
+	require.NoError(t, killOwn(found[0], p.pid()), "one that has ended is no error")
+}

@@ -1,0 +1,9 @@
+package devenv
+
+import "syscall"
+
+// sysProcAttr gives a process its own group and, where the kernel can, has it
+// end with us: a test binary that a timeout kills runs no cleanup.
+func sysProcAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}

@@ -1,0 +1,75 @@
+package devenv
+
+// The simulator as a process, for the programs that play a user's life with it.
+// Tests run it inside themselves instead, where they can look into it.
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// Simulator is a running openai-sim, as it introduced itself.
+type Simulator struct {
+	URL        string `json:"url"`
+	AdminKey   string `json:"admin_key"`
+	AdminKeyID string `json:"admin_key_id"`
+	Projects   []struct {
+		ID   string `json:"id"`
+		Name string `json:"name"`
+	} `json:"projects"`
+
+	process *process
+}
+
+// StartSimulator starts a simulator with one project. The caller must Stop it.
+func StartSimulator(ctx context.Context, bin, project string) (*Simulator, error) {
+	cmd := exec.Command(bin, "-listen", "127.0.0.1:0", "-project", project)
+	cmd.Stderr = os.Stderr
+	stdout, out, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = out
+	p, err := startProcess(cmd)
+	_ = out.Close() // the process has its own end
+	if err != nil {
+		_ = stdout.Close()
+		return nil, fmt.Errorf("starting %s: %w", bin, err)
+	}
+	s := &Simulator{process: p}
+	introduced := make(chan error, 1)
+	go func() {
+		defer func() { _ = stdout.Close() }() // it was only read
+		lines := bufio.NewScanner(stdout)
+		if lines.Scan() {
+			introduced <- json.Unmarshal(lines.Bytes(), s)
+		} else {
+			introduced <- fmt.Errorf("%s ended without a word", bin)
+		}
+		for lines.Scan() { // what it says later must not block it
+		}
+	}()
+	select {
+	case err = <-introduced:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(10 * time.Second):
+		err = fmt.Errorf("%s did not introduce itself within 10 s", bin)
+	}
+	if err == nil && (s.URL == "" || s.AdminKey == "" || len(s.Projects) == 0) {
+		err = fmt.Errorf("%s did not say its url, admin_key and projects", bin)
+	}
+	if err != nil {
+		p.terminate()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Stop ends the simulator, and with it all that it remembers.
+func (s *Simulator) Stop() { s.process.terminate() }

@@ -1,0 +1,394 @@
+package devenv
+
+// A Vault server under test: one node, made ready to use and, when asked,
+// stopped, crashed and started again on the same storage.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// startTimeout bounds each step of a start: the process answering, and the node
+// becoming active. Both take about a second on an idle machine.
+const startTimeout = 60 * time.Second
+
+// Options describe a server. The zero value is a single node with raft storage,
+// which is what most people run.
+type Options struct {
+	VaultBin string   // the server; FindVault when empty
+	Storage  string   // "raft" (default) or "inmem", which does not survive a restart
+	LogLevel string   // "info" by default; the log is a file either way
+	Audit    bool     // with a file audit device
+	Config   string   // added to the configuration file as it is
+	Env      []string // added to the server's environment, and so to the plugin's
+}
+
+// Vault is a running server and what is needed to use it.
+type Vault struct {
+	Addr      string
+	RootToken string
+	Version   string // as the server says it
+	Dir       string // everything it writes
+	PluginDir string
+	LogPath   string
+	AuditPath string // empty without an audit device
+
+	// WrapTransport, when set, sees all that the clients of this server send and
+	// receive.
+	WrapTransport func(http.RoundTripper) http.RoundTripper
+
+	opts      Options
+	unsealKey string
+	process   *process
+	log       *os.File
+	orphans   []orphan
+}
+
+// orphan is a plugin process whose Vault was killed.
+type orphan struct{ pid, group int }
+
+// Start starts, initializes and unseals a server. The caller must Stop it.
+func Start(ctx context.Context, opts Options) (_ *Vault, err error) {
+	if opts.VaultBin == "" {
+		if opts.VaultBin, err = FindVault(ctx); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := os.MkdirTemp("", "vault-openai-")
+	if err != nil {
+		return nil, err
+	}
+	// Vault refuses plugins behind a symbolic link, which is what the temporary
+	// folder is on some systems.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
+	v := &Vault{
+		Dir:       dir,
+		PluginDir: filepath.Join(dir, "plugins"),
+		LogPath:   filepath.Join(dir, "vault.log"),
+		opts:      opts,
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w\nlast lines of Vault's log:\n%s", err, v.logTail())
+			_ = v.Stop()
+		}
+	}()
+	for _, d := range []string{v.PluginDir, filepath.Join(dir, "raft")} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if v.log, err = os.OpenFile(v.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return nil, err
+	}
+	if err := v.writeConfig(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.launch(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.initialize(ctx); err != nil {
+		return nil, err
+	}
+	if opts.Audit {
+		if err := v.enableAudit(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+func (v *Vault) writeConfig(ctx context.Context) error {
+	ports, err := freePorts(ctx, 2)
+	if err != nil {
+		return err
+	}
+	v.Addr = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
+	storage := `storage "inmem" {}`
+	if v.opts.Storage != "inmem" {
+		storage = fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node1\"\n}", filepath.Join(v.Dir, "raft"))
+	}
+	config := fmt.Sprintf(`%s
+
+listener "tcp" {
+  address     = "127.0.0.1:%d"
+  tls_disable = true
+}
+
+api_addr         = %q
+cluster_addr     = "http://127.0.0.1:%d"
+disable_mlock    = true
+plugin_directory = %q
+
+%s
+`, storage, ports[0], v.Addr, ports[1], v.PluginDir, v.opts.Config)
+	return os.WriteFile(v.configPath(), []byte(config), 0o600)
+}
+
+func (v *Vault) configPath() string { return filepath.Join(v.Dir, "vault.hcl") }
+
+// launch starts the process and waits until it answers.
+func (v *Vault) launch(ctx context.Context) error {
+	level := v.opts.LogLevel
+	if level == "" {
+		level = "info"
+	}
+	// Not CommandContext: the server outlives the call that started it.
+	cmd := exec.Command(v.opts.VaultBin, "server", "-config", v.configPath(), "-log-level", level)
+	cmd.Dir = v.Dir
+	cmd.Env = serverEnv(v.opts.Env)
+	cmd.Stdout, cmd.Stderr = v.log, v.log
+	p, err := startProcess(cmd)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", v.opts.VaultBin, err)
+	}
+	v.process = p
+	return poll(ctx, startTimeout, "Vault to answer", func() error {
+		if !p.running() {
+			return stop{errors.New("the Vault process ended")}
+		}
+		health, err := v.Client().Sys().HealthWithContext(ctx)
+		if err == nil {
+			v.Version = health.Version
+		}
+		return err
+	})
+}
+
+func (v *Vault) initialize(ctx context.Context) error {
+	keys, err := v.Client().Sys().InitWithContext(ctx, &api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+	if err != nil {
+		return fmt.Errorf("initializing Vault: %w", err)
+	}
+	v.RootToken, v.unsealKey = keys.RootToken, keys.KeysB64[0]
+	return v.unseal(ctx)
+}
+
+// unseal opens the server and waits until it is the active node: raft elects a
+// leader first, also where there is nobody else to elect.
+func (v *Vault) unseal(ctx context.Context) error {
+	if _, err := v.Client().Sys().UnsealWithContext(ctx, v.unsealKey); err != nil {
+		return fmt.Errorf("unsealing Vault: %w", err)
+	}
+	return poll(ctx, startTimeout, "Vault to become active", func() error {
+		health, err := v.Client().Sys().HealthWithContext(ctx)
+		if err == nil && (health.Sealed || health.Standby) {
+			err = errors.New("it is sealed or a standby")
+		}
+		return err
+	})
+}
+
+func (v *Vault) enableAudit(ctx context.Context) error {
+	v.AuditPath = filepath.Join(v.Dir, "audit.log")
+	return v.Client().Sys().EnableAuditWithOptionsWithContext(ctx, "file", &api.EnableAuditOptions{
+		Type:    "file",
+		Options: map[string]string{"file_path": v.AuditPath},
+	})
+}
+
+// Client returns a new client with the root token. It does not retry: a test
+// that promises "no failed read" must see each failure.
+func (v *Vault) Client() *api.Client {
+	return v.ClientFor(v.RootToken)
+}
+
+// ClientFor returns a new client with a token.
+func (v *Vault) ClientFor(token string) *api.Client {
+	config := api.DefaultConfig()
+	config.Address = v.Addr
+	config.MaxRetries = 0
+	if v.WrapTransport != nil {
+		config.HttpClient.Transport = v.WrapTransport(config.HttpClient.Transport)
+	}
+	client, err := api.NewClient(config)
+	if err != nil { // only for settings in the environment, which IsolateEnv removed
+		panic(fmt.Sprintf("devenv: Vault client: %v", err))
+	}
+	client.SetToken(token)
+	return client
+}
+
+// CLIEnv is the environment in which a shell talks to this server: the vault
+// command is on its PATH, whatever the file is called.
+func (v *Vault) CLIEnv() ([]string, error) {
+	bin := filepath.Join(v.Dir, "bin")
+	if err := os.MkdirAll(bin, 0o700); err != nil {
+		return nil, err
+	}
+	target, err := filepath.Abs(v.opts.VaultBin)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Symlink(target, filepath.Join(bin, "vault")); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return append(serverEnv(nil),
+		"PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"),
+		"HOME="+v.Dir, // the CLI keeps its token file there
+		"VAULT_ADDR="+v.Addr,
+		"VAULT_TOKEN="+v.RootToken,
+	), nil
+}
+
+// Register enters a plugin in the catalog, after copying it to the server's
+// plugin directory if it was built elsewhere.
+func (v *Vault) Register(ctx context.Context, p Plugin) error {
+	if filepath.Dir(p.Path) != v.PluginDir {
+		content, err := os.ReadFile(p.Path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(v.PluginDir, filepath.Base(p.Path)), content, 0o700); err != nil {
+			return err
+		}
+	}
+	err := v.Client().Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{
+		Name:    PluginName,
+		Type:    api.PluginTypeSecrets,
+		Command: filepath.Base(p.Path),
+		SHA256:  p.SHA256,
+		Version: p.Version,
+	})
+	if err != nil {
+		return fmt.Errorf("registering the plugin: %w", err)
+	}
+	return nil
+}
+
+// Mount enables the engine at a path.
+func (v *Vault) Mount(ctx context.Context, path string, config api.MountConfigInput) error {
+	if err := v.Client().Sys().MountWithContext(ctx, path, &api.MountInput{Type: PluginName, Config: config}); err != nil {
+		return fmt.Errorf("enabling the engine at %s: %w", path, err)
+	}
+	return nil
+}
+
+// PluginPIDs lists the plugin processes that the server has started.
+func (v *Vault) PluginPIDs() ([]int, error) { return children(v.process.pid()) }
+
+// KillPlugins ends all plugin processes as a crash would, and says how many.
+func (v *Vault) KillPlugins() (int, error) {
+	pids, err := v.PluginPIDs()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		if err := killOwn(pid, v.process.pid()); err != nil {
+			return 0, err
+		}
+	}
+	return len(pids), nil
+}
+
+// Kill ends the server as a crash would. Its plugins stay for as long as they
+// would in life; Stop ends those that are still there.
+func (v *Vault) Kill() error {
+	pids, err := v.PluginPIDs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		v.orphans = append(v.orphans, orphan{pid, v.process.pid()})
+	}
+	v.process.kill()
+	return nil
+}
+
+// Restart starts the server again on its storage, ending it first if it runs.
+func (v *Vault) Restart(ctx context.Context) error {
+	if v.process.running() {
+		v.process.terminate()
+	}
+	if err := v.launch(ctx); err != nil {
+		return err
+	}
+	return v.unseal(ctx)
+}
+
+// Stop ends the server and removes what it wrote.
+func (v *Vault) Stop() error {
+	if v.process != nil {
+		// A graceful stop ends the plugins too; they are noted for the other case.
+		pids, err := v.PluginPIDs()
+		if err == nil {
+			for _, pid := range pids {
+				v.orphans = append(v.orphans, orphan{pid, v.process.pid()})
+			}
+		}
+		v.process.terminate()
+	}
+	var errs []error
+	for _, o := range v.orphans {
+		errs = append(errs, killOwn(o.pid, o.group))
+	}
+	if v.log != nil {
+		errs = append(errs, v.log.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(v.Dir))...)
+}
+
+// logTail is for error messages about servers that are about to be removed.
+func (v *Vault) logTail() string {
+	content, err := os.ReadFile(v.LogPath)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(lines[max(0, len(lines)-25):], "\n")
+}
+
+// freePorts finds ports that nobody listens on. Somebody may take one before
+// Vault does; that has the start fail, saying so, and nothing worse.
+func freePorts(ctx context.Context, n int) ([]int, error) {
+	var ports []int
+	for range n {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = l.Close() }() // only after the last is found, so that they differ
+		addr, ok := l.Addr().(*net.TCPAddr)
+		if !ok {
+			return nil, fmt.Errorf("a TCP listener with address %v", l.Addr())
+		}
+		ports = append(ports, addr.Port)
+	}
+	return ports, nil
+}
+
+// stop is an error after which polling makes no sense.
+type stop struct{ error }
+
+// poll repeats what until it succeeds, within a bound.
+func poll(ctx context.Context, timeout time.Duration, goal string, what func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for {
+		err := what()
+		if err == nil {
+			return nil
+		}
+		var final stop
+		if errors.As(err, &final) {
+			return fmt.Errorf("waiting for %s: %w", goal, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w (last: %w)", goal, ctx.Err(), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

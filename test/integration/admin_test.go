@@ -1,0 +1,135 @@
+//go:build integration
+
+package integration
+
+// The admin key: what is refused as one, how it is replaced, and that two
+// organizations in one plugin process do not mix.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestABadAdminKeyIsRefusedAndTheGoodOneStaysInForce(t *testing.T) {
+	m := newMount(t)
+	m.role("r", "1h", "24h")
+	before := m.read("config").Data
+	for name, key := range map[string]string{
+		"unknown":       "sk-admin-" + "nobody-has-ever-seen-this-one-0123456789",
+		"a project key": m.creds("r").key,
+		"empty":         "",
+	} {
+		config := m.adminConfig()
+		config["admin_api_key"] = key
+		_, err := m.client.Logical().Write(m.path+"/config", config)
+		requireStatus(t, http.StatusBadRequest, err, name)
+	}
+	require.Equal(t, before, m.read("config").Data)
+	m.creds("r")
+}
+
+func TestTheConfigFindsItsKeyAndNeverShowsIt(t *testing.T) {
+	m := newMount(t)
+	id, key := m.sim.AdminKey()
+	config := m.read("config").Data
+	require.Equal(t, id, config["admin_api_key_id"])
+	require.NotContains(t, config, "admin_api_key")
+	for field, value := range config {
+		require.NotContains(t, fmt.Sprint(value), key, field)
+	}
+}
+
+// The engine rotates while it is read from: not one read fails, and after the
+// grace one admin key is left. The wait at the end is for Vault's own tick,
+// which comes once a minute and cannot be hurried.
+func TestTenRotationsUnderFourReadersFailNoRead(t *testing.T) {
+	m := newMount(t, map[string]any{"rotation_grace_period": "1s"})
+	m.role("r", "1h", "24h")
+
+	var stop atomic.Bool
+	var reads atomic.Int64
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			client := m.vault.Client()
+			for !stop.Load() {
+				if _, err := client.Logical().Read(m.path + "/creds/r"); err != nil {
+					t.Errorf("read %d failed: %v", reads.Load(), err)
+					return
+				}
+				reads.Add(1)
+			}
+		})
+	}
+	seen := map[any]bool{m.read("config").Data["admin_api_key_id"]: true}
+	for i := range 10 {
+		answer := m.write("config/rotate", nil)
+		id := answer.Data["admin_api_key_id"]
+		require.NotEmpty(t, id)
+		require.False(t, seen[id], "rotation %d named a key that was there before", i)
+		seen[id] = true
+		at := reads.Load()
+		require.Eventually(t, func() bool { return reads.Load() > at+4 || t.Failed() }, 30*time.Second, 5*time.Millisecond, "reads between rotations")
+	}
+	stop.Store(true)
+	readers.Wait()
+	t.Logf("%d reads during 10 rotations", reads.Load())
+
+	config := m.read("config").Data
+	require.Eventually(t, func() bool { return len(m.sim.AdminKeys()) == 1 }, 140*time.Second, time.Second, "the replaced admin keys, after the grace")
+	require.Equal(t, config["admin_api_key_id"], m.sim.AdminKeys()[0].ID)
+	require.Equal(t, "0", fmt.Sprint(m.read("config").Data["retired_admin_keys"]))
+	m.creds("r")
+}
+
+func TestTwoOrganizationsInOneProcessDoNotMix(t *testing.T) {
+	a := newMount(t)
+	b := newMountOn(t, server)
+	pids, err := server.PluginPIDs()
+	require.NoError(t, err)
+	require.Len(t, pids, 1, "all mounts are served by one process, or this test tests nothing")
+	a.role("r", "1h", "24h")
+	b.role("r", "1h", "24h")
+
+	const each = 10
+	var wg sync.WaitGroup
+	leases := make([]lease, 2*each)
+	for i := range leases {
+		m := []*mount{a, b}[i%2]
+		wg.Go(func() {
+			secret, err := m.vault.Client().Logical().ReadWithContext(context.WithoutCancel(t.Context()), m.path+"/creds/r")
+			if err == nil && secret != nil {
+				leases[i] = lease{id: secret.LeaseID, key: secret.Data["api_key"].(string)}
+			}
+		})
+	}
+	wg.Wait()
+	for i, l := range leases {
+		own, other := a.sim, b.sim
+		if i%2 == 1 {
+			own, other = other, own
+		}
+		require.NotEmpty(t, l.key, "read %d failed", i)
+		require.Equal(t, http.StatusOK, infer(t, own, l.key))
+		require.Equal(t, http.StatusUnauthorized, infer(t, other, l.key))
+	}
+	require.Len(t, a.alive(), each)
+	require.Len(t, b.alive(), each)
+
+	// What happens to one organization's admin key is nothing to the other.
+	a.write("config/rotate", nil)
+	id, _ := b.sim.AdminKey()
+	require.Equal(t, id, b.read("config").Data["admin_api_key_id"])
+	for _, l := range leases {
+		require.NoError(t, a.revoke(l))
+	}
+	require.Empty(t, a.alive())
+	require.Empty(t, b.alive())
+}

@@ -1,0 +1,59 @@
+//go:build integration
+
+package integration
+
+// The demo is a promise too: it must go through, against the simulator and, in
+// the way that it goes against the real API, with an account of the user's.
+
+import (
+	"context"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+func demo(t *testing.T, env ...string) string {
+	t.Helper()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	program := filepath.Join(t.TempDir(), "demo")
+	require.NoError(t, devenv.Build(t.Context(), program, "./test/demo"))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program)
+	cmd.Dir = root
+	cmd.Env = append(cmd.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return string(out)
+}
+
+func TestTheDemoGoesThrough(t *testing.T) {
+	t.Parallel()
+	out := demo(t)
+	require.Contains(t, out, "Every step did what it said")
+	require.Contains(t, out, "HTTP 200")
+	require.Contains(t, out, "HTTP 401")
+}
+
+func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{}) // and fails the test for what is left
+	project := sim.AddProject("mine")
+	person := sim.AddServiceAccount(project, "vault-demo-of-somebody")
+	id, key := sim.AdminKey()
+	out := demo(t, "OPENAI_ADMIN_KEY="+key, "OPENAI_PROJECT_ID="+project, "OPENAI_BASE_URL="+sim.URL())
+	for _, secret := range sim.Secrets() {
+		require.NotContains(t, out, secret, "the transcript shows a key in full")
+	}
+	require.Len(t, sim.Accounts(), 1)
+	require.Equal(t, person, sim.Accounts()[0].ID)
+	require.Len(t, sim.AdminKeys(), 1)
+	require.Equal(t, id, sim.AdminKeys()[0].ID)
+}

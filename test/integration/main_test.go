@@ -1,0 +1,94 @@
+//go:build integration
+
+// Package integration tests the engine's promises on a real Vault server: the
+// plugin is the built binary, the server an ordinary one with raft storage and
+// a file audit device, and only OpenAI is simulated.
+//
+// Most tests share one server, each on a mount and a simulator of its own, so
+// that they run side by side as mounts do in life; a test that harms the server
+// starts one for itself. Whatever a test makes must be gone at its end: the
+// simulator fails a test that leaves something alive, and each test's keys are
+// searched for in all that Vault wrote.
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+var (
+	server *devenv.Vault // the shared one
+	plugin devenv.Plugin // the binary that all servers use
+	bin    string        // the folder that it lies in
+)
+
+func TestMain(m *testing.M) {
+	devenv.IsolateEnv()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	ctx := context.Background()
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, "integration:", err)
+		return 1
+	}
+	dir, err := os.MkdirTemp("", "vault-openai-test-")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(dir)
+	bin = dir
+	race := devenv.RaceAvailable(ctx)
+	if plugin, err = devenv.BuildPlugin(ctx, dir, devenv.BuildOptions{Race: race}); err != nil {
+		return fail(err)
+	}
+	if server, err = startVault(ctx); err != nil {
+		return fail(err)
+	}
+	fmt.Printf("Vault %s, plugin %s (race detector: %t)\n", server.Version, plugin.Version, race)
+	defer func() {
+		if err := server.Stop(); err != nil {
+			code = fail(err)
+		}
+		if err := races(); err != nil {
+			code = fail(err)
+		}
+	}()
+	return m.Run()
+}
+
+// startVault starts a server with the plugin in its catalog.
+func startVault(ctx context.Context) (*devenv.Vault, error) {
+	v, err := devenv.Start(ctx, devenv.Options{
+		LogLevel: "trace",
+		Audit:    true,
+		// Where the plugin's race detector reports: what a plugin writes to its
+		// standard error reaches Vault's log only with luck.
+		Env: []string{"GORACE=log_path=" + filepath.Join(bin, "race")},
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.WrapTransport = answers.record
+	if err := v.Register(ctx, plugin); err != nil {
+		_ = v.Stop()
+		return nil, err
+	}
+	return v, nil
+}
+
+// races returns what the race detector found in any plugin process.
+func races() error {
+	reports, err := filepath.Glob(filepath.Join(bin, "race.*"))
+	if err != nil || len(reports) == 0 {
+		return err
+	}
+	content, err := os.ReadFile(reports[0])
+	return fmt.Errorf("the plugin has data races, %d processes reported some: %s %w", len(reports), content, err)
+}

@@ -1,0 +1,253 @@
+//go:build integration
+
+package integration
+
+// What the tests are written with: a configured mount with its own simulator,
+// the words for using it, and the search for secrets that ends each test.
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// mount is the engine at one path of a Vault, configured for one simulated
+// organization that has one project.
+type mount struct {
+	t       *testing.T
+	vault   *devenv.Vault
+	client  *api.Client
+	path    string
+	sim     *openaitest.Server
+	project string
+}
+
+// newMount mounts and configures the engine on the shared server. extra holds
+// additional fields for the config.
+func newMount(t *testing.T, extra ...map[string]any) *mount {
+	t.Helper()
+	t.Parallel()
+	return newMountOn(t, server, extra...)
+}
+
+var mounts struct {
+	sync.Mutex
+	n int
+}
+
+var notInAPath = regexp.MustCompile(`[^a-z0-9]+`)
+
+func newMountOn(t *testing.T, v *devenv.Vault, extra ...map[string]any) *mount {
+	t.Helper()
+	t.Logf("on Vault %s", v.Version)
+	mounts.Lock()
+	mounts.n++
+	path := notInAPath.ReplaceAllString(strings.ToLower(t.Name()), "-") + "-" + time.Now().Format("150405") + "-" + string(rune('a'+mounts.n%26))
+	mounts.Unlock()
+
+	m := &mount{t: t, vault: v, client: v.Client(), path: path, sim: openaitest.Start(t, openaitest.Options{})}
+	m.project = m.sim.AddProject("project of " + t.Name())
+	require.NoError(t, v.Mount(t.Context(), path, api.MountConfigInput{}))
+	// In this order at the end: the mount goes, and with it everything that it
+	// made; then the search; then, by openaitest, the check of what is alive.
+	t.Cleanup(func() { m.requireNoSecretWritten(m.sim.Secrets()...) })
+	t.Cleanup(func() {
+		m.keepAdminKey()
+		require.NoError(t, m.client.Sys().Unmount(path))
+	})
+
+	config := m.adminConfig()
+	for _, fields := range extra {
+		for name, value := range fields {
+			config[name] = value
+		}
+	}
+	m.write("config", config)
+	return m
+}
+
+// adminConfig is a config for this mount's organization.
+func (m *mount) adminConfig() map[string]any {
+	_, key := m.sim.AdminKey()
+	return map[string]any{"admin_api_key": key, "api_endpoint": m.sim.URL()}
+}
+
+// keepAdminKey tells the simulator that the admin key in Vault's hands is meant
+// to outlive the mount: disabling an engine does not delete the admin key.
+func (m *mount) keepAdminKey() {
+	config, err := m.client.Logical().Read(m.path + "/config")
+	if err == nil && config != nil {
+		if id, ok := config.Data["admin_api_key_id"].(string); ok {
+			m.sim.Keep(id)
+		}
+	}
+}
+
+func (m *mount) write(path string, data map[string]any) *api.Secret {
+	m.t.Helper()
+	secret, err := m.client.Logical().WriteWithContext(m.t.Context(), m.path+"/"+path, data)
+	require.NoError(m.t, err, "write %s", path)
+	return secret
+}
+
+func (m *mount) read(path string) *api.Secret {
+	m.t.Helper()
+	secret, err := m.client.Logical().ReadWithContext(m.t.Context(), m.path+"/"+path)
+	require.NoError(m.t, err, "read %s", path)
+	require.NotNil(m.t, secret, "read %s: nothing there", path)
+	return secret
+}
+
+// role writes a role for the mount's project.
+func (m *mount) role(name, ttl, maxTTL string) {
+	m.t.Helper()
+	m.write("roles/"+name, map[string]any{"project_id": m.project, "ttl": ttl, "max_ttl": maxTTL})
+}
+
+// lease is a credential as a client sees it.
+type lease struct {
+	id        string
+	seconds   int
+	renewable bool
+	warnings  []string
+	key       string
+	account   string
+}
+
+func newLease(t *testing.T, secret *api.Secret, err error) lease {
+	t.Helper()
+	require.NoError(t, err, "read a credential")
+	require.NotNil(t, secret, "read a credential: nothing there")
+	l := lease{id: secret.LeaseID, seconds: secret.LeaseDuration, renewable: secret.Renewable, warnings: secret.Warnings}
+	for field, into := range map[string]*string{"api_key": &l.key, "service_account_id": &l.account} {
+		value, ok := secret.Data[field].(string)
+		require.True(t, ok && value != "", "%s in a credential", field)
+		*into = value
+	}
+	return l
+}
+
+// creds reads a credential.
+func (m *mount) creds(role string) lease {
+	m.t.Helper()
+	secret, err := m.client.Logical().ReadWithContext(m.t.Context(), m.path+"/creds/"+role)
+	return newLease(m.t, secret, err)
+}
+
+func (m *mount) revoke(l lease) error {
+	return m.client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: l.id, Sync: true})
+}
+
+// leased says whether Vault still holds a lease.
+func (m *mount) leased(l lease) bool {
+	_, err := m.client.Sys().LookupWithContext(m.t.Context(), l.id)
+	if err != nil {
+		require.ErrorContains(m.t, err, "invalid lease")
+	}
+	return err == nil
+}
+
+// alive lists the IDs of the service accounts that exist at the API.
+func (m *mount) alive() []string {
+	var ids []string
+	for _, account := range m.sim.Accounts() {
+		ids = append(ids, account.ID)
+	}
+	return ids
+}
+
+// infer calls the inference side with a key and returns the status.
+func infer(t *testing.T, sim *openaitest.Server, key string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, sim.URL()+"/models", nil)
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer "+key)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return resp.StatusCode
+}
+
+// answers keeps what Vault's clients received and may not contain a secret:
+// errors of all kinds, and every answer whose purpose is not to hand out a key.
+var answers recorder
+
+type recorder struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+var handsOutKeys = regexp.MustCompile(`/creds/|/sys/wrapping/unwrap|/sys/leases/renew`)
+
+func (r *recorder) record(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		resp, err := next.RoundTrip(req)
+		if err != nil || (resp.StatusCode < 400 && handsOutKeys.MatchString(req.URL.Path)) {
+			return resp, err
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.text.WriteString(req.Method + " " + req.URL.Path + ": ")
+		r.text.Write(body)
+		r.text.WriteByte('\n')
+		return resp, err
+	})
+}
+
+func (r *recorder) content() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bytes.Clone(r.text.Bytes())
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// requireNoSecretWritten searches all that Vault and its clients keep: the log
+// at trace level, the audit log, the storage (where values are encrypted and
+// keys are not) and the recorded answers.
+func (m *mount) requireNoSecretWritten(secrets ...string) {
+	m.t.Helper()
+	require.NotEmpty(m.t, secrets, "there were no secrets to search for")
+	places := map[string][]byte{"an answer": answers.content()}
+	for _, path := range []string{m.vault.LogPath, m.vault.AuditPath} {
+		content, err := os.ReadFile(path)
+		require.NoError(m.t, err)
+		require.NotEmpty(m.t, content, "%s is empty: nothing was searched", path)
+		places[filepath.Base(path)] = content
+	}
+	for _, pattern := range []string{"raft/*.db", "raft/raft/*.db", "raft/raft/wal/*"} {
+		paths, err := filepath.Glob(filepath.Join(m.vault.Dir, pattern))
+		require.NoError(m.t, err)
+		for _, path := range paths {
+			content, err := os.ReadFile(path)
+			require.NoError(m.t, err)
+			places[path] = content
+		}
+	}
+	require.Greater(m.t, len(places), 3, "the storage was not found")
+	for place, content := range places {
+		for _, secret := range secrets {
+			if i := bytes.Index(content, []byte(secret)); i >= 0 {
+				m.t.Errorf("a key is in %s: …%q", place, bytes.ReplaceAll(content[max(0, i-200):i], []byte(secret), []byte("<key>")))
+			}
+		}
+	}
+}

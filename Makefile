@@ -54,7 +54,7 @@ lint: $(LINT) ## Format check, go vet and golangci-lint (FIX=1 repairs what it c
 	@failed=0; \
 	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
 	go vet -tags integration ./... || failed=1; \
-	$(LINT) run $(if $(FIX),--fix) ./... || failed=1; \
+	$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./... || failed=1; \
 	exit $$failed
 
 fuzz: ## Every fuzz target for 30 s (FUZZTIME=2m for longer)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/hashicorp/go-secure-stdlib/base62"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/useragent"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -51,10 +52,6 @@ const (
 	mountStorageKey = "mount"
 	tagLength       = 5
 
-	// walRollbackMinAge is how old a journal entry must be before it is acted
-	// upon: older than any request that may still be using it, which is the
-	// budget of a request (60 s) plus that of its cleaning up (30 s).
-	walRollbackMinAge = 2 * time.Minute
 	// requestBudget bounds an issue or a rotation in all. Vault puts no
 	// deadline on a plugin's request, and its clients give up after 60 s.
 	requestBudget = 60 * time.Second
@@ -63,9 +60,9 @@ const (
 	// revokeBudget bounds one revoke: Vault allows 90 s per try, and none at
 	// all when a mount is disabled.
 	revokeBudget = 80 * time.Second
-	// periodicBudget bounds the engine's own part of a rollback tick, during
-	// which Vault cannot seal or step down.
-	periodicBudget = 30 * time.Second
+	// drainBudget bounds the last work on the journal when the mount is being
+	// disabled; Vault allows 90 s.
+	drainBudget = 80 * time.Second
 )
 
 // errNotConfigured says that there is no config entry.
@@ -93,9 +90,20 @@ type backend struct {
 	// configLock is a mutex of one slot whose wait honours a context.
 	configLock chan struct{}
 
-	// draining is set while the mount is being disabled: whatever a request
-	// still creates then is destroyed instead of handed out.
+	// draining is set while the mount is being disabled: nothing is created
+	// then, and what is being created is destroyed instead of handed out.
 	draining atomic.Bool
+	// issuing counts the requests that may be creating something.
+	issuing atomic.Int64
+	// lastIssued is when the last credential was handed out, Unix nanoseconds.
+	lastIssued atomic.Int64
+
+	// pace is what is known of OpenAI's rate limits.
+	pace *client.Pace
+	work *background
+	// rotation is what this process knows of the schedule beyond the config.
+	rotation *rotationState
+	tidy     tidyState
 
 	now func() time.Time
 }
@@ -108,7 +116,7 @@ type snapshot struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), now: time.Now}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
@@ -127,13 +135,18 @@ func newBackend() *backend {
 			b.pathRoles(),
 			b.pathCreds(),
 			b.pathProjects(),
+			b.pathTidy(),
+			b.pathTidyStatus(),
+			b.pathTidyCancel(),
 		},
-		Secrets:           []*framework.Secret{b.secretCreds()},
-		Invalidate:        b.invalidate,
-		PeriodicFunc:      b.periodic,
-		WALRollback:       b.rollback,
-		WALRollbackMinAge: walRollbackMinAge,
-		Clean:             func(context.Context) { b.dropSnapshot() },
+		Secrets:          []*framework.Secret{b.secretCreds()},
+		Invalidate:       b.invalidate,
+		PeriodicFunc:     b.periodic,
+		RotateCredential: b.rotateCredential,
+		Clean: func(context.Context) {
+			b.work.close()
+			b.dropSnapshot()
+		},
 	}
 	return b
 }
@@ -167,8 +180,12 @@ func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, er
 
 	b.snapshotMu.Lock()
 	defer b.snapshotMu.Unlock()
-	if b.generation == generation && b.snapshot == nil {
+	switch {
+	case b.generation != generation: // changed meanwhile: for this request only
+	case b.snapshot == nil:
 		b.snapshot = snap
+	default: // another request was first, and one client has the connections
+		snap = b.snapshot
 	}
 	return snap, nil
 }
@@ -208,6 +225,8 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		Organization: cfg.OrganizationID,
 		CACert:       []byte(cfg.CACert),
 		Timeout:      cfg.RequestTimeout,
+		Concurrency:  cfg.MaxConcurrent,
+		Pace:         b.pace,
 		UserAgent:    agent,
 	})
 }
@@ -232,22 +251,47 @@ func (b *backend) tryLockConfig() (unlock func(), ok bool) {
 	}
 }
 
-// periodic runs once a minute where this cluster may write. Vault holds its
-// state lock meanwhile, so the work is bounded in time and goes on at the next
-// tick.
+// periodic is called once a minute. Vault holds its state lock meanwhile, so
+// the work itself is the worker's, except when the mount is being disabled:
+// then there is no later.
 func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
-	if !b.WriteSafeReplicationState() {
+	if !b.mayWriteLocally() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, periodicBudget)
-	defer cancel()
-
 	tainted := b.System().Tainted()
 	b.draining.Store(tainted)
 	if tainted {
-		return b.drainJournal(ctx, req)
+		ctx, cancel := context.WithTimeout(ctx, drainBudget)
+		defer cancel()
+		if err := b.stopSchedule(ctx); err != nil {
+			return err
+		}
+		return b.drain(ctx, req)
 	}
-	return b.deleteRetired(ctx, req)
+	if b.WriteSafeReplicationState() {
+		b.kickSchedule(req) //nolint:contextcheck // it outlives this request
+	}
+	b.kick(req) //nolint:contextcheck // the worker outlives the tick that starts it
+	return nil
+}
+
+// mayWriteLocally reports whether this node may write the mount's local
+// storage, where the journal is. A performance secondary may, unlike the rest
+// of the mount's storage: it works off what it has issued itself.
+func (b *backend) mayWriteLocally() bool {
+	state := b.System().ReplicationState()
+	return !state.HasState(consts.ReplicationDRSecondary) && !state.HasState(consts.ReplicationPerformanceStandby)
+}
+
+// isDraining reports whether the mount is being disabled. Vault taints a mount
+// that moves, too, and unlike a disabled one it comes back at once.
+func (b *backend) isDraining() bool {
+	if !b.draining.Load() {
+		return false
+	}
+	tainted := b.System().Tainted()
+	b.draining.Store(tainted)
+	return tainted
 }
 
 // mountEntry is what a mount knows of itself, made once.

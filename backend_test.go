@@ -27,6 +27,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
@@ -34,8 +35,10 @@ import (
 // them run at once than there are cores.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "64"); err != nil {
-		panic(err)
+	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; !fuzzing { // whose workers are as many
+		if err := flag.Set("test.parallel", "64"); err != nil {
+			panic(err)
+		}
 	}
 	os.Exit(m.Run())
 }
@@ -45,6 +48,7 @@ type harness struct {
 	t       *testing.T
 	b       *backend
 	system  *logical.StaticSystemView
+	manager *rotationManager
 	storage *faultyStorage
 	sim     *openaitest.Server
 	project string
@@ -70,6 +74,7 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2"},
 		},
 	}
+	h.manager = &rotationManager{StaticSystemView: h.system, refusal: errCommunity}
 	h.sim.Validate(t)
 	h.project = h.sim.AddProject("apps")
 	h.restart()
@@ -103,7 +108,7 @@ func (h *harness) restart() {
 	b := newBackend()
 	b.now = h.now
 	require.NoError(h.t, b.Setup(context.Background(), &logical.BackendConfig{
-		System:      h.system,
+		System:      h.manager,
 		StorageView: h.storage,
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: h.log, JSONFormat: true}),
 	}))
@@ -249,13 +254,31 @@ func (h *harness) revoke(lease *logical.Response) error {
 	return err
 }
 
-// tick is Vault's rollback tick; the journal's entries count as old enough.
+// tick is a pass of the worker as after Vault's rollback tick, but the
+// journal's entries count as old enough.
 func (h *harness) tick() {
 	h.t.Helper()
-	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{
-		Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/", Data: map[string]any{"immediate": true},
-	})
+	h.b.work.busy <- struct{}{}
+	defer func() { <-h.b.work.busy }()
+	ctx, req := client.Background(context.Background()), &logical.Request{Storage: h.storage, MountPoint: "openai/"}
+	if !h.b.WriteSafeReplicationState() {
+		return
+	}
+	if err := h.b.keepSchedule(context.Background(), req); err != nil {
+		h.hear(nil, err)
+	}
+	h.b.pass(ctx, req, 0)
+}
+
+// rollback is Vault's rollback tick itself, and the end of what it started.
+func (h *harness) rollback() {
+	h.t.Helper()
+	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
 	h.hear(resp, err)
+	for _, busy := range []chan struct{}{h.b.rotation.busy, h.b.work.busy} {
+		busy <- struct{}{}
+		<-busy
+	}
 }
 
 // journal returns the entries of the journal.

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns the config entry: its fields, their rules, and the check
-// against the API before anything is stored.
+// This file owns the config entry: its fields, how a write changes them, and
+// how it is read and deleted.
 //
 // What must stay true: a refused write leaves the stored config in force; the
 // admin key is never read back, and never sent to an endpoint that was not
@@ -9,11 +9,7 @@ package openaisecrets
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
-	"net"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +30,9 @@ const (
 	// the age at which a journal entry may be acted upon is built.
 	maxRequestTimeout = requestBudget
 	maxCACert         = 256 << 10
+	// minConcurrent leaves a place each for issues and revokes.
+	minConcurrent = 4
+	maxConcurrent = 1024
 )
 
 // config is the engine's configuration, as stored and as used.
@@ -52,8 +51,28 @@ type config struct {
 	CACert                string        `json:"ca_cert,omitempty"`
 	RotationGracePeriod   time.Duration `json:"rotation_grace_period"`
 	RequestTimeout        time.Duration `json:"request_timeout"`
+	MaxConcurrent         int           `json:"max_concurrent_requests"`
 	LastRotated           time.Time     `json:"last_rotated,omitzero"`
 	Retired               []retiredKey  `json:"retired_admin_keys,omitempty"`
+
+	// TidyInterval is how often the engine sweeps by itself; 0 = never.
+	TidyInterval     time.Duration `json:"tidy_interval"`
+	TidySafetyBuffer time.Duration `json:"tidy_safety_buffer"`
+
+	// Of the two, one is set at most; see mergeSchedule.
+	RotationPeriod           time.Duration `json:"rotation_period,omitempty"`
+	RotationSchedule         string        `json:"rotation_schedule,omitempty"`
+	RotationWindow           time.Duration `json:"rotation_window,omitempty"`
+	DisableAutomatedRotation bool          `json:"disable_automated_rotation,omitempty"`
+	// RotationManager says who keeps the schedule. managerVault stays until
+	// Vault has been told that there is none any more.
+	RotationManager string    `json:"rotation_manager,omitempty"`
+	NextRotation    time.Time `json:"next_rotation,omitzero"`
+	// RotationError is why the last rotation that nobody asked for has failed;
+	// empty after a success.
+	RotationError string `json:"last_rotation_error,omitempty"`
+	// AdminKeyExpires is the admin key's end at OpenAI; zero = none known.
+	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
 }
 
 // retiredKey is an admin key that this engine has replaced and will delete.
@@ -76,7 +95,8 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	if entry == nil {
 		return nil, nil
 	}
-	stored := storedConfig{config: &config{}}
+	// What an entry of an earlier release does not name.
+	stored := storedConfig{config: &config{TidyInterval: defaultTidyInterval, TidySafetyBuffer: defaultTidySafetyBuffer, MaxConcurrent: client.DefaultConcurrency}}
 	if err := entry.DecodeJSON(&stored); err != nil {
 		return nil, fmt.Errorf("decoding the config: %w", err)
 	}
@@ -110,8 +130,14 @@ func (c *config) clone() *config {
 // it, is to be deleted once the grace period has passed.
 func (c *config) retire(now time.Time) {
 	if c.AdminKeyID != "" {
+		c.forget(c.AdminKeyID) // retired before, and configured again since
 		c.Retired = append(c.Retired, retiredKey{ID: c.AdminKeyID, DeleteAfter: now.Add(c.RotationGracePeriod).UTC().Truncate(time.Second)})
 	}
+}
+
+// forget takes a key off the list of those to be deleted.
+func (c *config) forget(id string) {
+	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return k.ID == id })
 }
 
 func (b *backend) pathConfig() *framework.Path {
@@ -156,10 +182,32 @@ func (b *backend) pathConfig() *framework.Path {
 			Description:  "How long one HTTP request may take: 1s to 60s. Default 30s.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Request timeout"},
 		},
+		"max_concurrent_requests": {
+			Type:         framework.TypeInt,
+			Description:  "How many requests to OpenAI may be under way at once: 4 to 1024, of which issues and revokes each leave a quarter to the other. Default 256.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum concurrent requests"},
+		},
+		"tidy_interval": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How often the engine sweeps up by itself what this mount left at OpenAI and nobody can use: 1m to 30 days, 0 = only by hand. Default 12h.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Tidy interval"},
+		},
+		"tidy_safety_buffer": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How old an account must be for the sweep to look at it: 1s to 30 days. Default 10m.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Tidy safety buffer"},
+		},
 	}
+	addScheduleFields(fields)
 	answer := map[string]*framework.FieldSchema{
-		"last_rotated":       {Type: framework.TypeString, Description: "When this engine last replaced its admin key (RFC 3339); empty when never.", Required: true},
-		"retired_admin_keys": {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period.", Required: true},
+		"last_rotated":             {Type: framework.TypeString, Description: "When this engine last replaced its admin key (RFC 3339); empty when never.", Required: true},
+		"retired_admin_keys":       {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period.", Required: true},
+		"journal_entries":          {Type: framework.TypeInt, Description: "How many accounts and admin keys the journal holds that may still have to be deleted, those of requests under way included.", Required: true},
+		"journal_oldest":           {Type: framework.TypeString, Description: "Since when the oldest entry waits that the last pass over the journal left over (RFC 3339); empty when none.", Required: true},
+		"admin_api_key_expires_at": {Type: framework.TypeString, Description: "When the admin key expires at OpenAI (RFC 3339); empty when it does not, as far as is known.", Required: true},
+		"next_rotation":            {Type: framework.TypeString, Description: "When the admin key is to be replaced next (RFC 3339); empty when nothing is planned.", Required: true},
+		"rotation_manager":         {Type: framework.TypeString, Description: "Who makes the next rotation: vault (Enterprise's rotation manager) or internal (this engine); empty when none is planned.", Required: true},
+		"last_rotation_error":      {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
 	}
 	for name, field := range fields {
 		if name != "admin_api_key" {
@@ -210,6 +258,13 @@ The admin key must be one of an organization owner's with the permission
 it is stored (skip_verify=true skips that); when it is refused, what was stored
 stays in force. A write that names only some fields keeps the others. The admin
 key itself is never read back.
+
+With rotation_period or rotation_schedule the engine replaces its admin key by
+itself. The schedule is five cron fields in UTC, and with rotation_window (an
+hour at least) a rotation that was missed is made up for only that long after
+its time. Both are looked at once a minute; writing one clears the other, and 0
+or "" clears it. Keys made so expire at OpenAI, should Vault be gone, after three
+rotations were missed and not before a week.
 `),
 	}
 }
@@ -219,11 +274,15 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 	if cfg == nil || err != nil {
 		return nil, err
 	}
-	lastRotated := ""
-	if !cfg.LastRotated.IsZero() {
-		lastRotated = cfg.LastRotated.Format(time.RFC3339)
+	journal, err := framework.ListWAL(ctx, req.Storage)
+	if err != nil {
+		return nil, fmt.Errorf("listing the journal: %w", err)
 	}
-	return &logical.Response{Data: map[string]any{
+	var oldest time.Time
+	if unix := b.work.oldest.Load(); unix != 0 {
+		oldest = time.Unix(unix, 0)
+	}
+	resp := &logical.Response{Data: map[string]any{
 		"admin_api_key_id":        cfg.AdminKeyID,
 		"organization_id":         cfg.OrganizationID,
 		"api_endpoint":            cfg.APIEndpoint,
@@ -231,9 +290,24 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"ca_cert":                 cfg.CACert,
 		"rotation_grace_period":   int64(cfg.RotationGracePeriod / time.Second),
 		"request_timeout":         int64(cfg.RequestTimeout / time.Second),
-		"last_rotated":            lastRotated,
+		"max_concurrent_requests": cfg.MaxConcurrent,
+		"journal_entries":         len(journal),
+		"journal_oldest":          timeText(oldest),
+		"tidy_interval":           int64(cfg.TidyInterval / time.Second),
+		"tidy_safety_buffer":      int64(cfg.TidySafetyBuffer / time.Second),
+		"last_rotated":            timeText(cfg.LastRotated),
 		"retired_admin_keys":      len(cfg.Retired),
-	}}, nil
+	}}
+	cfg.showSchedule(resp, b.now())
+	return resp, nil
+}
+
+// timeText shows a time as every answer does: RFC 3339, empty for none.
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -259,16 +333,24 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	}
 
 	response := &logical.Response{}
+	moved := false
 	if d.Get("skip_verify").(bool) {
 		response.AddWarning("Stored without a check against the API (skip_verify).")
-	} else if resp, err := verifyConfig(ctx, cfg, api); resp != nil || err != nil {
-		api.Close()
-		return resp, err
+	} else {
+		keys, resp, err := verifyConfig(ctx, cfg, api)
+		if resp != nil || err != nil {
+			api.Close()
+			return resp, err
+		}
+		moved = old != nil && old.AdminKeyID != "" && !slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == old.AdminKeyID })
 	}
-	// Whoever configures a retired key again wants it to live.
-	cfg.Retired = slices.DeleteFunc(cfg.Retired, func(k retiredKey) bool { return k.ID == cfg.AdminKeyID })
+	cfg.forget(cfg.AdminKeyID) // whoever configures a retired key again wants it to live
 
 	tag, err := ensureTag(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	arranged, err := b.arrangeWrite(ctx, req, old, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -278,10 +360,23 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		return nil, err
 	}
 	b.install(&snapshot{config: cfg, api: api, tag: tag})
+	b.rotation.stored(arranged)
 	b.Logger().Info("config stored", "mount", req.MountPoint, "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
 
+	if moved {
+		b.leave(ctx, req, old, cfg)
+		response.AddWarning(fmt.Sprintf("Admin key %s, with which this engine has worked until now, is not among the admin keys that the new one sees. "+
+			"If that is because it belongs to another organization or endpoint: leases, journal entries and replaced admin keys from there cannot be cleaned up any more, and revoking them reports success. "+
+			"Use a mount for each organization.", old.AdminKeyID))
+	}
 	if cfg.AllowInsecureEndpoint && strings.HasPrefix(cfg.APIEndpoint, "http:") {
 		response.AddWarning("The admin key travels in clear text: api_endpoint is not https.")
+	}
+	if !arranged {
+		response.AddWarning("Vault's rotation manager could not be told that the rotation job has ended; what it still asks for is not done, and it is told again every minute.")
+	}
+	if text := cfg.expiryText(); text != "" && (!cfg.scheduled() || cfg.NextRotation.After(cfg.renewBy())) {
+		response.AddWarning(text)
 	}
 	if len(response.Warnings) == 0 {
 		return nil, nil
@@ -289,204 +384,25 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	return response, nil
 }
 
-// mergeConfig applies a write to the stored config (nil when there is none)
-// and checks everything that can be checked without a call. The problem is for
-// the caller, "" when there is none.
-func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *config, problem string) {
-	if old == nil {
-		cfg = &config{
-			APIEndpoint:         client.DefaultBaseURL,
-			RotationGracePeriod: defaultRotationGrace,
-			RequestTimeout:      client.DefaultTimeout,
-		}
-	} else {
-		cfg = old.clone()
-	}
-
-	newKey := false
-	if raw, ok := d.GetOk("admin_api_key"); ok {
-		key := strings.TrimSpace(raw.(string)) // a key read from a file ends in a line break
-		if problem := checkAdminKey(key); problem != "" {
-			return nil, problem
-		}
-		newKey = true
-		if !cfg.AdminKey.Equal(client.NewSecret(key)) {
-			if cfg.AdminKeyRotated {
-				cfg.retire(now) // nobody else knows its value
-			}
-			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated = client.NewSecret(key), "", false
-		}
-	}
-	if cfg.AdminKey.IsZero() {
-		return nil, "admin_api_key is required"
-	}
-
-	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID} {
-		if raw, ok := d.GetOk(name); ok {
-			value := strings.TrimSpace(raw.(string))
-			if problem := checkID(name, value); problem != "" {
-				return nil, problem
-			}
-			*target = value
-		}
-	}
-
-	if raw, ok := d.GetOk("allow_insecure_endpoint"); ok {
-		cfg.AllowInsecureEndpoint = raw.(bool)
-	}
-	endpoint := cfg.APIEndpoint
-	if raw, ok := d.GetOk("api_endpoint"); ok {
-		endpoint = strings.TrimSpace(raw.(string))
-		if endpoint == "" {
-			endpoint = client.DefaultBaseURL
-		}
-	}
-	endpoint, problem = parseEndpoint(endpoint, cfg.AllowInsecureEndpoint)
-	if problem != "" {
-		return nil, problem
-	}
-	if old != nil && endpoint != old.APIEndpoint && !newKey {
-		// Otherwise whoever may write the config could have the stored key
-		// sent to a server of theirs, and so read what is never read back.
-		return nil, "api_endpoint says where the admin key is sent: to change it, send admin_api_key with it"
-	}
-	cfg.APIEndpoint = endpoint
-
-	if raw, ok := d.GetOk("ca_cert"); ok {
-		cfg.CACert = strings.TrimSpace(raw.(string))
-		if len(cfg.CACert) > maxCACert {
-			return nil, fmt.Sprintf("ca_cert is %d bytes long; the limit is %d", len(cfg.CACert), maxCACert)
-		}
-		if cfg.CACert != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cfg.CACert)) {
-			return nil, "ca_cert holds no PEM certificate"
-		}
-	}
-	if raw, ok := d.GetOk("rotation_grace_period"); ok {
-		cfg.RotationGracePeriod = time.Duration(raw.(int)) * time.Second
-		if cfg.RotationGracePeriod < 0 || cfg.RotationGracePeriod > maxRotationGrace {
-			return nil, fmt.Sprintf("rotation_grace_period must be between 0 and %s", maxRotationGrace)
-		}
-	}
-	if raw, ok := d.GetOk("request_timeout"); ok {
-		cfg.RequestTimeout = time.Duration(raw.(int)) * time.Second
-		if cfg.RequestTimeout < time.Second || cfg.RequestTimeout > maxRequestTimeout {
-			return nil, fmt.Sprintf("request_timeout must be between 1s and %s", maxRequestTimeout)
-		}
-	}
-	return cfg, ""
-}
-
-// checkAdminKey says what is wrong with the shape of an admin key, "" when
-// nothing is. It names a key of another kind as what it is, since pasting the
-// wrong one is the likeliest mistake of all.
-func checkAdminKey(key string) string {
-	const remedy = "; an organization owner makes an admin key (sk-admin-...) at platform.openai.com/settings/organization/admin-keys"
-	if key == "" {
-		return "admin_api_key is empty"
-	}
-	if problem := checkText("admin_api_key", key); problem != "" {
-		return problem
-	}
-	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "admin_api_key contains a space or a character that no key has"
-	}
-	for prefix, kind := range map[string]string{
-		"sk-proj-":    "a project API key",
-		"sk-svcacct-": "a service account's API key",
-	} {
-		if strings.HasPrefix(key, prefix) {
-			return "admin_api_key is " + kind + " (" + prefix + "...), which cannot use the Admin API" + remedy
-		}
-	}
-	return ""
-}
-
-// parseEndpoint checks and normalises a base URL. There is deliberately no
-// list of forbidden addresses: who may write the config may choose the host,
-// and naming it always takes the admin key itself.
-func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
-	if problem := checkText("api_endpoint", raw); problem != "" {
-		return "", problem
-	}
-	u, err := url.Parse(raw)
+// leave deletes the retired admin keys with the admin key in force until now,
+// as far as that still works: the new one may be another organization's. The
+// caller holds configLock, and cfg is in force.
+func (b *backend) leave(ctx context.Context, req *logical.Request, old, cfg *config) {
+	api, err := b.newClient(ctx, old)
 	if err != nil {
-		return "", fmt.Sprintf("api_endpoint %.200q is not a URL", raw)
+		return
 	}
-	switch {
-	case u.User != nil:
-		return "", "api_endpoint must not contain a user name or password"
-	case u.Hostname() == "" || u.Opaque != "":
-		return "", fmt.Sprintf("api_endpoint %.200q must be an absolute URL such as %s", raw, client.DefaultBaseURL)
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(raw, "#"):
-		return "", "api_endpoint must not contain a query or a fragment"
+	defer api.Close()
+	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
+	defer cancel()
+	next := cfg.clone()
+	if !b.deleteRetiredKeys(ctx, req, next, api, true) {
+		return
 	}
-	switch u.Scheme {
-	case "https":
-	case "http":
-		ip := net.ParseIP(u.Hostname())
-		if u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) && !allowInsecure {
-			return "", "api_endpoint must be https: the admin key would travel in clear text (http is for loopback addresses, or with allow_insecure_endpoint=true)"
-		}
-	default:
-		return "", fmt.Sprintf("api_endpoint has scheme %.32q; it must be https", u.Scheme)
+	if err := putConfig(ctx, req.Storage, next); err != nil {
+		b.Logger().Warn("config not stored after deleting retired admin keys", "mount", req.MountPoint, "error", err)
 	}
-	return strings.TrimRight(u.String(), "/"), ""
-}
-
-// verifyConfig asks the API whether the admin key works for reading and for
-// writing, and finds or confirms its ID. A response or an error means that the
-// config must not be stored.
-func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (*logical.Response, error) {
-	const what = "config not stored"
-	resp, err := findAdminKeyID(ctx, cfg, api)
-	if err == nil && resp == nil {
-		err = api.CheckWrite(ctx)
-	}
-	e := client.AsError(err)
-	switch {
-	case e == nil:
-		return resp, err
-	case e.Status == 0 && !e.Sent:
-		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
-	case e.Status == http.StatusUnauthorized:
-		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key: %s", what, e), nil
-	case e.Status == http.StatusForbidden:
-		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write": %s`, what, e), nil
-	case e.Gone(), e.Status/100 == 2, e.Status/100 == 3:
-		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
-	}
-	return failure(what, err)
-}
-
-// findAdminKeyID fills in the ID of the admin key, or confirms the one given:
-// a wrong one would have a rotation delete somebody else's key. A response
-// tells the caller what to send.
-func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) (*logical.Response, error) {
-	keys, err := api.ListAdminKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var matching []string
-	exists := false
-	for _, key := range keys {
-		exists = exists || key.ID == cfg.AdminKeyID
-		if key.Matches(cfg.AdminKey) {
-			matching = append(matching, key.ID)
-		}
-	}
-	switch {
-	case cfg.AdminKeyID == "" && len(matching) == 1:
-		cfg.AdminKeyID = matching[0]
-	case cfg.AdminKeyID == "" && len(matching) == 0:
-		return logical.ErrorResponse("config not stored: the admin key works, but none of the organization's %d admin keys looks like it; send its ID as admin_api_key_id", len(keys)), nil
-	case cfg.AdminKeyID == "":
-		return logical.ErrorResponse("config not stored: several admin keys look like this one (%s); send its ID as admin_api_key_id", strings.Join(matching, ", ")), nil
-	case exists && len(matching) == 0:
-		// Redacted in a way that this version does not read: the ID's word.
-	case !slices.Contains(matching, cfg.AdminKeyID):
-		return logical.ErrorResponse("config not stored: admin_api_key_id %q is not the ID of this admin key; leave it out and it is found", cfg.AdminKeyID), nil
-	}
-	return nil, nil
+	b.dropSnapshot()
 }
 
 func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -517,6 +433,11 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 		return nil, fmt.Errorf("deleting the config: %w", err)
 	}
 	b.dropSnapshot()
+	if cfg.RotationManager == managerVault {
+		if err := b.deregister(ctx, req.MountPoint); err != nil {
+			b.Logger().Warn("rotation job not ended at Vault; what it asks for is not done", "mount", req.MountPoint, "error", err)
+		}
+	}
 	b.Logger().Info("config deleted", "mount", req.MountPoint)
 
 	response := &logical.Response{}

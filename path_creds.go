@@ -66,6 +66,9 @@ up to the role's max_ttl; the key expires at OpenAI shortly after that.
 
 func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
+	if len(name) > maxRoleName {
+		return logical.ErrorResponse("the role's name is %d characters long; the limit is %d", len(name), maxRoleName), nil
+	}
 	asked := time.Duration(0)
 	if raw, ok := d.GetOk("ttl"); ok {
 		asked = time.Duration(raw.(int)) * time.Second
@@ -88,7 +91,13 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 func (b *backend) issue(ctx context.Context, req *logical.Request, roleName string, r *role, life lifetime) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestBudget)
 	defer cancel()
-	for attempt := 0; ; attempt++ {
+	b.issuing.Add(1)
+	defer b.issuing.Add(-1)
+	var limited error // the last refusal for the rate
+	for attempt := 0; ; {
+		if b.isDraining() {
+			return logical.ErrorResponse("this mount is being disabled"), nil
+		}
 		// Anew for each attempt: a rotation may have replaced the admin key.
 		snap, err := b.current(ctx, req.Storage)
 		if errors.Is(err, errNotConfigured) {
@@ -117,7 +126,7 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 		made, key, err := createAccount(ctx, snap.api, acct, life.Max+expiryMargin)
 		if err == nil {
 			acct.ID = made.ID
-			return b.handOut(ctx, req, snap, walID, roleName, acct, key, life)
+			return b.handOut(ctx, req, snap, walID, roleName, acct, made.CreatedAt, key, life)
 		}
 
 		e := client.AsError(err)
@@ -128,8 +137,15 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 			}
 		}
 		b.Logger().Warn("account not created", "mount", req.MountPoint, "role", roleName, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
-		retry := e.Retryable() || (e.Denied() && b.replaced(snap))
-		if attempt+1 >= maxAttempts || !retry || client.Wait(ctx, client.Backoff(attempt, e.RetryAfter)) != nil {
+		if e.RateLimited() && e.Retryable() {
+			limited = err
+			continue // the pace knows when the next call fits, and says when that is too late
+		}
+		if e.RateLimited() && limited != nil {
+			return failure(fmt.Sprintf("role %q", roleName), limited) // says more than that it is too late
+		}
+		retry := e.Retryable() || (e.Denied() && (b.replaced(snap) || snap.fresh(b.now())))
+		if attempt++; attempt >= maxAttempts || !retry || client.Wait(ctx, client.Backoff(attempt-1, e.RetryAfter)) != nil {
 			return failure(fmt.Sprintf("role %q", roleName), err)
 		}
 	}
@@ -151,6 +167,12 @@ func createAccount(ctx context.Context, api *client.Client, acct account, expiry
 	return api.CreateServiceAccount(detached, acct.ProjectID, acct.Name, expiry)
 }
 
+// fresh reports whether the admin key came into force so recently that one of
+// OpenAI's servers may not know it yet.
+func (s *snapshot) fresh(now time.Time) bool {
+	return s.config.AdminKeyRotated && now.Sub(s.config.LastRotated) < time.Minute
+}
+
 // replaced reports whether another snapshot has come into force.
 func (b *backend) replaced(snap *snapshot) bool {
 	b.snapshotMu.RLock()
@@ -159,25 +181,19 @@ func (b *backend) replaced(snap *snapshot) bool {
 }
 
 // handOut ends the journal entry and shapes the answer, or destroys the
-// account when nobody is there to take it.
-func (b *backend) handOut(ctx context.Context, req *logical.Request, snap *snapshot, walID, roleName string, acct account, key client.Key, life lifetime) (*logical.Response, error) {
+// account when nobody is there to take it or its key is not what was asked for.
+func (b *backend) handOut(ctx context.Context, req *logical.Request, snap *snapshot, walID, roleName string, acct account, created time.Time, key client.Key, life lifetime) (*logical.Response, error) {
 	err := ctx.Err()
-	if b.draining.Load() {
+	if b.isDraining() {
 		err = errors.New("the mount is being disabled")
 	}
-	if err == nil {
-		if err = framework.DeleteWAL(ctx, req.Storage, walID); err == nil {
-			err = ctx.Err()
-		}
+	if err == nil && (key.ExpiresAt.IsZero() || key.ExpiresAt.Sub(created) < life.Max) {
+		err = fmt.Errorf("OpenAI made its key with an end (%s) that does not cover the lease", key.ExpiresAt)
 	}
-	if err != nil {
-		b.abandon(ctx, req, snap, walID, acct)
-		return nil, fmt.Errorf("role %q: the credential was made but could not be handed out, and is destroyed: %w", roleName, err)
-	}
-
-	b.Logger().Info("credential issued", "mount", req.MountPoint, "role", roleName, "project_id", acct.ProjectID,
-		"service_account_id", acct.ID, "api_key_id", key.ID, "ttl", life.TTL.String(), "request_id", req.ID)
-	lease := leaseData{account: acct, Role: roleName, MaxTTL: life.Max}
+	// Complete before the entry goes: what is done between the last look at the
+	// context and Vault's receipt of the answer is done in the gap that only
+	// the sweep covers.
+	lease := leaseData{account: acct, Role: roleName, MaxTTL: life.Max, KeyExpires: key.ExpiresAt}
 	resp := b.Secret(secretType).Response(map[string]any{
 		"api_key":            key.Value.Reveal(),
 		"api_key_id":         key.ID,
@@ -190,23 +206,38 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, snap *snaps
 	resp.Secret.MaxTTL = life.Max
 	resp.Secret.Renewable = true
 	resp.Warnings = life.Warnings
+	if err == nil {
+		b.Logger().Info("credential issued", "mount", req.MountPoint, "role", roleName, "project_id", acct.ProjectID,
+			"service_account_id", acct.ID, "api_key_id", key.ID, "ttl", life.TTL.String(), "request_id", req.ID)
+		b.lastIssued.Store(time.Now().UnixNano())
+		if err = framework.DeleteWAL(ctx, req.Storage, walID); err == nil {
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		fate := b.abandon(ctx, req, snap, walID, acct)
+		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, fate, err)
+	}
 	return resp, nil
 }
 
-// abandon destroys an account that cannot be handed out. What cannot be
-// destroyed now is journalled anew, by its ID, since the first entry may be
-// gone already.
-func (b *backend) abandon(ctx context.Context, req *logical.Request, snap *snapshot, walID string, acct account) {
+// abandon destroys an account that cannot be handed out and says what became
+// of it. It is journalled anew, by its ID, before anything else, since the
+// first entry may be gone already.
+func (b *backend) abandon(ctx context.Context, req *logical.Request, snap *snapshot, walID string, acct account) (fate string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	log := b.Logger().With("mount", req.MountPoint, "project_id", acct.ProjectID, "service_account_id", acct.ID)
+	entry, journalErr := journalRevoke(ctx, req.Storage, acct)
 	if err := destroy(ctx, snap.api, acct); err != nil {
-		_, walErr := framework.PutWAL(ctx, req.Storage, journalAccount, acct)
-		log.Warn("credential not handed out; its account is left to the journal", "error", err, "journal_error", walErr)
-		return
+		log.Warn("credential not handed out; its account is left to the journal", "error", err, "journal_error", journalErr)
+		return "its account is left to the journal"
 	}
 	log.Info("credential not handed out; its account is destroyed")
-	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
-		log.Warn("journal entry not deleted; the next rollback finds nothing to do", "error", err)
+	for _, id := range []string{walID, entry} {
+		if err := framework.DeleteWAL(ctx, req.Storage, id); err != nil {
+			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
+		}
 	}
+	return "its account is destroyed"
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,7 +102,7 @@ func TestCreds_TTL(t *testing.T) {
 		}
 	}
 
-	for _, bad := range []any{-1, "-1h", "soon", "", "1e400", "99999999999999999999h", strings.Repeat("9", 1<<20), "\xff", []any{1}} {
+	for _, bad := range []any{-1, "-1h", "soon", "", "1e400", "500ms", "1.5s", "99999999999999999999h", strings.Repeat("9", 1<<20), "\xff", []any{1}} {
 		if bad == "" {
 			continue // Vault reads an empty duration as none
 		}
@@ -115,6 +116,7 @@ func TestCreds_BadRequests(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	require.Contains(t, h.refused(h.read("creds/app")), `no role "app"`)
+	require.Contains(t, h.refused(h.read("creds/"+strings.Repeat("r", 1<<20))), "the limit is 128")
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.Contains(t, h.refused(h.read("creds/app")), "vault write openai/config")
 	h.configure(nil)
@@ -289,11 +291,75 @@ func TestCreds_RotatedAdminKeyIsTakenUpInFlight(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestCreds_NotHandedOutWhileTheMountIsDisabled(t *testing.T) {
+func TestCreds_NothingIsCreatedWhileTheMountIsDisabled(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	h.b.draining.Store(true)
-	_, err := h.read("creds/app")
-	require.ErrorContains(t, err, "disabled")
+	h.system.TaintedVal = true
+	h.rollback()
+	h.sim.ResetRequests()
+	require.Contains(t, h.refused(h.read("creds/app")), "disabled")
+	require.Zero(t, h.sim.Count("", ""))
+	// A mount that has only moved goes on at once.
+	h.system.TaintedVal = false
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.onlyLeased()
+}
+
+func TestCreds_DisablingWaitsForWhatIsBeingCreated(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	disable := make(chan struct{})
+	done := make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Kind: openaitest.FaultLost, OnStrike: func(*http.Request) {
+		h.b.draining.Store(true)
+		close(disable)
+	}})
+	go func() {
+		defer close(done)
+		<-disable
+		h.rollback()
+	}()
+	h.system.TaintedVal = true
+	h.refused(h.read("creds/app"))
+	<-done
+	require.Equal(t, 1, h.sim.Count(http.MethodPost, routeAccounts), "no further attempt")
+	h.onlyLeased()
+}
+
+func TestCreds_AKeyWithoutAnEndIsNotHandedOut(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]string{"never": "null", "too early": "1767225600"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{
+				"object":"organization.project.service_account","id":"user-x","name":"n","role":"member","created_at":1767225600,
+				"api_key":{"object":"organization.project.service_account.api_key","id":"key_x","name":"n","value":"sk-svcacct-endless","created_at":1767225600,"expires_at":` + end + `}}`})
+			_, err := h.read("creds/app")
+			require.ErrorContains(t, err, "does not cover the lease")
+			require.ErrorContains(t, err, "its account is destroyed")
+			h.onlyLeased()
+		})
+	}
+}
+
+func TestCreds_ManyFirstRequestsShareOneClient(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.restart()
+	snaps := make([]*snapshot, 50)
+	var wg sync.WaitGroup
+	for i := range snaps {
+		wg.Go(func() {
+			snap, err := h.b.current(context.Background(), h.storage)
+			if err != nil {
+				t.Error(err)
+			}
+			snaps[i] = snap
+		})
+	}
+	wg.Wait()
+	for _, snap := range snaps {
+		require.Same(t, snaps[0], snap)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/hashicorp/go-secure-stdlib/base62"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/template"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -40,7 +41,7 @@ const (
 	// expiryMargin is how much longer a key lives at OpenAI than its lease can
 	// last: the lease begins when Vault stores it, after the key was made, but
 	// within the request's budget.
-	expiryMargin = 2 * time.Minute
+	expiryMargin = 90 * time.Second
 	// maxLease is the longest a lease may last for its key's end to be within
 	// what OpenAI accepts.
 	maxLease = client.MaxExpiry - expiryMargin
@@ -210,6 +211,9 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	ctx, cancel := context.WithTimeout(ctx, requestBudget)
 	defer cancel()
 	name := d.Get("name").(string)
+	if len(name) > maxRoleName {
+		return logical.ErrorResponse("the role's name is %d characters long; the limit is %d", len(name), maxRoleName), nil
+	}
 	old, err := getRole(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
@@ -245,6 +249,9 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than a key can live at OpenAI: leases end after %s.", r.MaxTTL, maxLease))
 	}
 
+	if err := recordProject(ctx, req.Storage, r.ProjectID); err != nil {
+		return nil, fmt.Errorf("role %q not stored: %w", name, err)
+	}
 	r.Version = roleVersion
 	entry, err := logical.StorageEntryJSON(roleStoragePrefix+name, r)
 	if err != nil {
@@ -331,7 +338,7 @@ type nameData struct {
 // accountName renders a name of at most maxNameLength characters in which
 // RandomSuffix stands whole. An error says what the template gave.
 func accountName(text string, data nameData) (string, error) {
-	parsed, err := template.NewTemplate(template.Template(text))
+	parsed, err := template.NewTemplate(template.Template(text), template.Function("random", shortRandom))
 	if err != nil {
 		return "", err
 	}
@@ -343,12 +350,22 @@ func accountName(text string, data nameData) (string, error) {
 	if !found {
 		return "", fmt.Errorf("it must contain {{.RandomSuffix}} unchanged, which makes each name unique; it gives %.80q", rendered)
 	}
-	before, after = plainName(before), plainName(after)
+	// No space at either end, which OpenAI might trim: the journal finds an
+	// account by exactly this name.
+	before, after = strings.TrimLeft(plainName(before), " "), strings.TrimRight(plainName(after), " ")
 	// What follows the suffix is cut before what precedes it.
 	room := maxNameLength - len(data.RandomSuffix)
 	before = before[:min(len(before), room)]
 	after = after[:min(len(after), room-len(before))]
-	return before + data.RandomSuffix + after, nil
+	return before + data.RandomSuffix + strings.TrimRight(after, " "), nil
+}
+
+// shortRandom is the template function random, for as much as fits a name.
+func shortRandom(length int) (string, error) {
+	if length < 1 || length > maxNameLength {
+		return "", fmt.Errorf("random takes a length between 1 and %d", maxNameLength)
+	}
+	return base62.Random(length)
 }
 
 // plainName replaces all that is not sure to be allowed in a name, one dash

@@ -71,6 +71,8 @@ func TestRoles_BadInput(t *testing.T) {
 		"negative ttl":             {map[string]any{"ttl": "-1s"}, "ttl"},
 		"negative max_ttl":         {map[string]any{"max_ttl": -5}, "max_ttl"},
 		"overflowing ttl":          {map[string]any{"ttl": "99999999999999999h"}, "ttl"},
+		"fraction of a second":     {map[string]any{"max_ttl": "400ms"}, "max_ttl must be whole seconds"},
+		"endless random":           {map[string]any{"service_account_name_template": "{{random 300000000}}{{.RandomSuffix}}"}, "random takes a length"},
 		"nonsense ttl":             {map[string]any{"ttl": "tomorrow"}, "ttl"},
 		"template without suffix":  {map[string]any{"service_account_name_template": "vault-{{.RoleName}}"}, `must contain {{.RandomSuffix}} unchanged`},
 		"template cutting suffix":  {map[string]any{"service_account_name_template": "{{.RandomSuffix | truncate 4}}"}, `it gives "ab3d"`},
@@ -90,6 +92,7 @@ func TestRoles_BadInput(t *testing.T) {
 		require.NoError(t, err)
 		require.Nil(t, resp, name)
 	}
+	require.Contains(t, h.refused(h.write("roles/"+strings.Repeat("r", 40000), map[string]any{"project_id": h.project})), "the limit is 128")
 }
 
 func TestRoles_ProjectIsNotCheckedWithoutAnAdminKey(t *testing.T) {
@@ -133,6 +136,7 @@ func TestAccountName(t *testing.T) {
 		"{{.DisplayName}}-{{.RandomSuffix}}":             "oidc-Zo-@example.com-ab3defghij4klmn",
 		"{{.ProjectID}}/{{.UnixTime}}/{{.RandomSuffix}}": "proj_1-1767225600-ab3defghij4klmn",
 		"{{.RandomSuffix}}-{{.RoleName | uppercase}}":    "ab3defghij4klmn-APP",
+		"  {{.RandomSuffix}} {{.UnixTime}}  ":            "ab3defghij4klmn 1767225600",
 	} {
 		got, err := accountName(template, data)
 		require.NoError(t, err)

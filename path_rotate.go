@@ -24,7 +24,6 @@ import (
 )
 
 const (
-	journalAdminKey = "admin_key"
 	// maxAttempts bounds the creates of one request, each under its own name.
 	maxAttempts = 4
 	// settleBudget is how long a new admin key may take to work. Nothing is
@@ -74,6 +73,8 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *fram
 		return notConfigured(req), nil
 	case errors.Is(err, errAdminKeyIDUnknown):
 		return logical.ErrorResponse("%s", err), nil
+	case errors.Is(err, errWhichKey):
+		return nil, err
 	case err != nil:
 		return failure("admin key not rotated, the old one stays in force", err)
 	}
@@ -86,7 +87,10 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *fram
 	}, nil
 }
 
-var errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown, so the key could not be deleted after a rotation: write it to the config as admin_api_key_id")
+var (
+	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or not that of the key, so it could not be deleted after a rotation: write the right one to the config as admin_api_key_id")
+	errWhichKey          = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
+)
 
 // rotateAdminKey replaces the admin key and returns the config then in force.
 // An error means that the old key stays in force; what is left over at OpenAI
@@ -106,6 +110,12 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 	if cfg == nil {
 		return nil, nil, errNotConfigured
 	}
+	return b.rotateLocked(ctx, req, cfg)
+}
+
+// rotateLocked is the rotation itself, whoever asked for it. The caller holds
+// configLock and has just read cfg from storage.
+func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (*config, []string, error) {
 	tag, err := getTag(ctx, req.Storage)
 	if err != nil {
 		return nil, nil, err
@@ -115,15 +125,15 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 		return nil, nil, err
 	}
 	defer api.Close()
-	if cfg.AdminKeyID == "" { // stored with skip_verify
-		if resp, err := findAdminKeyID(ctx, cfg, api); err != nil {
-			return nil, nil, err
-		} else if resp != nil {
-			return nil, nil, errAdminKeyIDUnknown
-		}
+	// Stored with skip_verify, the ID may be missing, or somebody else's key's.
+	if _, resp, err := findAdminKeyID(ctx, cfg, api); err != nil {
+		return nil, nil, err
+	} else if resp != nil {
+		return nil, nil, errAdminKeyIDUnknown
 	}
 
-	key, value, walID, err := b.createAdminKey(ctx, req.Storage, api, tag)
+	life := cfg.keyLife(b.now())
+	key, value, walID, err := b.createAdminKey(ctx, req.Storage, api, tag, life)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -131,6 +141,11 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 	next.retire(b.now())
 	next.AdminKey, next.AdminKeyID, next.AdminKeyRotated = value, key.ID, true
 	next.LastRotated = b.now().UTC().Truncate(time.Second)
+	next.AdminKeyExpires = key.ExpiresAt
+	if life != 0 && next.AdminKeyExpires.IsZero() {
+		next.AdminKeyExpires = next.LastRotated.Add(life) // what was asked for, though not confirmed
+	}
+	next.plan(b.now())
 	nextAPI, err := b.newClient(ctx, next)
 	if err != nil {
 		return nil, nil, err // the journal deletes the new key
@@ -145,18 +160,21 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 		// Which of the two keys storage holds is not known now. Both live;
 		// the journal deletes the new one if it is not the stored one.
 		b.dropSnapshot()
-		return nil, nil, err
+		nextAPI.Close()
+		return nil, nil, fmt.Errorf("%w: %w", errWhichKey, err)
 	}
 	b.install(&snapshot{config: next, api: nextAPI, tag: tag})
+	b.rotation.settled()
 
 	var warnings []string
 	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
 		warnings = append(warnings, "The journal entry of the new key could not be deleted; the next rollback clears it.")
 		b.Logger().Warn("journal entry of a rotation not deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "error", err)
 	}
-	b.Logger().Info("admin key rotated", "mount", req.MountPoint, "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", b.now().Add(next.RotationGracePeriod))
+	b.Logger().Info("admin key rotated", "mount", req.MountPoint, "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(b.now().Add(next.RotationGracePeriod)),
+		"expires_at", timeText(next.AdminKeyExpires), "next_rotation", timeText(next.NextRotation))
 	if next.RotationGracePeriod == 0 {
-		if left := b.sweepRetired(ctx, req, &snapshot{config: next, api: nextAPI, tag: tag}); len(left.Retired) > 0 {
+		if left := b.sweepRetired(ctx, req, &snapshot{config: next, api: nextAPI, tag: tag}, false); len(left.Retired) > 0 {
 			warnings = append(warnings, "The old admin key could not be deleted yet; the engine tries again every minute.")
 		}
 	}
@@ -166,8 +184,8 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 // createAdminKey makes an admin key, each attempt under a fresh, journalled
 // name, and returns it with its journal entry's ID. After an error the journal
 // holds whatever may exist.
-func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *client.Client, tag string) (client.AdminKey, client.Secret, string, error) {
-	for attempt := 0; ; attempt++ {
+func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *client.Client, tag string, life time.Duration) (client.AdminKey, client.Secret, string, error) {
+	for attempt := 0; ; {
 		random, err := randomText(randomLength)
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", err
@@ -177,7 +195,7 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
 		}
-		key, value, err := api.CreateAdminKey(ctx, name, 0)
+		key, value, err := api.CreateAdminKey(ctx, name, life)
 		if err == nil {
 			return key, value, walID, nil
 		}
@@ -187,23 +205,48 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 				return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
 			}
 		}
-		if attempt+1 >= maxAttempts || !e.Retryable() || client.Wait(ctx, client.Backoff(attempt, e.RetryAfter)) != nil {
+		if e.RateLimited() && e.Retryable() {
+			continue // the pace knows when the next call fits
+		}
+		if attempt++; attempt >= maxAttempts || !e.Retryable() || client.Wait(ctx, client.Backoff(attempt-1, e.RetryAfter)) != nil {
 			return client.AdminKey{}, client.Secret{}, "", err
 		}
 	}
 }
 
-// settle waits until a new admin key works for reading and for writing.
+// settle waits until a new admin key works for reading and for writing, twice
+// in a row and the second time over another connection: OpenAI's servers need
+// not all learn of a key at the same moment.
 func settle(ctx context.Context, api *client.Client, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, settleBudget)
 	defer cancel()
-	for attempt := 0; ; attempt++ {
+	worked := false
+	var verdict error // the last that was said of the key, and not of the call
+	for attempt := 0; ; {
 		_, err := api.GetAdminKey(ctx, id)
 		if err == nil {
 			err = api.CheckWrite(ctx)
 		}
-		if err == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
-			return err
+		pause := client.Backoff(0, 0)
+		switch {
+		case err == nil && worked:
+			return nil
+		case err == nil:
+			worked = true
+			api.Close()
+		default:
+			if e := client.AsError(err); verdict == nil || e.Denied() || e.Gone() {
+				verdict = err
+				worked = worked && !e.Denied() && !e.Gone()
+			}
+			pause = client.Backoff(attempt, 0)
+			attempt++
+		}
+		if client.Wait(ctx, pause) != nil {
+			if worked {
+				return nil
+			}
+			return verdict
 		}
 	}
 }
@@ -225,9 +268,11 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 // rollbackAdminKey deletes what a journalled create of an admin key made,
 // unless it is in use: then only the deletion of its entry had failed.
 func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
-	unlock, ok := b.tryLockConfig()
-	if !ok {
-		return errors.New("a rotation or a change of the config is under way")
+	ctx, cancel := context.WithTimeout(ctx, requestBudget) // nobody waits longer for the config
+	defer cancel()
+	unlock, err := b.lockConfig(ctx)
+	if err != nil {
+		return err
 	}
 	defer unlock()
 	// From storage: an entry may be left because this node could not tell
@@ -274,17 +319,35 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	}
 	defer unlock()
 	if snap, err = b.current(ctx, req.Storage); err == nil {
-		b.sweepRetired(ctx, req, snap)
+		b.sweepRetired(ctx, req, snap, false)
 	}
 	return err
 }
 
-// sweepRetired deletes what is due and stores the rest. The caller holds
-// configLock, and snap is what is in force. It returns the config then in
+// endRetired deletes all retired admin keys, whatever is left of their grace
+// period: the mount is being disabled, and then nothing knows of them.
+func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
+	unlock, err := b.lockConfig(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return nil
+	}
+	if err == nil {
+		b.sweepRetired(ctx, req, snap, true)
+	}
+	return err
+}
+
+// sweepRetired deletes what is due (or all) and stores the rest. The caller
+// holds configLock, and snap is what is in force. It returns the config then in
 // force; failures are logged and tried again at the next tick.
-func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot) *config {
+func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot, all bool) *config {
 	next := snap.config.clone()
-	if !b.deleteRetiredKeys(ctx, req, next, snap.api, false) {
+	if !b.deleteRetiredKeys(ctx, req, next, snap.api, all) {
 		return snap.config
 	}
 	if err := putConfig(ctx, req.Storage, next); err != nil {

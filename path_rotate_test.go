@@ -1,11 +1,13 @@
 package openaisecrets
 
 import (
+	"context"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
@@ -41,6 +43,25 @@ func TestRotate_OldKeyDiesAfterGrace(t *testing.T) {
 	}
 }
 
+// A mount that is disabled knows nothing afterwards, so what is retired ends
+// with it. One that only moves comes back and works on.
+func TestRotate_ADisabledMountLeavesNoRetiredKeys(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	var id string
+	for range 3 {
+		id = h.must(h.write("config/rotate", nil)).Data["admin_api_key_id"].(string)
+	}
+	require.Len(t, h.adminKeyIDs(), 4)
+	h.system.TaintedVal = true
+	h.rollback()
+	require.Equal(t, []string{id}, h.adminKeyIDs())
+	h.system.TaintedVal = false
+	require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	h.sim.Keep(id)
+}
+
 func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -50,7 +71,7 @@ func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
 	require.Empty(t, resp.Warnings)
 
 	// A failure then is a warning and is made up for.
-	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/{key_id}", Skip: 1, Times: 4, Status: 500})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/{key_id}", Skip: 2, Times: 4, Status: 500})
 	resp = h.must(h.write("config/rotate", nil))
 	require.Len(t, resp.Warnings, 1)
 	require.Len(t, h.adminKeyIDs(), 2)
@@ -126,6 +147,56 @@ func TestRotate_AfterSkipVerifyTheIDIsFound(t *testing.T) {
 	h.advance(defaultRotationGrace + time.Second)
 	h.tick()
 	require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_AWrongIDIsFoundOutBeforeAnythingIsRetired(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	person, _ := h.sim.AddAdminKey("a person's")
+	h.must(h.write("config", map[string]any{"admin_api_key_id": person, "skip_verify": true}))
+	require.Contains(t, h.refused(h.write("config/rotate", nil)), "admin_api_key_id")
+	h.advance(time.Hour)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 2)
+}
+
+func TestRotate_AnAmbiguousCreateIsTriedUnderAFreshName(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 2, Kind: openaitest.FaultLost})
+	h.must(h.write("config/rotate", nil))
+	require.Len(t, h.adminKeyIDs(), 4)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 2, "the journal deletes the lost ones, and neither the current nor the retired key")
+	h.advance(time.Hour)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 1)
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_AClientThatLeavesChangesNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 1, Kind: openaitest.FaultSlow, Delay: 50 * time.Millisecond,
+		OnStrike: func(*http.Request) { cancel() }})
+	h.must(h.do(ctx, logical.UpdateOperation, "config/rotate", nil))
+	require.Empty(t, h.journal())
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestRotate_StorageFailureAtTheSwitchSaysThatItIsUnknown(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.storage.fail(storageFault{write: 1, after: true})
+	_, err := h.write("config/rotate", nil)
+	require.ErrorIs(t, err, errWhichKey)
+	h.storage.heal()
+	h.tick()
+	h.advance(time.Hour)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 1)
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 

@@ -8,20 +8,27 @@ package openaisecrets
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
 )
 
-// maxText bounds any one-line field, in bytes.
-const maxText = 1024
+const (
+	// maxText bounds any one-line field, in bytes.
+	maxText = 1024
+	// maxRoleName bounds a role's name, which is part of a storage key.
+	maxRoleName = 128
+)
 
 // strict refuses fields that the path does not have. Vault itself only warns,
 // and a misspelt field that is meant to narrow a key must not widen it.
@@ -38,8 +45,47 @@ func strict(handler framework.OperationFunc) framework.OperationFunc {
 			return logical.ErrorResponse("unknown field: %s; `vault path-help %s%s` lists the fields of this version",
 				strings.Join(unknown[:min(len(unknown), 8)], ", "), req.MountPoint, req.Path), nil
 		}
+		for name, raw := range d.Raw {
+			if d.Schema[name].Type != framework.TypeDurationSecond {
+				continue
+			}
+			// Vault's framework cuts 500ms to 0, which means the default.
+			if exact, err := parseutil.ParseDurationSecond(raw); err == nil && exact%time.Second != 0 {
+				return logical.ErrorResponse("%s must be whole seconds", name), nil
+			}
+		}
 		return handler(ctx, req, d)
 	}
+}
+
+// HandleExistenceCheck and HandleRequest shield the admin key: when it comes as
+// a list or an object, the framework quotes it in an error, which Vault logs.
+
+// HandleExistenceCheck is framework.Backend's, with that shield.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
+	shielded := *req // the request itself comes again, to be refused
+	shielded.Data = maps.Clone(req.Data)
+	shieldAdminKey(&shielded)
+	return b.Backend.HandleExistenceCheck(ctx, &shielded)
+}
+
+// HandleRequest is framework.Backend's, with that shield.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if !shieldAdminKey(req) {
+		return logical.ErrorResponse("admin_api_key must be one string"), nil
+	}
+	return b.Backend.HandleRequest(ctx, req)
+}
+
+// shieldAdminKey removes an admin key that is not a string, and reports
+// whether there was none.
+func shieldAdminKey(req *logical.Request) bool {
+	raw, given := req.Data["admin_api_key"]
+	if _, isText := raw.(string); given && raw != nil && !isText {
+		delete(req.Data, "admin_api_key")
+		return false
+	}
+	return true
 }
 
 // checkText says what is wrong with a one-line field, "" when nothing is.

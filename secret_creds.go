@@ -1,11 +1,11 @@
 package openaisecrets
 
-// This file owns a credential after its issue: what a lease carries, renewal,
-// revocation, and the journal's part in both.
+// This file owns a credential after its issue: what a lease carries, renewal
+// and revocation.
 //
-// What must stay true: revoke, rollback and drain share destroy; a revoke
-// needs nothing but the lease's own data and a config; gone is success, a
-// missing permission never is.
+// What must stay true: revoke, journal and drain share destroy; a revoke needs
+// nothing but the lease's own data and a config; gone is success, a missing
+// permission never is.
 
 import (
 	"context"
@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	secretType = "openai_api_key" // #nosec G101 -- a type's name
-	// journalAccount is the kind of the entries that hold an account.
-	journalAccount = "service_account"
+	secretType     = "openai_api_key" // #nosec G101 -- a type's name
 	accountVersion = 1
+	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
+	clockSlack = time.Minute
 )
 
 // account is all that destroying a service account takes. It is the journal's
@@ -57,6 +57,8 @@ type leaseData struct {
 	// MaxTTL is the most that the lease could last when it was issued, which
 	// the key's expiry at OpenAI covers.
 	MaxTTL time.Duration `json:"max_ttl"`
+	// KeyExpires is the key's end at OpenAI.
+	KeyExpires time.Time `json:"key_expires_at"`
 }
 
 // internal returns the lease's data as Vault stores it.
@@ -68,6 +70,7 @@ func (l leaseData) internal() map[string]any {
 		"service_account_id": l.ID,
 		"role":               l.Role,
 		"max_ttl":            int64(l.MaxTTL),
+		"key_expires_at":     l.KeyExpires.UTC().Format(time.RFC3339),
 	}
 }
 
@@ -89,7 +92,15 @@ func decodeLease(req *logical.Request) (leaseData, error) {
 	if err := decodeInto(&lease, req.Secret.InternalData); err != nil {
 		return lease, fmt.Errorf("the lease's data cannot be read: %w", err)
 	}
-	if err := lease.check(); err != nil {
+	err := lease.check()
+	switch {
+	case err != nil:
+	case lease.ID == "":
+		err = errors.New("it has no service_account_id")
+	case lease.MaxTTL <= 0:
+		err = errors.New("it has no max_ttl")
+	}
+	if err != nil {
 		return lease, fmt.Errorf("the lease's data is not usable: %w", err)
 	}
 	return lease, nil
@@ -129,8 +140,9 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	return resp, nil
 }
 
-// revoke destroys a lease's account. Any failure is an error, after which
-// Vault tries again.
+// revoke destroys a lease's account. A failure is an error, after which Vault
+// tries again, six times within about ten minutes and then once a day; so it
+// is journalled, too, and the journal tries until the account is gone.
 func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, revokeBudget)
 	defer cancel()
@@ -138,46 +150,50 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	if err != nil {
 		return nil, err
 	}
+	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role, "project_id", lease.ProjectID, "service_account_id", lease.ID)
+	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) {
+		// The key is dead by itself. Only an empty account is left, which may
+		// wait for its turn; the lease need not.
+		if _, err := journalRevoke(ctx, req.Storage, lease.account); err == nil {
+			log.Info("credential had expired at OpenAI; its account is left to the journal")
+			return nil, nil
+		}
+	}
 	snap, err := b.current(ctx, req.Storage)
 	if err == nil {
 		err = destroy(ctx, snap.api, lease.account)
+		if client.IsDenied(err) && b.replaced(snap) {
+			// A rotation without grace has ended the key under this revoke.
+			if snap, err = b.current(ctx, req.Storage); err == nil {
+				err = destroy(ctx, snap.api, lease.account)
+			}
+		}
 	}
-	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role, "project_id", lease.ProjectID, "service_account_id", lease.ID)
 	if err != nil {
-		log.Warn("credential not revoked", "error", err)
-		return nil, fmt.Errorf("service account %s in project %s not deleted: %w", lease.ID, lease.ProjectID, err)
+		// The request's context may be what ended the revoke.
+		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+		defer cancel()
+		_, journalErr := journalRevoke(cleanup, req.Storage, lease.account)
+		log.Warn("credential not revoked yet; it is left to the journal", "error", err, "journal_error", journalErr)
+		return nil, fmt.Errorf("service account %s in project %s not deleted yet: %w", lease.ID, lease.ProjectID, err)
 	}
 	log.Info("credential revoked")
 	return nil, nil
 }
 
-// destroy makes sure that an account does not exist: by its ID, or where that
-// is not known by its name, which is unique. Without error it is gone.
+// destroy makes sure that an account does not exist. Without error it is gone.
 func destroy(ctx context.Context, api *client.Client, acct account) error {
-	ids := []string{acct.ID}
-	if acct.ID == "" {
-		all, err := api.ListServiceAccounts(ctx, acct.ProjectID)
-		if err != nil {
-			return unlessProjectGone(ctx, api, acct.ProjectID, err)
-		}
-		ids = nil
-		for _, a := range all {
-			if a.Name == acct.Name {
-				ids = append(ids, a.ID)
-			}
-		}
+	err := api.DeleteServiceAccount(ctx, acct.ProjectID, acct.ID)
+	if err == nil || client.IsGone(err) {
+		return nil
 	}
-	for _, id := range ids {
-		if err := api.DeleteServiceAccount(ctx, acct.ProjectID, id); err != nil && !client.IsGone(err) {
-			return unlessProjectGone(ctx, api, acct.ProjectID, err)
-		}
-	}
-	return nil
+	return unlessProjectGone(ctx, api, acct.ProjectID, err)
 }
 
-// unlessProjectGone returns err, or nil if the project's end explains it.
-// Archived projects have no accounts, and what OpenAI answers to a delete in
-// one is not published (docs/openai-api.md), so the project's own status decides.
+// unlessProjectGone returns err, or nil if it means all the same that the
+// account is gone. Archived projects have no accounts, and what OpenAI answers
+// to a delete in one is not published (docs/openai-api.md), so the project's
+// own status decides.
 func unlessProjectGone(ctx context.Context, api *client.Client, id string, err error) error {
 	e := client.AsError(err)
 	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
@@ -191,71 +207,4 @@ func unlessProjectGone(ctx context.Context, api *client.Client, id string, err e
 		return nil
 	}
 	return err
-}
-
-// rollback acts on one journal entry; nil ends the entry. Vault logs nothing
-// of a rollback's failure, so it is logged here.
-func (b *backend) rollback(ctx context.Context, req *logical.Request, kind string, data any) error {
-	err := b.rollbackEntry(ctx, req, kind, data)
-	if err != nil {
-		b.Logger().Warn("journal entry not worked off yet", "mount", req.MountPoint, "kind", kind, "error", err)
-	}
-	return err
-}
-
-func (b *backend) rollbackEntry(ctx context.Context, req *logical.Request, kind string, data any) error {
-	if !b.WriteSafeReplicationState() {
-		return logical.ErrReadOnly
-	}
-	switch kind {
-	case journalAccount:
-		var acct account
-		if err := decodeInto(&acct, data); err != nil {
-			return err
-		}
-		if err := acct.check(); err != nil {
-			return err
-		}
-		snap, err := b.current(ctx, req.Storage)
-		if err != nil {
-			return err
-		}
-		if err := destroy(ctx, snap.api, acct); err != nil {
-			return err
-		}
-		b.Logger().Info("journal entry worked off", "mount", req.MountPoint, "project_id", acct.ProjectID, "service_account", acct.Name)
-		return nil
-	case journalAdminKey:
-		var entry adminKeyEntry
-		if err := decodeInto(&entry, data); err != nil {
-			return err
-		}
-		if entry.Name == "" {
-			return errors.New("it has no name")
-		}
-		return b.rollbackAdminKey(ctx, req, entry)
-	default:
-		return fmt.Errorf("the journal's kind %q is unknown to this version of the plugin", kind)
-	}
-}
-
-// drainJournal acts on every entry, however young: the mount is being disabled
-// and its storage goes next. A failure keeps the entry for the next tick, if
-// there is one.
-func (b *backend) drainJournal(ctx context.Context, req *logical.Request) error {
-	ids, err := framework.ListWAL(ctx, req.Storage)
-	if err != nil {
-		return fmt.Errorf("listing the journal: %w", err)
-	}
-	var failed []error
-	for _, id := range ids {
-		entry, err := framework.GetWAL(ctx, req.Storage, id)
-		if err == nil && entry != nil {
-			if err = b.rollback(ctx, req, entry.Kind, entry.Data); err == nil {
-				err = framework.DeleteWAL(ctx, req.Storage, id)
-			}
-		}
-		failed = append(failed, err)
-	}
-	return errors.Join(failed...)
 }

@@ -47,11 +47,44 @@ func TestRevoke_MissingPermissionIsNotGone(t *testing.T) {
 		err := h.revoke(lease)
 		require.ErrorContains(t, err, "not allowed")
 		require.ErrorContains(t, err, lease.Data["service_account_id"].(string))
-		h.onlyLeased(lease)
+		require.Len(t, h.sim.Accounts(), 1)
+		require.Error(t, h.revoke(lease))
+		require.Len(t, h.journal(), 1, "any number of failed revokes make one entry")
+		h.tick()
+		require.Len(t, h.sim.Accounts(), 1)
 		cancel()
-		require.NoError(t, h.revoke(lease))
+		h.tick()
 		h.onlyLeased()
+		require.NoError(t, h.revoke(lease), "Vault's next try finds it gone")
 	}
+}
+
+func TestRevoke_A404OfAGatewayIsNotGone(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 404, Body: "<html>nginx: 404</html>"})
+	require.Error(t, h.revoke(lease))
+	require.Len(t, h.sim.Accounts(), 1)
+	cancel()
+	require.NoError(t, h.revoke(lease))
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestRevoke_UnderARotationWithoutGrace(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	lease := h.lease("creds/app", nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Times: 1, Status: 401, OnStrike: func(*http.Request) {
+		if _, err := h.write("config/rotate", nil); err != nil {
+			t.Error(err)
+		}
+	}})
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+	h.sim.Keep(h.adminKeyIDs()...)
 }
 
 func TestRevoke_NeedsNothingButTheLease(t *testing.T) {
@@ -124,7 +157,7 @@ func TestRollback_KeepsWhatItCannotFinish(t *testing.T) {
 	cancel := h.sim.Fail(openaitest.Fault{Status: 403, Message: "not now"})
 	h.tick()
 	require.Len(t, h.journal(), maxAttempts)
-	require.Contains(t, h.log.String(), "journal entry not worked off yet", "Vault itself logs nothing of it")
+	require.Contains(t, h.log.String(), "journal not worked off", "Vault itself logs nothing of it")
 	cancel()
 
 	h.must(h.remove("config"))
@@ -133,6 +166,58 @@ func TestRollback_KeepsWhatItCannotFinish(t *testing.T) {
 	h.configure(nil)
 	h.tick()
 	h.onlyLeased()
+}
+
+func TestRevoke_OfADeadKeyCostsNoCallNow(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.advance(defaultMaxTTL + expiryMargin + 2*time.Minute)
+	h.sim.ResetRequests()
+	require.NoError(t, h.revoke(lease), "the lease ends")
+	require.Zero(t, h.sim.Count("", ""))
+	require.Len(t, h.sim.Accounts(), 1)
+	require.Empty(t, h.sim.Keys(), "its key is dead")
+	h.rollback()
+	h.onlyLeased()
+
+	// Only where that can be journalled.
+	lease = h.lease("creds/app", nil)
+	h.advance(defaultMaxTTL + expiryMargin + 2*time.Minute)
+	h.storage.fail(storageFault{write: 0})
+	require.NoError(t, h.revoke(lease))
+	h.storage.heal()
+	h.onlyLeased()
+}
+
+func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+	var leases []*logical.Response
+	for range 10 {
+		leases = append(leases, h.lease("creds/app", nil))
+	}
+	cancel := h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
+	for _, lease := range leases[:3] {
+		for range 2 { // six, with Vault; the second shows that one entry is enough
+			require.Error(t, h.revoke(lease))
+		}
+	}
+	require.Len(t, h.journal(), 3)
+	h.rollback()
+	require.Len(t, h.journal(), 3)
+	require.EqualValues(t, 3, h.b.work.entries.Load())
+	require.NotZero(t, h.b.work.oldest.Load())
+	require.Contains(t, h.log.String(), "journal not worked off")
+	cancel()
+	h.restart()
+	h.rollback()
+	h.onlyLeased(leases[3:]...)
+	require.Zero(t, h.b.work.entries.Load())
+	for _, lease := range leases {
+		require.NoError(t, h.revoke(lease))
+	}
 }
 
 func TestRollback_LeavesOtherAccountsAlone(t *testing.T) {
@@ -178,10 +263,9 @@ func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
-	_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
-	require.NoError(t, err)
+	h.rollback()
 	require.Len(t, h.journal(), maxAttempts, "a live request may be using them")
-	require.Greater(t, walRollbackMinAge, requestBudget+cleanupBudget)
+	require.Greater(t, journalMinAge, requestBudget+cleanupBudget)
 
 	// But when the mount is being disabled there is no later.
 	h.system.TaintedVal = true
@@ -194,10 +278,36 @@ func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays goes on")
 }
 
-func TestPeriodic_OnlyWhereThisClusterMayWrite(t *testing.T) {
+func TestRollback_InAnArchivedProjectThereIsNothingToDo(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	h.sim.ArchiveProject(h.project)
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestJournal_APerformanceSecondaryWorksOffItsOwn(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config/rotate", nil))
+	h.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	h.advance(time.Hour)
+	h.rollback()
+	h.onlyLeased()
+	require.Len(t, h.adminKeyIDs(), 2, "the admin keys are the primary's")
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestPeriodic_OnlyWhereThisNodeMayWrite(t *testing.T) {
 	t.Parallel()
 	for _, state := range []consts.ReplicationState{
-		consts.ReplicationPerformanceSecondary, consts.ReplicationPerformanceStandby, consts.ReplicationDRSecondary,
+		consts.ReplicationPerformanceStandby, consts.ReplicationDRSecondary,
 	} {
 		h := configured(t, openaitest.Options{})
 		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
@@ -208,10 +318,10 @@ func TestPeriodic_OnlyWhereThisClusterMayWrite(t *testing.T) {
 
 		h.system.ReplicationStateVal = state
 		h.sim.ResetRequests()
-		h.tick()
+		h.rollback()
 		require.Zero(t, h.sim.Count("", ""))
 		h.system.ReplicationStateVal = 0
-		h.tick()
+		h.rollback()
 		h.onlyLeased()
 		require.Len(t, h.adminKeyIDs(), 1)
 		h.sim.Keep(h.adminKeyIDs()...)
@@ -223,7 +333,7 @@ func TestForwarding_StandbysAndSecondariesCreateNothing(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.sim.ResetRequests()
 	for at, secondaryToo := range map[string]bool{
-		"creds/app": false, "config": true, "config/rotate": true, "rotate-root": true, "roles/app": true,
+		"creds/app": false, "config": true, "config/rotate": true, "rotate-root": true, "roles/app": true, "tidy": true, "tidy-cancel": true,
 	} {
 		h.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
 		_, err := h.write(at, nil)
@@ -268,6 +378,7 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 		"no project":    {"service_account_id": "user-1"},
 		"no account":    {"project_id": "proj_1"},
 		"wrong type":    {"project_id": 7, "service_account_id": "user-1"},
+		"no max_ttl":    {"project_id": "proj_1", "service_account_id": "user-1"},
 		"newer version": {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
 	} {
 		data["secret_type"] = secretType

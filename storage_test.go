@@ -39,8 +39,20 @@ func TestGolden_ConfigV1(t *testing.T) {
 		CACert:                "PEM",
 		RotationGracePeriod:   5 * time.Minute,
 		RequestTimeout:        30 * time.Second,
+		MaxConcurrent:         256,
+		TidyInterval:          time.Hour,
+		TidySafetyBuffer:      time.Minute,
 		LastRotated:           time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Retired:               []retiredKey{{ID: "key_0", DeleteAfter: time.Date(2026, 1, 2, 3, 9, 5, 0, time.UTC)}},
+
+		RotationPeriod:           24 * time.Hour,
+		RotationSchedule:         "0 2 * * *",
+		RotationWindow:           2 * time.Hour,
+		DisableAutomatedRotation: true,
+		RotationManager:          "internal",
+		NextRotation:             time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC),
+		RotationError:            "a reason",
+		AdminKeyExpires:          time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC),
 	}
 	require.NoError(t, putConfig(t.Context(), s, want))
 	entry, err := s.Get(t.Context(), configStorageKey)
@@ -106,7 +118,7 @@ func TestGolden_JournalV1(t *testing.T) {
 
 func TestGolden_LeaseV1(t *testing.T) {
 	t.Parallel()
-	want := leaseData{account: account{Version: 1, ProjectID: "proj_1", Name: "vault-app-ab3defghij4klmn", ID: "user-1"}, Role: "app", MaxTTL: 24 * time.Hour}
+	want := leaseData{account: account{Version: 1, ProjectID: "proj_1", Name: "vault-app-ab3defghij4klmn", ID: "user-1"}, Role: "app", MaxTTL: 24 * time.Hour, KeyExpires: time.Date(2026, 1, 3, 3, 6, 5, 0, time.UTC)}
 	encoded, err := json.Marshal(want.internal())
 	require.NoError(t, err)
 	require.JSONEq(t, string(golden(t, "lease.v1.json")), string(encoded))

@@ -36,7 +36,7 @@ func (c *Client) CreateServiceAccount(ctx context.Context, project, name string,
 	}
 	params := openai.AdminOrganizationProjectServiceAccountNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
 	type created = openai.AdminOrganizationProjectServiceAccountNewResponse
-	answer, err := once(ctx, c, op,
+	answer, err := once(ctx, c, createServiceAccount, op,
 		func(a *created) bool {
 			return isText(a.JSON.ID) && isText(a.APIKey.JSON.ID) && isText(a.APIKey.JSON.Value)
 		},
@@ -59,7 +59,7 @@ func (c *Client) CreateServiceAccount(ctx context.Context, project, name string,
 // that does not exist is an error for which IsGone holds.
 func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
 	type deleted = openai.AdminOrganizationProjectServiceAccountDeleteResponse
-	_, err := repeat(ctx, c, "delete service account "+id+" in project "+project,
+	_, err := repeat(ctx, c, deleteServiceAccount, "delete service account "+id+" in project "+project,
 		func(d *deleted) bool { return d.Deleted },
 		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
 			return c.accounts.Delete(ctx, project, id, o...)
@@ -73,7 +73,7 @@ func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]Ser
 	return collect(c, op, func(a ServiceAccount) string { return a.ID },
 		func(after string) (page[ServiceAccount], error) {
 			params := openai.AdminOrganizationProjectServiceAccountListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
-			answer, err := repeat(ctx, c, op, isListing[openai.ProjectServiceAccount],
+			answer, err := repeat(ctx, c, listServiceAccounts, op, isListing[openai.ProjectServiceAccount],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectServiceAccount], error) {
 					return c.accounts.List(ctx, project, params, o...)
 				})

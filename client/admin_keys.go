@@ -55,7 +55,7 @@ func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Du
 	}
 	params := openai.AdminOrganizationAdminAPIKeyNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
 	type created = openai.AdminOrganizationAdminAPIKeyNewResponse
-	answer, err := once(ctx, c, op,
+	answer, err := once(ctx, c, createAdminKey, op,
 		func(k *created) bool { return isText(k.AdminAPIKey.JSON.ID) && isText(k.JSON.Value) },
 		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
 			return c.admin.New(ctx, params, o...)
@@ -68,7 +68,7 @@ func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Du
 
 // GetAdminKey reads one admin key; IsGone holds for an unknown one.
 func (c *Client) GetAdminKey(ctx context.Context, id string) (AdminKey, error) {
-	answer, err := repeat(ctx, c, "read admin key "+id,
+	answer, err := repeat(ctx, c, getAdminKey, "read admin key "+id,
 		func(k *openai.AdminAPIKey) bool { return k.ID != "" },
 		func(ctx context.Context, o ...option.RequestOption) (*openai.AdminAPIKey, error) {
 			return c.admin.Get(ctx, id, o...)
@@ -86,7 +86,7 @@ func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
 		func(after string) (page[AdminKey], error) {
 			params := openai.AdminOrganizationAdminAPIKeyListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
 			type listing = pagination.CursorPage[openai.AdminAPIKey]
-			answer, err := repeat(ctx, c, op, func(l *listing) bool { return l.JSON.Data.Valid() },
+			answer, err := repeat(ctx, c, listAdminKeys, op, func(l *listing) bool { return l.JSON.Data.Valid() },
 				func(ctx context.Context, o ...option.RequestOption) (*listing, error) {
 					return c.admin.List(ctx, params, o...)
 				})
@@ -104,7 +104,7 @@ func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
 // DeleteAdminKey deletes an admin key; IsGone holds for an unknown one.
 func (c *Client) DeleteAdminKey(ctx context.Context, id string) error {
 	type deleted = openai.AdminOrganizationAdminAPIKeyDeleteResponse
-	_, err := repeat(ctx, c, "delete admin key "+id,
+	_, err := repeat(ctx, c, deleteAdminKey, "delete admin key "+id,
 		func(d *deleted) bool { return d.Deleted },
 		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
 			return c.admin.Delete(ctx, id, o...)

@@ -1,5 +1,8 @@
 package client
 
+// What admin keys promise, how one is found by its redacted value, and how its
+// permission is checked without a side effect.
+
 import (
 	"context"
 	"net/http"
@@ -63,21 +66,21 @@ func TestListAdminKeys_ToleratesWhatItDoesNotNeed(t *testing.T) {
 func TestAdminKeyMatches_ByWhatIsShown(t *testing.T) {
 	t.Parallel()
 	for redactedValue, want := range map[string]bool{
-		"sk-admin...wxyz":                  true,
-		"sk-admin…wxyz":                    true,
-		"sk-admin-0123***wxyz":             true,
-		"sk-*****************wxyz":         true,
-		"...wxyz":                          true,
-		"sk-admin.*.…*wxyz":                true,
-		"sk-admin...wxyy":                  false,
-		"sk-other...wxyz":                  false,
-		"sk-admin...":                      false, // shows nothing that tells keys apart
-		"...":                              false,
-		"":                                 false,
-		testKey:                            false, // not redacted: what would that be?
+		"sk-admin...wxyz":                   true,
+		"sk-admin…wxyz":                     true,
+		"sk-admin-0123***wxyz":              true,
+		"sk-*****************wxyz":          true,
+		"...wxyz":                           true,
+		"sk-admin.*.…*wxyz":                 true,
+		"sk-admin...wxyy":                   false,
+		"sk-other...wxyz":                   false,
+		"sk-admin...":                       false, // shows nothing that tells keys apart
+		"...":                               false,
+		"":                                  false,
+		testKey:                             false, // not redacted: what would that be?
 		testKey[:30] + "..." + testKey[20:]: false, // shows more than there is
-		testKey + "...z":                   false,
-		"sk-ad...min...wxyz":               false,
+		testKey + "...z":                    false,
+		"sk-ad...min...wxyz":                false,
 	} {
 		require.Equal(t, want, AdminKey{RedactedValue: redactedValue}.Matches(NewSecret(testKey)), redactedValue)
 		require.False(t, AdminKey{RedactedValue: redactedValue}.Matches(Secret{}), redactedValue)

@@ -69,6 +69,7 @@ type Options struct {
 	CACert       []byte        // PEM; when given, the only roots trusted
 	Timeout      time.Duration // one HTTP attempt; default DefaultTimeout
 	Concurrency  int           // calls in flight; default DefaultConcurrency
+	Pace         *Pace         // what is known of rate limits; default none
 	UserAgent    string
 }
 
@@ -78,7 +79,10 @@ type Client struct {
 	host     string
 	adminKey Secret
 	timeout  time.Duration
-	slots    chan struct{}
+	slots    chan struct{} // calls in flight, of which
+	creates  chan struct{} // these are issues
+	others   chan struct{} // and these are all others
+	pace     *Pace
 	http     *http.Transport
 	accounts openai.AdminOrganizationProjectServiceAccountService
 	keys     openai.AdminOrganizationProjectAPIKeyService
@@ -100,6 +104,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = DefaultConcurrency
+	}
+	if o.Pace == nil {
+		o.Pace = NewPace()
 	}
 	base, err := url.Parse(o.BaseURL)
 	if err != nil || base.Host == "" || (base.Scheme != "https" && base.Scheme != "http") {
@@ -154,6 +161,9 @@ func New(o Options) (*Client, error) {
 		adminKey: o.AdminKey,
 		timeout:  o.Timeout,
 		slots:    make(chan struct{}, o.Concurrency),
+		creates:  make(chan struct{}, o.Concurrency-o.Concurrency/4),
+		others:   make(chan struct{}, o.Concurrency-o.Concurrency/4),
+		pace:     o.Pace,
 		http:     transport,
 		accounts: openai.NewAdminOrganizationProjectServiceAccountService(options...),
 		keys:     openai.NewAdminOrganizationProjectAPIKeyService(options...),
@@ -168,26 +178,86 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Host returns the host that calls go to, for messages.
 func (c *Client) Host() string { return c.host }
 
+// callKind names an endpoint, each of which OpenAI limits by itself.
+type callKind string
+
+const (
+	createServiceAccount callKind = "create_service_account"
+	deleteServiceAccount callKind = "delete_service_account"
+	listServiceAccounts  callKind = "list_service_accounts"
+	createKey            callKind = "create_key"
+	listKeys             callKind = "list_keys"
+	updateKey            callKind = "update_key"
+	deleteKey            callKind = "delete_key"
+	createAdminKey       callKind = "create_admin_key"
+	getAdminKey          callKind = "get_admin_key"
+	listAdminKeys        callKind = "list_admin_keys"
+	deleteAdminKey       callKind = "delete_admin_key"
+	getProject           callKind = "get_project"
+	listProjects         callKind = "list_projects"
+)
+
+// enter waits until a call fits the pace and the number of calls in flight,
+// and says how to leave. What waits for its pace holds no slot.
+func (c *Client) enter(ctx context.Context, v callKind, op string) (ticket, func(), *Error) {
+	t, tooLong, err := c.pace.take(ctx, string(v))
+	if tooLong > 0 {
+		return t, nil, &Error{
+			Op: op, Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
+			Message: fmt.Sprintf("OpenAI limits the rate of these calls, and the next one fits in about %s", tooLong.Round(time.Second)),
+		}
+	}
+	if err != nil {
+		return t, nil, &Error{Op: op, Host: c.host, Cause: err}
+	}
+	// Issues and revokes each leave a quarter of the slots to the other.
+	class := c.others
+	if v == createServiceAccount || v == createKey {
+		class = c.creates
+	}
+	for i, slots := range []chan struct{}{class, c.slots} {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			if i > 0 {
+				<-class
+			}
+			return t, nil, &Error{Op: op, Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
+		}
+	}
+	return t, func() { <-c.slots; <-class }, nil
+}
+
 // sdkCall is any SDK method with its arguments bound.
 type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
 
 // once makes one attempt at a call and turns every way to fail into an *Error.
 // valid says whether a decoded answer is what was asked for: the SDK decodes
 // {} or a page of another service without complaint.
-func once[T any](ctx context.Context, c *Client, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
+func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
 	op = c.clean(op) // names and ids in it came from elsewhere
-	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-	case <-ctx.Done():
-		return nil, &Error{Op: op, Host: c.host, Cause: ctx.Err()}
+	t, leave, failure := c.enter(ctx, v, op)
+	if failure != nil {
+		return nil, failure
 	}
+	defer leave()
+	result, failure := send(ctx, c, op, valid, call)
+	c.pace.learn(t, failure)
+	if failure != nil {
+		return nil, failure
+	}
+	return result, nil
+}
 
+// send is the attempt itself.
+func send[T any](ctx context.Context, c *Client, op string, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteHeaders: func() { sent.Store(true) },
+		// Not WroteHeaders: over HTTP/2 that may be told after the server has
+		// the request and its sender has gone.
+		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
 	})
 
 	// The SDK loses status and message of an error that is a bare string
@@ -243,18 +313,34 @@ func (c *Client) clean(text string) string {
 // deletes), with jittered exponential backoff from 250 ms. It honours
 // Retry-After, and gives up early when that is longer than maxWait or the
 // context would end first.
-func repeat[T any](ctx context.Context, c *Client, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
-	for attempt := 0; ; attempt++ {
-		result, err := once(ctx, c, op, valid, call)
+func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
+	var said *Error // the last that OpenAI said
+	for attempt := 0; ; {
+		result, err := once(ctx, c, v, op, valid, call)
 		if err == nil {
 			return result, nil
 		}
 		failure := AsError(err)
-		if attempt+1 >= maxAttempts || !failure.Retryable() || ctx.Err() != nil {
+		if !failure.Sent && said != nil {
+			// Why there was an answer before says more than that time is up.
+			said.RetryAfter = max(said.RetryAfter, failure.RetryAfter)
+			return nil, said
+		}
+		if !failure.Retryable() || ctx.Err() != nil {
 			return nil, err
 		}
-		delay := Backoff(attempt, failure.RetryAfter)
-		if delay > maxWait || Wait(ctx, delay) != nil {
+		if failure.Sent {
+			said = failure
+		}
+		if failure.RateLimited() {
+			// The pace knows when the next call fits, and the context bounds
+			// the wait; a 429 is no attempt that might have had an effect.
+			if failure.RetryAfter > maxWait {
+				return nil, err
+			}
+			continue
+		}
+		if attempt++; attempt >= maxAttempts || Wait(ctx, Backoff(attempt-1, failure.RetryAfter)) != nil {
 			return nil, err
 		}
 	}

@@ -46,7 +46,9 @@ type Error struct {
 	// Cause is why there is no answer; nil when one came. Its text is clean.
 	Cause error
 
-	refused bool // by this package or the SDK: the call makes no sense
+	// refused says that this package or the SDK did not make the call: because
+	// it makes no sense or, with Status 429, because its turn is too far off.
+	refused bool
 }
 
 // Error implements error.
@@ -73,7 +75,7 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, ": OpenAI says: %s", e.Message)
 	}
 	var details []string
-	if e.Status != 0 {
+	if e.Status != 0 && !e.refused {
 		details = append(details, "status "+strconv.Itoa(e.Status))
 	}
 	if e.Code != "" {
@@ -85,6 +87,9 @@ func (e *Error) Error() string {
 	if e.RequestID != "" {
 		details = append(details, "request id "+e.RequestID)
 	}
+	if e.RetryAfter > 0 && !e.refused {
+		details = append(details, "try again in "+e.RetryAfter.Round(time.Second).String())
+	}
 	if len(details) > 0 {
 		fmt.Fprintf(&b, " (%s)", strings.Join(details, ", "))
 	}
@@ -94,9 +99,12 @@ func (e *Error) Error() string {
 // Unwrap returns the cause, so that errors.Is sees context errors.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Gone reports whether what was named does not exist. A missing permission
-// (401, 403) is never that.
-func (e *Error) Gone() bool { return e.Status == http.StatusNotFound }
+// Gone reports whether OpenAI says that what was named does not exist. A missing
+// permission (401, 403) is never that, nor is a 404 which is not in OpenAI's
+// form: a gateway in between may not know the path.
+func (e *Error) Gone() bool {
+	return e.Status == http.StatusNotFound && (e.Message != "" || e.Code != "" || e.Type != "")
+}
 
 // Denied reports whether the admin key was refused or lacks a permission.
 // OpenAI answers either with 401 or with 403 (docs/openai-api.md).
@@ -142,13 +150,13 @@ func (e *Error) Retryable() bool {
 	case e.Status == 0:
 		return !e.refused && !errors.As(e.Cause, &certificate)
 	case e.RateLimited():
-		return !waitingCannotHelp[e.Code]
+		return !e.refused && !waitingCannotHelp[e.Code]
 	case e.Status == http.StatusRequestTimeout, e.Status == http.StatusConflict:
 		return true
 	case e.Status == http.StatusNotImplemented:
 		return false
-	case e.Status/100 == 2:
-		return true
+	case e.Status/100 == 2, e.Status == http.StatusNotFound && !e.Gone():
+		return true // not OpenAI's words
 	default:
 		return e.Status >= 500
 	}

@@ -236,3 +236,21 @@ func failed(t testing.TB, err error) *Error {
 	require.NotNil(t, e, "%T: %v", err, err)
 	return e
 }
+
+// together makes calls at once: most of them only wait, for a back-off or a
+// timeout, and a test should not wait for each in turn.
+func together(calls map[string]func() error) map[string]error {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	errs := map[string]error{}
+	for name, call := range calls {
+		wg.Go(func() {
+			err := call()
+			mu.Lock()
+			defer mu.Unlock()
+			errs[name] = err
+		})
+	}
+	wg.Wait()
+	return errs
+}

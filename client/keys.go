@@ -18,6 +18,7 @@ type ProjectKey struct {
 	ID        string // opaque
 	Name      string
 	AccountID string // the owning service account, "" when a user owns it
+	UserID    string // that user
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero = never
 }
@@ -38,7 +39,7 @@ func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, 
 		params.Scopes = scopes
 	}
 	type created = openai.AdminOrganizationProjectServiceAccountAPIKeyNewResponse
-	answer, err := once(ctx, c, op,
+	answer, err := once(ctx, c, createKey, op,
 		func(k *created) bool { return isText(k.JSON.ID) && isText(k.JSON.Value) },
 		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
 			return c.accounts.APIKeys.New(ctx, project, account, params, o...)
@@ -59,7 +60,7 @@ func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]Project
 				Limit: param.NewOpt[int64](pageSize), After: cursor(after),
 				OwnerProjectAccess: openai.AdminOrganizationProjectAPIKeyListParamsOwnerProjectAccessAny,
 			}
-			answer, err := repeat(ctx, c, op, isListing[openai.ProjectAPIKey],
+			answer, err := repeat(ctx, c, listKeys, op, isListing[openai.ProjectAPIKey],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectAPIKey], error) {
 					return c.keys.List(ctx, project, params, o...)
 				})
@@ -90,7 +91,7 @@ func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scope
 		return ProjectKey{}, c.refuse(op, "neither scopes nor expiry to change")
 	}
 	params := openai.AdminOrganizationProjectAPIKeyUpdateParams{Scopes: scopes, ExpiresInSeconds: seconds(expiry).Value}
-	answer, err := repeat(ctx, c, op,
+	answer, err := repeat(ctx, c, updateKey, op,
 		func(k *openai.ProjectAPIKey) bool { return k.ID != "" },
 		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectAPIKey, error) {
 			return c.keys.Update(ctx, project, id, params, o...)
@@ -105,7 +106,7 @@ func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scope
 // holds for an unknown one.
 func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error {
 	type deleted = openai.AdminOrganizationProjectAPIKeyDeleteResponse
-	_, err := repeat(ctx, c, "delete key "+id+" in project "+project,
+	_, err := repeat(ctx, c, deleteKey, "delete key "+id+" in project "+project,
 		func(d *deleted) bool { return d.Deleted },
 		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
 			return c.keys.Delete(ctx, project, id, o...)
@@ -115,7 +116,7 @@ func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error
 
 func projectKey(k openai.ProjectAPIKey) ProjectKey {
 	return ProjectKey{
-		ID: k.ID, Name: k.Name, AccountID: k.Owner.ServiceAccount.ID,
+		ID: k.ID, Name: k.Name, AccountID: k.Owner.ServiceAccount.ID, UserID: k.Owner.User.ID,
 		CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt),
 	}
 }

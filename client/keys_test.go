@@ -1,5 +1,8 @@
 package client
 
+// What the keys of service accounts promise after their account, and that all
+// listings reach their end.
+
 import (
 	"context"
 	"net/http"

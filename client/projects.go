@@ -27,7 +27,7 @@ func (p Project) Archived() bool { return p.Status == "archived" }
 
 // GetProject reads one project; IsGone holds for an unknown one.
 func (c *Client) GetProject(ctx context.Context, id string) (Project, error) {
-	answer, err := repeat(ctx, c, "read project "+id,
+	answer, err := repeat(ctx, c, getProject, "read project "+id,
 		func(p *openai.Project) bool { return p.ID != "" },
 		func(ctx context.Context, o ...option.RequestOption) (*openai.Project, error) {
 			return c.projects.Get(ctx, id, o...)
@@ -46,7 +46,7 @@ func (c *Client) ListProjects(ctx context.Context) ([]Project, error) {
 			params := openai.AdminOrganizationProjectListParams{
 				Limit: param.NewOpt[int64](pageSize), After: cursor(after), IncludeArchived: param.NewOpt(true),
 			}
-			answer, err := repeat(ctx, c, op, isListing[openai.Project],
+			answer, err := repeat(ctx, c, listProjects, op, isListing[openai.Project],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.Project], error) {
 					return c.projects.List(ctx, params, o...)
 				})

@@ -1,5 +1,7 @@
 package client
 
+// What projects promise, and how a listing fails that cannot be read to its end.
+
 import (
 	"context"
 	"fmt"
@@ -50,6 +52,8 @@ func TestGetProject_WithoutNameAndStatus(t *testing.T) {
 // not, so one that is cut short must never look whole.
 func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 	t.Parallel()
+	want := map[string]string{}
+	calls := map[string]func() error{}
 	for name, test := range map[string]struct {
 		page func(n int, after string) string
 		want string
@@ -76,32 +80,35 @@ func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 			func(n int, _ string) string { return fmt.Sprintf(`{"data":[{"id":"%d"}],"has_more":true}`, n) },
 			"more than 1000 pages",
 		},
-		"an item without an id":     {func(int, string) string { return `{"data":[{"id":"a"},{}],"has_more":false}` }, "without an id"},
-		"an item that is none":      {func(int, string) string { return `{"data":[{"id":"a"},"x"],"has_more":false}` }, "not the documented object"},
-		"no data":                   {func(int, string) string { return `{"has_more":false}` }, "not the documented object"},
-		"null data":                 {func(int, string) string { return `{"data":null,"has_more":false}` }, "not the documented object"},
-		"an object for a list":      {func(int, string) string { return `{"data":{},"has_more":false}` }, "not the documented object"},
-		"a second page of nonsense": {func(n int, _ string) string { return []string{`{"data":[{"id":"a"}],"has_more":true}`, `{}`}[min(n, 1)] }, "not the documented object"},
+		"an item without an id": {func(int, string) string { return `{"data":[{"id":"a"},{}],"has_more":false}` }, "without an id"},
+		"an item that is none":  {func(int, string) string { return `{"data":[{"id":"a"},"x"],"has_more":false}` }, "not the documented object"},
+		"no data":               {func(int, string) string { return `{"has_more":false}` }, "not the documented object"},
+		"null data":             {func(int, string) string { return `{"data":null,"has_more":false}` }, "not the documented object"},
+		"an object for a list":  {func(int, string) string { return `{"data":{},"has_more":false}` }, "not the documented object"},
+		"a second page of nonsense": {func(n int, _ string) string {
+			return []string{`{"data":[{"id":"a"}],"has_more":true}`, `{}`}[min(n, 1)]
+		}, "not the documented object"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			for _, list := range []string{"ListServiceAccounts", "ListProjectKeys", "ListAdminKeys", "ListProjects"} {
-				t.Run(list, func(t *testing.T) {
-					t.Parallel()
-					if name == "no end" && list != "ListAdminKeys" {
-						t.Skip("a thousand calls are enough once")
-					}
-					var n atomic.Int64
-					c := serve(t, func(w http.ResponseWriter, r *http.Request) {
-						w.Header().Set("Content-Type", "application/json")
-						_, _ = io.WriteString(w, test.page(int(n.Add(1)-1), r.URL.Query().Get("after")))
-					})
-					e := failed(t, verbs[list].call(context.Background(), c, ids{"p", "a", "k", "r"}))
-					require.ErrorContains(t, e, test.want)
-					require.False(t, e.Gone() || e.Denied())
-				})
+		for _, list := range []string{"ListServiceAccounts", "ListProjectKeys", "ListAdminKeys", "ListProjects"} {
+			if name == "no end" && list != "ListAdminKeys" {
+				continue // a thousand calls are enough once
 			}
-		})
+			var n atomic.Int64
+			c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.WriteString(w, test.page(int(n.Add(1)-1), r.URL.Query().Get("after")))
+			})
+			want[name+", "+list] = test.want
+			calls[name+", "+list] = func() error {
+				return verbs[list].call(context.Background(), c, ids{"p", "a", "k", "r"})
+			}
+		}
+	}
+	for name, err := range together(calls) {
+		require.Error(t, err, name)
+		e := failed(t, err)
+		require.ErrorContains(t, e, want[name], name)
+		require.False(t, e.Gone() || e.Denied(), name)
 	}
 }
 

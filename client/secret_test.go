@@ -1,5 +1,7 @@
 package client
 
+// That nothing but Reveal tells a secret.
+
 import (
 	"bytes"
 	"encoding/base64"

@@ -20,8 +20,8 @@ type Plugin struct {
 	SHA256  string
 }
 
-// BuildOptions say how a plugin is built. The zero value is the plugin as
-// `make build` makes it, but for the stripping.
+// BuildOptions say how a plugin is built. The zero value is the plugin as it is
+// in the code.
 type BuildOptions struct {
 	Version string // replaces the version in the code, for tests with two of them
 	Race    bool   // with the race detector, where RaceAvailable
@@ -56,15 +56,16 @@ func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, er
 	return Plugin{Path: path, Version: fields[len(fields)-1], SHA256: hex.EncodeToString(sum[:])}, nil
 }
 
-// Build runs go build for one package of this checkout. The version-control
-// stamp is off: it would make each build of an unchanged tree a new binary, and
+// Build runs go build for one package of this checkout. The flags are those of
+// go test and go vet, so that nothing that they have compiled is compiled again:
+// on a fresh machine that is minutes. The version-control stamp is off, since it
 // fails where git distrusts the folder's owner, as in many containers.
 func Build(ctx context.Context, output, pkg string, args ...string) error {
 	root, err := Root()
 	if err != nil {
 		return err
 	}
-	args = append([]string{"build", "-buildvcs=false", "-trimpath", "-o", output}, args...)
+	args = append([]string{"build", "-buildvcs=false", "-o", output}, args...)
 	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -33,7 +34,7 @@ func TestOnlyOwnProcessesAreEnded(t *testing.T) {
 	require.NoError(t, err)
 	defer p.kill()
 	var found []int
-	require.NoError(t, poll(t.Context(), startTimeout, "the child", func() error {
+	require.NoError(t, poll(t.Context(), 10*time.Second, "the child", func() error {
 		found, err = children(p.pid())
 		if err == nil && len(found) == 0 {
 			err = os.ErrNotExist

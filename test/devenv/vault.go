@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -49,6 +50,7 @@ type Vault struct {
 
 	opts      Options
 	unsealKey string
+	clustered bool // one of several nodes, so that being a standby is in order
 	process   *process
 	log       *os.File
 	orphans   []orphan
@@ -58,7 +60,12 @@ type Vault struct {
 type orphan struct{ pid, group int }
 
 // Start starts, initializes and unseals a server. The caller must Stop it.
-func Start(ctx context.Context, opts Options) (_ *Vault, err error) {
+func Start(ctx context.Context, opts Options) (*Vault, error) {
+	return start(ctx, opts, "node1", (*Vault).initialize)
+}
+
+// start starts a server and makes it ready, which unseals it.
+func start(ctx context.Context, opts Options, node string, ready func(*Vault, context.Context) error) (_ *Vault, err error) {
 	if opts.VaultBin == "" {
 		if opts.VaultBin, err = FindVault(ctx); err != nil {
 			return nil, err
@@ -93,16 +100,16 @@ func Start(ctx context.Context, opts Options) (_ *Vault, err error) {
 	if v.log, err = os.OpenFile(v.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return nil, err
 	}
-	if err := v.writeConfig(ctx); err != nil {
+	if err := v.writeConfig(ctx, node); err != nil {
 		return nil, err
 	}
 	if err := v.launch(ctx); err != nil {
 		return nil, err
 	}
-	if err := v.initialize(ctx); err != nil {
+	if err := ready(v, ctx); err != nil {
 		return nil, err
 	}
-	if opts.Audit {
+	if opts.Audit && !v.clustered {
 		if err := v.enableAudit(ctx); err != nil {
 			return nil, err
 		}
@@ -110,7 +117,7 @@ func Start(ctx context.Context, opts Options) (_ *Vault, err error) {
 	return v, nil
 }
 
-func (v *Vault) writeConfig(ctx context.Context) error {
+func (v *Vault) writeConfig(ctx context.Context, node string) error {
 	ports, err := freePorts(ctx, 2)
 	if err != nil {
 		return err
@@ -118,13 +125,18 @@ func (v *Vault) writeConfig(ctx context.Context) error {
 	v.Addr = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	storage := `storage "inmem" {}`
 	if v.opts.Storage != "inmem" {
-		storage = fmt.Sprintf("storage \"raft\" {\n  path = %q\n  node_id = \"node1\"\n}", filepath.Join(v.Dir, "raft"))
+		storage = fmt.Sprintf(`storage "raft" {
+  path                   = %q
+  node_id                = %q
+  performance_multiplier = 1
+}`, filepath.Join(v.Dir, "raft"), node)
 	}
 	config := fmt.Sprintf(`%s
 
 listener "tcp" {
-  address     = "127.0.0.1:%d"
-  tls_disable = true
+  address         = "127.0.0.1:%d"
+  cluster_address = "127.0.0.1:%d"
+  tls_disable     = true
 }
 
 api_addr         = %q
@@ -133,7 +145,7 @@ disable_mlock    = true
 plugin_directory = %q
 
 %s
-`, storage, ports[0], v.Addr, ports[1], v.PluginDir, v.opts.Config)
+`, storage, ports[0], ports[1], v.Addr, ports[1], v.PluginDir, v.opts.Config)
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
 
@@ -176,15 +188,15 @@ func (v *Vault) initialize(ctx context.Context) error {
 	return v.unseal(ctx)
 }
 
-// unseal opens the server and waits until it is the active node: raft elects a
-// leader first, also where there is nobody else to elect.
+// unseal opens the server and waits until it is the active node, or one of a
+// cluster: raft elects a leader first, also where there is nobody else to elect.
 func (v *Vault) unseal(ctx context.Context) error {
 	if _, err := v.Client().Sys().UnsealWithContext(ctx, v.unsealKey); err != nil {
 		return fmt.Errorf("unsealing Vault: %w", err)
 	}
 	return poll(ctx, startTimeout, "Vault to become active", func() error {
 		health, err := v.Client().Sys().HealthWithContext(ctx)
-		if err == nil && (health.Sealed || health.Standby) {
+		if err == nil && (health.Sealed || (health.Standby && !v.clustered)) {
 			err = errors.New("it is sealed or a standby")
 		}
 		return err
@@ -246,14 +258,8 @@ func (v *Vault) CLIEnv() ([]string, error) {
 // Register enters a plugin in the catalog, after copying it to the server's
 // plugin directory if it was built elsewhere.
 func (v *Vault) Register(ctx context.Context, p Plugin) error {
-	if filepath.Dir(p.Path) != v.PluginDir {
-		content, err := os.ReadFile(p.Path)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(v.PluginDir, filepath.Base(p.Path)), content, 0o700); err != nil {
-			return err
-		}
+	if err := v.install(p); err != nil {
+		return err
 	}
 	err := v.Client().Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{
 		Name:    PluginName,
@@ -266,6 +272,18 @@ func (v *Vault) Register(ctx context.Context, p Plugin) error {
 		return fmt.Errorf("registering the plugin: %w", err)
 	}
 	return nil
+}
+
+// install copies a plugin to the server's plugin directory.
+func (v *Vault) install(p Plugin) error {
+	if filepath.Dir(p.Path) == v.PluginDir {
+		return nil
+	}
+	content, err := os.ReadFile(p.Path)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(v.PluginDir, filepath.Base(p.Path)), content, 0o700)
 }
 
 // Mount enables the engine at a path.
@@ -296,6 +314,8 @@ func (v *Vault) KillPlugins() (int, error) {
 // Kill ends the server as a crash would. Its plugins stay for as long as they
 // would in life; Stop ends those that are still there.
 func (v *Vault) Kill() error {
+	// Stopped first, so that it starts no plugin behind the list of them.
+	_ = v.process.cmd.Process.Signal(syscall.SIGSTOP) // an error means that it has ended
 	pids, err := v.PluginPIDs()
 	if err != nil {
 		return err

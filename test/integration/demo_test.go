@@ -7,6 +7,7 @@ package integration
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -24,9 +25,11 @@ func demo(t *testing.T, env ...string) string {
 	require.NoError(t, err)
 	program := filepath.Join(t.TempDir(), "demo")
 	require.NoError(t, devenv.Build(t.Context(), program, "./test/demo"))
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it cleans up
+	cmd.WaitDelay = time.Minute
 	cmd.Dir = root
 	cmd.Env = append(cmd.Environ(), env...)
 	out, err := cmd.CombinedOutput()

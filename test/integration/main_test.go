@@ -9,10 +9,15 @@
 // starts one for itself. Whatever a test makes must be gone at its end: the
 // simulator fails a test that leaves something alive, and each test's keys are
 // searched for in all that Vault wrote.
+//
+// Those on crashes, load and failover log the numbers that they found; go test
+// -v shows them. OUTAGE_FULL=1 makes the test of a long outage wait until Vault
+// itself has given up, for up to 20 minutes (with go test -timeout 30m).
 package integration
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,6 +34,12 @@ var (
 
 func TestMain(m *testing.M) {
 	devenv.IsolateEnv()
+	// Most of what takes long here waits for Vault's clock and not for a
+	// processor, so the number of those is no measure.
+	flag.Parse()
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+		_ = flag.Set("test.parallel", "12") // a number that it takes
+	}
 	os.Exit(run(m))
 }
 
@@ -48,7 +59,7 @@ func run(m *testing.M) (code int) {
 	if plugin, err = devenv.BuildPlugin(ctx, dir, devenv.BuildOptions{Race: race}); err != nil {
 		return fail(err)
 	}
-	if server, err = startVault(ctx); err != nil {
+	if server, err = startVault(ctx, plugin); err != nil {
 		return fail(err)
 	}
 	fmt.Printf("Vault %s, plugin %s (race detector: %t)\n", server.Version, plugin.Version, race)
@@ -63,15 +74,20 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// startVault starts a server with the plugin in its catalog.
-func startVault(ctx context.Context) (*devenv.Vault, error) {
-	v, err := devenv.Start(ctx, devenv.Options{
+// serverOptions are those of all servers here.
+func serverOptions() devenv.Options {
+	return devenv.Options{
 		LogLevel: "trace",
 		Audit:    true,
 		// Where the plugin's race detector reports: what a plugin writes to its
 		// standard error reaches Vault's log only with luck.
 		Env: []string{"GORACE=log_path=" + filepath.Join(bin, "race")},
-	})
+	}
+}
+
+// startVault starts a server with a plugin in its catalog.
+func startVault(ctx context.Context, plugin devenv.Plugin) (*devenv.Vault, error) {
+	v, err := devenv.Start(ctx, serverOptions())
 	if err != nil {
 		return nil, err
 	}

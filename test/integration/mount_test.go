@@ -244,10 +244,8 @@ func (m *mount) requireNoSecretWritten(secrets ...string) {
 	}
 	require.Greater(m.t, len(places), 3, "the storage was not found")
 	for place, content := range places {
-		for _, secret := range secrets {
-			if i := bytes.Index(content, []byte(secret)); i >= 0 {
-				m.t.Errorf("a key is in %s: …%q", place, bytes.ReplaceAll(content[max(0, i-200):i], []byte(secret), []byte("<key>")))
-			}
+		if i, secret := find(content, secrets); i >= 0 {
+			m.t.Errorf("a key is in %s: …%q", place, bytes.ReplaceAll(content[max(0, i-200):i], []byte(secret), []byte("<key>")))
 		}
 	}
 }

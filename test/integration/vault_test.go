@@ -86,7 +86,12 @@ func TestProjectsAreListed(t *testing.T) {
 func ownVault(t *testing.T) *devenv.Vault {
 	t.Helper()
 	t.Parallel()
-	v, err := startVault(t.Context())
+	return ownVaultWith(t, plugin)
+}
+
+func ownVaultWith(t *testing.T, plugin devenv.Plugin) *devenv.Vault {
+	t.Helper()
+	v, err := startVault(t.Context(), plugin)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, v.Stop()) })
 	return v

@@ -1,0 +1,244 @@
+package client
+
+// This file owns how fast calls are made. The Admin API may allow as few as
+// ten calls a minute for an endpoint, says so nowhere, and need not say how
+// long to wait (docs/openai-api.md), so the pace is learned: unlimited until
+// the first 429, then cut with each further one and slowly raised with each
+// success.
+//
+// What must stay true: no lock is held while waiting; a wait that cannot end
+// within its context is refused at once, with its length; cleaning up takes
+// only what nobody else is waiting for.
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	// cut and cutBlind are what remains of the pace after a 429: the first
+	// where calls had succeeded at the last pace, the second where none had.
+	cut      = 0.7
+	cutBlind = 0.5
+	// raise and hasten are by what part the pace rises in a second without a
+	// 429 (at less than one call a second: with a call), and by how much more
+	// in each further one. From a cut back to the limit takes about nine, the
+	// calls in flight that then find it are few against those made meanwhile,
+	// and a limit that is gone is left behind within the minute.
+	raise  = 0.02
+	hasten = 0.005
+	// slowest and fastest bound a learned pace, in calls a second. The lowest
+	// limit that anybody has measured is seven a minute; beyond the fastest
+	// there is none worth keeping.
+	slowest = 0.1
+	fastest = 1000
+	// firstGuess is the least that a first 429 is taken for, in calls a second:
+	// too high is found out by a few calls, too low keeps everybody waiting.
+	firstGuess = 10
+	// firstPause and longestPause bound how long an endpoint rests after a 429
+	// that does not say how long.
+	firstPause   = 500 * time.Millisecond
+	longestPause = 15 * time.Second
+	// yieldEvery is how often cleaning up looks whether it may go on.
+	yieldEvery = 200 * time.Millisecond
+)
+
+// Pace is what one mount knows of OpenAI's limits, by endpoint. It outlives
+// the clients that share it, since a new admin key has the limits of the old.
+type Pace struct {
+	mu        sync.Mutex
+	endpoints map[string]*endpoint
+	throttled int64
+}
+
+// NewPace returns a pace that knows of no limit.
+func NewPace() *Pace { return &Pace{endpoints: map[string]*endpoint{}} }
+
+// Throttled returns how many calls OpenAI has answered with 429 so far.
+func (p *Pace) Throttled() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.throttled
+}
+
+// endpoint is one method and route. Its fields are guarded by Pace.mu.
+type endpoint struct {
+	limiter *rate.Limiter // rate.Inf until the first 429
+	turn    chan struct{} // one slot: held by the next to call
+	rests   time.Time     // no call before
+	// epoch counts the cuts. A 429 to a call sent before the last cut says
+	// nothing about the present pace.
+	epoch   int
+	blind   int // cuts since the last success
+	streak  int // successes since the last cut
+	waiting int // calls that wait and are not cleaning up
+
+	// What was possible without a limit: successes in the current second and
+	// in the one before.
+	second          int64
+	count, previous int
+}
+
+// ticket is the permission for one call.
+type ticket struct {
+	endpoint *endpoint
+	epoch    int
+}
+
+type backgroundKey struct{}
+
+// Background marks calls that clean up: they let all others go first.
+func Background(ctx context.Context) context.Context {
+	return context.WithValue(ctx, backgroundKey{}, true)
+}
+
+func isBackground(ctx context.Context) bool { return ctx.Value(backgroundKey{}) != nil }
+
+// take waits for the turn of a call to the endpoint. When that is after the
+// context's deadline it returns with how long the wait would be: at once where
+// that can be foreseen. It returns the context's error when that ends.
+func (p *Pace) take(ctx context.Context, name string) (t ticket, tooLong time.Duration, err error) {
+	p.mu.Lock()
+	e := p.endpoints[name]
+	if e == nil {
+		e = &endpoint{limiter: rate.NewLimiter(rate.Inf, 1), turn: make(chan struct{}, 1)}
+		p.endpoints[name] = e
+	}
+	background := isBackground(ctx)
+	if !background {
+		e.waiting++
+	}
+	p.mu.Unlock()
+	if background {
+		return p.yield(ctx, e)
+	}
+	defer func() {
+		p.mu.Lock()
+		e.waiting--
+		p.mu.Unlock()
+	}()
+
+	deadline, bounded := ctx.Deadline()
+	if ahead := p.queue(e); bounded && ahead > time.Until(deadline) {
+		return ticket{}, ahead, context.DeadlineExceeded
+	}
+	select {
+	case e.turn <- struct{}{}:
+		defer func() { <-e.turn }()
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return ticket{}, max(p.queue(e), time.Second), ctx.Err()
+		}
+		return ticket{}, 0, ctx.Err()
+	}
+	for {
+		p.mu.Lock()
+		now, epoch := time.Now(), e.epoch
+		delay := e.rests.Sub(now)
+		resting := delay > 0
+		if !resting {
+			// Only who has the turn reserves, so a later change of the pace
+			// finds one reservation at most.
+			delay = e.limiter.ReserveN(now, 1).DelayFrom(now)
+		}
+		p.mu.Unlock()
+		if delay > 0 {
+			if err := Wait(ctx, delay); err != nil && ctx.Err() == nil {
+				return ticket{}, delay, err
+			} else if err != nil {
+				return ticket{}, 0, err
+			}
+		}
+		p.mu.Lock()
+		valid := !resting && epoch == e.epoch
+		p.mu.Unlock()
+		if valid {
+			return ticket{endpoint: e, epoch: epoch}, 0, nil
+		}
+	}
+}
+
+// queue estimates how long the last of those that wait will have waited.
+func (p *Pace) queue(e *endpoint) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ahead := max(0, time.Until(e.rests))
+	if limit := e.limiter.Limit(); limit != rate.Inf {
+		ahead += time.Duration(float64(e.waiting-1) / float64(limit) * float64(time.Second))
+	}
+	return ahead
+}
+
+// yield is take for cleaning up: a call when nobody else waits for one.
+func (p *Pace) yield(ctx context.Context, e *endpoint) (ticket, time.Duration, error) {
+	for {
+		p.mu.Lock()
+		now := time.Now()
+		free := e.waiting == 0 && !now.Before(e.rests) && e.limiter.AllowN(now, 1)
+		t := ticket{endpoint: e, epoch: e.epoch}
+		p.mu.Unlock()
+		if free {
+			return t, 0, nil
+		}
+		if err := Wait(ctx, yieldEvery); err != nil {
+			return ticket{}, yieldEvery, err
+		}
+	}
+}
+
+// learn takes note of the answer to a call.
+func (p *Pace) learn(t ticket, failure *Error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e, now := t.endpoint, time.Now()
+	if failure == nil {
+		e.blind = 0
+		if s := now.Unix(); s != e.second {
+			if e.previous = 0; s == e.second+1 {
+				e.previous = e.count
+			}
+			e.second, e.count = s, 0
+		}
+		e.count++
+		if limit := e.limiter.Limit(); limit != rate.Inf {
+			round := max(1, limit) // calls that count as one step
+			limit *= 1 + (raise+hasten*rate.Limit(e.streak)/round)/round
+			if e.streak++; limit > fastest {
+				limit = rate.Inf
+			}
+			e.limiter.SetLimitAt(now, limit)
+		}
+		return
+	}
+	if !failure.RateLimited() || !failure.Retryable() {
+		return
+	}
+	p.throttled++
+	if until := now.Add(failure.RetryAfter); until.After(e.rests) && failure.RetryAfter > 0 {
+		e.rests = until
+	}
+	if t.epoch != e.epoch {
+		return
+	}
+	limit := float64(e.limiter.Limit())
+	if e.limiter.Limit() == rate.Inf {
+		limit = float64(max(e.count, e.previous, firstGuess))
+	}
+	if e.blind == 0 {
+		limit *= cut
+	} else {
+		limit *= cutBlind
+	}
+	pause := min(firstPause<<min(e.blind, 10), longestPause)
+	e.epoch++
+	e.blind++
+	e.streak = 0
+	e.limiter.SetLimitAt(now, rate.Limit(max(limit, slowest)))
+	if until := now.Add(pause); until.After(e.rests) && failure.RetryAfter == 0 {
+		e.rests = until
+	}
+}

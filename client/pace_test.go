@@ -1,0 +1,169 @@
+package client
+
+// How the pace is learned, from a simulator that limits it.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const routeAccount = "/organization/projects/{project_id}/service_accounts/{service_account_id}"
+
+// fill makes n accounts as if by hand.
+func fill(sim *openaitest.Server, project string, n int) []string {
+	var ids []string
+	for i := range n {
+		ids = append(ids, sim.AddServiceAccount(project, fmt.Sprintf("account-%d", i)))
+	}
+	return ids
+}
+
+func TestPace_ManyDeletesAtFiftyASecondMakeNoStorm(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{RatePerMinute: 3000})
+	project := sim.AddProject("p")
+	const n, at = 500, 180
+	ids := fill(sim, project, n)
+	c := connect(t, sim)
+	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
+	defer cancel()
+	began := time.Now()
+	var next atomic.Int64
+	var failed atomic.Int64
+	var wg sync.WaitGroup
+	for range at {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < n; i = next.Add(1) - 1 {
+				if err := c.DeleteServiceAccount(ctx, project, ids[i]); err != nil && !IsGone(err) {
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	calls := sim.Count(http.MethodDelete, routeAccount)
+	t.Logf("%d deletes took %s and %d calls", n, time.Since(began).Round(time.Millisecond), calls)
+	require.Zero(t, failed.Load())
+	require.Empty(t, sim.Accounts())
+	require.Less(t, float64(calls)/n, 1.5)
+	require.Less(t, time.Since(began), 40*time.Second, "the pace comes near the limit, which would take 10 s")
+}
+
+func TestPace_SlowEndpointIsLearnedAndSaid(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{RatePerMinute: 10})
+	project := sim.AddProject("p")
+	ids := fill(sim, project, 40)
+	c := connect(t, sim)
+	// Until the first 429, and what it takes to learn from it.
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+	defer cancel()
+	var last error
+	deleted := 0
+	for _, id := range ids {
+		if last = c.DeleteServiceAccount(ctx, project, id); last != nil {
+			break
+		}
+		deleted++
+	}
+	require.GreaterOrEqual(t, deleted, 10)
+	require.True(t, failed(t, last).RateLimited())
+	calls := sim.Count("", "")
+	require.Less(t, calls, deleted+8, "a few calls find the limit, no storm")
+
+	// Whoever comes now is told at once, without a call.
+	short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	err := c.DeleteServiceAccount(short, project, ids[39])
+	require.ErrorContains(t, err, "the next one fits in about")
+	require.Less(t, time.Since(began), 90*time.Millisecond)
+	require.True(t, failed(t, err).RateLimited())
+	require.Positive(t, AsError(err).RetryAfter)
+	require.Equal(t, calls, sim.Count("", ""))
+
+	// Another endpoint has a limit of its own.
+	_, err = c.ListServiceAccounts(context.Background(), project)
+	require.NoError(t, err)
+}
+
+func TestPace_CleaningUpLetsOthersGoFirst(t *testing.T) {
+	t.Parallel()
+	p := NewPace()
+	first, _, err := p.take(context.Background(), "x")
+	require.NoError(t, err)
+	p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
+	p.mu.Lock()
+	e := p.endpoints["x"]
+	e.limiter.SetLimit(5)
+	e.rests = time.Time{}
+	p.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var order []string
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	run := func(ctx context.Context, name string) {
+		wg.Go(func() {
+			if _, _, err := p.take(ctx, "x"); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, name)
+		})
+	}
+	for range 3 {
+		run(Background(ctx), "cleaning")
+	}
+	for range 4 {
+		run(ctx, "revoke")
+	}
+	wg.Wait()
+	// At most one token was free before the revokes arrived.
+	late := 0
+	for _, name := range order[:5] {
+		if name == "revoke" {
+			late++
+		}
+	}
+	require.Equal(t, 4, late, "%v", order)
+}
+
+func TestPace_RisesAgainWhenTheLimitIsGone(t *testing.T) {
+	t.Parallel()
+	p := NewPace()
+	turn, _, err := p.take(context.Background(), "x")
+	require.NoError(t, err)
+	for range 6 {
+		turn.epoch = turn.endpoint.epoch
+		p.learn(turn, &Error{Status: http.StatusTooManyRequests, Sent: true})
+	}
+	require.Less(t, float64(turn.endpoint.limiter.Limit()), 0.3)
+	for range 200 {
+		p.learn(turn, nil)
+	}
+	require.Greater(t, float64(turn.endpoint.limiter.Limit()), 10.0)
+}
+
+func TestPace_SpendLimitsAreNoPace(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	sim.Fail(openaitest.Fault{Status: http.StatusTooManyRequests, Code: "project_spend_limit_exceeded", Times: 1})
+	c := connect(t, sim)
+	_, err := c.ListProjects(context.Background())
+	require.Error(t, err)
+	require.Zero(t, c.pace.Throttled())
+	_, err = c.ListProjects(context.Background())
+	require.NoError(t, err)
+}

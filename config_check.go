@@ -1,0 +1,262 @@
+package openaisecrets
+
+// This file owns what a write makes of the config, and the checks before that
+// is stored: of each field, and of what the API says to it.
+//
+// What must stay true: a check has no effect at OpenAI, and no answer quotes
+// the admin key.
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+// mergeConfig applies a write to the stored config (nil when there is none)
+// and checks everything that can be checked without a call. The problem is for
+// the caller, "" when there is none.
+func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *config, problem string) {
+	if old == nil {
+		cfg = &config{
+			APIEndpoint:         client.DefaultBaseURL,
+			RotationGracePeriod: defaultRotationGrace,
+			RequestTimeout:      client.DefaultTimeout,
+			MaxConcurrent:       client.DefaultConcurrency,
+			TidyInterval:        defaultTidyInterval,
+			TidySafetyBuffer:    defaultTidySafetyBuffer,
+		}
+	} else {
+		cfg = old.clone()
+	}
+
+	newKey := false
+	if raw, ok := d.GetOk("admin_api_key"); ok {
+		key := strings.TrimSpace(raw.(string)) // a key read from a file ends in a line break
+		if problem := checkAdminKey(key); problem != "" {
+			return nil, problem
+		}
+		newKey = true
+		if !cfg.AdminKey.Equal(client.NewSecret(key)) {
+			if cfg.AdminKeyRotated {
+				cfg.retire(now) // nobody else knows its value
+			}
+			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated = client.NewSecret(key), "", false
+			cfg.AdminKeyExpires, cfg.NextRotation = time.Time{}, time.Time{}
+		}
+	}
+	if cfg.AdminKey.IsZero() {
+		return nil, "admin_api_key is required"
+	}
+
+	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID} {
+		if raw, ok := d.GetOk(name); ok {
+			value := strings.TrimSpace(raw.(string))
+			if problem := checkID(name, value); problem != "" {
+				return nil, problem
+			}
+			*target = value
+		}
+	}
+
+	if raw, ok := d.GetOk("allow_insecure_endpoint"); ok {
+		cfg.AllowInsecureEndpoint = raw.(bool)
+	}
+	endpoint := cfg.APIEndpoint
+	if raw, ok := d.GetOk("api_endpoint"); ok {
+		endpoint = strings.TrimSpace(raw.(string))
+		if endpoint == "" {
+			endpoint = client.DefaultBaseURL
+		}
+	}
+	endpoint, problem = parseEndpoint(endpoint, cfg.AllowInsecureEndpoint)
+	if problem != "" {
+		return nil, problem
+	}
+	if old != nil && endpoint != old.APIEndpoint && !newKey {
+		// Otherwise whoever may write the config could have the stored key
+		// sent to a server of theirs, and so read what is never read back.
+		return nil, "api_endpoint says where the admin key is sent: to change it, send admin_api_key with it"
+	}
+	cfg.APIEndpoint = endpoint
+
+	if raw, ok := d.GetOk("ca_cert"); ok {
+		cfg.CACert = strings.TrimSpace(raw.(string))
+		if len(cfg.CACert) > maxCACert {
+			return nil, fmt.Sprintf("ca_cert is %d bytes long; the limit is %d", len(cfg.CACert), maxCACert)
+		}
+		if cfg.CACert != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cfg.CACert)) {
+			return nil, "ca_cert holds no PEM certificate"
+		}
+	}
+	if raw, ok := d.GetOk("rotation_grace_period"); ok {
+		cfg.RotationGracePeriod = time.Duration(raw.(int)) * time.Second
+		if cfg.RotationGracePeriod < 0 || cfg.RotationGracePeriod > maxRotationGrace {
+			return nil, fmt.Sprintf("rotation_grace_period must be between 0 and %s", maxRotationGrace)
+		}
+	}
+	if raw, ok := d.GetOk("request_timeout"); ok {
+		cfg.RequestTimeout = time.Duration(raw.(int)) * time.Second
+		if cfg.RequestTimeout < time.Second || cfg.RequestTimeout > maxRequestTimeout {
+			return nil, fmt.Sprintf("request_timeout must be between 1s and %s", maxRequestTimeout)
+		}
+	}
+	if raw, ok := d.GetOk("max_concurrent_requests"); ok {
+		cfg.MaxConcurrent = raw.(int)
+		if cfg.MaxConcurrent < minConcurrent || cfg.MaxConcurrent > maxConcurrent {
+			return nil, fmt.Sprintf("max_concurrent_requests must be between %d and %d", minConcurrent, maxConcurrent)
+		}
+	}
+	if raw, ok := d.GetOk("tidy_interval"); ok {
+		cfg.TidyInterval = time.Duration(raw.(int)) * time.Second
+		if cfg.TidyInterval != 0 && (cfg.TidyInterval < minTidyInterval || cfg.TidyInterval > maxTidyTime) {
+			return nil, fmt.Sprintf("tidy_interval must be 0 (only by hand) or between %s and %s", minTidyInterval, maxTidyTime)
+		}
+	}
+	if raw, ok := d.GetOk("tidy_safety_buffer"); ok {
+		cfg.TidySafetyBuffer = time.Duration(raw.(int)) * time.Second
+		if cfg.TidySafetyBuffer < time.Second || cfg.TidySafetyBuffer > maxTidyTime {
+			return nil, fmt.Sprintf("tidy_safety_buffer must be between 1s and %s", maxTidyTime)
+		}
+	}
+	if problem := cfg.mergeSchedule(d, now); problem != "" {
+		return nil, problem
+	}
+	return cfg, ""
+}
+
+// checkAdminKey says what is wrong with the shape of an admin key, "" when
+// nothing is. It names a key of another kind as what it is, since pasting the
+// wrong one is the likeliest mistake of all.
+func checkAdminKey(key string) string {
+	const remedy = "; an organization owner makes an admin key (sk-admin-...) at platform.openai.com/settings/organization/admin-keys"
+	if key == "" {
+		return "admin_api_key is empty"
+	}
+	if problem := checkText("admin_api_key", key); problem != "" {
+		return problem
+	}
+	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "admin_api_key contains a space or a character that no key has"
+	}
+	for prefix, kind := range map[string]string{
+		"sk-proj-":    "a project API key",
+		"sk-svcacct-": "a service account's API key",
+	} {
+		if strings.HasPrefix(key, prefix) {
+			return "admin_api_key is " + kind + " (" + prefix + "...), which cannot use the Admin API" + remedy
+		}
+	}
+	return ""
+}
+
+// parseEndpoint checks and normalises a base URL. There is deliberately no
+// list of forbidden addresses: who may write the config may choose the host,
+// and naming it always takes the admin key itself.
+func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
+	if problem := checkText("api_endpoint", raw); problem != "" {
+		return "", problem
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", fmt.Sprintf("api_endpoint %.200q is not a URL", raw)
+	}
+	switch {
+	case u.User != nil:
+		return "", "api_endpoint must not contain a user name or password"
+	case u.Hostname() == "" || u.Opaque != "":
+		return "", fmt.Sprintf("api_endpoint %.200q must be an absolute URL such as %s", raw, client.DefaultBaseURL)
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(raw, "#"):
+		return "", "api_endpoint must not contain a query or a fragment"
+	}
+	switch u.Scheme {
+	case "https":
+	case "http":
+		ip := net.ParseIP(u.Hostname())
+		if u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) && !allowInsecure {
+			return "", "api_endpoint must be https: the admin key would travel in clear text (http is for loopback addresses, or with allow_insecure_endpoint=true)"
+		}
+	default:
+		return "", fmt.Sprintf("api_endpoint has scheme %.32q; it must be https", u.Scheme)
+	}
+	return strings.TrimRight(u.String(), "/"), ""
+}
+
+// verifyConfig asks the API whether the admin key works for reading and for
+// writing, and finds or confirms its ID. A response or an error means that the
+// config must not be stored. The keys are those of the organization.
+func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (keys []client.AdminKey, resp *logical.Response, err error) {
+	keys, resp, err = findAdminKeyID(ctx, cfg, api)
+	if resp == nil {
+		resp, err = verdict(ctx, cfg, api, err)
+	}
+	return keys, resp, err
+}
+
+// verdict goes on to the check for writing and says what a failure means.
+func verdict(ctx context.Context, cfg *config, api *client.Client, err error) (*logical.Response, error) {
+	const what = "config not stored"
+	if err == nil {
+		err = api.CheckWrite(ctx)
+	}
+	e := client.AsError(err)
+	switch {
+	case e == nil:
+		return nil, err
+	case e.Status == 0 && !e.Sent:
+		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
+	case e.Status == http.StatusUnauthorized:
+		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key: %s", what, e), nil
+	case e.Status == http.StatusForbidden:
+		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write": %s`, what, e), nil
+	case e.Status == http.StatusNotFound, e.Status/100 == 2, e.Status/100 == 3:
+		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
+	}
+	return failure(what, err)
+}
+
+// findAdminKeyID fills in the ID of the admin key, or confirms the one given:
+// a wrong one would have a rotation delete somebody else's key. It notes when
+// the key expires. A response tells the caller what to send.
+func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) ([]client.AdminKey, *logical.Response, error) {
+	keys, err := api.ListAdminKeys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var matching []string
+	exists := false
+	for _, key := range keys {
+		exists = exists || key.ID == cfg.AdminKeyID
+		if key.Matches(cfg.AdminKey) {
+			matching = append(matching, key.ID)
+		}
+	}
+	switch {
+	case cfg.AdminKeyID == "" && len(matching) == 1:
+		cfg.AdminKeyID = matching[0]
+	case cfg.AdminKeyID == "" && len(matching) == 0:
+		return nil, logical.ErrorResponse("config not stored: the admin key works, but none of the organization's %d admin keys looks like it; send its ID as admin_api_key_id", len(keys)), nil
+	case cfg.AdminKeyID == "":
+		return nil, logical.ErrorResponse("config not stored: several admin keys look like this one (%s); send its ID as admin_api_key_id", strings.Join(matching, ", ")), nil
+	case exists && len(matching) == 0:
+		// Redacted in a way that this version does not read: the ID's word.
+	case !slices.Contains(matching, cfg.AdminKeyID):
+		return nil, logical.ErrorResponse("config not stored: admin_api_key_id %q is not the ID of this admin key; leave it out and it is found", cfg.AdminKeyID), nil
+	}
+	for _, key := range keys {
+		if key.ID == cfg.AdminKeyID {
+			cfg.AdminKeyExpires = key.ExpiresAt
+		}
+	}
+	return keys, nil, nil
+}

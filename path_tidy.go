@@ -1,0 +1,413 @@
+package openaisecrets
+
+// This file owns the sweep from the outside: its three paths, when it runs by
+// itself, and what is known of the one under way or the last one. What it does
+// is in tidy.go.
+//
+// What must stay true: one sweep at a time; it runs outside Vault's requests,
+// since at ten calls a minute it may take hours, and apart from the worker,
+// whose journal must not wait for it; it ends with the backend.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	tidyStorageKey = "tidy"
+	tidyVersion    = 1
+
+	defaultTidyInterval     = 12 * time.Hour
+	defaultTidySafetyBuffer = 10 * time.Minute
+	// minTidyInterval is the time between two of Vault's ticks.
+	minTidyInterval = time.Minute
+	// maxTidyTime bounds both settings: a sweep less often than that is one by
+	// hand.
+	maxTidyTime = 30 * 24 * time.Hour
+	// tickSlack keeps a tick that comes early from costing a whole interval.
+	tickSlack = 5 * time.Second
+
+	// dryRunWait is how long a request waits for its dry run. Vault's clients
+	// give up after 60 s.
+	dryRunWait = 45 * time.Second
+	// maxListed and maxErrors bound what a status shows; the counts are whole.
+	maxListed = 1000
+	maxErrors = 20
+)
+
+// The states of a sweep, as in Vault's PKI engine.
+const (
+	tidyInactive   = "Inactive"
+	tidyRunning    = "Running"
+	tidyCancelling = "Cancelling"
+	tidyCancelled  = "Cancelled"
+	tidyFinished   = "Finished"
+	tidyError      = "Error"
+)
+
+// tidyEntry is what storage knows of the sweep.
+type tidyEntry struct {
+	Version     int       `json:"version"`
+	LastAutoRun time.Time `json:"last_auto_run"`
+}
+
+// getTidyEntry returns nil when the sweep has never run by itself.
+func getTidyEntry(ctx context.Context, s logical.Storage) (*tidyEntry, error) {
+	stored, err := s.Get(ctx, tidyStorageKey)
+	if err != nil {
+		return nil, fmt.Errorf("reading the time of the last sweep: %w", err)
+	}
+	if stored == nil {
+		return nil, nil
+	}
+	var entry tidyEntry
+	if err := stored.DecodeJSON(&entry); err != nil {
+		return nil, fmt.Errorf("decoding the time of the last sweep: %w", err)
+	}
+	if entry.Version > tidyVersion {
+		return nil, fmt.Errorf("the time of the last sweep was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, tidyVersion)
+	}
+	return &entry, nil
+}
+
+func putTidyEntry(ctx context.Context, s logical.Storage, lastAutoRun time.Time) error {
+	entry, err := logical.StorageEntryJSON(tidyStorageKey, tidyEntry{Version: tidyVersion, LastAutoRun: lastAutoRun.UTC().Truncate(time.Second)})
+	if err != nil {
+		return err
+	}
+	if err := s.Put(ctx, entry); err != nil {
+		return fmt.Errorf("storing the time of the sweep: %w", err)
+	}
+	return nil
+}
+
+// tidyStatus describes a sweep. It is lost with the process, as in Vault's PKI
+// engine; what a lost one has not done, the next does.
+type tidyStatus struct {
+	state             string
+	apply, automatic  bool
+	safetyBuffer      time.Duration
+	started, finished time.Time
+	message           string
+
+	projects, done, skipped            int
+	accounts, orphans, deleted, failed int
+	listed                             []orphan
+	errors                             []string
+}
+
+// tidyState holds the sweep under way, or what is known of the last one. The
+// zero value is ready.
+type tidyState struct {
+	mu     sync.Mutex
+	status tidyStatus
+	cancel context.CancelFunc // nil when none is under way
+}
+
+// note changes the status.
+func (t *tidyState) note(change func(*tidyStatus)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	change(&t.status)
+}
+
+// current returns a copy of the status.
+func (t *tidyState) current() tidyStatus {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	status := t.status
+	status.listed, status.errors = slices.Clone(status.listed), slices.Clone(status.errors)
+	return status
+}
+
+// stop asks the sweep under way, if there is one, to end.
+func (t *tidyState) stop() (wasRunning bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cancel == nil {
+		return false
+	}
+	t.cancel()
+	t.status.state = tidyCancelling
+	return true
+}
+
+// beginTidy takes the one place for a sweep and returns the sweep, for the
+// caller to run, and what is closed at its end; nil when one is under way.
+func (b *backend) beginTidy(req *logical.Request, apply, automatic bool, buffer time.Duration) (run func(), done <-chan struct{}) {
+	b.tidy.mu.Lock()
+	defer b.tidy.mu.Unlock()
+	if b.tidy.cancel != nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithCancel(client.Background(b.work.ctx))
+	ended := make(chan struct{})
+	b.tidy.cancel = cancel
+	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
+	// Of the request only what outlives it.
+	s := &sweep{backend: b, storage: req.Storage, log: b.Logger().With("mount", req.MountPoint), apply: apply, automatic: automatic, buffer: buffer}
+	return func() {
+		defer close(ended)
+		defer cancel()
+		defer func() { s.end(ctx.Err() != nil) }()
+		s.run(ctx)
+	}, ended
+}
+
+// tidyIfDue starts the sweep that the engine does by itself.
+func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	interval := snap.config.TidyInterval
+	if interval == 0 {
+		return nil
+	}
+	last, err := getTidyEntry(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	now := b.now()
+	if last == nil || last.LastAutoRun.After(now.Add(clockSlack)) {
+		// The interval starts to count: a new mount has left nothing yet. So it
+		// does where the clock was set back, which might otherwise put the next
+		// sweep off for years.
+		return putTidyEntry(ctx, req.Storage, now)
+	}
+	if now.Add(tickSlack).Sub(last.LastAutoRun) < interval {
+		return nil
+	}
+	run, _ := b.beginTidy(req, true, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this pass
+	if run != nil {
+		go run()
+	}
+	return nil
+}
+
+func (b *backend) pathTidy() *framework.Path {
+	return &framework.Path{
+		Pattern:      "tidy",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "tidy", OperationSuffix: "accounts"},
+		Fields: map[string]*framework.FieldSchema{
+			"apply": {
+				Type:         framework.TypeBool,
+				Description:  "Delete what is found. Without it nothing is changed, and the answer lists what would be deleted.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Apply"},
+			},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback:                    strict(b.tidyWrite),
+				Summary:                     "Find, and with apply=true delete, the accounts that this mount left at OpenAI and that no lease can need.",
+				Responses:                   okFields("The sweep: finished if it is a dry run that did not take long, or else under way.", tidyFields()),
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+		HelpSynopsis: "Sweep up the accounts that this mount left at OpenAI.",
+		HelpDescription: strings.TrimSpace(`
+Looks through every project that a role names or ever named for service accounts
+whose name bears this mount's tag, all of whose keys have expired or are gone,
+and which are older than tidy_safety_buffer. Nobody can use what is found: it is
+what is left of credentials whose lease Vault never stored or has forgotten.
+
+Without apply nothing is changed. The answer lists what was found; when that
+takes longer than a request may, tidy-status has the list once it is complete.
+With apply=true what is found is deleted, one account at a time, after the
+request: tidy-status shows how far it is and tidy-cancel stops it. The engine
+does this by itself every tidy_interval (config).
+`),
+	}
+}
+
+func (b *backend) pathTidyStatus() *framework.Path {
+	return &framework.Path{
+		Pattern:      "tidy-status",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "tidy", OperationSuffix: "status"},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+					return b.tidyAnswer(ctx, req)
+				},
+				Summary:   "Read how far the sweep is, or how the last one ended.",
+				Responses: okFields("The sweep.", tidyFields()),
+				// Only the node that sweeps knows.
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+		HelpSynopsis: "Show how far the sweep is.",
+		HelpDescription: strings.TrimSpace(`
+Shows the sweep that is under way, or else the last one since the plugin
+started, with what it found and what failed. What failed is tried again by the
+next sweep.
+`),
+	}
+}
+
+func (b *backend) pathTidyCancel() *framework.Path {
+	return &framework.Path{
+		Pattern:      "tidy-cancel",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "tidy", OperationSuffix: "cancel"},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: strict(func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+					running := b.tidy.stop()
+					resp, err := b.tidyAnswer(ctx, req)
+					if err == nil && !running {
+						resp.AddWarning("No sweep is under way, so there is none to cancel.")
+					}
+					return resp, err
+				}),
+				Summary:                     "Stop the sweep that is under way.",
+				Responses:                   okFields("The sweep.", tidyFields()),
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+		HelpSynopsis: "Stop the sweep that is under way.",
+		HelpDescription: strings.TrimSpace(`
+Stops the sweep that is under way. What it has deleted stays deleted, and the
+next one begins anew.
+`),
+	}
+}
+
+// tidyFields is the answer of all three paths.
+func tidyFields() map[string]*framework.FieldSchema {
+	fields := map[string]*framework.FieldSchema{}
+	for name, field := range map[string]framework.FieldSchema{
+		"state":                 {Type: framework.TypeString, Description: "Inactive (none since the plugin started), Running, Cancelling, Cancelled, Finished, or Error: finished, but for what errors names."},
+		"apply":                 {Type: framework.TypeBool, Description: "Whether what is found is deleted; otherwise it is a dry run."},
+		"automatic":             {Type: framework.TypeBool, Description: "Whether the engine started it by itself."},
+		"safety_buffer":         {Type: framework.TypeDurationSecond, Description: "How old an account must be, in seconds."},
+		"time_started":          {Type: framework.TypeString, Description: "When it started (RFC 3339)."},
+		"time_finished":         {Type: framework.TypeString, Description: "When it ended (RFC 3339), empty before."},
+		"message":               {Type: framework.TypeString, Description: "What it is doing, or how it ended."},
+		"project_count":         {Type: framework.TypeInt, Description: "Projects that roles name or have named."},
+		"done_project_count":    {Type: framework.TypeInt, Description: "Those looked through so far, whatever came of it."},
+		"skipped_project_count": {Type: framework.TypeInt, Description: "Those of them that are archived or that the admin key's organization does not have."},
+		"account_count":         {Type: framework.TypeInt, Description: "Service accounts found that bear this mount's tag, those of live leases included."},
+		"orphan_count":          {Type: framework.TypeInt, Description: "Those of them that nobody can need any more."},
+		"deleted_count":         {Type: framework.TypeInt, Description: "Orphans deleted."},
+		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next sweep tries again."},
+		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account, project_id, created_at, age and why. At most %d of them.", maxListed)},
+		"error":                 {Type: framework.TypeString, Description: "The first of errors, empty without any."},
+		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("What failed, at most %d of it.", maxErrors)},
+		"last_auto_run":         {Type: framework.TypeString, Description: "When the engine last started one by itself (RFC 3339), or when it began to count the first interval; empty before."},
+		"next_auto_run":         {Type: framework.TypeString, Description: "When it starts the next one (RFC 3339), empty where tidy_interval is 0."},
+	} {
+		field.Required = true
+		fields[name] = &field
+	}
+	return fields
+}
+
+func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	apply := d.Get("apply").(bool)
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return notConfigured(req), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	run, done := b.beginTidy(req, apply, false, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives the request
+	if run == nil {
+		// Not a warning, as in the PKI engine: whoever asks for a dry run must
+		// not take another sweep's list for its answer.
+		return logical.ErrorResponse("a sweep is under way since %s: `vault read %[2]stidy-status` shows how far it is, `vault write -f %[2]stidy-cancel` stops it",
+			timeText(b.tidy.current().started), req.MountPoint), nil
+	}
+	go run()
+	if !apply {
+		timer := time.NewTimer(dryRunWait)
+		defer timer.Stop()
+		select {
+		case <-done:
+		case <-timer.C:
+		case <-ctx.Done(): // the list is in tidy-status all the same
+		}
+	}
+	// A client that has gone is no reason to answer with an error of storage.
+	return b.tidyAnswer(context.WithoutCancel(ctx), req)
+}
+
+// tidyAnswer shows the sweep under way or the last one.
+func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	status := b.tidy.current()
+	if status.state == "" {
+		status.state = tidyInactive
+	}
+	orphans := make([]any, 0, len(status.listed))
+	for _, o := range status.listed {
+		orphans = append(orphans, map[string]any{
+			"service_account_id": o.ID,
+			"service_account":    o.Name,
+			"project_id":         o.ProjectID,
+			"created_at":         timeText(o.createdAt),
+			"age":                o.age.Truncate(time.Second).String(),
+			"why":                o.why,
+		})
+	}
+	firstError := ""
+	if len(status.errors) > 0 {
+		firstError = status.errors[0]
+	}
+	last, err := getTidyEntry(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	lastAuto, nextAuto := "", ""
+	if last != nil {
+		lastAuto = timeText(last.LastAutoRun)
+		if snap, err := b.current(ctx, req.Storage); err == nil && snap.config.TidyInterval > 0 {
+			nextAuto = timeText(last.LastAutoRun.Add(snap.config.TidyInterval))
+		}
+	}
+	resp := &logical.Response{Data: map[string]any{
+		"state":                 status.state,
+		"apply":                 status.apply,
+		"automatic":             status.automatic,
+		"safety_buffer":         int64(status.safetyBuffer / time.Second),
+		"time_started":          timeText(status.started),
+		"time_finished":         timeText(status.finished),
+		"message":               status.message,
+		"project_count":         status.projects,
+		"done_project_count":    status.done,
+		"skipped_project_count": status.skipped,
+		"account_count":         status.accounts,
+		"orphan_count":          status.orphans,
+		"deleted_count":         status.deleted,
+		"failed_count":          status.failed,
+		"orphans":               orphans,
+		"error":                 firstError,
+		"errors":                append([]string{}, status.errors...),
+		"last_auto_run":         lastAuto,
+		"next_auto_run":         nextAuto,
+	}}
+	switch {
+	case status.state == tidyRunning:
+		resp.AddWarning(fmt.Sprintf("The sweep is under way; `vault read %stidy-status` shows how far it is.", req.MountPoint))
+	case status.state == tidyError && !status.apply:
+		resp.AddWarning("The list is not complete: " + firstError)
+	}
+	if status.orphans > len(status.listed) {
+		resp.AddWarning(fmt.Sprintf("Only %d of the %d orphans are listed.", len(status.listed), status.orphans))
+	}
+	return resp, nil
+}

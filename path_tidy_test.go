@@ -1,0 +1,899 @@
+package openaisecrets
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const (
+	listAccountsRoute  = "/organization/projects/{project_id}/service_accounts"
+	listKeysRoute      = "/organization/projects/{project_id}/api_keys"
+	deleteAccountRoute = "/organization/projects/{project_id}/service_accounts/{service_account_id}"
+)
+
+// tidy starts a sweep by hand, waits for its end and returns its status.
+func (h *harness) tidy(apply bool) map[string]any {
+	h.t.Helper()
+	h.must(h.write("tidy", map[string]any{"apply": apply}))
+	return h.swept()
+}
+
+// swept waits for the end of the sweep under way and returns its status.
+func (h *harness) swept() map[string]any {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool {
+		state := h.b.tidy.current().state
+		return state != tidyRunning && state != tidyCancelling
+	}, 30*time.Second, time.Millisecond)
+	return h.must(h.read("tidy-status")).Data
+}
+
+// listed returns the IDs of the accounts in a status.
+func listed(status map[string]any) []string {
+	ids := []string{}
+	for _, o := range status["orphans"].([]any) {
+		ids = append(ids, o.(map[string]any)["service_account_id"].(string))
+	}
+	return ids
+}
+
+// alive returns the IDs of the accounts at OpenAI.
+func (h *harness) alive() []string {
+	ids := []string{}
+	for _, a := range h.sim.Accounts() {
+		ids = append(ids, a.ID)
+	}
+	return ids
+}
+
+// account makes a service account as an engine would whose answer never
+// reached Vault.
+func (h *harness) account(project, name string, expiry time.Duration) string {
+	h.t.Helper()
+	made, _, err := h.api().CreateServiceAccount(h.t.Context(), project, name, expiry)
+	require.NoError(h.t, err)
+	return made.ID
+}
+
+func (h *harness) api() *client.Client {
+	h.t.Helper()
+	snap, err := h.b.current(h.t.Context(), h.storage)
+	require.NoError(h.t, err)
+	return snap.api
+}
+
+// ours returns a name that bears the mount's tag.
+func (h *harness) ours() string {
+	h.t.Helper()
+	tag, err := getTag(h.t.Context(), h.storage.inner)
+	require.NoError(h.t, err)
+	random, err := randomText(randomLength)
+	require.NoError(h.t, err)
+	return "vault-app-" + tag + random
+}
+
+// orphan makes an account of this mount whose key is dead and which is old.
+func (h *harness) orphan() string {
+	h.t.Helper()
+	id := h.account(h.project, h.ours(), time.Minute)
+	h.advance(defaultTidySafetyBuffer + 2*time.Minute)
+	return id
+}
+
+// anotherMount is a second mount at the same organization.
+func (h *harness) anotherMount() *harness {
+	h.t.Helper()
+	other := &harness{t: h.t, sim: h.sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{}, system: h.system, manager: h.manager, project: h.project, offset: h.offset}
+	other.restart()
+	other.configure(nil)
+	return other
+}
+
+// crowd is 500 accounts in three projects.
+type crowd struct {
+	*harness
+	projects              []string
+	orphans, rest, leased []string
+}
+
+func newCrowd(t *testing.T) *crowd {
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	c := &crowd{harness: h, projects: []string{h.project, h.sim.AddProject("two"), h.sim.AddProject("three")}}
+	other := h.anotherMount()
+	for i, id := range c.projects {
+		for _, m := range []*harness{h, other} {
+			m.must(m.write(fmt.Sprintf("roles/short-%d", i), map[string]any{"project_id": id, "ttl": "1m", "max_ttl": "5m"}))
+			m.must(m.write(fmt.Sprintf("roles/long-%d", i), map[string]any{"project_id": id, "service_account_name_template": "{{.RandomSuffix}}{{.RoleName}}"}))
+		}
+	}
+	lease := func(m *harness, role string, i int) string {
+		return m.lease(fmt.Sprintf("creds/%s-%d", role, i%3), nil).Data["service_account_id"].(string)
+	}
+	for i := range 40 {
+		c.orphans = append(c.orphans, lease(h, "short", i))
+	}
+	for i := range 20 {
+		c.rest = append(c.rest, lease(other, "short", i))
+	}
+	tag := h.ours()[len("vault-app-"):][:tagLength]
+	for i := range 20 {
+		name := []string{"ci", "vault-app-" + tag, tag + "-abcdefghij", tag + "abcdefghi", strings.ToUpper(tag + "abcdefghij")}[i%5]
+		c.rest = append(c.rest, h.sim.AddServiceAccount(c.projects[i%3], name))
+	}
+	for i := range 200 {
+		c.leased = append(c.leased, lease(h, "long", i))
+	}
+	h.advance(time.Hour)
+	for i := range 220 { // younger than the buffer
+		c.leased = append(c.leased, lease(h, []string{"long", "short"}[i%2], i))
+	}
+	require.Len(t, h.alive(), 500)
+	c.rest = append(c.rest, c.leased...)
+	return c
+}
+
+func TestTidy_ExactlyTheOrphansGo(t *testing.T) {
+	t.Parallel()
+	path := func(project string) string {
+		return strings.Replace(listAccountsRoute, "{project_id}", project, 1)
+	}
+	for name, test := range map[string]struct {
+		fault  func(c *crowd) openaitest.Fault
+		hidden bool // by a retry
+	}{
+		"nothing fails": {hidden: true},
+		"a page is slow to come": {hidden: true, fault: func(c *crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: path(c.projects[1]), Skip: 1, Times: 2, Status: 500}
+		}},
+		"a page of accounts is refused": {fault: func(c *crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: path(c.projects[1]), Skip: 1, Times: 1, Status: 403}
+		}},
+		"a page of keys is refused": {fault: func(*crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 3, Times: 1, Status: 400}
+		}},
+		"deletes fail once": {hidden: true, fault: func(*crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodDelete, Skip: 7, Times: 1, Kind: openaitest.FaultLost}
+		}},
+		"two deletes are refused": {fault: func(*crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodDelete, Skip: 7, Times: 2, Status: 400}
+		}},
+		"one project's deletes all fail": {fault: func(c *crowd) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodDelete, Route: path(c.projects[0]) + "/*", Status: 501}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCrowd(t)
+			c.storage.fail(storageFault{write: -1})
+			status := c.tidy(false)
+			require.Equal(t, tidyFinished, status["state"])
+			require.ElementsMatch(t, c.orphans, listed(status))
+			require.Equal(t, 40, status["orphan_count"])
+			require.Equal(t, 460, status["account_count"])
+			require.Equal(t, 3, status["project_count"])
+			require.Equal(t, 3, status["done_project_count"])
+			require.Zero(t, status["deleted_count"])
+			require.Len(t, c.alive(), 500, "a dry run deletes nothing")
+			require.Empty(t, c.storage.writes, "nor does it write anything")
+
+			if test.fault != nil {
+				c.sim.Fail(test.fault(c))
+			}
+			status = c.tidy(true)
+			if test.hidden {
+				require.Equal(t, tidyFinished, status["state"], status["error"])
+				require.Equal(t, 40, status["deleted_count"])
+			} else {
+				require.Equal(t, tidyError, status["state"])
+				require.NotEmpty(t, status["error"])
+				require.Equal(t, 3, status["done_project_count"], "one project's failure stops no other")
+				require.Greater(t, status["deleted_count"], 20)
+				require.Subset(t, c.alive(), c.rest)
+				c.sim.ClearFaults()
+				status = c.tidy(true)
+				require.Equal(t, tidyFinished, status["state"], "the next sweep makes up for it")
+			}
+			require.ElementsMatch(t, c.rest, c.alive())
+			require.Equal(t, 40, strings.Count(c.log.String(), `"orphan deleted"`), "one line for each")
+			status = c.tidy(true)
+			require.Equal(t, 420, status["account_count"])
+			require.Zero(t, status["orphan_count"])
+		})
+	}
+}
+
+func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	keyless := h.account(h.project, h.ours(), time.Hour)
+	require.NoError(t, h.api().DeleteProjectKey(t.Context(), h.project, h.sim.Keys()[0].ID))
+	two := h.account(h.project, h.ours(), time.Minute)
+	_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, two, "by hand", nil, 5*time.Minute)
+	require.NoError(t, err)
+	one := h.orphan()
+	h.advance(time.Hour)
+
+	status := h.tidy(false)
+	require.Equal(t, tidyFinished, status["state"])
+	require.Equal(t, "1 of 1 projects looked through, 3 orphans found, 0 deleted", status["message"])
+	why := map[string]string{}
+	for _, entry := range status["orphans"].([]any) {
+		o := entry.(map[string]any)
+		why[o["service_account_id"].(string)] = o["why"].(string)
+		require.Contains(t, o["service_account"], "vault-app-")
+		require.Equal(t, h.project, o["project_id"])
+		require.Regexp(t, `^1h1\dm\d+s$`, o["age"])
+		created, err := time.Parse(time.RFC3339, o["created_at"].(string))
+		require.NoError(t, err)
+		require.WithinDuration(t, h.now().Add(-time.Hour-12*time.Minute), created, time.Minute)
+	}
+	require.Equal(t, "it has no key", why[keyless])
+	require.Regexp(t, `^its key expired at \d{4}-.*Z$`, why[one])
+	require.Regexp(t, `^its 2 keys have expired, the last at .*Z$`, why[two])
+
+	require.Equal(t, 3, h.tidy(true)["deleted_count"])
+	h.onlyLeased()
+}
+
+func TestTidy_NeverTouchesALiveKey(t *testing.T) {
+	t.Parallel()
+	for name, keep := range map[string]func(h *harness, id string){
+		"a key that somebody made": func(h *harness, id string) {
+			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, time.Hour)
+			require.NoError(t, err)
+		},
+		"one without an end": func(h *harness, id string) {
+			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
+			require.NoError(t, err)
+		},
+		"one that died a moment ago, by our clock": func(h *harness, id string) {
+			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, time.Second)
+			require.NoError(t, err)
+			h.advance(30 * time.Second)
+		},
+		"one whose owner is not known": func(h *harness, _ string) {
+			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Kind: openaitest.FaultGarbage, Body: `{"object":"list","data":[{"object":"organization.project.api_key","id":"key_1","owner":{"type":"robot"}}],"first_id":"key_1","last_id":"key_1","has_more":false}`})
+		},
+		"keys that cannot be listed": func(h *harness, _ string) {
+			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
+		},
+		"an entry of the journal": func(h *harness, id string) {
+			_, err := journalRevoke(t.Context(), h.storage, account{Version: 1, ProjectID: h.project, ID: id})
+			require.NoError(t, err)
+		},
+		"a tag that cannot be read": func(h *harness, _ string) {
+			require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: mountStorageKey, Value: []byte(`{"version":1}`)}))
+			h.restart()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			id := h.orphan()
+			h.sim.KeepAll()
+			keep(h, id)
+			h.tidy(true)
+			require.Equal(t, []string{id}, h.alive())
+		})
+	}
+}
+
+func TestTidy_SafetyBuffer(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.account(h.project, h.ours(), time.Second)
+	h.advance(9 * time.Minute)
+	require.Zero(t, h.tidy(true)["orphan_count"])
+	h.must(h.write("config", map[string]any{"tidy_safety_buffer": "50s"}))
+	status := h.tidy(true)
+	require.Equal(t, int64(50), status["safety_buffer"])
+	require.Equal(t, 1, status["deleted_count"])
+
+	h.account(h.project, h.ours(), time.Second)
+	h.advance(20 * time.Second)
+	require.Zero(t, h.tidy(true)["orphan_count"])
+	h.advance(34 * time.Second)
+	require.Equal(t, 1, h.tidy(true)["orphan_count"], "the slack for clocks is no longer than the buffer")
+	h.onlyLeased()
+}
+
+// The listing is read again before it is acted upon for too long.
+func TestTidy_LooksAgain(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range 3 {
+		h.orphan()
+	}
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(r *http.Request) {
+		for _, id := range h.alive() { // as if this delete had taken an hour
+			if !strings.HasSuffix(r.URL.Path, id) {
+				_, err := h.api().CreateServiceAccountKey(context.Background(), h.project, id, "by hand", nil, 10*time.Hour)
+				require.NoError(t, err)
+				break
+			}
+		}
+		h.advance(time.Hour)
+	}})
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"])
+	require.Equal(t, 3, status["orphan_count"])
+	require.Equal(t, 3, status["account_count"], "not counted twice")
+	require.Len(t, listed(status), 3)
+	require.Equal(t, 2, status["deleted_count"])
+	require.Len(t, h.alive(), 1)
+	require.Len(t, h.sim.Keys(), 1)
+	h.sim.KeepAll()
+}
+
+func TestTidy_TriesEachOnce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range 2 {
+		h.orphan()
+	}
+	h.sim.KeepAll()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 400, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
+	status := h.tidy(true)
+	require.Equal(t, 2, status["orphan_count"])
+	require.Equal(t, 2, status["failed_count"])
+	require.Len(t, status["errors"], 2)
+}
+
+func TestTidy_UsesTheAdminKeyInForce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range 2 {
+		h.orphan()
+	}
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+		id, key := h.sim.AddAdminKey("another")
+		h.must(h.write("config", map[string]any{"admin_api_key": key}))
+		for _, k := range h.sim.AdminKeys() {
+			if k.ID != id {
+				h.sim.DeleteAdminKey(k.ID)
+			}
+		}
+	}})
+	h.tidy(true)
+	h.tidy(true) // for what the old key was refused
+	h.onlyLeased()
+}
+
+func TestTidy_ProjectsThatRolesHaveNamed(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	second, third := h.sim.AddProject("second"), h.sim.AddProject("third")
+	h.must(h.write("roles/moved", map[string]any{"project_id": second}))
+	h.must(h.write("roles/moved", map[string]any{"project_id": third}))
+	h.must(h.remove("roles/moved"))
+	h.must(h.remove("roles/app"))
+	for _, id := range []string{h.project, second, third} {
+		h.account(id, h.ours(), time.Second)
+	}
+	h.advance(time.Hour)
+	h.restart()
+	require.Equal(t, 3, h.tidy(true)["deleted_count"])
+	h.onlyLeased()
+}
+
+func (h *harness) recorded() []string {
+	h.t.Helper()
+	ids, err := h.storage.inner.List(h.t.Context(), projectStoragePrefix)
+	require.NoError(h.t, err)
+	return ids
+}
+
+func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	archived, unknown := h.sim.AddProject("old"), h.sim.AddProject("of another organization")
+	h.must(h.write("roles/old", map[string]any{"project_id": archived}))
+	h.must(h.write("roles/elsewhere", map[string]any{"project_id": unknown}))
+	h.orphan()
+	h.sim.ArchiveProject(archived)
+	gone := func() (cancel func()) {
+		return h.sim.Fail(openaitest.Fault{Status: 404, Message: "no such project", Match: func(r *http.Request) bool { return strings.Contains(r.URL.Path, unknown) }})
+	}
+	cancel := gone()
+
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 3, status["project_count"])
+	require.Equal(t, 2, status["skipped_project_count"])
+	require.Equal(t, 1, status["deleted_count"], "they do not stop it")
+	require.Len(t, h.recorded(), 3, "roles still name them")
+
+	h.must(h.remove("roles/old"))
+	h.must(h.remove("roles/elsewhere"))
+	h.tidy(false)
+	require.Len(t, h.recorded(), 3, "a dry run changes nothing")
+	h.tidy(true)
+	require.ElementsMatch(t, []string{h.project, unknown}, h.recorded(), "archived is for good, unknown may pass")
+
+	h.advance(forgetAfter - time.Hour)
+	h.tidy(true)
+	require.Len(t, h.recorded(), 2)
+	cancel()
+	h.tidy(true) // known again
+	cancel = gone()
+	h.advance(2 * time.Hour)
+	h.tidy(true)
+	h.advance(forgetAfter + time.Second)
+	cancel()
+	gone()
+	h.tidy(true)
+	require.Equal(t, []string{h.project}, h.recorded())
+	h.onlyLeased()
+}
+
+func TestTidy_RolesThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.orphan()
+	archived := h.sim.AddProject("old")
+	require.NoError(t, recordProject(t.Context(), h.storage, archived))
+	h.sim.ArchiveProject(archived)
+	require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "new", Value: []byte(`{"version":99}`)}))
+	status := h.tidy(true)
+	require.Equal(t, tidyError, status["state"])
+	require.Contains(t, status["error"], "newer version")
+	require.Equal(t, 1, status["deleted_count"])
+	require.Contains(t, h.recorded(), archived, "that role may name it")
+
+	// A role that is older than the records is covered, and recorded.
+	require.NoError(t, h.storage.Delete(t.Context(), projectStoragePrefix+h.project))
+	h.orphan()
+	require.Equal(t, 1, h.tidy(true)["deleted_count"])
+	require.Contains(t, h.recorded(), h.project)
+	h.onlyLeased()
+}
+
+func TestRole_ProjectIsRecordedFirst(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []storageFault{{write: 0}, {write: 0, after: true}, {write: 0, kill: true}, {write: 0, after: true, kill: true},
+		{write: 1}, {write: 1, after: true}, {write: 1, kill: true}, {write: 1, after: true, kill: true}} {
+		h := newHarness(t, openaitest.Options{})
+		h.configure(nil)
+		h.storage.fail(fault)
+		_, err := h.write("roles/app", map[string]any{"project_id": h.project})
+		require.Error(t, err)
+		h.storage.heal()
+		h.restart()
+		r, err := getRole(t.Context(), h.storage, "app")
+		require.NoError(t, err)
+		if r != nil {
+			require.Equal(t, []string{h.project}, h.recorded())
+		}
+		h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+		require.Equal(t, []string{h.project}, h.recorded())
+	}
+}
+
+func TestTidy_ByItself(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	id := h.account(h.project, h.ours(), time.Minute)
+	h.rollback()
+	status := h.must(h.read("tidy-status")).Data
+	require.Equal(t, tidyInactive, status["state"], "the first interval begins")
+	began, err := time.Parse(time.RFC3339, status["last_auto_run"].(string))
+	require.NoError(t, err)
+	require.WithinDuration(t, h.now(), began, 30*time.Second)
+
+	h.advance(defaultTidyInterval - time.Minute)
+	h.rollback()
+	require.Equal(t, tidyInactive, h.swept()["state"])
+	h.restart()
+	h.rollback()
+	require.Equal(t, tidyInactive, h.swept()["state"], "a restart is no reason")
+	require.Equal(t, []string{id}, h.alive())
+
+	h.advance(time.Minute)
+	h.rollback()
+	status = h.swept()
+	require.Equal(t, tidyFinished, status["state"])
+	require.Equal(t, true, status["automatic"])
+	require.Equal(t, true, status["apply"])
+	require.Equal(t, 1, status["deleted_count"])
+	require.Empty(t, h.alive())
+	last, err := time.Parse(time.RFC3339, status["last_auto_run"].(string))
+	require.NoError(t, err)
+	require.WithinDuration(t, h.now(), last, 30*time.Second)
+	require.Equal(t, last.Add(defaultTidyInterval).Format(time.RFC3339), status["next_auto_run"])
+
+	h.advance(time.Hour)
+	h.sim.ResetRequests()
+	h.restart()
+	h.rollback()
+	require.Equal(t, tidyInactive, h.swept()["state"])
+	require.Zero(t, h.sim.Count("", ""))
+
+	// What was missed runs once.
+	h.advance(10 * defaultTidyInterval)
+	h.rollback()
+	require.Equal(t, tidyFinished, h.swept()["state"])
+	h.sim.ResetRequests()
+	h.rollback()
+	h.swept()
+	require.Zero(t, h.sim.Count("", ""))
+
+	h.must(h.write("config", map[string]any{"tidy_interval": 0}))
+	h.advance(10 * defaultTidyInterval)
+	h.sim.ResetRequests()
+	h.rollback()
+	require.Empty(t, h.swept()["next_auto_run"])
+	require.Zero(t, h.sim.Count("", ""))
+
+	// A tick that comes a little early does not cost an interval.
+	h.must(h.write("config", map[string]any{"tidy_interval": "1m"}))
+	h.rollback()
+	h.swept()
+	h.advance(58 * time.Second)
+	h.sim.ResetRequests()
+	h.rollback()
+	h.swept()
+	require.NotZero(t, h.sim.Count("", ""))
+
+	// A clock that was set back does not put it off for years.
+	require.NoError(t, putTidyEntry(t.Context(), h.storage, h.now().Add(1000*time.Hour)))
+	h.rollback()
+	h.advance(time.Minute)
+	h.sim.ResetRequests()
+	h.rollback()
+	h.swept()
+	require.NotZero(t, h.sim.Count("", ""))
+}
+
+func TestTidy_ByItselfOnlyWhereThisClusterMayWrite(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.rollback()
+	h.orphan()
+	h.advance(defaultTidyInterval)
+	for _, state := range []consts.ReplicationState{
+		consts.ReplicationPerformanceSecondary, consts.ReplicationPerformanceStandby, consts.ReplicationDRSecondary,
+	} {
+		h.system.ReplicationStateVal = state
+		h.rollback()
+		require.Empty(t, h.b.tidy.current().state)
+	}
+	h.system.ReplicationStateVal = 0
+	h.rollback()
+	require.Equal(t, 1, h.swept()["deleted_count"])
+}
+
+// Whatever fails at whichever write of an automatic sweep, a later one leaves
+// nothing, and a sweep that ends the process is not started anew at once.
+func TestTidy_EveryStorageFault(t *testing.T) {
+	t.Parallel()
+	// The first sweep records the role's project, forgets the archived one and
+	// notes that the third is unknown.
+	prepare := func(t *testing.T) *harness {
+		h := configured(t, openaitest.Options{})
+		h.orphan()
+		archived := h.sim.AddProject("old")
+		h.sim.ArchiveProject(archived)
+		for _, id := range []string{archived, "proj_unknown"} {
+			require.NoError(t, recordProject(t.Context(), h.storage, id))
+		}
+		require.NoError(t, h.storage.Delete(t.Context(), projectStoragePrefix+h.project))
+		return h
+	}
+	// run is a sweep in this goroutine, in which the process may die.
+	run := func(h *harness) (killed bool) {
+		defer func() {
+			if died := recover(); died == any(errKilled) {
+				killed = true
+			} else if died != nil {
+				panic(died)
+			}
+		}()
+		sweep, _ := h.b.beginTidy(&logical.Request{Storage: h.storage, MountPoint: "openai/"}, true, true, defaultTidySafetyBuffer)
+		sweep()
+		return false
+	}
+	check := func(h *harness) {
+		require.ElementsMatch(h.t, []string{h.project, "proj_unknown"}, h.recorded())
+		h.onlyLeased()
+	}
+	h := prepare(t)
+	h.storage.fail(storageFault{write: -1})
+	require.False(t, run(h))
+	require.Equal(t, tidyFinished, h.swept()["state"])
+	require.ElementsMatch(t, []string{"put .", "put project", "delete project", "put project"}, h.storage.writes)
+	writes := len(h.storage.writes)
+	check(h)
+
+	for n := range writes {
+		for name, fault := range map[string]storageFault{
+			"error before":  {write: n},
+			"error after":   {write: n, after: true},
+			"killed before": {write: n, kill: true},
+			"killed after":  {write: n, after: true, kill: true},
+		} {
+			t.Run(fmt.Sprintf("write %d, %s", n, name), func(t *testing.T) {
+				t.Parallel()
+				h := prepare(t)
+				h.storage.fail(fault)
+				require.Equal(t, fault.kill, run(h))
+				if h.storage.heal() {
+					h.restart()
+				} else {
+					status := h.swept()
+					require.Equal(t, tidyError, status["state"])
+					require.Contains(t, status["error"], errStorage.Error())
+				}
+				require.False(t, run(h))
+				require.Equal(t, tidyFinished, h.swept()["state"])
+				check(h)
+			})
+		}
+	}
+}
+
+func TestTidy_CancelAndStatus(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	status := h.must(h.read("tidy-status")).Data
+	require.Equal(t, tidyInactive, status["state"])
+	require.Empty(t, status["time_started"])
+	resp := h.must(h.write("tidy-cancel", nil))
+	require.Contains(t, resp.Warnings[0], "No sweep is under way")
+
+	for range 3 {
+		h.orphan()
+	}
+	struck := make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Skip: 1, Times: 1, Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { close(struck) }})
+	resp = h.must(h.write("tidy", map[string]any{"apply": true}))
+	require.Equal(t, true, resp.Data["apply"])
+	<-struck
+	resp = h.must(h.read("tidy-status"))
+	require.Equal(t, tidyRunning, resp.Data["state"])
+	require.Equal(t, 1, resp.Data["deleted_count"])
+	require.Equal(t, 3, resp.Data["orphan_count"])
+	require.Contains(t, resp.Data["message"], h.project)
+	require.Contains(t, resp.Warnings[0], "vault read openai/tidy-status")
+
+	for _, apply := range []bool{true, false} {
+		said := h.refused(h.write("tidy", map[string]any{"apply": apply}))
+		require.Contains(t, said, "a sweep is under way since")
+		require.Contains(t, said, "openai/tidy-cancel")
+	}
+	resp = h.must(h.write("tidy-cancel", nil))
+	require.Contains(t, []string{tidyCancelling, tidyCancelled}, resp.Data["state"])
+	require.Empty(t, resp.Warnings)
+	status = h.swept()
+	require.Equal(t, tidyCancelled, status["state"])
+	require.Equal(t, 1, status["deleted_count"])
+	require.Zero(t, status["failed_count"])
+	require.Empty(t, status["errors"])
+	require.NotEmpty(t, status["time_finished"])
+	require.Len(t, h.alive(), 2)
+
+	require.Equal(t, 2, h.tidy(true)["deleted_count"])
+	h.onlyLeased()
+}
+
+func TestTidy_DryRunThatTakesLong(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	id := h.orphan()
+	struck := make(chan struct{})
+	release := make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { close(struck); <-release }})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-struck; cancel() }()
+	resp := h.must(h.do(ctx, logical.UpdateOperation, "tidy", nil))
+	require.Equal(t, tidyRunning, resp.Data["state"])
+	require.NotEmpty(t, resp.Warnings)
+	close(release)
+	require.Equal(t, []string{id}, listed(h.swept()))
+	require.Equal(t, []string{id}, h.alive())
+	h.tidy(true)
+}
+
+func TestTidy_EndsWithTheBackendAndTheMount(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(h *harness){
+		"the backend ends": func(h *harness) { h.b.Cleanup(t.Context()) },
+		"the mount is being disabled": func(h *harness) {
+			h.system.TaintedVal = true
+			_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
+			require.NoError(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.orphan()
+			h.sim.KeepAll()
+			struck := make(chan struct{})
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { close(struck) }})
+			h.must(h.write("tidy", map[string]any{"apply": true}))
+			<-struck
+			end(h)
+			require.Eventually(t, func() bool { return h.b.tidy.current().state == tidyCancelled }, 10*time.Second, time.Millisecond)
+		})
+	}
+}
+
+func TestTidy_GivesUpOnAProjectWhoseDeletesAllFail(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range patience + 2 {
+		h.orphan()
+	}
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401})
+	status := h.tidy(true)
+	require.Equal(t, tidyError, status["state"])
+	require.Equal(t, patience, status["failed_count"])
+	require.Contains(t, status["errors"].([]string)[patience], "not tried")
+	cancel()
+	require.Equal(t, patience+2, h.tidy(true)["deleted_count"])
+	h.onlyLeased()
+}
+
+func TestTidy_TwoAtOnce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range 10 {
+		h.orphan()
+	}
+	h.must(h.write("config", map[string]any{"tidy_interval": "1m"}))
+	h.rollback()
+	results := make(chan bool)
+	for range 16 {
+		go func() {
+			resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.UpdateOperation, Path: "tidy", Data: map[string]any{"apply": true}, Storage: h.storage, MountPoint: "openai/"})
+			_, _ = h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.ReadOperation, Path: "tidy-status", Storage: h.storage, MountPoint: "openai/"})
+			results <- err == nil && !resp.IsError()
+		}()
+	}
+	accepted := 0
+	for range 16 {
+		if <-results {
+			accepted++
+		}
+	}
+	require.NotZero(t, accepted)
+	h.rollback()
+	h.swept()
+	require.Equal(t, 10, h.sim.Count(http.MethodDelete, deleteAccountRoute), "each is deleted once")
+	h.onlyLeased()
+}
+
+func TestTidy_WithoutConfig(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.Contains(t, h.refused(h.write("tidy", nil)), "vault write openai/config")
+	require.Contains(t, h.refused(h.write("tidy", map[string]any{"aply": true})), "aply")
+	require.Equal(t, tidyInactive, h.must(h.read("tidy-status")).Data["state"])
+	h.rollback()
+
+	h.configure(nil)
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"])
+	require.Zero(t, status["project_count"])
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	h.must(h.remove("config"))
+	require.Contains(t, h.refused(h.write("tidy", nil)), "vault write openai/config")
+}
+
+func TestTidy_OutageIsSaid(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.read."}`})
+	resp := h.must(h.write("tidy", nil))
+	require.Equal(t, tidyError, resp.Data["state"])
+	require.Contains(t, resp.Data["error"], "Missing scopes: api.management.read.")
+	require.Contains(t, resp.Warnings[0], "The list is not complete: project "+h.project)
+}
+
+func TestTidy_SettingsOfTheConfig(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	data := h.must(h.read("config")).Data
+	require.Equal(t, int64(12*3600), data["tidy_interval"])
+	require.Equal(t, int64(600), data["tidy_safety_buffer"])
+	h.must(h.write("config", map[string]any{"tidy_interval": 0, "tidy_safety_buffer": "1s"}))
+	h.restart()
+	data = h.must(h.read("config")).Data
+	require.Equal(t, int64(0), data["tidy_interval"])
+	require.Equal(t, int64(1), data["tidy_safety_buffer"])
+	require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: configStorageKey, Value: []byte(`{"version":1,"admin_api_key":"sk-admin-x"}`)}))
+	cfg, err := getConfig(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, defaultTidyInterval, cfg.TidyInterval, "an entry from before the sweep")
+	require.Equal(t, defaultTidySafetyBuffer, cfg.TidySafetyBuffer)
+	h.configure(nil)
+	for field, values := range map[string][]any{
+		"tidy_interval":      {"59s", "721h"},
+		"tidy_safety_buffer": {0, "721h"},
+	} {
+		for _, value := range values {
+			require.Contains(t, h.refused(h.write("config", map[string]any{field: value})), field+" must be")
+		}
+	}
+}
+
+func TestBearsTag(t *testing.T) {
+	t.Parallel()
+	ours, err := bearsTag("ab3de")
+	require.NoError(t, err)
+	for name, want := range map[string]bool{
+		"vault-app-ab3defghij4klmn":           true,
+		"ab3defghij4klmn":                     true,
+		"xab3defghij4klmnx":                   true,
+		"ab3de-ab3defghij4klmn.prod":          true,
+		"ab3deab3deab3dea":                    true,
+		"vault-app-ab3defghij4klm":            false,
+		"vault-app-ab3de-fghij4klmn":          false,
+		"vault-app-AB3DEFGHIJ4KLMN":           false,
+		"vault-app-ab3deFGHIJ4KLMN":           false,
+		"vault-app-zz3defghij4klmn":           false,
+		"":                                    false,
+		"vault-app-ab3défghij4klmnopqrs":      false,
+		"ab3de":                               false,
+		"a person's account of 15 characters": false,
+	} {
+		require.Equal(t, want, ours(name), name)
+	}
+	for _, tag := range []string{"", "ab3d", "ab3def"} {
+		_, err := bearsTag(tag)
+		require.Error(t, err, "a tag that is none would make everything ours")
+	}
+}
+
+func TestGolden_ProjectV1(t *testing.T) {
+	t.Parallel()
+	s := &logical.InmemStorage{}
+	want := projectEntry{Version: 1, UnknownSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	require.NoError(t, putProjectEntry(t.Context(), s, "proj_1", want))
+	entry, err := s.Get(t.Context(), "project/proj_1")
+	require.NoError(t, err)
+	require.JSONEq(t, string(golden(t, "project.v1.json")), string(entry.Value))
+	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: "project/proj_1", Value: golden(t, "project.v1.json")}))
+	got, err := getProjectEntry(t.Context(), s, "proj_1")
+	require.NoError(t, err)
+	require.Equal(t, want, *got)
+
+	require.NoError(t, recordProject(t.Context(), s, "proj_2"))
+	entry, err = s.Get(t.Context(), "project/proj_2")
+	require.NoError(t, err)
+	require.JSONEq(t, `{"version": 1}`, string(entry.Value))
+}
+
+func TestGolden_TidyV1(t *testing.T) {
+	t.Parallel()
+	s := &logical.InmemStorage{}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	require.NoError(t, putTidyEntry(t.Context(), s, at))
+	entry, err := s.Get(t.Context(), "tidy")
+	require.NoError(t, err)
+	require.JSONEq(t, string(golden(t, "tidy.v1.json")), string(entry.Value))
+	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: "tidy", Value: golden(t, "tidy.v1.json")}))
+	got, err := getTidyEntry(t.Context(), s)
+	require.NoError(t, err)
+	require.Equal(t, tidyEntry{Version: 1, LastAutoRun: at}, *got)
+
+	for _, key := range []string{"tidy", "project/proj_1"} {
+		require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: key, Value: []byte(`{"version":99}`)}))
+	}
+	_, err = getTidyEntry(t.Context(), s)
+	require.ErrorContains(t, err, "newer version")
+	_, err = getProjectEntry(t.Context(), s, "proj_1")
+	require.ErrorContains(t, err, "newer version")
+}

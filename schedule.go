@@ -1,0 +1,263 @@
+package openaisecrets
+
+// This file owns when the admin key is to be replaced without being asked: the
+// schedule's fields and rules, the next time, and the end that a key under a
+// schedule has at OpenAI.
+//
+// What must stay true: a key that this engine gave an end is replaced before
+// that, whatever has become of its schedule, unless disable_automated_rotation
+// forbids it.
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/automatedrotationutil"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/hashicorp/vault/sdk/rotation"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	minRotationPeriod = 10 * time.Second
+	// maxRotationPeriod keeps what is given within a time.Duration.
+	maxRotationPeriod = 10 * 365 * 24 * time.Hour
+
+	// minKeyLife is the shortest life of an admin key that has an end: a Vault
+	// that was down over a long weekend still finds its key alive.
+	minKeyLife = 7 * 24 * time.Hour
+)
+
+// addScheduleFields adds Vault's own fields, but for the one that only the
+// rotation manager of Enterprise 2.0 knows.
+func addScheduleFields(fields map[string]*framework.FieldSchema) {
+	automatedrotationutil.AddAutomatedRotationFields(fields)
+	delete(fields, "rotation_policy")
+}
+
+// mergeSchedule applies a write to the schedule. Vault's own parser knows
+// nothing of what is stored, nor of bounds, so that is made up for here.
+func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
+	before := *c
+	for _, name := range []string{"rotation_period", "rotation_window"} {
+		if raw, ok := d.GetOk(name); ok {
+			if seconds := raw.(int); seconds < 0 || seconds > int(maxRotationPeriod/time.Second) {
+				return fmt.Sprintf("%s must be between 0 and %s", name, maxRotationPeriod)
+			}
+		}
+	}
+	cron, cronGiven := d.GetOk("rotation_schedule")
+	if cronGiven {
+		if problem := checkText("rotation_schedule", cron.(string)); problem != "" {
+			return problem
+		}
+		// The parser takes a time zone, of which Vault makes UTC without a
+		// word, and panics on one that stands alone (robfig/cron v3.0.1).
+		if strings.Contains(cron.(string), "TZ=") {
+			return "rotation_schedule is in UTC and takes no time zone"
+		}
+	}
+	p := automatedrotationutil.AutomatedRotationParams{
+		RotationSchedule: c.RotationSchedule, RotationWindow: c.RotationWindow, RotationPeriod: c.RotationPeriod,
+		DisableAutomatedRotation: c.DisableAutomatedRotation,
+	}
+	if err := p.ParseAutomatedRotationFields(d); err != nil {
+		return err.Error()
+	}
+	switch period, given := d.GetOk("rotation_period"); {
+	case given && period.(int) != 0:
+		p.RotationSchedule, p.RotationWindow = "", 0
+	case cronGiven && p.RotationSchedule != "":
+		p.RotationPeriod = 0
+	case p.RotationSchedule == "":
+		if window, ok := d.GetOk("rotation_window"); ok && window.(int) != 0 {
+			return "rotation_window is of use only with a rotation_schedule"
+		}
+		p.RotationWindow = 0
+	}
+	if p.RotationPeriod != 0 && p.RotationPeriod < minRotationPeriod {
+		return fmt.Sprintf("rotation_period must be %s or more, or 0 for none", minRotationPeriod)
+	}
+	if p.RotationWindow != 0 {
+		if err := rotation.DefaultScheduler.ValidateRotationWindow(int(p.RotationWindow / time.Second)); err != nil {
+			return err.Error()
+		}
+	}
+	c.RotationPeriod, c.RotationSchedule, c.RotationWindow, c.DisableAutomatedRotation =
+		p.RotationPeriod, p.RotationSchedule, p.RotationWindow, p.DisableAutomatedRotation
+
+	if rs := c.rotationSchedule(); rs != nil && rs.Schedule != nil && rs.Schedule.Next(now.UTC()).IsZero() {
+		return fmt.Sprintf("rotation_schedule %q never comes", p.RotationSchedule)
+	}
+	// A write that changes nothing of the schedule does not put it off.
+	if !c.sameSchedule(&before) || c.NextRotation.IsZero() {
+		c.plan(now)
+	}
+	return ""
+}
+
+// scheduled reports whether rotations are to happen by themselves.
+func (c *config) scheduled() bool {
+	return !c.DisableAutomatedRotation && (c.RotationPeriod != 0 || c.RotationSchedule != "")
+}
+
+func (c *config) sameSchedule(o *config) bool {
+	return c.RotationPeriod == o.RotationPeriod && c.RotationSchedule == o.RotationSchedule &&
+		c.RotationWindow == o.RotationWindow && c.DisableAutomatedRotation == o.DisableAutomatedRotation
+}
+
+// rotationSchedule is the schedule as Vault's scheduler takes it, nil without
+// one.
+func (c *config) rotationSchedule() *rotation.RotationSchedule {
+	if c.RotationPeriod == 0 && c.RotationSchedule == "" {
+		return nil
+	}
+	rs := &rotation.RotationSchedule{
+		RotationPeriod: c.RotationPeriod, RotationSchedule: c.RotationSchedule, RotationWindow: c.RotationWindow,
+		NextVaultRotation: c.NextRotation, LastVaultRotation: c.LastRotated,
+	}
+	if c.RotationSchedule != "" {
+		parsed, err := rotation.DefaultScheduler.Parse(c.RotationSchedule)
+		if err != nil {
+			return nil // refused when it was written
+		}
+		rs.Schedule = parsed
+	}
+	return rs
+}
+
+// plan sets when the next rotation is due. A period counts from the last
+// rotation, or from now for a key that no rotation has made.
+func (c *config) plan(now time.Time) {
+	c.NextRotation, c.RotationError = time.Time{}, ""
+	rs := c.rotationSchedule()
+	if rs == nil || !c.scheduled() {
+		return
+	}
+	from := now
+	if rotation.DefaultScheduler.UsesTTL(rs) && c.AdminKeyRotated {
+		from = c.LastRotated
+	}
+	rotation.DefaultScheduler.SetNextVaultRotation(rs, from.UTC())
+	c.NextRotation = rs.NextVaultRotation.Truncate(time.Second)
+}
+
+// tick is when the schedule wants the next rotation: in the past when one is
+// due. One that was missed for longer than its window gives way to the first
+// whose window is still open, or else to the next to come.
+func (c *config) tick(now time.Time) time.Time {
+	rs := c.rotationSchedule()
+	if rs == nil || !c.scheduled() {
+		return time.Time{}
+	}
+	if !rotation.DefaultScheduler.IsInsideRotationWindow(rs, now) {
+		rotation.DefaultScheduler.SetNextVaultRotation(rs, now.UTC().Add(-rs.RotationWindow))
+	}
+	return rs.NextVaultRotation
+}
+
+// nextRotation is when the engine, or Vault for it, replaces the key next:
+// when the schedule says so, or sooner when the key's own end demands it. Zero
+// when nothing is planned. The schedule's part may be later by slack.
+func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
+	if c.DisableAutomatedRotation {
+		return time.Time{}
+	}
+	at := c.tick(now)
+	if !at.IsZero() {
+		at = at.Add(slack)
+	}
+	// A key of the operator's is not replaced uninvited.
+	if by := c.renewBy(); !by.IsZero() && (c.scheduled() || c.AdminKeyRotated) && (at.IsZero() || by.Before(at)) {
+		return by
+	}
+	return at
+}
+
+// keyLife is how long an admin key made now is to live: until three rotations
+// in a row would have been missed, but a week at least; 0 = without end. A
+// schedule with which two would take longer than OpenAI's limit of a year gets
+// none, since such an end could come before the rotation that renews it.
+func (c *config) keyLife(now time.Time) time.Duration {
+	rs := c.rotationSchedule()
+	if rs == nil || !c.scheduled() {
+		return 0
+	}
+	at := now.UTC()
+	for n := range 3 {
+		at = rotation.DefaultScheduler.NextRotationTimeFromInput(rs, at)
+		if n < 2 && (at.IsZero() || at.Sub(now) > client.MaxExpiry) {
+			return 0
+		}
+	}
+	if at.IsZero() {
+		return client.MaxExpiry
+	}
+	return min(max(at.Sub(now), minKeyLife).Truncate(time.Second), client.MaxExpiry)
+}
+
+// renewBy is when a key that has an end must be replaced at the latest, zero
+// for one that has none: with a third of its life left, or a period where that
+// is more. Of a key that this engine has not made only the end is known.
+func (c *config) renewBy() time.Time {
+	if c.AdminKeyExpires.IsZero() {
+		return time.Time{}
+	}
+	left := minKeyLife
+	if c.AdminKeyRotated {
+		life := c.AdminKeyExpires.Sub(c.LastRotated)
+		left = life / 3
+		if c.RotationPeriod <= life/2 {
+			left = max(left, c.RotationPeriod)
+		}
+	}
+	return c.AdminKeyExpires.Add(-left)
+}
+
+// expiryText says what becomes of an admin key that has an end, "" for one
+// that has none.
+func (c *config) expiryText() string {
+	if c.AdminKeyExpires.IsZero() {
+		return ""
+	}
+	end, by := timeText(c.AdminKeyExpires), timeText(c.renewBy())
+	switch {
+	case c.DisableAutomatedRotation:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and nothing replaces it before (disable_automated_rotation). Rotate it by hand, which gives it no end, or write another.", end)
+	case c.scheduled():
+		return fmt.Sprintf("The admin key expires at OpenAI at %s; it is replaced from %s on, whatever the schedule says.", end, by)
+	case c.AdminKeyRotated:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled any more; at %s it is replaced once, by a key without an end.", end, by)
+	default:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. Rotate it, or write another before.", end)
+	}
+}
+
+// showSchedule adds the schedule to a read of the config.
+func (c *config) showSchedule(resp *logical.Response, now time.Time) {
+	next, manager := c.nextRotation(now, 0), ""
+	if !next.IsZero() {
+		manager = managerInternal
+		if c.scheduled() && c.RotationManager != "" {
+			manager = c.RotationManager
+		}
+	}
+	for name, value := range map[string]any{
+		"rotation_period":            int64(c.RotationPeriod / time.Second),
+		"rotation_schedule":          c.RotationSchedule,
+		"rotation_window":            int64(c.RotationWindow / time.Second),
+		"disable_automated_rotation": c.DisableAutomatedRotation,
+		"rotation_manager":           manager,
+		"next_rotation":              timeText(next),
+		"last_rotation_error":        c.RotationError,
+		"admin_api_key_expires_at":   timeText(c.AdminKeyExpires),
+	} {
+		resp.Data[name] = value
+	}
+	if by := c.renewBy(); !by.IsZero() && !now.Before(by) {
+		resp.AddWarning(c.expiryText())
+	}
+}

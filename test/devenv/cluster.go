@@ -1,0 +1,110 @@
+package devenv
+
+// Several servers with one raft storage among them, as Vault runs in life.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// Cluster is a number of Vault nodes on loopback, of which one is active.
+type Cluster struct {
+	Nodes []*Vault
+}
+
+// StartCluster starts n nodes. The caller must Stop the cluster.
+func StartCluster(ctx context.Context, n int, opts Options) (_ *Cluster, err error) {
+	first, err := Start(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{Nodes: []*Vault{first}}
+	defer func() {
+		if err != nil {
+			_ = c.Stop()
+		}
+	}()
+	first.clustered = true
+	for i := 2; i <= n; i++ {
+		node, err := start(ctx, opts, fmt.Sprintf("node%d", i), func(v *Vault, ctx context.Context) error { return v.join(ctx, first) })
+		if err != nil {
+			return nil, err
+		}
+		node.AuditPath = first.AuditPath // the audit device is the cluster's, and all nodes see this file
+		c.Nodes = append(c.Nodes, node)
+	}
+	return c, c.WaitHealthy(ctx)
+}
+
+// WaitHealthy returns when all nodes take part, so that one can be lost.
+func (c *Cluster) WaitHealthy(ctx context.Context) error {
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	return poll(ctx, startTimeout, "all nodes to vote", func() error {
+		state, err := leader.Client().Sys().RaftAutopilotStateWithContext(ctx)
+		if err == nil && (state == nil || len(state.Voters) < len(c.Nodes) || !state.Healthy) {
+			err = fmt.Errorf("not all of %d nodes do: %+v", len(c.Nodes), state)
+		}
+		return err
+	})
+}
+
+// join makes the server a node of another one's cluster and unseals it.
+func (v *Vault) join(ctx context.Context, first *Vault) error {
+	v.RootToken, v.unsealKey, v.clustered = first.RootToken, first.unsealKey, true
+	answer, err := v.Client().Sys().RaftJoinWithContext(ctx, &api.RaftJoinRequest{LeaderAPIAddr: first.Addr})
+	if err == nil && !answer.Joined {
+		err = errors.New("it was not taken")
+	}
+	if err != nil {
+		return fmt.Errorf("joining the cluster: %w", err)
+	}
+	return v.unseal(ctx)
+}
+
+// Leader returns the active node, waiting for one to be elected.
+func (c *Cluster) Leader(ctx context.Context) (leader *Vault, err error) {
+	err = poll(ctx, startTimeout, "a leader", func() error {
+		for _, node := range c.Nodes {
+			if !node.process.running() {
+				continue
+			}
+			health, err := node.Client().Sys().HealthWithContext(ctx)
+			if err == nil && health.Initialized && !health.Sealed && !health.Standby {
+				leader = node
+				return nil
+			}
+		}
+		return errors.New("no node is active")
+	})
+	return leader, err
+}
+
+// Register enters a plugin in the catalog, after copying it to every node.
+func (c *Cluster) Register(ctx context.Context, p Plugin) error {
+	for _, node := range c.Nodes {
+		if err := node.install(p); err != nil {
+			return err
+		}
+	}
+	leader, err := c.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	return leader.Register(ctx, p)
+}
+
+// Stop ends all nodes and removes what they wrote. The first goes last: it has
+// the audit log, without which the others serve nothing.
+func (c *Cluster) Stop() error {
+	var errs []error
+	for i := len(c.Nodes) - 1; i >= 0; i-- {
+		errs = append(errs, c.Nodes[i].Stop())
+	}
+	return errors.Join(errs...)
+}

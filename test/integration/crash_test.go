@@ -1,0 +1,331 @@
+//go:build integration
+
+package integration
+
+// What is left when the plugin, the server or the client goes away in the
+// middle of anything: nothing, after the time that a key's own end and the
+// sweep take. The numbers are in the log of each test (go test -v).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+const (
+	// allGone is how long after the last revoke an account may live whose key
+	// nobody received.
+	allGone = 5 * time.Minute
+	// apiLatency makes requests long enough to be caught in all their stages.
+	apiLatency = 30 * time.Millisecond
+	// calm is for how long credentials are read undisturbed before the end: the
+	// engine works as if nothing had happened.
+	calm = 10 * time.Second
+)
+
+// sweeping is a config under which the sweep comes as often as it can.
+func sweeping() map[string]any {
+	return map[string]any{"tidy_interval": "60s", "tidy_safety_buffer": "30s"}
+}
+
+// readers read credentials until they are stopped, whatever happens, and keep
+// note of what they received.
+type readers struct {
+	answered, failed atomic.Int64
+
+	mu       sync.Mutex
+	received map[string]bool // account IDs
+	failures map[string]int  // by their kind
+	ended    atomic.Bool
+	group    sync.WaitGroup
+}
+
+// startReaders starts n readers with a pause between two reads, of this length
+// on average. clients are used in turn.
+func (m *mount) startReaders(n int, pause time.Duration, role string, clients ...*api.Client) *readers {
+	r := &readers{received: map[string]bool{}, failures: map[string]int{}}
+	path := m.path + "/creds/" + role
+	for i := range n {
+		r.group.Go(func() {
+			for turn := i; !r.ended.Load(); turn++ {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				secret, err := clients[turn%len(clients)].Logical().ReadWithContext(ctx, path)
+				cancel()
+				r.note(secret, err)
+				time.Sleep(rand.N(2 * pause)) // the pause itself
+			}
+		})
+	}
+	m.t.Cleanup(func() { r.stop() })
+	return r
+}
+
+// varies is what differs between two errors of the same kind.
+var varies = regexp.MustCompile(`(read|write) (tcp|unix) \S+|/tmp/plugin\d+|"?http://\S+|127\.0\.0\.1:\d+|1 error occurred:|\d{4}-\d\d-\d\dT\S+|role \"[^\"]*\"`)
+
+// kind is what an error has in common with others of its kind: the status,
+// where there is one, and a text.
+func kind(err error) string {
+	text := err.Error()
+	var answer *api.ResponseError
+	if errors.As(err, &answer) {
+		text = fmt.Sprint(answer.StatusCode, " ", strings.Join(answer.Errors, " "))
+	}
+	return strings.Join(strings.Fields(varies.ReplaceAllString(text, "…")), " ")
+}
+
+func (r *readers) note(secret *api.Secret, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil && secret != nil {
+		r.received[secret.Data["service_account_id"].(string)] = true
+		r.answered.Add(1)
+		return
+	}
+	what := "nothing there"
+	if err != nil {
+		what = kind(err)
+	}
+	r.failures[what]++
+	r.failed.Add(1)
+}
+
+// stop ends the readers and waits for them; it can be called twice.
+func (r *readers) stop() {
+	r.ended.Store(true)
+	r.group.Wait()
+}
+
+// wait returns when n more reads have succeeded.
+func (r *readers) wait(t *testing.T, n int64, why string) {
+	t.Helper()
+	at := r.answered.Load()
+	require.Eventually(t, func() bool { return r.answered.Load() >= at+n }, 90*time.Second, 5*time.Millisecond, "reads %s; so far %v", why, later(r.list))
+}
+
+func (r *readers) failuresSoFar() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.failures)
+}
+
+func (r *readers) list() (failures []string) {
+	for what, n := range r.failuresSoFar() {
+		failures = append(failures, fmt.Sprintf("%d times %q", n, what))
+	}
+	return failures
+}
+
+func (r *readers) receivedAccounts() map[string]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.received)
+}
+
+// leases lists the leases that Vault holds for a role.
+func (m *mount) leases(role string) []any {
+	m.t.Helper()
+	list, err := m.client.Logical().ListWithContext(m.t.Context(), "sys/leases/lookup/"+m.path+"/creds/"+role)
+	require.NoError(m.t, err)
+	if list == nil {
+		return nil
+	}
+	keys, _ := list.Data["keys"].([]any)
+	return keys
+}
+
+// revokeAll revokes all leases of a role and returns when Vault holds none.
+func (m *mount) revokeAll(role string, within time.Duration) (took time.Duration) {
+	m.t.Helper()
+	began := time.Now()
+	require.NoError(m.t, m.client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/" + role, Prefix: true}))
+	require.Eventually(m.t, func() bool { return len(m.leases(role)) == 0 }, within, 100*time.Millisecond, "the end of all leases")
+	return time.Since(began)
+}
+
+// later is what a failed wait shows: how things are at its end.
+type later func() []string
+
+func (l later) String() string { return strings.Join(l(), ", ") }
+
+// fate is what became of the accounts that a mount made.
+type fate struct {
+	made     int
+	outlived int           // alive after the last revoke, their keys received by nobody
+	swept    int           // of all: they outlived their keys, which only the sweep looks for
+	last     time.Duration // from the last revoke to the end of the last account
+}
+
+// requireNothingLeft revokes all leases of a role and checks that no account
+// outlives that whose key anybody received, and none at all by far.
+func (m *mount) requireNothingLeft(role string, received map[string]bool) fate {
+	m.t.Helper()
+	leased := len(m.leases(role))
+	took := m.revokeAll(role, 3*time.Minute)
+	revoked := time.Now()
+	outlived := m.alive()
+	m.t.Logf("%d accounts outlived the last revoke", len(outlived))
+	for _, id := range outlived {
+		require.False(m.t, received[id], "account %s outlived its lease, and a client has its key", id)
+	}
+	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, time.Until(revoked.Add(allGone)), 250*time.Millisecond,
+		"alive %s after the last revoke: %v", allGone, later(m.alive))
+	f := fate{outlived: len(outlived), last: time.Since(revoked)}
+	f.made, f.swept = m.accountsMade()
+	m.t.Logf("%d accounts made, %d keys received; %d leases at the end, revoked in %s; %d accounts outlived that, whose keys no client received; none alive %s later; %d of all left to the sweep",
+		f.made, len(received), leased, took.Round(time.Millisecond), f.outlived, f.last.Round(time.Second), f.swept)
+	return f
+}
+
+// accountsMade says how many accounts were made over HTTP, and how many of
+// them lived longer than their keys: whatever Vault or the journal ends, ends
+// sooner, so those were left to the sweep.
+func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
+	created, expired := map[string]bool{}, map[string]bool{}
+	for _, e := range m.sim.Ledger() {
+		switch {
+		case e.Kind == openaitest.KindAccount && e.Event == openaitest.EventCreated && e.RequestID != "":
+			created[e.ID] = true
+		case e.Kind == openaitest.KindKey && e.Event == openaitest.EventExpired:
+			expired[e.ID] = true
+		}
+	}
+	return len(created), len(expired)
+}
+
+func TestNothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
+	m := newMountOn(t, ownVault(t), sweeping())
+	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
+	m.role("r", "60s", "120s")
+
+	const plugins, servers = 20, 5
+	plan := slices.Concat(slices.Repeat([]bool{false}, plugins), slices.Repeat([]bool{true}, servers))
+	rand.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
+
+	began := time.Now()
+	r := m.startReaders(8, 60*time.Millisecond, "r", m.client)
+	for i, server := range plan {
+		r.wait(t, 8, "before a crash")
+		time.Sleep(rand.N(5 * time.Second)) // a random point, and in all more than a lease lasts
+		if server {
+			require.NoError(t, m.vault.Kill())
+			require.NoError(t, m.vault.Restart(t.Context()))
+			continue
+		}
+		require.Eventually(t, func() bool {
+			killed, err := m.vault.KillPlugins()
+			require.NoError(t, err)
+			return killed > 0
+		}, 30*time.Second, time.Millisecond, "a plugin to kill, crash %d", i)
+	}
+	r.wait(t, 8, "after the crashes")
+	failed := r.failed.Load()
+	time.Sleep(calm)
+	require.Equal(t, failed, r.failed.Load(), "reads failed when nothing crashed any more")
+	r.stop()
+	t.Logf("plugin killed %d times and Vault %d times within %s; %d reads answered, %d failed: %v",
+		plugins, servers, time.Since(began).Round(time.Second), r.answered.Load(), r.failed.Load(), r.failuresSoFar())
+
+	m.requireNothingLeft("r", r.receivedAccounts())
+	require.NoError(t, m.revoke(m.creds("r")), "the engine must still work")
+}
+
+func TestNothingOutlivesClientsThatLeave(t *testing.T) {
+	t.Parallel()
+	// What is left to the sweep is a matter of microseconds, of which the race
+	// detector makes milliseconds.
+	plain, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{})
+	require.NoError(t, err)
+	m := newMountOn(t, ownVaultWith(t, plain), sweeping())
+	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
+	m.role("r", "60s", "120s")
+	const leave, workers = 500, 8
+
+	r := &readers{received: map[string]bool{}, failures: map[string]int{}}
+	read := func(ctx context.Context) (time.Duration, error) {
+		began := time.Now()
+		secret, err := m.client.Logical().ReadWithContext(ctx, m.path+"/creds/r")
+		r.note(secret, err)
+		return time.Since(began), err
+	}
+	// How long a request lives, under the same load.
+	var lives []time.Duration
+	var mu sync.Mutex
+	parallel(workers, func(int) {
+		for range 8 {
+			if life, err := read(context.Background()); err == nil {
+				mu.Lock()
+				lives = append(lives, life)
+				mu.Unlock()
+			}
+		}
+	})
+	require.NotEmpty(t, lives, "%v", r.failuresSoFar())
+	slices.Sort(lives)
+	life := lives[len(lives)*9/10]
+
+	var left, sent atomic.Int64
+	parallel(workers, func(int) {
+		for left.Load() < leave && sent.Add(1) <= 4*leave {
+			ctx, cancel := context.WithCancel(context.Background())
+			timer := time.AfterFunc(rand.N(life), cancel)
+			if _, err := read(ctx); errors.Is(err, context.Canceled) {
+				left.Add(1)
+			}
+			timer.Stop()
+			cancel()
+		}
+	})
+	t.Logf("a read lives %s (9 of 10 are shorter); of %d reads %d were left", life.Round(time.Millisecond), min(sent.Load(), 4*leave), left.Load())
+	require.GreaterOrEqual(t, left.Load(), int64(leave), "reads that were left; failures: %v", r.failuresSoFar())
+
+	failed := r.failed.Load()
+	parallel(2, func(int) {
+		for began := time.Now(); time.Since(began) < calm; time.Sleep(100 * time.Millisecond) {
+			_, _ = read(context.Background()) // noted
+		}
+	})
+	require.Equal(t, failed, r.failed.Load(), "reads failed that were not left: %v", r.failuresSoFar())
+
+	f := m.requireNothingLeft("r", r.receivedAccounts())
+	require.LessOrEqual(t, f.swept*50, f.made, "accounts left to the sweep")
+}
+
+// parallel runs what n times at once and returns when all have ended.
+func parallel(n int, what func(i int)) {
+	var group sync.WaitGroup
+	for i := range n {
+		group.Go(func() { what(i) })
+	}
+	group.Wait()
+}
+
+// inLog counts the lines of Vault's log that contain all of words.
+func (m *mount) inLog(words ...string) int {
+	m.t.Helper()
+	log, err := os.ReadFile(m.vault.LogPath)
+	require.NoError(m.t, err)
+	n := 0
+	for line := range strings.Lines(string(log)) {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			n++
+		}
+	}
+	return n
+}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -178,4 +179,68 @@ func TestRotate_EveryFaultAtEveryStepLeavesOneWorkingKey(t *testing.T) {
 			h.onlyLeased()
 			h.sim.Keep(h.adminKeyIDs()...)
 		})
+}
+
+func TestJournal_EveryFaultOfAListingOrADeleteIsOutlasted(t *testing.T) {
+	t.Parallel()
+	for name, fault := range apiFaults {
+		for _, route := range []string{routeAccounts, routeAccount} {
+			t.Run(name+" "+route, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+				h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+				_, err := h.read("creds/app")
+				require.Error(t, err)
+				require.Len(t, h.sim.Accounts(), maxAttempts)
+
+				fault := fault
+				fault.Method = map[string]string{routeAccounts: http.MethodGet, routeAccount: http.MethodDelete}[route]
+				fault.Route, fault.Times = route, 6
+				h.sim.Fail(fault)
+				h.tick()
+				require.GreaterOrEqual(t, len(h.journal()), len(h.sim.Accounts()), "what is alive is journalled")
+				h.sim.ClearFaults()
+				h.tick()
+				h.onlyLeased()
+			})
+		}
+	}
+}
+
+func TestOutage_ReadersFailInTimeAndTheFirstAfterItSucceeds(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"request_timeout": "1s", "max_concurrent_requests": 16}))
+	cancel := h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang})
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range 60 {
+		wg.Go(func() {
+			resp, err := h.read("creds/app")
+			if err == nil || resp != nil {
+				t.Error("a read succeeded in an outage")
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(began)
+	require.Less(t, took, requestBudget+10*time.Second)
+	cancel()
+
+	began = time.Now()
+	lease := h.lease("creds/app", nil)
+	require.Less(t, time.Since(began), 2*time.Second, "the first read after the outage")
+	h.tick()
+	h.onlyLeased(lease)
+	require.NoError(t, h.revoke(lease))
+}
+
+func TestCreds_ATwofold429IsHidden(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 2, Status: http.StatusTooManyRequests})
+	lease := h.lease("creds/app", nil)
+	h.onlyLeased(lease)
+	require.NoError(t, h.revoke(lease))
 }

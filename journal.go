@@ -161,6 +161,9 @@ func journalRevoke(ctx context.Context, s logical.Storage, acct account) (string
 // failure. It stops early when OpenAI does not answer or refuses the admin
 // key: the other entries would fare no better.
 func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge time.Duration) error {
+	// A pass can last: an entry must be old enough when it begins, since what it
+	// then reads at OpenAI may be read before that entry's turn comes.
+	began := b.now()
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
 		return fmt.Errorf("listing the journal: %w", err)
@@ -168,27 +171,32 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 	// In another order each time, so that entries which always fail cannot keep
 	// others from their turn.
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }) // #nosec G404 -- an order, not a secret
-	p := &journalPass{backend: b, req: req, listings: map[string]func() ([]client.ServiceAccount, error){}}
+	p := &journalPass{backend: b, req: req, listings: map[string]func() ([]client.ServiceAccount, error){}, forbidden: map[string]int{}}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, workers)
 	left, oldest := 0, int64(0)
 	keep := func(entry *framework.WALEntry) {
 		left++
-		if oldest == 0 || entry.CreatedAt < oldest {
+		if entry.CreatedAt != 0 && (oldest == 0 || entry.CreatedAt < oldest) {
 			oldest = entry.CreatedAt
 		}
 	}
 	var mu sync.Mutex // guards left and oldest while the group works
-	for _, id := range ids {
+	for i, id := range ids {
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
 		if err != nil {
 			p.failed(fmt.Errorf("reading the journal: %w", err))
+			mu.Lock()
+			left += len(ids) - i
+			keep(&framework.WALEntry{CreatedAt: b.work.oldest.Load()}) // as it was known to be
+			left--
+			mu.Unlock()
 			break
 		}
 		if entry == nil {
 			continue
 		}
-		young := entry.Kind != journalRevoked && b.now().Sub(time.Unix(entry.CreatedAt, 0)) < minAge
+		young := entry.Kind != journalRevoked && began.Sub(time.Unix(entry.CreatedAt, 0)) < minAge
 		if young || p.hopeless() || ctx.Err() != nil {
 			mu.Lock()
 			keep(entry)
@@ -225,7 +233,13 @@ type journalPass struct {
 	first    error
 	inRow    int
 	listings map[string]func() ([]client.ServiceAccount, error)
+	// forbidden counts by project the deletes that were not allowed.
+	forbidden map[string]int
 }
+
+// errForbidden is the outcome of entries that were not tried since others of
+// their project were refused in this pass.
+var errForbidden = errors.New("the admin key may not delete in this project")
 
 // failed takes note of an entry's outcome.
 func (p *journalPass) failed(err error) {
@@ -240,7 +254,7 @@ func (p *journalPass) failed(err error) {
 	}
 	if shared(err) {
 		p.inRow++
-	} else if client.AsError(err) == nil && !errors.Is(err, context.Canceled) {
+	} else if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
 		p.Logger().Warn("journal entry not worked off", "mount", p.req.MountPoint, "error", err)
 	}
@@ -274,7 +288,18 @@ func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 			return err
 		}
 		log := p.Logger().With("mount", p.req.MountPoint, "project_id", acct.ProjectID, "service_account", acct.Name, "service_account_id", acct.ID)
+		p.mu.Lock()
+		hopeless := p.forbidden[acct.ProjectID] >= patience
+		p.mu.Unlock()
+		if hopeless {
+			return errForbidden
+		}
 		if err := p.destroyNamed(ctx, snap.api, acct); err != nil {
+			if client.IsDenied(err) {
+				p.mu.Lock()
+				p.forbidden[acct.ProjectID]++
+				p.mu.Unlock()
+			}
 			log.Debug("journalled account not deleted yet", "error", err)
 			return err
 		}

@@ -285,6 +285,7 @@ func TestConfig_APersonsKeyIsNeverRetired(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
 	person, value := h.sim.AddAdminKey("a person's")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key_id": person, "skip_verify": true})), "knows its ID")
 	h.must(h.write("config", map[string]any{"admin_api_key": value}))
 	id, third := h.sim.AddAdminKey("another person's")
 	h.must(h.write("config", map[string]any{"admin_api_key": third}))

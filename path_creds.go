@@ -123,7 +123,9 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 		if err != nil {
 			return nil, fmt.Errorf("writing the journal, before anything was created: %w", err)
 		}
-		made, key, err := createAccount(ctx, snap.api, acct, life.Max+expiryMargin)
+		// Once sent it is waited for, client or no client: its answer lets an
+		// account that nobody wants be destroyed at once.
+		made, key, err := snap.api.CreateServiceAccount(client.Finish(ctx), acct.ProjectID, acct.Name, life.Max+expiryMargin)
 		if err == nil {
 			acct.ID = made.ID
 			return b.handOut(ctx, req, snap, walID, roleName, acct, made.CreatedAt, key, life)
@@ -149,22 +151,6 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 			return failure(fmt.Sprintf("role %q", roleName), err)
 		}
 	}
-}
-
-// createAccount sends the create whether or not the client still waits: a
-// request that is broken off leaves an account of which nothing is known but
-// its name, where its answer lets it be destroyed at once.
-func createAccount(ctx context.Context, api *client.Client, acct account, expiry time.Duration) (client.ServiceAccount, client.Key, error) {
-	if ctx.Err() != nil {
-		return client.ServiceAccount{}, client.Key{}, &client.Error{Op: "create service account", Host: api.Host(), Cause: ctx.Err()}
-	}
-	detached := context.WithoutCancel(ctx)
-	if deadline, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		detached, cancel = context.WithDeadline(detached, deadline)
-		defer cancel()
-	}
-	return api.CreateServiceAccount(detached, acct.ProjectID, acct.Name, expiry)
 }
 
 // fresh reports whether the admin key came into force so recently that one of

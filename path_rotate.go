@@ -26,6 +26,8 @@ import (
 const (
 	// maxAttempts bounds the creates of one request, each under its own name.
 	maxAttempts = 4
+	// lockBudget bounds how long the worker keeps others from the config.
+	lockBudget = 20 * time.Second
 	// settleBudget is how long a new admin key may take to work. Nothing is
 	// published on it (docs/openai-api.md).
 	settleBudget = 20 * time.Second
@@ -153,7 +155,10 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if err := settle(ctx, nextAPI, key.ID); err != nil {
 		nextAPI.Close()
 		b.discardAdminKey(ctx, req, api, key.ID, walID)
-		return nil, nil, fmt.Errorf("the new admin key does not work: %w", err)
+		if client.IsDenied(err) || client.IsGone(err) {
+			return nil, nil, fmt.Errorf("the new admin key does not work: %w", err)
+		}
+		return nil, nil, fmt.Errorf("the new admin key could not be verified: %w", err)
 	}
 
 	if err := putConfig(ctx, req.Storage, next); err != nil {
@@ -268,7 +273,19 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 // rollbackAdminKey deletes what a journalled create of an admin key made,
 // unless it is in use: then only the deletion of its entry had failed.
 func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
-	ctx, cancel := context.WithTimeout(ctx, requestBudget) // nobody waits longer for the config
+	snap, err := b.current(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	keys, err := snap.api.ListAdminKeys(ctx)
+	if err != nil {
+		return err
+	}
+	keys = slices.DeleteFunc(keys, func(k client.AdminKey) bool { return k.Name != entry.Name })
+	if len(keys) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockBudget)
 	defer cancel()
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
@@ -278,18 +295,13 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	// From storage: an entry may be left because this node could not tell
 	// which config it had stored.
 	b.dropSnapshot()
-	snap, err := b.current(ctx, req.Storage)
-	if err != nil {
-		return err
-	}
-	keys, err := snap.api.ListAdminKeys(ctx)
-	if err != nil {
+	if snap, err = b.current(ctx, req.Storage); err != nil {
 		return err
 	}
 	for _, key := range keys {
 		recorded := key.ID == snap.config.AdminKeyID ||
 			slices.ContainsFunc(snap.config.Retired, func(r retiredKey) bool { return r.ID == key.ID })
-		if key.Name != entry.Name || recorded {
+		if recorded {
 			continue
 		}
 		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsGone(err) {
@@ -310,9 +322,12 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	if err != nil {
 		return err
 	}
-	if len(snap.config.Retired) == 0 {
+	now := b.now()
+	if !slices.ContainsFunc(snap.config.Retired, func(k retiredKey) bool { return !now.Before(k.DeleteAfter) }) {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lockBudget)
+	defer cancel()
 	unlock, ok := b.tryLockConfig()
 	if !ok {
 		return nil // a rotation is under way; the next tick comes in a minute

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
@@ -218,6 +219,45 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 	for _, lease := range leases {
 		require.NoError(t, h.revoke(lease))
 	}
+}
+
+func TestJournal_AProjectThatForbidsIsNotStormed(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for range 40 {
+		lease := h.lease("creds/app", nil)
+		acct := account{Version: 1, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
+		_, err := journalRevoke(t.Context(), h.storage, acct)
+		require.NoError(t, err)
+	}
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
+	h.sim.ResetRequests()
+	h.tick()
+	require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), patience+workers+1)
+	require.Len(t, h.journal(), 40)
+	cancel()
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestJournal_AnEntryMustBeOldWhenThePassBegins(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	// A pass that lasts: by the time of its second look at the clock the
+	// entries would be old, but what it had read of OpenAI is not.
+	looks := 0
+	h.b.now = func() time.Time {
+		looks++
+		return h.now().Add(time.Duration(looks-1) * time.Hour)
+	}
+	require.NoError(t, h.b.workJournal(client.Background(t.Context()), &logical.Request{Storage: h.storage}, journalMinAge))
+	require.Len(t, h.journal(), maxAttempts)
+	h.b.now = h.now
+	h.tick()
+	h.onlyLeased()
 }
 
 func TestRollback_LeavesOtherAccountsAlone(t *testing.T) {

@@ -228,6 +228,15 @@ func (c *Client) enter(ctx context.Context, v callKind, op string) (ticket, func
 	return t, func() { <-c.slots; <-class }, nil
 }
 
+type finishKey struct{}
+
+// Finish marks calls that, once sent, are waited for although their context is
+// cancelled: a create that is broken off leaves something of which nothing is
+// known but its name. Before that, and by its deadline, they end as any other.
+func Finish(ctx context.Context) context.Context {
+	return context.WithValue(ctx, finishKey{}, true)
+}
+
 // sdkCall is any SDK method with its arguments bound.
 type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
 
@@ -241,6 +250,18 @@ func once[T any](ctx context.Context, c *Client, v callKind, op string, valid fu
 		return nil, failure
 	}
 	defer leave()
+	if err := ctx.Err(); err != nil {
+		return nil, &Error{Op: op, Host: c.host, Cause: err}
+	}
+	if ctx.Value(finishKey{}) != nil {
+		deadline, bounded := ctx.Deadline()
+		ctx = context.WithoutCancel(ctx)
+		if bounded {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline)
+			defer cancel()
+		}
+	}
 	result, failure := send(ctx, c, op, valid, call)
 	c.pace.learn(t, failure)
 	if failure != nil {

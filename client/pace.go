@@ -6,9 +6,9 @@ package client
 // the first 429, then cut with each further one and slowly raised with each
 // success.
 //
-// What must stay true: no lock is held while waiting; a wait that cannot end
-// within its context is refused at once, with its length; cleaning up takes
-// only what nobody else is waiting for.
+// What must stay true: no lock is held while waiting; a wait that is seen not
+// to end within its context is refused, with its length, and costs the others
+// nothing; cleaning up takes only what nobody else is waiting for.
 
 import (
 	"context"
@@ -139,23 +139,31 @@ func (p *Pace) take(ctx context.Context, name string) (t ticket, tooLong time.Du
 		p.mu.Lock()
 		now, epoch := time.Now(), e.epoch
 		delay := e.rests.Sub(now)
-		resting := delay > 0
-		if !resting {
+		var reserved *rate.Reservation
+		if delay <= 0 {
 			// Only who has the turn reserves, so a later change of the pace
 			// finds one reservation at most.
-			delay = e.limiter.ReserveN(now, 1).DelayFrom(now)
+			reserved = e.limiter.ReserveN(now, 1)
+			delay = reserved.DelayFrom(now)
 		}
 		p.mu.Unlock()
+		var err error
 		if delay > 0 {
-			if err := Wait(ctx, delay); err != nil && ctx.Err() == nil {
-				return ticket{}, delay, err
-			} else if err != nil {
-				return ticket{}, 0, err
-			}
+			err = Wait(ctx, delay)
 		}
 		p.mu.Lock()
-		valid := !resting && epoch == e.epoch
+		valid := reserved != nil && epoch == e.epoch
+		if reserved != nil && (err != nil || !valid) {
+			// Given back: refusals alone must not push the next turn away.
+			reserved.CancelAt(time.Now())
+		}
 		p.mu.Unlock()
+		if err != nil {
+			if ctx.Err() == nil {
+				return ticket{}, delay, err
+			}
+			return ticket{}, 0, err
+		}
 		if valid {
 			return ticket{endpoint: e, epoch: epoch}, 0, nil
 		}
@@ -168,7 +176,8 @@ func (p *Pace) queue(e *endpoint) time.Duration {
 	defer p.mu.Unlock()
 	ahead := max(0, time.Until(e.rests))
 	if limit := e.limiter.Limit(); limit != rate.Inf {
-		ahead += time.Duration(float64(e.waiting-1) / float64(limit) * float64(time.Second))
+		turns := float64(e.waiting-1) + max(0, 1-e.limiter.Tokens())
+		ahead += time.Duration(turns / float64(limit) * float64(time.Second))
 	}
 	return ahead
 }
@@ -185,7 +194,10 @@ func (p *Pace) yield(ctx context.Context, e *endpoint) (ticket, time.Duration, e
 			return t, 0, nil
 		}
 		if err := Wait(ctx, yieldEvery); err != nil {
-			return ticket{}, yieldEvery, err
+			if ctx.Err() == nil {
+				return ticket{}, max(p.queue(e), time.Second), err
+			}
+			return ticket{}, 0, err
 		}
 	}
 }

@@ -167,3 +167,70 @@ func TestPace_SpendLimitsAreNoPace(t *testing.T) {
 	_, err = c.ListProjects(context.Background())
 	require.NoError(t, err)
 }
+
+func TestPace_RefusalsCostTheOthersNothing(t *testing.T) {
+	t.Parallel()
+	p := NewPace()
+	first, _, err := p.take(context.Background(), "x")
+	require.NoError(t, err)
+	p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
+	p.mu.Lock()
+	p.endpoints["x"].limiter.SetLimit(0.5)
+	p.endpoints["x"].rests = time.Time{}
+	p.mu.Unlock()
+	_, _, err = p.take(context.Background(), "x") // the token that is there
+	require.NoError(t, err)
+	for range 50 {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		_, wait, err := p.take(ctx, "x")
+		cancel()
+		require.Error(t, err)
+		require.Less(t, wait, 3*time.Second)
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, _, err = p.take(ctx, "x")
+	require.NoError(t, err)
+	require.Less(t, time.Since(began), 3*time.Second)
+}
+
+func TestPace_AQueueThatIsRefusedLeavesNoDebt(t *testing.T) {
+	t.Parallel()
+	p := NewPace()
+	first, _, err := p.take(context.Background(), "x")
+	require.NoError(t, err)
+	p.mu.Lock()
+	p.endpoints["x"].limiter.SetLimit(2)
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			// As if all had come before the pace was learned.
+			_, _, _ = p.take(context.WithoutCancel(ctx), "y")
+			_, _, _ = p.take(ctx, "x")
+		})
+	}
+	time.Sleep(100 * time.Millisecond)
+	p.learn(ticket{endpoint: first.endpoint, epoch: first.endpoint.epoch}, &Error{Status: http.StatusTooManyRequests, Sent: true})
+	wg.Wait()
+	require.Less(t, p.queue(first.endpoint), 5*time.Second)
+}
+
+func TestFinish_OutlivesItsCancellationOnceSent(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	sim.KeepAll()
+	project := sim.AddProject("p")
+	c := connect(t, sim)
+	ctx, cancel := context.WithCancel(context.Background())
+	sim.Fail(openaitest.Fault{Kind: openaitest.FaultSlow, Delay: 100 * time.Millisecond, Times: 1, OnStrike: func(*http.Request) { cancel() }})
+	_, _, err := c.CreateServiceAccount(Finish(ctx), project, "n", time.Hour)
+	require.NoError(t, err)
+	// But what is not sent yet is not sent any more.
+	_, _, err = c.CreateServiceAccount(Finish(ctx), project, "n", time.Hour)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 1, sim.Count("", ""))
+}

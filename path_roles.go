@@ -41,7 +41,7 @@ const (
 	// expiryMargin is how much longer a key lives at OpenAI than its lease can
 	// last: the lease begins when Vault stores it, after the key was made, but
 	// within the request's budget.
-	expiryMargin = 90 * time.Second
+	expiryMargin = 75 * time.Second
 	// maxLease is the longest a lease may last for its key's end to be within
 	// what OpenAI accepts.
 	maxLease = client.MaxExpiry - expiryMargin

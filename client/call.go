@@ -1,0 +1,326 @@
+package client
+
+// This file owns how a call is made: its turn, the attempt, what becomes of
+// the answer, trying again, and reading a listing to its end.
+//
+// What must stay true: a create is sent once; whatever fails is an *Error
+// whose text is clean; nothing waits beyond its context.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/packages/respjson"
+)
+
+// callKind names an endpoint, each of which OpenAI limits by itself.
+type callKind string
+
+const (
+	createServiceAccount callKind = "create_service_account"
+	deleteServiceAccount callKind = "delete_service_account"
+	listServiceAccounts  callKind = "list_service_accounts"
+	createKey            callKind = "create_key"
+	listKeys             callKind = "list_keys"
+	updateKey            callKind = "update_key"
+	deleteKey            callKind = "delete_key"
+	createAdminKey       callKind = "create_admin_key"
+	getAdminKey          callKind = "get_admin_key"
+	listAdminKeys        callKind = "list_admin_keys"
+	deleteAdminKey       callKind = "delete_admin_key"
+	getProject           callKind = "get_project"
+	listProjects         callKind = "list_projects"
+)
+
+// enter waits until a call fits the pace and the number of calls in flight,
+// and says how to leave. What waits for its pace holds no slot.
+func (c *Client) enter(ctx context.Context, v callKind, op string) (ticket, func(), *Error) {
+	t, tooLong, err := c.pace.take(ctx, string(v))
+	if tooLong > 0 {
+		return t, nil, &Error{
+			Op: op, Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
+			Message: fmt.Sprintf("OpenAI limits the rate of these calls, and the next one fits in about %s", tooLong.Round(time.Second)),
+		}
+	}
+	if err != nil {
+		return t, nil, &Error{Op: op, Host: c.host, Cause: err}
+	}
+	// Issues and revokes each leave a quarter of the slots to the other.
+	class := c.others
+	if v == createServiceAccount || v == createKey {
+		class = c.creates
+	}
+	for i, slots := range []chan struct{}{class, c.slots} {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			if i > 0 {
+				<-class
+			}
+			return t, nil, &Error{Op: op, Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
+		}
+	}
+	return t, func() { <-c.slots; <-class }, nil
+}
+
+type finishKey struct{}
+
+// Finish marks calls that, once sent, are waited for although their context is
+// cancelled: a create that is broken off leaves something of which nothing is
+// known but its name. Before that, and by its deadline, they end as any other.
+func Finish(ctx context.Context) context.Context {
+	return context.WithValue(ctx, finishKey{}, true)
+}
+
+// sdkCall is any SDK method with its arguments bound.
+type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
+
+// once makes one attempt at a call and turns every way to fail into an *Error.
+// valid says whether a decoded answer is what was asked for: the SDK decodes
+// {} or a page of another service without complaint.
+func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
+	op = c.clean(op) // names and ids in it came from elsewhere
+	t, leave, failure := c.enter(ctx, v, op)
+	if failure != nil {
+		return nil, failure
+	}
+	defer leave()
+	if err := ctx.Err(); err != nil {
+		return nil, &Error{Op: op, Host: c.host, Cause: err}
+	}
+	if ctx.Value(finishKey{}) != nil {
+		deadline, bounded := ctx.Deadline()
+		ctx = context.WithoutCancel(ctx)
+		if bounded {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline)
+			defer cancel()
+		}
+	}
+	result, failure := send(ctx, c, op, valid, call)
+	c.pace.learn(t, failure)
+	if failure != nil {
+		return nil, failure
+	}
+	return result, nil
+}
+
+// send is the attempt itself.
+func send[T any](ctx context.Context, c *Client, op string, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var sent atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		// Not WroteHeaders: over HTTP/2 that may be told after the server has
+		// the request and its sender has gone.
+		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
+	})
+
+	// The SDK loses status and message of an error that is a bare string
+	// (SDK v3.95.0), so the raw answer is always asked for.
+	var raw *http.Response
+	result, err := call(ctx, option.WithResponseInto(&raw))
+	if err == nil && raw != nil && raw.StatusCode/100 == 2 && result != nil && valid(result) {
+		return result, nil
+	}
+
+	failure := &Error{Op: op, Host: c.host, Sent: sent.Load()}
+	if raw == nil {
+		var transport *url.Error
+		if !failure.Sent && ctx.Err() == nil && !errors.As(err, &transport) {
+			return nil, c.refuse(op, c.clean(err.Error())) // the SDK never got as far as a request
+		}
+		failure.Cause = &cause{text: c.clean(withoutURL(err).Error()), err: err}
+		return nil, failure
+	}
+	// The SDK's error is dropped: it holds the request, and with it the key.
+	failure.Status = raw.StatusCode
+	failure.Sent = true
+	failure.RequestID = c.clean(raw.Header.Get("x-request-id"))
+	failure.RetryAfter = retryAfter(raw.Header)
+	switch {
+	case raw.StatusCode/100 == 2:
+		failure.Message = "the body is not the documented object"
+	case raw.StatusCode/100 == 3:
+		failure.Message = "redirects are not followed; check api_endpoint"
+	default:
+		if body, readErr := io.ReadAll(raw.Body); readErr == nil {
+			failure.decodeBody(body, c.clean)
+		}
+	}
+	return nil, failure
+}
+
+// refuse is the error of a call that this package does not make.
+func (c *Client) refuse(op, why string) *Error {
+	return &Error{Op: c.clean(op), Host: c.host, Message: why, refused: true}
+}
+
+// clean is the package's clean for text that may quote the admin key, whatever
+// that looks like; one too short to be a key would only garble the text.
+func (c *Client) clean(text string) string {
+	if key := c.adminKey.Reveal(); len(key) >= 8 {
+		text = strings.ReplaceAll(text, key, redacted)
+	}
+	return clean(text)
+}
+
+// repeat is once for calls that may be made again without harm (reads and
+// deletes), with jittered exponential backoff from 250 ms. It honours
+// Retry-After, and gives up early when that is longer than maxWait or the
+// context would end first.
+func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
+	var said *Error // the last that OpenAI said
+	for attempt := 0; ; {
+		result, err := once(ctx, c, v, op, valid, call)
+		if err == nil {
+			return result, nil
+		}
+		failure := AsError(err)
+		if !failure.Sent && said != nil {
+			// Why there was an answer before says more than that time is up.
+			said.RetryAfter = max(said.RetryAfter, failure.RetryAfter)
+			return nil, said
+		}
+		if !failure.Retryable() || ctx.Err() != nil {
+			return nil, err
+		}
+		if failure.Sent {
+			said = failure
+		}
+		if failure.RateLimited() {
+			// The pace knows when the next call fits, and the context bounds
+			// the wait; a 429 is no attempt that might have had an effect.
+			if failure.RetryAfter > maxWait {
+				return nil, err
+			}
+			continue
+		}
+		if attempt++; attempt >= maxAttempts || Wait(ctx, Backoff(attempt-1, failure.RetryAfter)) != nil {
+			return nil, err
+		}
+	}
+}
+
+// Backoff is the wait before attempt+1: 250 ms · 2^attempt, capped at 8 s, of
+// which the upper half is random, and never less than the server asked for.
+func Backoff(attempt int, asked time.Duration) time.Duration {
+	delay := min(250*time.Millisecond<<min(attempt, 10), 8*time.Second)
+	delay = delay/2 + rand.N(delay/2) // #nosec G404 -- jitter, not a secret
+	return max(delay, asked)
+}
+
+// Wait sleeps for d. It returns at once, with an error, when the context is
+// done or would be before d has passed.
+func Wait(ctx context.Context, d time.Duration) error {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
+		return context.DeadlineExceeded
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// page is one page of a listing, whichever of the two cursor styles it has.
+type page[T any] struct {
+	items []T
+	last  string // the answer's last_id, "" where the style has none
+	more  bool
+}
+
+// collect reads a listing to its end. The next cursor is the answer's last_id
+// or else the id of the last item (OpenAPI document). Whoever asks decides by what is
+// absent, so a listing that cannot be read to its end is an error, never a
+// shorter one: that is a cursor that repeats, a further page that nothing leads
+// to, and an item without an id.
+func collect[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error)) ([]T, error) {
+	var all []T
+	broken := func(format string, args ...any) error {
+		return &Error{Op: c.clean(op), Host: c.host, Status: http.StatusOK, Sent: true, Message: fmt.Sprintf(format, args...)}
+	}
+	after := ""
+	seen := map[string]bool{"": true}
+	for range maxPages {
+		p, err := next(after)
+		if err != nil {
+			return nil, err
+		}
+		for _, item := range p.items {
+			if id(item) == "" {
+				return nil, broken("the listing has an item without an id")
+			}
+		}
+		all = append(all, p.items...)
+		if !p.more {
+			return all, nil
+		}
+		after = p.last
+		if after == "" && len(p.items) > 0 {
+			after = id(p.items[len(p.items)-1])
+		}
+		if seen[after] {
+			return nil, broken("the listing repeats itself after %d items", len(all))
+		}
+		seen[after] = true
+	}
+	return nil, broken("the listing has more than %d pages", maxPages)
+}
+
+// hasMore reads has_more. Without one, the end is where nothing comes any more:
+// one call too many is better than a listing cut short.
+func hasMore(field respjson.Field, value bool, items int) bool {
+	if field.Valid() {
+		return value
+	}
+	return items > 0
+}
+
+// retryAfter reads the header's two forms, seconds and HTTP date; 0 when it is
+// absent or makes no sense, and an hour at most.
+func retryAfter(h http.Header) time.Duration {
+	value := h.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(value, 10, 63); err == nil {
+		return time.Duration(min(seconds, 3600)) * time.Second // #nosec G115 -- bounded
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, min(time.Until(at), time.Hour))
+	}
+	return 0
+}
+
+// withoutURL drops the *url.Error around a transport error: the host is named
+// already, and the URL's query is nobody's business.
+func withoutURL(err error) error {
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		return wrapped.Err
+	}
+	return err
+}
+
+// cause is a transport error whose text, which may quote the server, is clean,
+// and in which errors.Is still finds what there was.
+type cause struct {
+	text string
+	err  error
+}
+
+func (c *cause) Error() string { return c.text }
+
+func (c *cause) Unwrap() error { return c.err }

@@ -4,9 +4,10 @@ package openaisecrets
 // worker that acts on it.
 //
 // What must stay true: an entry ends only when what it names is known to be
-// gone; the worker runs once at a time, only where this cluster may write,
-// never within a request of Vault's, which holds a lock that a seal or a
-// step-down needs, and ends with the backend.
+// gone; the worker runs once at a time, only where this node may write the
+// journal, and ends with the backend. But for the drain of a mount that is
+// being disabled nothing of it runs within a request of Vault's, which holds a
+// lock that a seal or a step-down needs.
 
 import (
 	"context"
@@ -187,9 +188,8 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 		if err != nil {
 			p.failed(fmt.Errorf("reading the journal: %w", err))
 			mu.Lock()
-			left += len(ids) - i
+			left += len(ids) - i - 1
 			keep(&framework.WALEntry{CreatedAt: b.work.oldest.Load()}) // as it was known to be
-			left--
 			mu.Unlock()
 			break
 		}

@@ -134,7 +134,10 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 		e := client.AsError(err)
 		if !e.Ambiguous() {
 			// Nothing was made, so a client that has gone changes nothing.
-			if walErr := framework.DeleteWAL(context.WithoutCancel(ctx), req.Storage, walID); walErr != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+			walErr := framework.DeleteWAL(cleanup, req.Storage, walID)
+			cancel()
+			if walErr != nil {
 				return nil, fmt.Errorf("role %q: %w; and its journal entry could not be deleted: %w", roleName, err, walErr)
 			}
 		}

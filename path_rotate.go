@@ -118,6 +118,9 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 // rotateLocked is the rotation itself, whoever asked for it. The caller holds
 // configLock and has just read cfg from storage.
 func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (*config, []string, error) {
+	if b.isDraining() { // one that has waited for the config while the drain had it
+		return nil, nil, errors.New("this mount is being disabled")
+	}
 	tag, err := getTag(ctx, req.Storage)
 	if err != nil {
 		return nil, nil, err

@@ -175,6 +175,19 @@ func TestRotate_AnAmbiguousCreateIsTriedUnderAFreshName(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
+func TestRotate_NotWhileTheMountIsDisabled(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.system.TaintedVal = true
+	h.rollback()
+	_, err := h.write("config/rotate", nil)
+	require.ErrorContains(t, err, "being disabled")
+	require.Len(t, h.adminKeyIDs(), 1)
+	h.system.TaintedVal = false // it has only moved
+	h.must(h.write("config/rotate", nil))
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
 func TestRotate_AClientThatLeavesChangesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

@@ -15,6 +15,7 @@ import (
 type ServiceAccount struct {
 	ID        string // opaque
 	Name      string
+	Role      string // in the project: member, owner, or none, which may do nothing
 	CreatedAt time.Time
 }
 
@@ -23,6 +24,7 @@ type Key struct {
 	ID        string // opaque
 	Name      string
 	Value     Secret
+	CreatedAt time.Time
 	ExpiresAt time.Time // zero = never
 }
 
@@ -46,13 +48,27 @@ func (c *Client) CreateServiceAccount(ctx context.Context, project, name string,
 	if err != nil {
 		return ServiceAccount{}, Key{}, err
 	}
-	return ServiceAccount{ID: answer.ID, Name: answer.Name, CreatedAt: at(answer.CreatedAt)},
+	return ServiceAccount{ID: answer.ID, Name: answer.Name, Role: string(answer.Role), CreatedAt: at(answer.CreatedAt)},
 		Key{
 			ID:        answer.APIKey.ID,
 			Name:      answer.APIKey.Name,
 			Value:     NewSecret(answer.APIKey.Value),
+			CreatedAt: at(answer.APIKey.CreatedAt),
 			ExpiresAt: at(answer.APIKey.ExpiresAt),
 		}, nil
+}
+
+// GetServiceAccount returns one account. IsGone holds for an unknown one.
+func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (ServiceAccount, error) {
+	answer, err := repeat(ctx, c, getServiceAccount, "read service account "+id+" in project "+project,
+		func(a *openai.ProjectServiceAccount) bool { return a.ID != "" },
+		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectServiceAccount, error) {
+			return c.accounts.Get(ctx, project, id, o...)
+		})
+	if err != nil {
+		return ServiceAccount{}, err
+	}
+	return serviceAccount(*answer), nil
 }
 
 // DeleteServiceAccount deletes an account and with it all its keys. An account
@@ -82,8 +98,12 @@ func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]Ser
 			}
 			p := page[ServiceAccount]{last: answer.LastID, more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
 			for _, a := range answer.Data {
-				p.items = append(p.items, ServiceAccount{ID: a.ID, Name: a.Name, CreatedAt: at(a.CreatedAt)})
+				p.items = append(p.items, serviceAccount(a))
 			}
 			return p, nil
 		})
+}
+
+func serviceAccount(a openai.ProjectServiceAccount) ServiceAccount {
+	return ServiceAccount{ID: a.ID, Name: a.Name, Role: string(a.Role), CreatedAt: at(a.CreatedAt)}
 }

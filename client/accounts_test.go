@@ -41,6 +41,12 @@ func TestServiceAccount_LifeFromCreateToDelete(t *testing.T) {
 		listed, err := c.ListServiceAccounts(ctx, project)
 		require.NoError(t, err)
 		require.Equal(t, []ServiceAccount{account}, listed)
+		read, err := c.GetServiceAccount(ctx, project, account.ID)
+		require.NoError(t, err)
+		require.Equal(t, account, read)
+		require.Equal(t, "member", read.Role)
+		_, err = c.GetServiceAccount(ctx, sim.AddProject("another"), account.ID)
+		require.True(t, IsGone(err), "an account is one of its project")
 
 		require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
 		require.Empty(t, sim.Accounts())
@@ -116,7 +122,7 @@ func TestEmptyID_IsRefusedUnsent(t *testing.T) {
 	sim := simulate(t, openaitest.Options{})
 	c := connect(t, sim)
 	for name, v := range verbs {
-		if v.route == adminKeysRoute || v.route == projectsRoute {
+		if v.route == adminKeysRoute || v.route == projectsRoute || v.route == modelsRoute {
 			continue // these name nothing
 		}
 		e := failed(t, v.call(context.Background(), c, ids{}))
@@ -213,7 +219,7 @@ func TestCreate_AnAnswerThatIsNotTheObjectIsAmbiguous(t *testing.T) {
 			c := answering(t, http.StatusOK, nil, body)
 			for name, v := range verbs {
 				if v.once {
-					err := v.call(context.Background(), c, ids{"p", "a", "k", "r"})
+					err := v.call(context.Background(), c, nobodys)
 					require.Error(t, err, "%s: %s", name, body)
 					require.True(t, failed(t, err).Ambiguous(), "%s: %s", name, body)
 				}
@@ -226,7 +232,8 @@ func TestCreate_AnAnswerThatIsNotTheObjectIsAmbiguous(t *testing.T) {
 			"api_key":{"id":"k1","value":"`+testKey+`","expires_at":"soon","name":[]}}`)
 		account, made, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 		require.NoError(t, err, "a key that works is not thrown away for a field that nobody needs")
-		require.Equal(t, ServiceAccount{ID: "a1"}, account)
+		require.Equal(t, ServiceAccount{ID: "a1", Role: "7"}, account)
+		require.True(t, made.ExpiresAt.IsZero() && made.CreatedAt.IsZero(), "what is not a time is none, and never one that looks safe")
 		require.True(t, made.Value.Equal(NewSecret(testKey)))
 	})
 }

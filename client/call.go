@@ -30,8 +30,10 @@ type callKind string
 const (
 	createServiceAccount callKind = "create_service_account"
 	deleteServiceAccount callKind = "delete_service_account"
+	getServiceAccount    callKind = "get_service_account"
 	listServiceAccounts  callKind = "list_service_accounts"
 	createKey            callKind = "create_key"
+	getKey               callKind = "get_key"
 	listKeys             callKind = "list_keys"
 	updateKey            callKind = "update_key"
 	deleteKey            callKind = "delete_key"
@@ -41,24 +43,30 @@ const (
 	deleteAdminKey       callKind = "delete_admin_key"
 	getProject           callKind = "get_project"
 	listProjects         callKind = "list_projects"
+	probeKey             callKind = "probe_key"
 )
 
-// enter waits until a call fits the pace and the number of calls in flight,
-// and says how to leave. What waits for its pace holds no slot.
-func (c *Client) enter(ctx context.Context, v callKind, op string) (ticket, func(), *Error) {
+// turn waits until a call fits the pace. What waits for that holds no slot.
+func (c *Client) turn(ctx context.Context, v callKind, op string) (ticket, *Error) {
 	t, tooLong, err := c.pace.take(ctx, string(v))
 	if tooLong > 0 {
-		return t, nil, &Error{
+		return t, &Error{
 			Op: op, Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
 			Message: fmt.Sprintf("OpenAI limits the rate of these calls, and the next one fits in about %s", tooLong.Round(time.Second)),
 		}
 	}
 	if err != nil {
-		return t, nil, &Error{Op: op, Host: c.host, Cause: err}
+		return t, &Error{Op: op, Host: c.host, Cause: err}
 	}
+	return t, nil
+}
+
+// enter waits until a call fits the number of calls in flight, and says how to
+// leave.
+func (c *Client) enter(ctx context.Context, v callKind, op string) (leave func(), failure *Error) {
 	// Issues and revokes each leave a quarter of the slots to the other.
 	class := c.others
-	if v == createServiceAccount || v == createKey {
+	if v == createServiceAccount || v == createKey || v == probeKey {
 		class = c.creates
 	}
 	for i, slots := range []chan struct{}{class, c.slots} {
@@ -68,10 +76,10 @@ func (c *Client) enter(ctx context.Context, v callKind, op string) (ticket, func
 			if i > 0 {
 				<-class
 			}
-			return t, nil, &Error{Op: op, Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
+			return nil, &Error{Op: op, Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
 		}
 	}
-	return t, func() { <-c.slots; <-class }, nil
+	return func() { <-c.slots; <-class }, nil
 }
 
 type finishKey struct{}
@@ -91,7 +99,11 @@ type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
 // {} or a page of another service without complaint.
 func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
 	op = c.clean(op) // names and ids in it came from elsewhere
-	t, leave, failure := c.enter(ctx, v, op)
+	t, failure := c.turn(ctx, v, op)
+	if failure != nil {
+		return nil, failure
+	}
+	leave, failure := c.enter(ctx, v, op)
 	if failure != nil {
 		return nil, failure
 	}

@@ -20,6 +20,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,6 +83,7 @@ type Client struct {
 	keys     openai.AdminOrganizationProjectAPIKeyService
 	admin    openai.AdminOrganizationAdminAPIKeyService
 	projects openai.AdminOrganizationProjectService
+	models   openai.ModelService // of the inference side, without the admin key
 }
 
 // New builds a client; it makes no call. It fails on a base URL that is not an
@@ -135,20 +137,20 @@ func New(o Options) (*Client, error) {
 			PingTimeout:     min(15*time.Second, o.Timeout/2),
 		},
 	}
-	options := []option.RequestOption{
+	common := []option.RequestOption{
 		option.WithBaseURL(strings.TrimRight(o.BaseURL, "/") + "/"),
-		option.WithAdminAPIKey(o.AdminKey.Reveal()),
 		option.WithMaxRetries(0),
 		option.WithHTTPClient(&http.Client{
 			Transport:     boundedBody{transport},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}),
 	}
+	if o.UserAgent != "" {
+		common = append(common, option.WithHeader("User-Agent", o.UserAgent))
+	}
+	options := append(slices.Clip(common), option.WithAdminAPIKey(o.AdminKey.Reveal()))
 	if o.Organization != "" {
 		options = append(options, option.WithOrganization(o.Organization))
-	}
-	if o.UserAgent != "" {
-		options = append(options, option.WithHeader("User-Agent", o.UserAgent))
 	}
 	return &Client{
 		host:     base.Host,
@@ -163,6 +165,7 @@ func New(o Options) (*Client, error) {
 		keys:     openai.NewAdminOrganizationProjectAPIKeyService(options...),
 		admin:    openai.NewAdminOrganizationAdminAPIKeyService(options...),
 		projects: openai.NewAdminOrganizationProjectService(options...),
+		models:   openai.NewModelService(common...),
 	}, nil
 }
 

@@ -112,6 +112,19 @@ func (e *Error) Denied() bool {
 	return e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden
 }
 
+// Refused reports whether OpenAI has said no to this very call: not to the
+// admin key as such (401), not for its rate, and not that there is no such thing.
+func (e *Error) Refused() bool {
+	return e.Status/100 == 4 && e.Status != http.StatusUnauthorized && !e.Gone() && !e.RateLimited() && !e.Ambiguous()
+}
+
+// AboutExpiry reports whether a refusal seems to be for a key's lifetime. What
+// a policy on that answers is not published (docs/openai-api.md), so this is
+// for a hint to the reader and nothing is decided by it.
+func (e *Error) AboutExpiry() bool {
+	return e.Refused() && (e.Param == "expires_in_seconds" || strings.Contains(strings.ToLower(e.Message), "expir") || strings.Contains(strings.ToLower(e.Message), "lifetime"))
+}
+
 // RateLimited reports a 429.
 func (e *Error) RateLimited() bool { return e.Status == http.StatusTooManyRequests }
 

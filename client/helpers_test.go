@@ -103,6 +103,7 @@ func onBothProtocols(t *testing.T, test func(t *testing.T, o openaitest.Options)
 
 // sent is a request as the simulator saw it.
 type sent struct {
+	path   string
 	header http.Header
 	query  string
 	body   string
@@ -120,7 +121,7 @@ func record(sim *openaitest.Server) *recorder {
 		body, _ := io.ReadAll(req.Body)
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.all = append(r.all, sent{header: req.Header.Clone(), query: req.URL.RawQuery, body: string(body)})
+		r.all = append(r.all, sent{path: req.URL.Path, header: req.Header.Clone(), query: req.URL.RawQuery, body: string(body)})
 		return false // it never strikes
 	}})
 	return r
@@ -150,14 +151,18 @@ const (
 	adminKeyRoute    = adminKeysRoute + "/{key_id}"
 	projectsRoute    = "/organization/projects"
 	projectRoute     = projectsRoute + "/{project_id}"
+	modelsRoute      = "/models"
 )
 
-// ids names what the verbs work on.
-type ids struct{ project, account, key, adminKey string }
+// ids names what the verbs work on; value is the key's.
+type ids struct{ project, account, key, adminKey, value string }
+
+// nobodys are ids for servers that know none.
+var nobodys = ids{"p", "a", "k", "r", "sk-svcacct-nobodys-0123456789"}
 
 type verb struct {
 	method, route string
-	once          bool // a create: never repeated
+	once          bool // a create or the probe: never repeated
 	call          func(context.Context, *Client, ids) error
 }
 
@@ -187,6 +192,17 @@ var verbs = map[string]verb{
 	}},
 	"DeleteAdminKey": {http.MethodDelete, adminKeyRoute, false, func(ctx context.Context, c *Client, on ids) error {
 		return c.DeleteAdminKey(ctx, on.adminKey)
+	}},
+	"GetServiceAccount": {http.MethodGet, accountRoute, false, func(ctx context.Context, c *Client, on ids) error {
+		_, err := c.GetServiceAccount(ctx, on.project, on.account)
+		return err
+	}},
+	"GetProjectKey": {http.MethodGet, keyRoute, false, func(ctx context.Context, c *Client, on ids) error {
+		_, err := c.GetProjectKey(ctx, on.project, on.key)
+		return err
+	}},
+	"Probe": {http.MethodGet, modelsRoute, true, func(ctx context.Context, c *Client, on ids) error {
+		return c.Probe(ctx, NewSecret(on.value))
 	}},
 	"ListServiceAccounts": {http.MethodGet, accountsRoute, false, func(ctx context.Context, c *Client, on ids) error {
 		_, err := c.ListServiceAccounts(ctx, on.project)
@@ -222,7 +238,7 @@ func populate(t testing.TB, sim *openaitest.Server) ids {
 	on.account = sim.AddServiceAccount(on.project, "populated")
 	key, err := connect(t, sim).CreateServiceAccountKey(context.Background(), on.project, on.account, "populated", nil, time.Hour)
 	require.NoError(t, err)
-	on.key = key.ID
+	on.key, on.value = key.ID, key.Value.Reveal()
 	on.adminKey, _ = sim.AddAdminKey("populated")
 	sim.ResetRequests()
 	return on

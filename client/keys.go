@@ -47,7 +47,7 @@ func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, 
 	if err != nil {
 		return Key{}, err
 	}
-	return Key{ID: answer.ID, Name: answer.Name, Value: NewSecret(answer.Value), ExpiresAt: at(answer.ExpiresAt)}, nil
+	return Key{ID: answer.ID, Name: answer.Name, Value: NewSecret(answer.Value), CreatedAt: at(answer.CreatedAt), ExpiresAt: at(answer.ExpiresAt)}, nil
 }
 
 // ListProjectKeys returns all keys of a project, those included whose owner
@@ -73,6 +73,20 @@ func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]Project
 			}
 			return p, nil
 		})
+}
+
+// GetProjectKey returns one key, expired ones included. IsGone holds for an
+// unknown one.
+func (c *Client) GetProjectKey(ctx context.Context, project, id string) (ProjectKey, error) {
+	answer, err := repeat(ctx, c, getKey, "read key "+id+" in project "+project,
+		func(k *openai.ProjectAPIKey) bool { return k.ID != "" },
+		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectAPIKey, error) {
+			return c.keys.Get(ctx, project, id, o...)
+		})
+	if err != nil {
+		return ProjectKey{}, err
+	}
+	return projectKey(*answer), nil
 }
 
 // UpdateProjectKey moves a key's end to expiry from now, or replaces its

@@ -43,12 +43,35 @@ func TestProjectKey_LifeFromCreateToDelete(t *testing.T) {
 		require.Equal(t, key.Name, listed[0].Name)
 		require.Equal(t, key.ExpiresAt, listed[0].ExpiresAt)
 		require.WithinDuration(t, time.Now(), listed[0].CreatedAt, 5*time.Second)
+		require.WithinDuration(t, time.Now(), key.CreatedAt, 5*time.Second)
+		read, err := c.GetProjectKey(ctx, project, key.ID)
+		require.NoError(t, err)
+		require.Equal(t, listed[0], read)
 
 		require.NoError(t, c.DeleteProjectKey(ctx, project, key.ID))
 		require.Empty(t, sim.Keys())
 		require.Len(t, sim.Accounts(), 1, "the account stays")
 		require.True(t, IsGone(c.DeleteProjectKey(ctx, project, key.ID)))
+		_, err = c.GetProjectKey(ctx, project, key.ID)
+		require.True(t, IsGone(err))
 	})
+}
+
+// Whoever could not delete a key reads whether it is dead by itself.
+func TestGetProjectKey_KnowsExpiredKeys(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sim := simulate(t, openaitest.Options{})
+	c := connect(t, sim)
+	project := sim.AddProject("p")
+	key, err := c.CreateServiceAccountKey(ctx, project, sim.AddServiceAccount(project, "shared"), "k", nil, time.Minute)
+	require.NoError(t, err)
+	sim.Advance(time.Hour)
+	require.Empty(t, sim.Keys())
+	read, err := c.GetProjectKey(ctx, project, key.ID)
+	require.NoError(t, err)
+	require.Equal(t, key.ExpiresAt, read.ExpiresAt)
+	require.True(t, read.ExpiresAt.Before(sim.Now()))
 }
 
 func TestUpdateProjectKey_ChangesOnlyWhatItNames(t *testing.T) {

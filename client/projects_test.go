@@ -100,7 +100,7 @@ func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 			})
 			want[name+", "+list] = test.want
 			calls[name+", "+list] = func() error {
-				return verbs[list].call(context.Background(), c, ids{"p", "a", "k", "r"})
+				return verbs[list].call(context.Background(), c, nobodys)
 			}
 		}
 	}

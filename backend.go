@@ -103,7 +103,11 @@ type backend struct {
 	work *background
 	// rotation is what this process knows of the schedule beyond the config.
 	rotation *rotationState
+	static   *staticState
 	tidy     tidyState
+
+	// storage is the mount's, for what Vault asks for without a request.
+	storage logical.Storage
 
 	now func() time.Time
 }
@@ -116,13 +120,13 @@ type snapshot struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), now: time.Now}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
 		RunningVersion: version,
 		PathsSpecial: &logical.Paths{
-			SealWrapStorage: []string{configStorageKey},
+			SealWrapStorage: []string{configStorageKey, staticStoragePrefix},
 			// The journal describes what this cluster made; a performance
 			// secondary must be able to write its own.
 			LocalStorage: []string{framework.WALPrefix},
@@ -134,6 +138,10 @@ func newBackend() *backend {
 			b.pathRole(),
 			b.pathRoles(),
 			b.pathCreds(),
+			b.pathStaticRole(),
+			b.pathStaticRoles(),
+			b.pathStaticCreds(),
+			b.pathRotateRole(),
 			b.pathProjects(),
 			b.pathTidy(),
 			b.pathTidyStatus(),
@@ -143,12 +151,19 @@ func newBackend() *backend {
 		Invalidate:       b.invalidate,
 		PeriodicFunc:     b.periodic,
 		RotateCredential: b.rotateCredential,
-		Clean: func(context.Context) {
+		Clean: func(ctx context.Context) {
 			b.work.close()
+			b.endStaticRoles(ctx)
 			b.dropSnapshot()
 		},
 	}
 	return b
+}
+
+// Setup is framework.Backend's, which forgets the storage.
+func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
+	b.storage = conf.StorageView
+	return b.Backend.Setup(ctx, conf)
 }
 
 // current returns the snapshot, from memory or else from storage.
@@ -211,6 +226,9 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	if key == configStorageKey || key == mountStorageKey {
 		b.dropSnapshot()
 	}
+	if strings.HasPrefix(key, staticStoragePrefix) {
+		b.static.forget()
+	}
 }
 
 // newClient builds the client that cfg describes.
@@ -266,10 +284,14 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 		if err := b.stopSchedule(ctx); err != nil {
 			return err
 		}
+		if err := b.stopStatic(ctx); err != nil {
+			return err
+		}
 		return b.drain(ctx, req)
 	}
 	if b.WriteSafeReplicationState() {
 		b.kickSchedule(req) //nolint:contextcheck // it outlives this request
+		b.kickStatic(req)   //nolint:contextcheck // likewise
 	}
 	b.kick(req) //nolint:contextcheck // the worker outlives the tick that starts it
 	return nil

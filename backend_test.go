@@ -13,6 +13,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path"
 	"slices"
@@ -475,4 +477,107 @@ func (h *harness) adminKeyIDs() []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// role writes the role "app" anew, in the project of the harness.
+func (h *harness) role(data map[string]any) *logical.Response {
+	h.t.Helper()
+	h.must(h.remove("roles/app"))
+	all := map[string]any{"project_id": h.project}
+	for k, v := range data {
+		all[k] = v
+	}
+	return h.must(h.write("roles/app", all))
+}
+
+// adopted makes a service account as a person would, and "app" a role that
+// leases its keys. It returns the account's ID.
+func (h *harness) adopted(data map[string]any) string {
+	h.t.Helper()
+	id := h.sim.AddServiceAccount(h.project, "batch")
+	all := map[string]any{"credential_type": typeKey, "service_account_id": id}
+	for k, v := range data {
+		all[k] = v
+	}
+	h.role(all)
+	return id
+}
+
+// onlyKeys fails the test unless an adopted account is there and nothing else
+// but the keys of these leases is alive, and the journal is empty.
+func (h *harness) onlyKeys(account string, leases ...*logical.Response) {
+	h.t.Helper()
+	var want, alive []string
+	for _, lease := range leases {
+		want = append(want, lease.Data["api_key_id"].(string))
+	}
+	for _, k := range h.sim.Keys() {
+		alive = append(alive, k.ID)
+	}
+	require.Equal(h.t, []string{account}, h.alive(), "accounts alive at OpenAI")
+	require.ElementsMatch(h.t, want, alive, "keys alive at OpenAI")
+	require.Empty(h.t, h.journal(), "the journal")
+}
+
+// renew sends a renewal as Vault does for a lease of that age, and returns the
+// lease as Vault then keeps it; nil after an error.
+func (h *harness) renew(ctx context.Context, lease *logical.Response, age, increment time.Duration) (*logical.Response, error) {
+	h.t.Helper()
+	secret := *lease.Secret
+	secret.InternalData = throughJSON(h.t, lease.Secret.InternalData)
+	secret.IssueTime = time.Now().Add(-age) // Vault's clock is the machine's
+	secret.Increment = increment
+	req := &logical.Request{Operation: logical.RenewOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: throughJSON(h.t, lease.Data)}
+	resp, err := h.b.HandleRequest(ctx, req)
+	h.hear(resp, err)
+	if err != nil || resp.IsError() {
+		return resp, err
+	}
+	renewed := h.stored(resp)
+	renewed.Secret.IssueTime = secret.IssueTime
+	// Vault makes its own of what it is told.
+	renewed.Secret.TTL, _, err = framework.CalculateTTL(h.system, increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, secret.IssueTime)
+	require.NoError(h.t, err)
+	return renewed, nil
+}
+
+// inference calls the inference side with a leased key and returns the status.
+func (h *harness) inference(lease *logical.Response, method, route string) int {
+	h.t.Helper()
+	req, err := http.NewRequestWithContext(h.t.Context(), method, h.sim.URL()+route, nil)
+	require.NoError(h.t, err)
+	req.Header.Set("Authorization", "Bearer "+lease.Data["api_key"].(string))
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(h.t, err)
+	defer resp.Body.Close()
+	return resp.StatusCode
+}
+
+// bodies keeps the body of each request from now on.
+func (h *harness) bodies() func() []string {
+	var mu sync.Mutex
+	var all []string
+	h.sim.Fail(openaitest.Fault{Match: func(r *http.Request) bool {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(body) > 0 {
+			all = append(all, r.Method+" "+string(body))
+		}
+		return false // it never strikes
+	}})
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+// routes is what was called since the last ResetRequests, in order.
+func (h *harness) routes() []string {
+	var all []string
+	for _, r := range h.sim.Requests() {
+		all = append(all, r.Method+" "+r.Route)
+	}
+	return all
 }

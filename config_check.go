@@ -63,7 +63,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		// It would otherwise be retired, and deleted, in place of the real one.
 		return nil, fmt.Sprintf("admin_api_key_id: this engine made the admin key in force and knows its ID, %s; send admin_api_key with the ID of another", cfg.AdminKeyID)
 	}
-	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID} {
+	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID, "project_id": &cfg.ProjectID} {
 		if raw, ok := d.GetOk(name); ok {
 			value := strings.TrimSpace(raw.(string))
 			if problem := checkID(name, value); problem != "" {

@@ -44,9 +44,18 @@ var apiFaults = map[string]openaitest.Fault{
 // and then check with what the caller got. A run without faults tells which
 // steps there are.
 func everyFault(t *testing.T, flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
+	t.Helper()
+	everyFaultAfter(t, openaitest.Options{}, func(*harness) {}, flow, check)
+}
+
+// everyFaultAfter is everyFault for a flow that needs something to be there, in
+// whose making nothing fails.
+func everyFaultAfter(t *testing.T, opts openaitest.Options, arrange func(h *harness), flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
+	t.Helper()
 	prepare := func(t *testing.T) *harness {
-		h := configured(t, openaitest.Options{})
+		h := configured(t, opts)
 		h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+		arrange(h)
 		h.sim.ResetRequests()
 		h.storage.fail(storageFault{write: -1})
 		return h
@@ -72,7 +81,6 @@ func everyFault(t *testing.T, flow func(h *harness) (*logical.Response, error), 
 		writes, calls = len(h.storage.writes), h.sim.Count("", "")
 		check(h, resp, err)
 	})
-	require.NotZero(t, writes)
 	require.NotZero(t, calls)
 
 	for n := range writes {
@@ -128,6 +136,147 @@ func TestIssue_EveryFaultAtEveryStepLeavesOnlyWhatIsLeased(t *testing.T) {
 			require.NoError(h.t, h.revoke(lease))
 			h.onlyLeased()
 		})
+}
+
+// inTheGap reports whether the process died between the journal's last word and
+// Vault's. It is asked before anything else is done.
+func inTheGap(h *harness, err error) bool {
+	return errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.sim.Keys()) == 1 && len(h.journal()) == 0
+}
+
+// outOfTheGap is how a key ends that fell into it: nobody received it, it has
+// an end, and then the sweep takes what is left.
+func outOfTheGap(h *harness, life time.Duration) {
+	h.t.Helper()
+	require.WithinDuration(h.t, h.now().Add(life+expiryMargin), h.keyEnd(), time.Minute)
+	h.advance(life + expiryMargin + clockSlack + defaultTidySafetyBuffer)
+	require.Empty(h.t, h.sim.Keys())
+	h.tidy(true)
+}
+
+func TestIssue_WithScopes_EveryFaultAtEveryStep(t *testing.T) {
+	t.Parallel()
+	everyFaultAfter(t, openaitest.Options{},
+		func(h *harness) { h.role(map[string]any{"scopes": scopeChat, "activation_timeout": "3s"}) },
+		func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
+		func(h *harness, resp *logical.Response, err error) {
+			if err == nil && !resp.IsError() {
+				lease := h.stored(resp)
+				require.Equal(h.t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
+				require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "what is handed out is restricted")
+				h.tick()
+				h.onlyLeased(lease)
+				require.NoError(h.t, h.revoke(lease))
+				h.onlyLeased()
+				return
+			}
+			gap := inTheGap(h, err)
+			h.tick()
+			if gap {
+				outOfTheGap(h, defaultMaxTTL)
+			}
+			h.onlyLeased()
+		})
+}
+
+func TestIssue_OfAKey_EveryFaultAtEveryStep(t *testing.T) {
+	t.Parallel()
+	for _, refused := range []bool{false, true} {
+		t.Run(fmt.Sprintf("DELETE refused: %t", refused), func(t *testing.T) {
+			t.Parallel()
+			everyFaultAfter(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused},
+				func(h *harness) {
+					h.adopted(map[string]any{"scopes": scopeChat, "activation_timeout": "3s", "key_expiry": expiryTTL})
+				},
+				func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
+				func(h *harness, resp *logical.Response, err error) {
+					gap := inTheGap(h, err)
+					h.tick()
+					if err == nil && !resp.IsError() {
+						lease := h.stored(resp)
+						require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "what is handed out is restricted")
+						if refused {
+							h.advance(time.Second) // for what could only be expired
+						}
+						require.Len(h.t, h.sim.Keys(), 1)
+						require.NoError(h.t, h.revoke(lease))
+					} else if gap {
+						outOfTheGap(h, defaultTTL)
+					}
+					if refused {
+						h.advance(time.Second)
+					}
+					h.onlyKeys(h.alive()[0])
+				})
+		})
+	}
+}
+
+func TestRenew_EveryFaultLeavesALeaseWhoseKeyCoversIt(t *testing.T) {
+	t.Parallel()
+	leases := sync.Map{} // by mount
+	everyFaultAfter(t, openaitest.Options{},
+		func(h *harness) {
+			h.role(map[string]any{"key_expiry": expiryTTL, "scopes": scopeChat})
+			leases.Store(h.t.Name(), h.lease("creds/app", nil))
+			h.advance(30 * time.Minute)
+		},
+		func(h *harness) (resp *logical.Response, err error) {
+			defer func() {
+				if died := recover(); died == any(errKilled) {
+					resp, err = nil, errKilled
+				} else if died != nil {
+					panic(died)
+				}
+			}()
+			lease, _ := leases.Load(h.t.Name())
+			return h.renew(context.Background(), lease.(*logical.Response), 30*time.Minute, 0)
+		},
+		func(h *harness, resp *logical.Response, err error) {
+			kept, _ := leases.Load(h.t.Name())
+			lease := kept.(*logical.Response)
+			left := 30 * time.Minute // of the lease as it was
+			if err == nil && !resp.IsError() {
+				lease, left = resp, time.Hour
+			}
+			require.False(h.t, h.keyEnd().Before(h.now().Add(left-time.Second)), "the key covers the lease")
+			require.Equal(h.t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
+			require.Empty(h.t, h.journal())
+			require.NoError(h.t, h.revoke(lease))
+			h.onlyLeased()
+		})
+}
+
+func TestRevoke_OfAKey_EveryFaultEndsWithItDead(t *testing.T) {
+	t.Parallel()
+	for name, fault := range apiFaults {
+		for _, times := range []int{1, 9} { // hidden by a retry, or not
+			for _, refused := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, %d times, DELETE refused: %t", name, times, refused), func(t *testing.T) {
+					t.Parallel()
+					h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused})
+					h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+					account := h.adopted(nil)
+					lease := h.lease("creds/app", nil)
+					fault := fault
+					fault.Times = times
+					if fault.Status == http.StatusTooManyRequests {
+						fault.Times = min(times, 3) // each makes the next call wait longer
+					}
+					h.sim.Fail(fault)
+					err := h.revoke(lease)
+					h.sim.ClearFaults()
+					if err != nil {
+						require.Len(t, h.journal(), 1)
+						h.tick() // Vault may have given up
+					}
+					h.advance(2 * time.Second)
+					h.onlyKeys(account)
+					require.NoError(t, h.revoke(lease), "Vault tries again, if only after a day")
+				})
+			}
+		}
+	}
 }
 
 func TestRevoke_EveryFaultEndsWithTheAccountGone(t *testing.T) {

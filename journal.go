@@ -30,11 +30,15 @@ import (
 
 // The kinds of journal entries.
 const (
-	// journalAccount names an account about to be created.
+	// journalAccount and journalKey name an account, or a key of one that stays,
+	// about to be created.
 	journalAccount = "service_account"
-	// journalRevoked names an account that must go and that no request works
-	// on any more: a revoke has failed, or its key is dead by itself.
-	journalRevoked = "revoked_service_account"
+	journalKey     = "api_key"
+	// journalRevoked and journalRevokedKey name one that must go and that no
+	// request works on any more: a revoke has failed, or its key is dead by
+	// itself.
+	journalRevoked    = "revoked_service_account"
+	journalRevokedKey = "revoked_api_key"
 	// journalAdminKey names an admin key about to be created.
 	journalAdminKey = "admin_key"
 )
@@ -145,13 +149,30 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	return err
 }
 
-// journalRevoke notes that an account must go, and returns the entry's ID. The
-// ID follows from the account, so that any number of failed revokes make one
-// entry.
-func journalRevoke(ctx context.Context, s logical.Storage, acct account) (string, error) {
-	sum := sha256.Sum256([]byte(acct.ProjectID + "/" + acct.ID))
+// journalKind is the kind of a credential's entry.
+func journalKind(c credential, revoked bool) string {
+	switch {
+	case c.isKey() && revoked:
+		return journalRevokedKey
+	case c.isKey():
+		return journalKey
+	case revoked:
+		return journalRevoked
+	}
+	return journalAccount
+}
+
+// journalRevoke notes that a credential must go, and returns the entry's ID.
+// The ID follows from the credential, so that any number of failed revokes make
+// one entry.
+func journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
+	name := c.ProjectID + "/" + c.ID
+	if c.isKey() {
+		name += "/" + c.KeyID
+	}
+	sum := sha256.Sum256([]byte(name))
 	id := hex.EncodeToString(sum[:16])
-	value, err := json.Marshal(framework.WALEntry{Kind: journalRevoked, Data: acct, CreatedAt: time.Now().Unix()})
+	value, err := json.Marshal(framework.WALEntry{Kind: journalKind(c, true), Data: c, CreatedAt: time.Now().Unix()})
 	if err != nil {
 		return id, err
 	}
@@ -172,7 +193,7 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 	// In another order each time, so that entries which always fail cannot keep
 	// others from their turn.
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }) // #nosec G404 -- an order, not a secret
-	p := &journalPass{backend: b, req: req, listings: map[string]func() ([]client.ServiceAccount, error){}, forbidden: map[string]int{}}
+	p := &journalPass{backend: b, req: req, listings: map[string]func() ([]named, error){}, forbidden: map[string]int{}}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, workers)
 	left, oldest := 0, int64(0)
@@ -196,7 +217,8 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 		if entry == nil {
 			continue
 		}
-		young := entry.Kind != journalRevoked && began.Sub(time.Unix(entry.CreatedAt, 0)) < minAge
+		revoked := entry.Kind == journalRevoked || entry.Kind == journalRevokedKey
+		young := !revoked && began.Sub(time.Unix(entry.CreatedAt, 0)) < minAge
 		if young || p.hopeless() || ctx.Err() != nil {
 			mu.Lock()
 			keep(entry)
@@ -232,7 +254,7 @@ type journalPass struct {
 	mu       sync.Mutex
 	first    error
 	inRow    int
-	listings map[string]func() ([]client.ServiceAccount, error)
+	listings map[string]func() ([]named, error)
 	// forbidden counts by project the deletes that were not allowed.
 	forbidden map[string]int
 }
@@ -275,35 +297,38 @@ func (p *journalPass) hopeless() bool {
 // act does what an entry asks for; nil ends the entry.
 func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 	switch kind {
-	case journalAccount, journalRevoked:
-		var acct account
-		if err := decodeInto(&acct, data); err != nil {
+	case journalAccount, journalRevoked, journalKey, journalRevokedKey:
+		var c credential
+		if err := decodeInto(&c, data); err != nil {
 			return fmt.Errorf("a journal entry cannot be read: %w", err)
 		}
-		if err := acct.check(); err != nil {
+		if err := c.check(); err != nil {
 			return fmt.Errorf("a journal entry cannot be used: %w", err)
 		}
 		snap, err := p.current(ctx, p.req.Storage)
 		if err != nil {
 			return err
 		}
-		log := p.Logger().With("mount", p.req.MountPoint, "project_id", acct.ProjectID, "service_account", acct.Name, "service_account_id", acct.ID)
+		log := p.Logger().With("mount", p.req.MountPoint).With(c.attrs()...)
+		if held, err := p.staticHolds(ctx, p.req.Storage, c); err != nil || held {
+			return err // only the deletion of its entry had failed
+		}
 		p.mu.Lock()
-		hopeless := p.forbidden[acct.ProjectID] >= patience
+		hopeless := p.forbidden[c.ProjectID] >= patience
 		p.mu.Unlock()
 		if hopeless {
 			return errForbidden
 		}
-		if err := p.destroyNamed(ctx, snap.api, acct); err != nil {
+		if err := p.destroyNamed(ctx, snap.api, c); err != nil {
 			if client.IsDenied(err) {
 				p.mu.Lock()
-				p.forbidden[acct.ProjectID]++
+				p.forbidden[c.ProjectID]++
 				p.mu.Unlock()
 			}
-			log.Debug("journalled account not deleted yet", "error", err)
+			log.Debug("journalled credential not deleted yet", "error", err)
 			return err
 		}
-		log.Info("journalled account is gone")
+		log.Info("journalled credential is gone")
 		return nil
 	case journalAdminKey:
 		var entry adminKeyEntry
@@ -319,33 +344,58 @@ func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 	}
 }
 
-// destroyNamed destroys an account whose ID may not be known. It reads each
-// project's accounts once in a pass: an entry is older than any request that
-// could still create its account, so one reading holds for all of them.
-func (p *journalPass) destroyNamed(ctx context.Context, api *client.Client, acct account) error {
-	if acct.ID != "" {
-		return destroy(ctx, api, acct)
+// named is an account or a key as a listing shows it.
+type named struct{ id, name string }
+
+// destroyNamed destroys a credential whose ID may not be known. It reads each
+// project's accounts, and keys, once in a pass: an entry is older than any
+// request that could still create what it names, so one reading holds for all.
+func (p *journalPass) destroyNamed(ctx context.Context, api *client.Client, c credential) error {
+	id, name := &c.ID, c.Name
+	if c.isKey() {
+		id, name = &c.KeyID, c.KeyName
 	}
-	p.mu.Lock()
-	list := p.listings[acct.ProjectID]
-	if list == nil {
-		list = sync.OnceValues(func() ([]client.ServiceAccount, error) { return api.ListServiceAccounts(ctx, acct.ProjectID) })
-		p.listings[acct.ProjectID] = list
+	if *id != "" {
+		return p.destroy(ctx, api, c)
 	}
-	p.mu.Unlock()
-	accounts, err := list()
+	found, err := p.listing(ctx, api, c)()
 	if err != nil {
-		return unlessProjectGone(ctx, api, acct.ProjectID, err)
+		return unlessProjectGone(ctx, api, c.ProjectID, err)
 	}
-	for _, a := range accounts {
-		if a.Name != acct.Name {
+	for _, n := range found {
+		if n.name != name {
 			continue
 		}
-		found := acct
-		found.ID = a.ID
-		if err := destroy(ctx, api, found); err != nil {
+		*id = n.id
+		if err := p.destroy(ctx, api, c); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// listing returns what reads the listing in which a credential would be, once.
+func (p *journalPass) listing(ctx context.Context, api *client.Client, c credential) func() ([]named, error) {
+	kind, read := typeAccount+" ", func() (all []named, err error) {
+		accounts, err := api.ListServiceAccounts(ctx, c.ProjectID)
+		for _, a := range accounts {
+			all = append(all, named{a.ID, a.Name})
+		}
+		return all, err
+	}
+	if c.isKey() {
+		kind, read = typeKey+" ", func() (all []named, err error) {
+			keys, err := api.ListProjectKeys(ctx, c.ProjectID)
+			for _, k := range keys {
+				all = append(all, named{k.ID, k.Name})
+			}
+			return all, err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listings[kind+c.ProjectID] == nil {
+		p.listings[kind+c.ProjectID] = sync.OnceValues(read)
+	}
+	return p.listings[kind+c.ProjectID]
 }

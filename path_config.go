@@ -44,30 +44,27 @@ type config struct {
 	AdminKeyID string `json:"admin_api_key_id"`
 	// AdminKeyRotated says that this engine made the key, so that nobody else
 	// holds its value and it must not be left behind.
-	AdminKeyRotated       bool          `json:"admin_api_key_rotated,omitempty"`
-	OrganizationID        string        `json:"organization_id,omitempty"`
+	AdminKeyRotated bool   `json:"admin_api_key_rotated,omitempty"`
+	OrganizationID  string `json:"organization_id,omitempty"`
+	// ProjectID is that of roles which name none; it may be empty.
+	ProjectID             string        `json:"project_id,omitempty"`
 	APIEndpoint           string        `json:"api_endpoint"`
 	AllowInsecureEndpoint bool          `json:"allow_insecure_endpoint,omitempty"`
 	CACert                string        `json:"ca_cert,omitempty"`
 	RotationGracePeriod   time.Duration `json:"rotation_grace_period"`
 	RequestTimeout        time.Duration `json:"request_timeout"`
 	MaxConcurrent         int           `json:"max_concurrent_requests"`
-	LastRotated           time.Time     `json:"last_rotated,omitzero"`
 	Retired               []retiredKey  `json:"retired_admin_keys,omitempty"`
 
 	// TidyInterval is how often the engine sweeps by itself; 0 = never.
 	TidyInterval     time.Duration `json:"tidy_interval"`
 	TidySafetyBuffer time.Duration `json:"tidy_safety_buffer"`
 
-	// Of the two, one is set at most; see mergeSchedule.
-	RotationPeriod           time.Duration `json:"rotation_period,omitempty"`
-	RotationSchedule         string        `json:"rotation_schedule,omitempty"`
-	RotationWindow           time.Duration `json:"rotation_window,omitempty"`
-	DisableAutomatedRotation bool          `json:"disable_automated_rotation,omitempty"`
+	schedule
+	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
 	// RotationManager says who keeps the schedule. managerVault stays until
 	// Vault has been told that there is none any more.
-	RotationManager string    `json:"rotation_manager,omitempty"`
-	NextRotation    time.Time `json:"next_rotation,omitzero"`
+	RotationManager string `json:"rotation_manager,omitempty"`
 	// RotationError is why the last rotation that nobody asked for has failed;
 	// empty after a success.
 	RotationError string `json:"last_rotation_error,omitempty"`
@@ -156,6 +153,11 @@ func (b *backend) pathConfig() *framework.Path {
 			Type:         framework.TypeString,
 			Description:  "Organization to name in requests (OpenAI-Organization). Not needed: an admin key belongs to one organization.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Organization ID"},
+		},
+		"project_id": {
+			Type:         framework.TypeString,
+			Description:  "ID of the project of roles that name none. Empty = each role must name one.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Default project ID"},
 		},
 		"api_endpoint": {
 			Type:         framework.TypeString,
@@ -285,6 +287,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 	resp := &logical.Response{Data: map[string]any{
 		"admin_api_key_id":        cfg.AdminKeyID,
 		"organization_id":         cfg.OrganizationID,
+		"project_id":              cfg.ProjectID,
 		"api_endpoint":            cfg.APIEndpoint,
 		"allow_insecure_endpoint": cfg.AllowInsecureEndpoint,
 		"ca_cert":                 cfg.CACert,
@@ -342,10 +345,27 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 			api.Close()
 			return resp, err
 		}
+		if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {
+			refusal, err := checkProject(ctx, req, api, cfg.ProjectID)
+			if err != nil || refusal != nil {
+				api.Close()
+			}
+			if err != nil {
+				return failure("config not stored", err)
+			}
+			if refusal != nil {
+				return logical.ErrorResponse("config not stored: project_id: %s", refusal), nil
+			}
+		}
 		moved = old != nil && old.AdminKeyID != "" && !slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == old.AdminKeyID })
 	}
 	cfg.forget(cfg.AdminKeyID) // whoever configures a retired key again wants it to live
 
+	if cfg.ProjectID != "" {
+		if err := recordProject(ctx, req.Storage, cfg.ProjectID); err != nil {
+			return nil, fmt.Errorf("config not stored: %w", err)
+		}
+	}
 	tag, err := ensureTag(ctx, req.Storage)
 	if err != nil {
 		return nil, err

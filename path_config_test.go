@@ -27,6 +27,7 @@ func TestConfig_AdminKeyAloneIsEnough(t *testing.T) {
 	require.Equal(t, map[string]any{
 		"admin_api_key_id":        id,
 		"organization_id":         "",
+		"project_id":              "",
 		"api_endpoint":            h.sim.URL(),
 		"allow_insecure_endpoint": false,
 		"ca_cert":                 "",

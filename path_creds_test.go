@@ -17,6 +17,10 @@ import (
 const (
 	routeAccounts = "/organization/projects/{project_id}/service_accounts"
 	routeAccount  = routeAccounts + "/{service_account_id}"
+	routeKeys     = "/organization/projects/{project_id}/api_keys"
+	routeKey      = routeKeys + "/{api_key_id}"
+	routeNewKey   = routeAccount + "/api_keys"
+	routeModels   = "/models"
 )
 
 func TestCreds_LeaseOfOneKey(t *testing.T) {
@@ -25,7 +29,9 @@ func TestCreds_LeaseOfOneKey(t *testing.T) {
 	h.sim.ResetRequests()
 
 	lease := h.lease("creds/app", nil)
-	require.Equal(t, 1, h.sim.Count("", ""), "one Admin API call per credential")
+	require.Equal(t, 1, h.sim.Count(http.MethodPost, routeAccounts))
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeModels), "it is tried once")
+	require.Equal(t, 2, h.sim.Count("", ""), "one Admin API call per credential")
 	require.Equal(t, time.Hour, lease.Secret.TTL)
 	require.Equal(t, 24*time.Hour, lease.Secret.MaxTTL)
 	require.True(t, lease.Secret.Renewable)
@@ -59,7 +65,8 @@ func TestCreds_OneCallPerCredential(t *testing.T) {
 	}
 	require.Equal(t, n, h.sim.Count(http.MethodPost, routeAccounts))
 	require.Equal(t, n, h.sim.Count(http.MethodDelete, routeAccount))
-	require.Equal(t, 2*n, h.sim.Count("", ""))
+	require.Equal(t, n, h.sim.Count(http.MethodGet, routeModels), "each is tried once")
+	require.Equal(t, 3*n, h.sim.Count("", ""))
 }
 
 func TestCreds_TTL(t *testing.T) {
@@ -336,7 +343,7 @@ func TestCreds_AKeyWithoutAnEndIsNotHandedOut(t *testing.T) {
 				"object":"organization.project.service_account","id":"user-x","name":"n","role":"member","created_at":1767225600,
 				"api_key":{"object":"organization.project.service_account.api_key","id":"key_x","name":"n","value":"sk-svcacct-endless","created_at":1767225600,"expires_at":` + end + `}}`})
 			_, err := h.read("creds/app")
-			require.ErrorContains(t, err, "does not cover the lease")
+			require.ErrorContains(t, err, "does not cover the 24h0m0s")
 			require.ErrorContains(t, err, "its account is destroyed")
 			h.onlyLeased()
 		})

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns the role entry: its rules, how an account of a role is named,
-// and how long a lease of it lasts.
+// This file owns the role entry: its rules, how what is made for a role is
+// named, and how long a lease of it lasts.
 //
 // What must stay true: a name always carries the mount's tag and a random
 // tail, whatever is cut; what a request asks for and does not get is said in a
@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -25,11 +26,19 @@ import (
 
 const (
 	roleStoragePrefix = "role/"
-	roleVersion       = 1
+	roleVersion       = 2
 
 	defaultTTL          = time.Hour
 	defaultMaxTTL       = 24 * time.Hour
 	defaultNameTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
+	defaultActivation   = 10 * time.Second
+	// maxActivation leaves room for the create in a request's budget.
+	maxActivation = 45 * time.Second
+
+	// maxScopes and maxScope bound the list and each of it, in characters.
+	// OpenAI publishes no limit; its longest known identifier has 48.
+	maxScopes = 100
+	maxScope  = 128
 
 	// randomLength is how many random characters follow the mount's tag in
 	// .RandomSuffix: about fifty bits.
@@ -47,15 +56,49 @@ const (
 	maxLease = client.MaxExpiry - expiryMargin
 )
 
+// When a key ends at OpenAI by itself.
+const (
+	expiryMaxTTL = "max_ttl" // after the longest life of its lease
+	expiryTTL    = "ttl"     // after the lease, with which it is moved
+	expiryNone   = "none"    // never
+)
+
 // role is what a credential may be.
 type role struct {
-	Version      int    `json:"version"`
+	Version int `json:"version"`
+	// ProjectID is empty where the config's applies.
 	ProjectID    string `json:"project_id"`
 	NameTemplate string `json:"service_account_name_template"`
 	Description  string `json:"service_account_description,omitempty"`
 	// TTL and MaxTTL are never zero in storage.
 	TTL    time.Duration `json:"ttl"`
 	MaxTTL time.Duration `json:"max_ttl"`
+
+	// Format 1 knew none of the following.
+	// Scopes is what the keys may do; none = all that the account may do.
+	Scopes         []string `json:"scopes,omitempty"`
+	KeyExpiry      string   `json:"key_expiry"`
+	CredentialType string   `json:"credential_type"`
+	// ServiceAccountID and its name when the role was written are the account's
+	// of typeKey.
+	ServiceAccountID string `json:"service_account_id,omitempty"`
+	ServiceAccount   string `json:"service_account,omitempty"`
+	// ActivationTimeout is how long a new key is given to work; 0 = it is not
+	// tried.
+	ActivationTimeout time.Duration `json:"activation_timeout"`
+}
+
+// newRole is what a write, and an entry of an earlier release, does not name.
+func newRole() *role {
+	return &role{NameTemplate: defaultNameTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
+}
+
+// project is the one in which the role's credentials are made, "" without any.
+func (r *role) project(cfg *config) string {
+	if r.ProjectID == "" && cfg != nil {
+		return cfg.ProjectID
+	}
+	return r.ProjectID
 }
 
 // getRole returns nil when there is no such role.
@@ -67,14 +110,14 @@ func getRole(ctx context.Context, s logical.Storage, name string) (*role, error)
 	if entry == nil {
 		return nil, nil
 	}
-	var r role
-	if err := entry.DecodeJSON(&r); err != nil {
+	r := newRole()
+	if err := entry.DecodeJSON(r); err != nil {
 		return nil, fmt.Errorf("decoding role %q: %w", name, err)
 	}
 	if r.Version > roleVersion {
 		return nil, fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)
 	}
-	return &r, nil
+	return r, nil
 }
 
 func roleNameField() *framework.FieldSchema {
@@ -114,13 +157,13 @@ func (b *backend) pathRole() *framework.Path {
 	fields := map[string]*framework.FieldSchema{
 		"project_id": {
 			Type:         framework.TypeString,
-			Description:  "ID of the project in which service accounts are made. Required; `vault list` of the projects path shows them.",
+			Description:  "ID of the project in which service accounts are made; `vault list` of the projects path shows them. Required unless the config has one.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Project ID"},
 		},
 		"service_account_name_template": {
 			Type: framework.TypeString,
 			Description: "Template of the accounts' names, with .RoleName, .DisplayName, .ProjectID, .UnixTime and .RandomSuffix, of which the last is required. " +
-				"Names are cut to 64 characters around the suffix; other characters than letters, digits, spaces and ._@- become dashes. Default " + defaultNameTemplate + ".",
+				"Names are cut to 64 characters around the suffix; other characters than letters, digits, spaces and ._@- become dashes. With credential_type=api_key it names the keys. Default " + defaultNameTemplate + ".",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Service account name template"},
 		},
 		"service_account_description": {
@@ -135,11 +178,43 @@ func (b *backend) pathRole() *framework.Path {
 		},
 		"max_ttl": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long a lease can last with renewals; the key expires at OpenAI shortly after. 0 = the default, 24h.",
+			Description:  "How long a lease can last with renewals; by default the key expires at OpenAI shortly after. 0 = the default, 24h.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum TTL"},
 		},
+		"scopes": {
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "What the keys may do, as OpenAI's identifiers, such as api.model.request. None = all that the account may do in its project.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Scopes"},
+		},
+		"key_expiry": {
+			Type:          framework.TypeString,
+			Description:   "When a key expires at OpenAI by itself: max_ttl (after the longest life of its lease; the default), ttl (after the lease; each renewal moves it at OpenAI first) or none (never; such a key outlives its lease if Vault cannot delete it).",
+			AllowedValues: []any{expiryMaxTTL, expiryTTL, expiryNone},
+			DisplayAttrs:  &framework.DisplayAttributes{Name: "Key expiry"},
+		},
+		"credential_type": {
+			Type:          framework.TypeString,
+			Description:   "What a lease is: service_account (an account of its own; the default) or api_key (a key of the existing service_account_id).",
+			AllowedValues: []any{typeAccount, typeKey},
+			DisplayAttrs:  &framework.DisplayAttributes{Name: "Credential type"},
+		},
+		"service_account_id": {
+			Type:         framework.TypeString,
+			Description:  "ID of the existing service account, in the role's project, whose keys are leased. With credential_type=api_key only, and required there. This engine never deletes it.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Service account ID"},
+		},
+		"activation_timeout": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How long to wait until OpenAI accepts a new key before it is handed out: 0 (hand it out untried) to 45s. A key that is not accepted by then is destroyed. Default 10s.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Activation timeout"},
+		},
 	}
-	answer := map[string]*framework.FieldSchema{}
+	answer := map[string]*framework.FieldSchema{
+		"effective_project_id":   {Type: framework.TypeString, Description: "The project in which credentials are made: the role's or else the config's; empty without either.", Required: true},
+		"effective_ttl":          {Type: framework.TypeInt, Description: "How long a lease lasts at first, in seconds, within what the mount and OpenAI allow.", Required: true},
+		"effective_max_ttl":      {Type: framework.TypeInt, Description: "How long a lease can last, in seconds, within what the mount and OpenAI allow.", Required: true},
+		"effective_key_lifetime": {Type: framework.TypeInt, Description: "How long a key lives at OpenAI from its creation, in seconds; 0 = it does not expire.", Required: true},
+	}
 	for name, field := range fields {
 		answer[name] = &framework.FieldSchema{Type: field.Type, Description: field.Description, Required: true}
 	}
@@ -179,9 +254,15 @@ func (b *backend) pathRole() *framework.Path {
 		HelpSynopsis: "Manage the roles for which credentials are issued.",
 		HelpDescription: strings.TrimSpace(`
 A role says in which project an account is made for each lease, how the account
-is named and how long the lease lasts. A write that names only some fields keeps
-the others. Live leases of a deleted role can still be revoked, but no longer be
-renewed.
+is named, what its key may do and how long the lease lasts. A write that names
+only some fields keeps the others. Live leases keep their key as it was made;
+those of a deleted role can still be revoked, but no longer be renewed.
+
+OpenAI enforces the scopes, and publishes no list of them: they are passed on as
+they are, and a refusal names the one that was not taken. With
+credential_type=api_key the role leases keys of an account that exists already,
+which takes one call and keeps OpenAI's usage figures by account readable; the
+account itself is never deleted.
 `),
 	}
 }
@@ -191,12 +272,26 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 	if r == nil || err != nil {
 		return nil, err
 	}
+	cfg, err := getConfig(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	life := r.lifetime(b.System().MaxLeaseTTL(), 0)
 	return &logical.Response{Data: map[string]any{
 		"project_id":                    r.ProjectID,
 		"service_account_name_template": r.NameTemplate,
 		"service_account_description":   r.Description,
 		"ttl":                           int64(r.TTL / time.Second),
 		"max_ttl":                       int64(r.MaxTTL / time.Second),
+		"scopes":                        append([]string{}, r.Scopes...), // [] and not null without any
+		"key_expiry":                    r.KeyExpiry,
+		"credential_type":               r.CredentialType,
+		"service_account_id":            r.ServiceAccountID,
+		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
+		"effective_project_id":          r.project(cfg),
+		"effective_ttl":                 int64(life.TTL / time.Second),
+		"effective_max_ttl":             int64(life.Max / time.Second),
+		"effective_key_lifetime":        int64(life.Key / time.Second),
 	}}, nil
 }
 
@@ -225,31 +320,52 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 
 	response := &logical.Response{}
 	snap, err := b.current(ctx, req.Storage)
-	switch {
-	case errors.Is(err, errNotConfigured):
-		response.AddWarning("Project " + r.ProjectID + " was not checked: the engine has no admin key yet.")
-	case err != nil:
+	if err != nil && !errors.Is(err, errNotConfigured) {
 		return nil, err
-	default:
-		project, err := snap.api.GetProject(ctx, r.ProjectID)
+	}
+	var cfg *config
+	if snap != nil {
+		cfg = snap.config
+	}
+	project := r.project(cfg)
+	if project == "" {
+		return logical.ErrorResponse("role %q: project_id is required, since the config has none; `vault list %sprojects` shows those there are", name, req.MountPoint), nil
+	}
+	if snap == nil {
+		response.AddWarning("Project " + project + " was not checked: the engine has no admin key yet.")
+		if r.CredentialType == typeKey {
+			response.AddWarning("Nor was service account " + r.ServiceAccountID + ".")
+		}
+	} else {
+		refusal, err := checkProject(ctx, req, snap.api, project)
+		if refusal == nil && err == nil && r.CredentialType == typeKey {
+			r.ServiceAccount, refusal, err = checkAdopted(ctx, snap, project, r.ServiceAccountID, response)
+		}
 		switch {
-		case client.IsGone(err):
-			return logical.ErrorResponse("role %q: the admin key's organization has no project %q; `vault list %sprojects` shows those it has: %s", name, r.ProjectID, req.MountPoint, err), nil
 		case err != nil:
 			return failure(fmt.Sprintf("role %q not stored", name), err)
-		case project.Archived():
-			return logical.ErrorResponse("role %q: project %q is archived, and archived projects cannot be used again", name, r.ProjectID), nil
+		case refusal != nil:
+			return logical.ErrorResponse("role %q: %s", name, refusal), nil
 		}
+	}
+	if old != nil && len(old.Scopes) > 0 && len(r.Scopes) == 0 {
+		response.AddWarning("The role has no scopes any more: new keys can do all that their account may do.")
+	}
+	if r.KeyExpiry == expiryNone {
+		response.AddWarning("With key_expiry=none a key that Vault cannot delete, for one because its storage is lost, works until somebody deletes it by hand.")
 	}
 
 	if mountMax := b.System().MaxLeaseTTL(); mountMax > 0 && r.MaxTTL > mountMax {
 		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than the mount allows: leases end after %s (max_lease_ttl of the mount).", r.MaxTTL, mountMax))
 	}
-	if r.MaxTTL > maxLease {
-		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than a key can live at OpenAI: leases end after %s.", r.MaxTTL, maxLease))
+	switch {
+	case r.KeyExpiry == expiryMaxTTL && r.MaxTTL > maxLease:
+		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than a key can live at OpenAI: leases end after %s. With key_expiry=ttl renewals can go beyond.", r.MaxTTL, maxLease))
+	case r.KeyExpiry == expiryTTL && r.TTL > maxLease:
+		response.AddWarning(fmt.Sprintf("ttl %s is longer than a key can live at OpenAI: leases last %s, and longer with renewals.", r.TTL, maxLease))
 	}
 
-	if err := recordProject(ctx, req.Storage, r.ProjectID); err != nil {
+	if err := recordProject(ctx, req.Storage, project); err != nil {
 		return nil, fmt.Errorf("role %q not stored: %w", name, err)
 	}
 	r.Version = roleVersion
@@ -260,20 +376,56 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if err := req.Storage.Put(ctx, entry); err != nil {
 		return nil, fmt.Errorf("storing role %q: %w", name, err)
 	}
-	b.Logger().Info("role stored", "mount", req.MountPoint, "role", name, "project_id", r.ProjectID)
+	b.Logger().Info("role stored", "mount", req.MountPoint, "role", name, "project_id", project)
 	if len(response.Warnings) == 0 {
 		return nil, nil
 	}
 	return response, nil
 }
 
+// checkProject says why a project cannot be used; an error is OpenAI's.
+func checkProject(ctx context.Context, req *logical.Request, api *client.Client, id string) (refusal, err error) {
+	project, err := api.GetProject(ctx, id)
+	switch {
+	case client.IsGone(err):
+		return fmt.Errorf("the admin key's organization has no project %q; `vault list %sprojects` shows those it has: %w", id, req.MountPoint, err), nil
+	case err != nil:
+		return nil, err
+	case project.Archived():
+		return fmt.Errorf("project %q is archived, and archived projects cannot be used again", id), nil
+	}
+	return nil, nil
+}
+
+// checkAdopted looks at an account that is to be used and not to be owned. It
+// returns its name, or why it cannot be used; an error is OpenAI's.
+func checkAdopted(ctx context.Context, snap *snapshot, project, id string, response *logical.Response) (name string, refusal, err error) {
+	account, err := snap.api.GetServiceAccount(ctx, project, id)
+	if client.IsGone(err) {
+		return "", fmt.Errorf("project %q has no service account %q: %w", project, id, err), nil
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	ours, err := bearsTag(snap.tag)
+	if err != nil {
+		return "", nil, err
+	}
+	if ours(account.Name) {
+		return "", fmt.Errorf("service account %q (%s) was made by this mount, for a lease or a static role, and ends with that; make one that is nobody's", id, account.Name), nil
+	}
+	if account.Role == "none" {
+		response.AddWarning(fmt.Sprintf("Service account %s (%s) has no role in project %s: its keys can do nothing until it is given one.", id, account.Name, project))
+	}
+	return account.Name, nil, nil
+}
+
 // mergeRole applies a write to the stored role (nil when there is none) and
 // checks everything that can be checked without a call.
 func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem string) {
-	r = &role{NameTemplate: defaultNameTemplate}
+	r = newRole()
 	if old != nil {
-		copied := *old
-		r = &copied
+		*r = *old
 	}
 	for field, target := range map[string]*string{
 		"project_id":                    &r.ProjectID,
@@ -287,9 +439,6 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 			}
 			*target = strings.TrimSpace(value)
 		}
-	}
-	if r.ProjectID == "" {
-		return nil, "project_id is required"
 	}
 	if problem := checkID("project_id", r.ProjectID); problem != "" {
 		return nil, problem
@@ -307,7 +456,7 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 		return nil, "service_account_name_template gives an empty name"
 	}
 
-	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL} {
+	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
 			if *target < 0 {
@@ -324,7 +473,95 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	if r.TTL > r.MaxTTL {
 		return nil, fmt.Sprintf("ttl %s is longer than max_ttl %s", r.TTL, r.MaxTTL)
 	}
+	if r.ActivationTimeout > maxActivation {
+		return nil, fmt.Sprintf("activation_timeout must be between 0 (hand keys out untried) and %s", maxActivation)
+	}
+
+	if problem := takeScopes(d, &r.Scopes); problem != "" {
+		return nil, problem
+	}
+	if problem := choose(d, "key_expiry", &r.KeyExpiry, expiryMaxTTL, expiryTTL, expiryNone); problem != "" {
+		return nil, problem
+	}
+	if problem := choose(d, "credential_type", &r.CredentialType, typeAccount, typeKey); problem != "" {
+		return nil, problem
+	}
+	raw, given := d.GetOk("service_account_id")
+	if given {
+		id := strings.TrimSpace(raw.(string))
+		if problem := checkID("service_account_id", id); problem != "" {
+			return nil, problem
+		}
+		if id != r.ServiceAccountID {
+			r.ServiceAccountID, r.ServiceAccount = id, "" // whose name is yet to be read
+		}
+	}
+	switch {
+	case r.CredentialType == typeKey && r.ServiceAccountID == "":
+		return nil, "service_account_id is required with credential_type=api_key: the ID of an existing service account of the project"
+	case r.CredentialType == typeAccount && given && r.ServiceAccountID != "":
+		return nil, "service_account_id is of use only with credential_type=api_key; otherwise each lease gets an account of its own"
+	case r.CredentialType == typeAccount:
+		r.ServiceAccountID, r.ServiceAccount = "", "" // of the type that it had before
+	}
 	return r, ""
+}
+
+// choose takes a field that must be one of some values, of which the first is
+// the default.
+func choose(d *framework.FieldData, field string, target *string, values ...string) (problem string) {
+	if raw, ok := d.GetOk(field); ok {
+		if *target = raw.(string); *target == "" {
+			*target = values[0]
+		}
+	}
+	if !slices.Contains(values, *target) {
+		return fmt.Sprintf("%s %.64q is not one of %s", field, *target, strings.Join(values, ", "))
+	}
+	return ""
+}
+
+// takeScopes takes the field scopes. A list without any is given as "" or [] and
+// not as null or {}, which are what is left of a variable that was not set.
+func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
+	raw, ok := d.GetOk("scopes")
+	if !ok {
+		return ""
+	}
+	switch d.Raw["scopes"].(type) {
+	case nil, map[string]any:
+		return "scopes must be a list, or text with commas between them"
+	}
+	scopes, problem := parseScopes(raw.([]string))
+	if problem == "" {
+		*target = scopes
+	}
+	return problem
+}
+
+// parseScopes checks and deduplicates a list of scopes and keeps its order.
+// There is no list of those that exist, so only their shape is checked.
+func parseScopes(raw []string) (scopes []string, problem string) {
+	for _, scope := range raw {
+		scope = strings.TrimSpace(scope)
+		switch {
+		case scope == "":
+			// It may be what is left of a variable that was not set, and a list
+			// without any scope means all of them.
+			return nil, "scopes contains an empty one"
+		case len(scope) > maxScope:
+			return nil, fmt.Sprintf("scopes: %.64q... has %d characters; the limit is %d", scope, len(scope), maxScope)
+		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' || r == '"' }):
+			return nil, fmt.Sprintf("scopes: %.64q is not an identifier like api.model.request", scope)
+		}
+		if !slices.Contains(scopes, scope) {
+			scopes = append(scopes, scope)
+		}
+	}
+	if len(scopes) > maxScopes {
+		return nil, fmt.Sprintf("scopes has %d entries; the limit is %d", len(scopes), maxScopes)
+	}
+	return scopes, ""
 }
 
 // nameData is what a name template can use.
@@ -382,25 +619,43 @@ func plainName(text string) string {
 	}, text)
 }
 
-// lifetime is how long a lease lasts.
+// lifetime is how long a lease lasts, and its key.
 type lifetime struct {
 	TTL, Max time.Duration
-	Warnings []string
+	// Key is how long the key is to live at OpenAI, 0 = without end, and Covers
+	// the part of it in which it must work.
+	Key, Covers time.Duration
+	Warnings    []string
 }
 
 // lifetime computes a lease's times from the role, the mount's maximum and
 // what was asked for (0 = nothing).
 func (r *role) lifetime(mountMax, asked time.Duration) lifetime {
-	l := lifetime{TTL: r.TTL, Max: min(r.MaxTTL, maxLease)}
+	l := lifetime{TTL: r.TTL, Max: r.MaxTTL}
 	if mountMax > 0 {
 		l.Max = min(l.Max, mountMax)
+	}
+	if r.KeyExpiry == expiryMaxTTL {
+		l.Max = min(l.Max, maxLease)
 	}
 	if asked > 0 {
 		l.TTL = asked
 	}
-	if l.TTL > l.Max {
-		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s is longer than the %s that the role and the mount allow, and was cut to that.", l.TTL, l.Max))
-		l.TTL = l.Max
+	longest := l.Max
+	if r.KeyExpiry == expiryTTL {
+		longest = min(longest, maxLease)
+	}
+	if l.TTL > longest {
+		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s is longer than the %s that the role and the mount allow, and was cut to that.", l.TTL, longest))
+		l.TTL = longest
+	}
+	switch r.KeyExpiry {
+	case expiryTTL:
+		l.Covers, l.Key = l.TTL, l.TTL+expiryMargin
+	case expiryNone:
+		l.Covers = l.Max
+	default:
+		l.Covers, l.Key = l.Max, l.Max+expiryMargin
 	}
 	return l
 }

@@ -1,6 +1,8 @@
 package openaisecrets
 
 import (
+	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -25,6 +27,15 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"service_account_description":   "",
 		"ttl":                           int64(3600),
 		"max_ttl":                       int64(86400),
+		"scopes":                        []string{},
+		"key_expiry":                    expiryMaxTTL,
+		"credential_type":               typeAccount,
+		"service_account_id":            "",
+		"activation_timeout":            int64(10),
+		"effective_project_id":          h.project,
+		"effective_ttl":                 int64(3600),
+		"effective_max_ttl":             int64(86400),
+		"effective_key_lifetime":        int64(86475),
 	}, h.must(h.read("roles/app")).Data)
 
 	h.must(h.write("roles/app", map[string]any{"service_account_description": "for the app", "ttl": "30m"}))
@@ -81,7 +92,7 @@ func TestRoles_BadInput(t *testing.T) {
 		"huge template":            {map[string]any{"service_account_name_template": huge}, "limit"},
 		"template with control":    {map[string]any{"service_account_name_template": "{{.RandomSuffix}}\n"}, "control character"},
 		"huge description":         {map[string]any{"service_account_description": huge}, "limit"},
-		"unknown field":            {map[string]any{"scopes": "api.model.read"}, `unknown field: "scopes"`},
+		"unknown field":            {map[string]any{"scope": "api.model.read"}, `unknown field: "scope"`},
 	} {
 		if _, ok := test.data["project_id"]; !ok && name != "no project" {
 			test.data["project_id"] = h.project
@@ -169,4 +180,270 @@ func FuzzAccountName(f *testing.F) {
 			t.Fatalf("template %q gives %q", template, name)
 		}
 	})
+}
+
+func TestRoles_Scopes(t *testing.T) {
+	t.Parallel()
+	many := func(n int) (all []string) {
+		for i := range n {
+			all = append(all, fmt.Sprintf("api.scope_%d.read", i))
+		}
+		return all
+	}
+	long := "api." + strings.Repeat("x", maxScope-4)
+	for name, test := range map[string]struct {
+		scopes any
+		want   []string
+		said   string // refused
+	}{
+		"one":                      {"api.model.read", []string{"api.model.read"}, ""},
+		"text with commas":         {"b.read,a.read", []string{"b.read", "a.read"}, ""},
+		"and spaces":               {" b.read , a.read\n", []string{"b.read", "a.read"}, ""},
+		"a list":                   {[]any{"b.read", "a.read"}, []string{"b.read", "a.read"}, ""},
+		"a list with spaces":       {[]any{" b.read", "a.read "}, []string{"b.read", "a.read"}, ""},
+		"twice":                    {"b.read,a.read,b.read", []string{"b.read", "a.read"}, ""},
+		"twice, with spaces":       {[]any{"b.read", " b.read"}, []string{"b.read"}, ""},
+		"of another form":          {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI's to judge
+		"none":                     {"", []string{}, ""},
+		"an empty list":            {[]any{}, []string{}, ""},
+		"as many as may be":        {many(maxScopes), many(maxScopes), ""},
+		"once each is what counts": {append(many(maxScopes), many(maxScopes)...), many(maxScopes), ""},
+		"the longest":              {long, []string{long}, ""},
+		"an empty one":             {"a.read,,b.read", nil, "an empty one"},
+		"an empty one at the end":  {"a.read,", nil, "an empty one"},
+		"only commas":              {",,", nil, "an empty one"},
+		"blank":                    {" ", nil, "an empty one"},
+		"a list of nothing":        {[]any{""}, nil, "an empty one"},
+		"a list of blanks":         {[]any{"a.read", "\t"}, nil, "an empty one"},
+		"a list of null":           {[]any{nil}, nil, "an empty one"},
+		"null":                     {nil, nil, "must be a list"},
+		"an object":                {map[string]any{}, nil, "must be a list"},
+		"an object with something": {map[string]any{"a.read": true}, nil, "scopes"},
+		"a comma within":           {[]any{"a.read,b.read"}, nil, `"a.read,b.read" is not an identifier`},
+		"quotes":                   {`"a.read"`, nil, "is not an identifier"},
+		"a list as text":           {`["a.read","b.read"]`, nil, "is not an identifier"},
+		"a space within":           {"a.read b.read", nil, "is not an identifier"},
+		"a line break within":      {"a.read\nb.read", nil, "is not an identifier"},
+		"control":                  {"a.re\x00ad", nil, "is not an identifier"},
+		"not ASCII":                {"a.réad", nil, "is not an identifier"},
+		"not UTF-8":                {"a.\xff", nil, "is not an identifier"},
+		"too long":                 {long + "x", nil, "has 129 characters; the limit is 128"},
+		"huge":                     {strings.Repeat("x", 1<<20), nil, "the limit is 128"},
+		"too many":                 {many(maxScopes + 1), nil, "scopes has 101 entries; the limit is 100"},
+		"a list in a list":         {[]any{[]any{"a.read"}}, nil, "scopes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.role(map[string]any{"scopes": "old.read,old.write"})
+			resp, err := h.write("roles/app", map[string]any{"scopes": test.scopes})
+			if test.said != "" {
+				require.Contains(t, h.refused(resp, err), test.said)
+				require.Equal(t, []string{"old.read", "old.write"}, h.must(h.read("roles/app")).Data["scopes"])
+				return
+			}
+			h.must(resp, err)
+			require.Equal(t, test.want, h.must(h.read("roles/app")).Data["scopes"])
+			if len(test.want) == 0 {
+				require.Contains(t, resp.Warnings[0], "no scopes any more")
+			} else {
+				require.Nil(t, resp)
+			}
+			h.must(h.write("roles/app", map[string]any{"ttl": "5m"}))
+			require.Equal(t, test.want, h.must(h.read("roles/app")).Data["scopes"], "a partial write keeps them")
+		})
+	}
+}
+
+func TestRoles_BadModes(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.sim.AddServiceAccount(h.project, "batch")
+	for name, test := range map[string]struct {
+		data map[string]any
+		said string
+	}{
+		"key_expiry":                   {map[string]any{"key_expiry": "never"}, `key_expiry "never" is not one of max_ttl, ttl, none`},
+		"huge key_expiry":              {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "is not one of"},
+		"credential_type":              {map[string]any{"credential_type": "API_KEY"}, `"API_KEY" is not one of service_account, api_key`},
+		"api_key without an account":   {map[string]any{"credential_type": "api_key"}, "service_account_id is required with credential_type=api_key"},
+		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": " "}, "service_account_id is required"},
+		"an account without api_key":   {map[string]any{"service_account_id": account}, "of use only with credential_type=api_key"},
+		"an account for accounts":      {map[string]any{"credential_type": "service_account", "service_account_id": account}, "of use only"},
+		"an account that is a path":    {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "not an identifier"},
+		"an account of several lines":  {map[string]any{"credential_type": "api_key", "service_account_id": "user-1\nuser-2"}, "control character"},
+		"activation that is too long":  {map[string]any{"activation_timeout": "46s"}, "between 0 (hand keys out untried) and 45s"},
+		"activation that is negative":  {map[string]any{"activation_timeout": -1}, "activation_timeout"},
+		"activation of half a second":  {map[string]any{"activation_timeout": "500ms"}, "whole seconds"},
+		"activation that is no time":   {map[string]any{"activation_timeout": "soon"}, "activation_timeout"},
+		"activation that is very long": {map[string]any{"activation_timeout": "99999999h"}, "activation_timeout"},
+	} {
+		before := h.must(h.read("roles/app")).Data
+		require.Contains(t, h.refused(h.write("roles/app", test.data)), test.said, name)
+		require.Equal(t, before, h.must(h.read("roles/app")).Data, name)
+	}
+	h.must(h.write("roles/app", map[string]any{"activation_timeout": "45s", "key_expiry": "none", "scopes": scopeChat}))
+	data := h.must(h.read("roles/app")).Data
+	require.EqualValues(t, 45, data["activation_timeout"])
+	require.EqualValues(t, 0, data["effective_key_lifetime"])
+}
+
+func TestRoles_WarnOfWhatMayBeMeantOtherwise(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	require.Contains(t, h.role(map[string]any{"key_expiry": "none"}).Warnings[0], "works until somebody deletes it by hand")
+	h.system.MaxLeaseTTLVal = 100000 * time.Hour
+	require.Contains(t, h.role(map[string]any{"max_ttl": "9000h"}).Warnings[0], "leases end after "+maxLease.String())
+	require.Nil(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "ttl"}), "renewals go beyond")
+	require.Contains(t, h.role(map[string]any{"ttl": "9000h", "max_ttl": "9000h", "key_expiry": "ttl"}).Warnings[0], "and longer with renewals")
+	require.Len(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "none"}).Warnings, 1)
+	data := h.must(h.read("roles/app")).Data
+	require.EqualValues(t, 9000*3600, data["effective_max_ttl"])
+}
+
+func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.sim.AddServiceAccount(h.project, "batch")
+	elsewhere := h.sim.AddServiceAccount(h.sim.AddProject("other"), "batch elsewhere")
+	lease := h.lease("creds/app", nil)
+	adopt := func(id string) (map[string]any, string) {
+		data := map[string]any{"project_id": h.project, "credential_type": "api_key", "service_account_id": id}
+		return data, "roles/batch"
+	}
+	refuse := func(id string) string {
+		data, at := adopt(id)
+		said := h.refused(h.write(at, data))
+		resp, err := h.read(at)
+		require.NoError(t, err)
+		require.Nil(t, resp, "a refused write stores nothing")
+		return said
+	}
+	require.Contains(t, refuse("user-unknown"), `has no service account "user-unknown"`)
+	require.Contains(t, refuse(elsewhere), "has no service account")
+	require.Contains(t, refuse(lease.Data["service_account_id"].(string)), "was made by this mount")
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Status: 403, Body: `{"error":"Missing scopes: api.management.read."}`})
+	data, at := adopt(account)
+	_, err := h.write(at, data)
+	require.ErrorContains(t, err, "api.management.read")
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 4, Status: 500})
+	_, err = h.write(at, data)
+	require.Equal(t, 502, coded(t, err))
+
+	require.Nil(t, h.must(h.write(at, data)))
+	shown := h.must(h.read(at)).Data
+	require.Equal(t, account, shown["service_account_id"])
+	require.Equal(t, typeKey, shown["credential_type"])
+
+	// One without a role is good for nothing, as yet.
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Kind: openaitest.FaultGarbageBefore,
+		Body: `{"object":"organization.project.service_account","id":"` + account + `","name":"batch","role":"none","created_at":1767225600}`})
+	require.Contains(t, h.must(h.write(at, data)).Warnings[0], "its keys can do nothing until it is given one")
+
+	// Another kind forgets it, and does not take it up again by itself.
+	h.must(h.write(at, map[string]any{"credential_type": "service_account"}))
+	require.Empty(t, h.must(h.read(at)).Data["service_account_id"])
+	require.Contains(t, h.refused(h.write(at, map[string]any{"credential_type": "api_key"})), "is required")
+
+	// With the account goes the project.
+	h.must(h.write(at, data))
+	require.Contains(t, h.refused(h.write(at, map[string]any{"project_id": h.sim.AddProject("third")})), "has no service account")
+	require.NoError(t, h.revoke(lease))
+}
+
+func TestRoles_AnAccountIsNotCheckedWithoutAnAdminKey(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	first, second := h.sim.AddServiceAccount(h.project, "first"), h.sim.AddServiceAccount(h.project, "second")
+	h.configure(nil)
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project, "credential_type": "api_key", "service_account_id": first}))
+	h.must(h.remove("config"))
+	resp := h.must(h.write("roles/app", map[string]any{"service_account_id": second}))
+	require.Len(t, resp.Warnings, 2)
+	require.Contains(t, resp.Warnings[1], second)
+	h.configure(nil)
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, second, lease.Data["service_account_id"])
+	require.Empty(t, lease.Data["service_account"], "and never the name of another")
+	require.NoError(t, h.revoke(lease))
+	h.must(h.write("roles/app", map[string]any{"ttl": "5m"}))
+	lease = h.lease("creds/app", nil)
+	require.Equal(t, "second", lease.Data["service_account"])
+	require.NoError(t, h.revoke(lease))
+}
+
+func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.configure(nil)
+	second := h.sim.AddProject("second")
+	archived := h.sim.AddProject("old")
+	h.sim.ArchiveProject(archived)
+	require.Contains(t, h.refused(h.write("roles/app", nil)), "project_id is required, since the config has none")
+
+	for value, said := range map[string]string{
+		"proj_unknown": "vault list openai/projects", archived: "is archived", "a/b": "not an identifier", "a\nb": "control character", strings.Repeat("p", 2000): "limit",
+	} {
+		require.Contains(t, h.refused(h.write("config", map[string]any{"project_id": value})), said)
+		require.Empty(t, h.must(h.read("config")).Data["project_id"])
+		require.Empty(t, h.recorded())
+	}
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/projects/{project_id}", Times: 4, Status: 500, Message: "we broke"})
+	_, err := h.write("config", map[string]any{"project_id": h.project})
+	require.Equal(t, 502, coded(t, err))
+	require.Empty(t, h.must(h.read("config")).Data["project_id"])
+
+	h.must(h.write("config", map[string]any{"project_id": h.project}))
+	require.Equal(t, h.project, h.must(h.read("config")).Data["project_id"])
+	require.Equal(t, []string{h.project}, h.recorded(), "for the sweep")
+	h.must(h.write("roles/app", nil))
+	data := h.must(h.read("roles/app")).Data
+	require.Empty(t, data["project_id"])
+	require.Equal(t, h.project, data["effective_project_id"])
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, h.project, lease.Data["project_id"])
+
+	// A change is for what is made from now on.
+	h.must(h.write("config", map[string]any{"project_id": second}))
+	require.ElementsMatch(t, []string{h.project, second}, h.recorded())
+	require.Equal(t, second, h.must(h.read("roles/app")).Data["effective_project_id"])
+	other := h.lease("creds/app", nil)
+	require.Equal(t, second, other.Data["project_id"])
+	h.onlyLeased(lease, other)
+	require.NoError(t, h.revoke(lease))
+
+	// A role's own precedes it, until it is taken back.
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	require.Equal(t, h.project, h.must(h.read("roles/app")).Data["effective_project_id"])
+	h.must(h.write("roles/app", map[string]any{"project_id": ""}))
+	require.Equal(t, second, h.must(h.read("roles/app")).Data["effective_project_id"])
+
+	// Without either nothing is issued; leases live on.
+	h.must(h.write("config", map[string]any{"project_id": ""}))
+	require.Empty(t, h.must(h.read("roles/app")).Data["effective_project_id"])
+	h.sim.ResetRequests()
+	require.Contains(t, h.refused(h.read("creds/app")), `role "app" has no project_id, and neither has the config`)
+	require.Zero(t, h.sim.Count("", ""))
+	_, err = h.renew(t.Context(), other, time.Minute, 0)
+	require.NoError(t, err)
+	require.NoError(t, h.revoke(other))
+
+	// A config that is not checked stores what it is given.
+	h.must(h.write("config", map[string]any{"project_id": "proj_later", "skip_verify": true}))
+	require.Equal(t, "proj_later", h.must(h.read("roles/app")).Data["effective_project_id"])
+	require.Contains(t, h.refused(h.read("creds/app")), "proj_later")
+	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), `no project "proj_later"`)
+	h.must(h.write("config", map[string]any{"request_timeout": "20s"})) // what has not changed is not checked
+	h.must(h.remove("config"))
+	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), "project_id is required")
+	h.onlyLeased()
+}
+
+func TestRoles_AnArchivedDefaultDoesNotKeepTheConfigFromBeingWritten(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.configure(map[string]any{"project_id": h.project})
+	h.sim.ArchiveProject(h.project)
+	_, key := h.sim.AddAdminKey("another")
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "project_id": h.project}))
 }

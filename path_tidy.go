@@ -100,10 +100,11 @@ type tidyStatus struct {
 	started, finished time.Time
 	message           string
 
-	projects, done, skipped            int
-	accounts, orphans, deleted, failed int
-	listed                             []orphan
-	errors                             []string
+	projects, done, skipped  int
+	accounts, keys           int
+	orphans, deleted, failed int
+	listed                   []orphan
+	errors                   []string
 }
 
 // tidyState holds the sweep under way, or what is known of the last one. The
@@ -119,6 +120,19 @@ func (t *tidyState) note(change func(*tidyStatus)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	change(&t.status)
+}
+
+// dropKeys takes a project's keys off the orphans: there is nothing that could
+// be done about them.
+func (t *tidyStatus) dropKeys(found []orphan) {
+	stay := map[string]bool{}
+	for _, o := range found {
+		if o.isKey() {
+			stay[o.KeyID] = true
+		}
+	}
+	t.orphans -= len(stay)
+	t.listed = slices.DeleteFunc(t.listed, func(o orphan) bool { return stay[o.KeyID] })
 }
 
 // current returns a copy of the status.
@@ -302,10 +316,11 @@ func tidyFields() map[string]*framework.FieldSchema {
 		"done_project_count":    {Type: framework.TypeInt, Description: "Those looked through so far, whatever came of it."},
 		"skipped_project_count": {Type: framework.TypeInt, Description: "Those of them that are archived or that the admin key's organization does not have."},
 		"account_count":         {Type: framework.TypeInt, Description: "Service accounts found that bear this mount's tag, those of live leases included."},
-		"orphan_count":          {Type: framework.TypeInt, Description: "Those of them that nobody can need any more."},
+		"key_count":             {Type: framework.TypeInt, Description: "Keys found that bear this mount's tag in a name of their own: those of api_key and static roles."},
+		"orphan_count":          {Type: framework.TypeInt, Description: "Those of both that nobody can need any more."},
 		"deleted_count":         {Type: framework.TypeInt, Description: "Orphans deleted."},
 		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next sweep tries again."},
-		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account, project_id, created_at, age and why. At most %d of them.", maxListed)},
+		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account or else api_key_id and api_key_name, project_id, created_at, age and why. At most %d of them.", maxListed)},
 		"error":                 {Type: framework.TypeString, Description: "The first of errors, empty without any."},
 		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("What failed, at most %d of it.", maxErrors)},
 		"last_auto_run":         {Type: framework.TypeString, Description: "When the engine last started one by itself (RFC 3339), or when it began to count the first interval; empty before."},
@@ -355,14 +370,19 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 	}
 	orphans := make([]any, 0, len(status.listed))
 	for _, o := range status.listed {
-		orphans = append(orphans, map[string]any{
+		shown := map[string]any{
 			"service_account_id": o.ID,
-			"service_account":    o.Name,
 			"project_id":         o.ProjectID,
 			"created_at":         timeText(o.createdAt),
 			"age":                o.age.Truncate(time.Second).String(),
 			"why":                o.why,
-		})
+		}
+		if o.isKey() {
+			shown["api_key_id"], shown["api_key_name"] = o.KeyID, o.KeyName
+		} else {
+			shown["service_account"] = o.Name
+		}
+		orphans = append(orphans, shown)
 	}
 	firstError := ""
 	if len(status.errors) > 0 {
@@ -391,6 +411,7 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		"done_project_count":    status.done,
 		"skipped_project_count": status.skipped,
 		"account_count":         status.accounts,
+		"key_count":             status.keys,
 		"orphan_count":          status.orphans,
 		"deleted_count":         status.deleted,
 		"failed_count":          status.failed,

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
@@ -270,7 +271,7 @@ func TestTidy_NeverTouchesALiveKey(t *testing.T) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
 		},
 		"an entry of the journal": func(h *harness, id string) {
-			_, err := journalRevoke(t.Context(), h.storage, account{Version: 1, ProjectID: h.project, ID: id})
+			_, err := journalRevoke(t.Context(), h.storage, credential{Version: 1, ProjectID: h.project, ID: id})
 			require.NoError(t, err)
 		},
 		"a tag that cannot be read": func(h *harness, _ string) {
@@ -826,6 +827,256 @@ func TestTidy_SettingsOfTheConfig(t *testing.T) {
 		for _, value := range values {
 			require.Contains(t, h.refused(h.write("config", map[string]any{field: value})), field+" must be")
 		}
+	}
+}
+
+// key makes a key of an account as an engine would whose answer never reached
+// Vault.
+func (h *harness) key(account, name string, expiry time.Duration) string {
+	h.t.Helper()
+	made, err := h.api().CreateServiceAccountKey(h.t.Context(), h.project, account, name, nil, expiry)
+	require.NoError(h.t, err)
+	return made.ID
+}
+
+// listedKeys returns the IDs of the keys in a status, "" for accounts.
+func listedKeys(status map[string]any) []string {
+	ids := []string{}
+	for _, o := range status["orphans"].([]any) {
+		id, _ := o.(map[string]any)["api_key_id"].(string)
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// keysThere returns the IDs of all keys that OpenAI lists, dead ones included.
+func (h *harness) keysThere() []string {
+	h.t.Helper()
+	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
+	require.NoError(h.t, err)
+	ids := []string{}
+	for _, k := range keys {
+		ids = append(ids, k.ID)
+	}
+	return ids
+}
+
+func TestTidy_DeadKeysOfAdoptedAccountsGoAndNothingElse(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	account := h.adopted(map[string]any{"ttl": "1h", "max_ttl": "24h"})
+	dead := []string{h.key(account, h.ours(), time.Minute), h.key(account, "x"+h.ours()[len("vault-app-"):], 2*time.Minute)}
+	stay := []string{
+		h.key(account, h.ours(), 24*time.Hour),
+		h.key(account, h.ours(), 0),
+		h.key(account, "by hand", time.Minute),
+		h.key(account, strings.ToUpper(h.ours()), time.Minute),
+		h.key(account, h.anotherMount().ours(), time.Minute),
+	}
+	lease := h.lease("creds/app", nil)
+	stay = append(stay, lease.Data["api_key_id"].(string))
+	// One whose revoke the journal has in hand, and one whose create.
+	revoked, creating := h.key(account, h.ours(), time.Minute), h.ours()
+	_, err := journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
+	require.NoError(t, err)
+	stay = append(stay, revoked, h.key(account, creating, time.Minute))
+	_, err = framework.PutWAL(t.Context(), h.storage, journalKey, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyName: creating})
+	require.NoError(t, err)
+	h.advance(defaultTidySafetyBuffer)
+	stay = append(stay, h.key(account, h.ours(), time.Second)) // younger than the buffer
+	h.advance(2 * time.Minute)
+
+	status := h.tidy(false)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.ElementsMatch(t, dead, listedKeys(status))
+	require.Equal(t, 2, status["orphan_count"])
+	require.Equal(t, 8, status["key_count"])
+	require.Zero(t, status["account_count"])
+	for _, entry := range status["orphans"].([]any) {
+		o := entry.(map[string]any)
+		require.Equal(t, account, o["service_account_id"])
+		require.Equal(t, h.project, o["project_id"])
+		require.NotContains(t, o, "service_account")
+		require.Regexp(t, "[a-z0-9]{15}$", o["api_key_name"])
+		require.Regexp(t, `^it expired at \d{4}-.*Z$`, o["why"])
+		require.Regexp(t, `^12m\d+s$`, o["age"])
+	}
+	require.ElementsMatch(t, append(dead, stay...), h.keysThere(), "a dry run deletes nothing")
+
+	h.sim.ResetRequests()
+	status = h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 2, status["deleted_count"])
+	require.Equal(t, 2, h.sim.Count(http.MethodDelete, ""))
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKey), "it looks once whether a delete has deleted")
+	require.ElementsMatch(t, stay, h.keysThere())
+	require.Equal(t, []string{account}, h.alive())
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	require.Equal(t, 6, h.tidy(true)["key_count"])
+}
+
+// Of an account that was there before and will be there after, only the keys
+// are this engine's.
+func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
+	t.Parallel()
+	for name, name2 := range map[string]string{"a person's name": "batch", "a name that bears the tag": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			if name2 == "" {
+				name2 = h.ours() // given by a person who has copied it
+			}
+			account := h.sim.AddServiceAccount(h.project, name2)
+			entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", &role{
+				Version: roleVersion, ProjectID: h.project, NameTemplate: defaultNameTemplate, TTL: time.Minute, MaxTTL: 5 * time.Minute,
+				KeyExpiry: expiryTTL, CredentialType: typeKey, ServiceAccountID: account, ServiceAccount: name2,
+			})
+			require.NoError(t, err)
+			require.NoError(t, h.storage.Put(t.Context(), entry))
+			for range 3 {
+				h.lease("creds/app", nil) // of which Vault knows nothing any more
+			}
+			h.advance(time.Hour)
+			status := h.tidy(true)
+			require.Equal(t, tidyFinished, status["state"], status["error"])
+			require.Equal(t, 3, status["deleted_count"])
+			require.Empty(t, h.keysThere())
+			require.Equal(t, []string{account}, h.alive(), "without any key")
+			require.Zero(t, h.tidy(true)["orphan_count"])
+			if name == "a name that bears the tag" {
+				return // by which, without the role, it is the mount's
+			}
+			h.lease("creds/app", nil)
+			h.must(h.remove("roles/app"))
+			h.restart()
+			h.advance(time.Hour)
+			require.Equal(t, 1, h.tidy(true)["deleted_count"])
+			require.Empty(t, h.keysThere())
+			require.Equal(t, []string{account}, h.alive())
+		})
+	}
+}
+
+// A key that goes with its account is not deleted by itself.
+func TestTidy_AccountsAndKeysAtOnce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	for range 3 {
+		h.key(account, h.ours(), time.Minute)
+		h.key(h.account(h.project, h.ours(), time.Minute), h.ours(), time.Minute)
+	}
+	// An account with a key that works keeps its dead ones no longer.
+	busy := h.account(h.project, h.ours(), 10*time.Hour)
+	h.sim.Keep(busy, h.sim.Keys()[len(h.sim.Keys())-1].ID)
+	deadOfBusy := h.key(busy, h.ours(), time.Minute)
+	h.advance(time.Hour)
+	h.sim.ResetRequests()
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 7, status["deleted_count"])
+	require.Equal(t, 7, status["key_count"])
+	require.Equal(t, 4, status["account_count"])
+	require.Contains(t, listedKeys(status), deadOfBusy)
+	require.Equal(t, 3, h.sim.Count(http.MethodDelete, routeAccount))
+	require.Equal(t, 4, h.sim.Count(http.MethodDelete, routeKey))
+	require.Len(t, h.sim.Keys(), 1)
+	require.ElementsMatch(t, []string{account, busy}, h.alive())
+}
+
+// Where OpenAI deletes no keys of service accounts, dead ones stay listed there
+// and are nobody's failure.
+func TestTidy_KeysThatCannotBeDeletedAreSaidOnce(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+	second := h.sim.AddProject("second")
+	account := h.adopted(nil)
+	var dead []string
+	for range 5 {
+		dead = append(dead, h.key(account, h.ours(), time.Minute))
+	}
+	elsewhere := h.sim.AddServiceAccount(second, "batch")
+	h.must(h.write("roles/second", map[string]any{"project_id": second, "credential_type": typeKey, "service_account_id": elsewhere}))
+	_, err := h.api().CreateServiceAccountKey(t.Context(), second, elsewhere, h.ours(), nil, time.Minute)
+	require.NoError(t, err)
+	h.account(h.project, h.ours(), time.Minute)
+	h.account(second, h.ours(), time.Minute)
+	h.advance(time.Hour)
+	require.Equal(t, 8, h.tidy(false)["orphan_count"])
+
+	for i := range 2 {
+		h.sim.ResetRequests()
+		status := h.tidy(true)
+		require.Equal(t, tidyFinished, status["state"], status["error"])
+		require.Empty(t, status["errors"])
+		require.Zero(t, status["failed_count"])
+		require.Equal(t, 2-2*i, status["deleted_count"], "the accounts")
+		require.Equal(t, 2-2*i, status["orphan_count"], "what can be done nothing about is none")
+		require.Len(t, status["orphans"], 2-2*i)
+		require.Equal(t, 6, status["key_count"])
+		require.Equal(t, 1, h.sim.Count(http.MethodDelete, routeKey), "one shows it for all")
+		require.Equal(t, i+1, strings.Count(h.log.String(), "OpenAI does not delete keys of service accounts"))
+	}
+	require.Subset(t, h.keysThere(), dead)
+	require.ElementsMatch(t, []string{account, elsewhere}, h.alive())
+
+	// It may learn to.
+	h.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = false })
+	require.Equal(t, 6, h.tidy(true)["deleted_count"])
+	require.Empty(t, h.keysThere())
+}
+
+// What a static role still names is its own to delete, dead or alive.
+func TestTidy_KeysOfStaticRolesAreTheirs(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.sim.AddServiceAccount(h.project, "batch")
+	current, retired, former := h.ours(), h.ours(), h.ours()
+	r := &staticRole{
+		Version: 1, schedule: schedule{RotationPeriod: 24 * time.Hour, NextRotation: h.now().Add(24 * time.Hour)}, ProjectID: h.project, ServiceAccountID: account, Adopted: true,
+		Current: staticKey{ID: h.key(account, current, time.Minute), Name: current},
+		Retired: []staticKey{{ID: h.key(account, retired, time.Minute), Name: retired, DeleteAfter: h.now().Add(24 * time.Hour)}},
+	}
+	require.NoError(t, putStaticRole(t.Context(), h.storage, "batch", r))
+	left := h.key(account, former, time.Minute)
+	h.advance(time.Hour)
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, []string{left}, listedKeys(status))
+	require.ElementsMatch(t, []string{r.Current.ID, r.Retired[0].ID}, h.keysThere())
+	require.Equal(t, []string{account}, h.alive())
+}
+
+func TestTidy_FaultsOfKeys(t *testing.T) {
+	t.Parallel()
+	for name, fault := range apiFaults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+			account := h.adopted(nil)
+			for range 4 {
+				h.key(account, h.ours(), time.Minute)
+			}
+			lease := h.lease("creds/app", nil)
+			h.advance(time.Hour)
+			fault := fault
+			fault.Route, fault.Times = routeKey, 5
+			if fault.Status == http.StatusTooManyRequests {
+				fault.Times = 2 // each makes the next call wait longer
+			}
+			h.sim.Fail(fault)
+			status := h.tidy(true)
+			require.Contains(t, []any{tidyFinished, tidyError}, status["state"])
+			h.sim.ClearFaults()
+			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+			status = h.tidy(true)
+			require.Equal(t, tidyFinished, status["state"], status["error"])
+			require.Equal(t, []string{lease.Data["api_key_id"].(string)}, h.keysThere())
+			require.NoError(t, h.revoke(lease))
+			h.onlyKeys(account)
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ package openaisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -113,18 +114,33 @@ func checkID(field, value string) string {
 	return ""
 }
 
-// failure answers a request that a call to OpenAI (or storage) has failed.
-// Vault keeps a status over its plugin protocol only when it is outermost.
+// mistake is an error that is the caller's.
+type mistake string
+
+func (m mistake) Error() string { return string(m) }
+
+// upstream is a failure of OpenAI's that is not that of a call of ours.
+type upstream string
+
+func (u upstream) Error() string { return string(u) }
+
+// failure answers a request that has failed, by a call to OpenAI for the most
+// part. Vault keeps a status over its plugin protocol only when it is outermost.
 func failure(what string, err error) (*logical.Response, error) {
-	e := client.AsError(err)
-	if e == nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
 	text := fmt.Sprintf("%s: %s", what, err)
+	var theirs mistake
+	var openAIs upstream
+	e := client.AsError(err)
 	switch {
+	case errors.As(err, &theirs):
+		return logical.ErrorResponse("%s", text), nil
+	case errors.As(err, &openAIs):
+		return nil, logical.CodedError(http.StatusBadGateway, text)
+	case e == nil:
+		return nil, fmt.Errorf("%s: %w", what, err)
 	case e.RateLimited():
 		return nil, logical.CodedError(http.StatusTooManyRequests, text)
-	case e.Denied():
+	case e.Denied() && !e.AboutExpiry(): // a policy may refuse with 403, too
 		return nil, fmt.Errorf("%s: the engine's admin key is refused or lacks a permission; check it with a write to the config path: %w", what, err)
 	case e.Status == 0, e.Ambiguous():
 		return nil, logical.CodedError(http.StatusBadGateway, text)

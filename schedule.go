@@ -1,8 +1,8 @@
 package openaisecrets
 
-// This file owns when the admin key is to be replaced without being asked: the
-// schedule's fields and rules, the next time, and the end that a key under a
-// schedule has at OpenAI.
+// This file owns when something is to be replaced without being asked: a
+// schedule's fields and rules and the next time, which the admin key and static
+// roles share, and the end that the admin key has at OpenAI under one.
 //
 // What must stay true: a key that this engine gave an end is replaced before
 // that, whatever has become of its schedule, unless disable_automated_rotation
@@ -38,10 +38,19 @@ func addScheduleFields(fields map[string]*framework.FieldSchema) {
 	delete(fields, "rotation_policy")
 }
 
-// mergeSchedule applies a write to the schedule. Vault's own parser knows
-// nothing of what is stored, nor of bounds, so that is made up for here.
-func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
-	before := *c
+// schedule is when something is to be rotated without being asked. Of period
+// and schedule one is set at most.
+type schedule struct {
+	RotationPeriod   time.Duration `json:"rotation_period,omitempty"`
+	RotationSchedule string        `json:"rotation_schedule,omitempty"`
+	RotationWindow   time.Duration `json:"rotation_window,omitempty"`
+	LastRotated      time.Time     `json:"last_rotated,omitzero"`
+	NextRotation     time.Time     `json:"next_rotation,omitzero"`
+}
+
+// merge applies a write to the schedule. Vault's own parser knows nothing of
+// what is stored, nor of bounds, so that is made up for here.
+func (s *schedule) merge(d *framework.FieldData, now time.Time) (problem string) {
 	for _, name := range []string{"rotation_period", "rotation_window"} {
 		if raw, ok := d.GetOk(name); ok {
 			if seconds := raw.(int); seconds < 0 || seconds > int(maxRotationPeriod/time.Second) {
@@ -61,8 +70,7 @@ func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem s
 		}
 	}
 	p := automatedrotationutil.AutomatedRotationParams{
-		RotationSchedule: c.RotationSchedule, RotationWindow: c.RotationWindow, RotationPeriod: c.RotationPeriod,
-		DisableAutomatedRotation: c.DisableAutomatedRotation,
+		RotationSchedule: s.RotationSchedule, RotationWindow: s.RotationWindow, RotationPeriod: s.RotationPeriod,
 	}
 	if err := p.ParseAutomatedRotationFields(d); err != nil {
 		return err.Error()
@@ -86,11 +94,100 @@ func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem s
 			return err.Error()
 		}
 	}
-	c.RotationPeriod, c.RotationSchedule, c.RotationWindow, c.DisableAutomatedRotation =
-		p.RotationPeriod, p.RotationSchedule, p.RotationWindow, p.DisableAutomatedRotation
+	s.RotationPeriod, s.RotationSchedule, s.RotationWindow = p.RotationPeriod, p.RotationSchedule, p.RotationWindow
 
-	if rs := c.rotationSchedule(); rs != nil && rs.Schedule != nil && rs.Schedule.Next(now.UTC()).IsZero() {
+	if rs := s.parsed(); rs != nil && rs.Schedule != nil && rs.Schedule.Next(now.UTC()).IsZero() {
 		return fmt.Sprintf("rotation_schedule %q never comes", p.RotationSchedule)
+	}
+	return ""
+}
+
+func (s *schedule) same(o *schedule) bool {
+	return s.RotationPeriod == o.RotationPeriod && s.RotationSchedule == o.RotationSchedule && s.RotationWindow == o.RotationWindow
+}
+
+// parsed is the schedule as Vault's scheduler takes it, nil without one.
+func (s *schedule) parsed() *rotation.RotationSchedule {
+	if s.RotationPeriod == 0 && s.RotationSchedule == "" {
+		return nil
+	}
+	rs := &rotation.RotationSchedule{
+		RotationPeriod: s.RotationPeriod, RotationSchedule: s.RotationSchedule, RotationWindow: s.RotationWindow,
+		NextVaultRotation: s.NextRotation, LastVaultRotation: s.LastRotated,
+	}
+	if s.RotationSchedule != "" {
+		parsed, err := rotation.DefaultScheduler.Parse(s.RotationSchedule)
+		if err != nil {
+			return nil // refused when it was written
+		}
+		rs.Schedule = parsed
+	}
+	return rs
+}
+
+// planFrom sets when the next rotation is due, counted from a time.
+func (s *schedule) planFrom(from time.Time) {
+	s.NextRotation = time.Time{}
+	if rs := s.parsed(); rs != nil {
+		rotation.DefaultScheduler.SetNextVaultRotation(rs, from.UTC())
+		s.NextRotation = rs.NextVaultRotation.Truncate(time.Second)
+	}
+}
+
+// tick is when the schedule wants the next rotation: in the past when one is
+// due. One that was missed for longer than its window gives way to the first
+// whose window is still open, or else to the next to come.
+func (s *schedule) tick(now time.Time) time.Time {
+	rs := s.parsed()
+	if rs == nil {
+		return time.Time{}
+	}
+	if !rotation.DefaultScheduler.IsInsideRotationWindow(rs, now) {
+		rotation.DefaultScheduler.SetNextVaultRotation(rs, now.UTC().Add(-rs.RotationWindow))
+	}
+	return rs.NextVaultRotation
+}
+
+// longestGap is the longest time from one rotation to the next, 0 without a
+// schedule. It hardly depends on when it is asked for: a role that was taken
+// once must be taken again, at whatever time of the day it is written.
+func (s *schedule) longestGap(now time.Time) (longest time.Duration) {
+	const day, looked = 24 * time.Hour, 5 * 366 * 24 * time.Hour
+	rs := s.parsed()
+	if rs == nil {
+		return 0
+	}
+	if rs.Schedule == nil {
+		return rs.RotationPeriod
+	}
+	// A schedule has the same times on each of its days: the gaps within one of
+	// them are those within all, and the others are from one of them to another.
+	first := rs.Schedule.Next(now.UTC())
+	first = rs.Schedule.Next(first.Truncate(day).Add(-time.Second))
+	last := first
+	for next := rs.Schedule.Next(last); next.Truncate(day).Equal(last.Truncate(day)); next = rs.Schedule.Next(last) {
+		longest = max(longest, next.Sub(last))
+		last = next
+	}
+	for span, began := last.Sub(first), last; last.Sub(began) < looked; {
+		next := rs.Schedule.Next(last)
+		if next.IsZero() {
+			return maxRotationPeriod // it does not come again
+		}
+		longest = max(longest, next.Sub(last))
+		last = next.Add(span)
+	}
+	return longest
+}
+
+// mergeSchedule applies a write to the schedule of the admin key.
+func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
+	before := *c
+	if problem := c.merge(d, now); problem != "" {
+		return problem
+	}
+	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
+		c.DisableAutomatedRotation = raw.(bool)
 	}
 	// A write that changes nothing of the schedule does not put it off.
 	if !c.sameSchedule(&before) || c.NextRotation.IsZero() {
@@ -105,58 +202,21 @@ func (c *config) scheduled() bool {
 }
 
 func (c *config) sameSchedule(o *config) bool {
-	return c.RotationPeriod == o.RotationPeriod && c.RotationSchedule == o.RotationSchedule &&
-		c.RotationWindow == o.RotationWindow && c.DisableAutomatedRotation == o.DisableAutomatedRotation
-}
-
-// rotationSchedule is the schedule as Vault's scheduler takes it, nil without
-// one.
-func (c *config) rotationSchedule() *rotation.RotationSchedule {
-	if c.RotationPeriod == 0 && c.RotationSchedule == "" {
-		return nil
-	}
-	rs := &rotation.RotationSchedule{
-		RotationPeriod: c.RotationPeriod, RotationSchedule: c.RotationSchedule, RotationWindow: c.RotationWindow,
-		NextVaultRotation: c.NextRotation, LastVaultRotation: c.LastRotated,
-	}
-	if c.RotationSchedule != "" {
-		parsed, err := rotation.DefaultScheduler.Parse(c.RotationSchedule)
-		if err != nil {
-			return nil // refused when it was written
-		}
-		rs.Schedule = parsed
-	}
-	return rs
+	return c.same(&o.schedule) && c.DisableAutomatedRotation == o.DisableAutomatedRotation
 }
 
 // plan sets when the next rotation is due. A period counts from the last
 // rotation, or from now for a key that no rotation has made.
 func (c *config) plan(now time.Time) {
 	c.NextRotation, c.RotationError = time.Time{}, ""
-	rs := c.rotationSchedule()
-	if rs == nil || !c.scheduled() {
+	if !c.scheduled() {
 		return
 	}
 	from := now
-	if rotation.DefaultScheduler.UsesTTL(rs) && c.AdminKeyRotated {
+	if c.RotationPeriod != 0 && c.AdminKeyRotated {
 		from = c.LastRotated
 	}
-	rotation.DefaultScheduler.SetNextVaultRotation(rs, from.UTC())
-	c.NextRotation = rs.NextVaultRotation.Truncate(time.Second)
-}
-
-// tick is when the schedule wants the next rotation: in the past when one is
-// due. One that was missed for longer than its window gives way to the first
-// whose window is still open, or else to the next to come.
-func (c *config) tick(now time.Time) time.Time {
-	rs := c.rotationSchedule()
-	if rs == nil || !c.scheduled() {
-		return time.Time{}
-	}
-	if !rotation.DefaultScheduler.IsInsideRotationWindow(rs, now) {
-		rotation.DefaultScheduler.SetNextVaultRotation(rs, now.UTC().Add(-rs.RotationWindow))
-	}
-	return rs.NextVaultRotation
+	c.planFrom(from)
 }
 
 // nextRotation is when the engine, or Vault for it, replaces the key next:
@@ -166,7 +226,10 @@ func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 	if c.DisableAutomatedRotation {
 		return time.Time{}
 	}
-	at := c.tick(now)
+	at := time.Time{}
+	if c.scheduled() {
+		at = c.tick(now)
+	}
 	if !at.IsZero() {
 		at = at.Add(slack)
 	}
@@ -177,13 +240,12 @@ func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 	return at
 }
 
-// keyLife is how long an admin key made now is to live: until three rotations
-// in a row would have been missed, but a week at least; 0 = without end. A
-// schedule with which two would take longer than OpenAI's limit of a year gets
-// none, since such an end could come before the rotation that renews it.
-func (c *config) keyLife(now time.Time) time.Duration {
-	rs := c.rotationSchedule()
-	if rs == nil || !c.scheduled() {
+// threeRotations is how long it takes from now until three rotations in a row
+// would have been missed; a year where a time is beyond that, and 0 when two
+// would take longer than a year already.
+func (s *schedule) threeRotations(now time.Time) time.Duration {
+	rs := s.parsed()
+	if rs == nil {
 		return 0
 	}
 	at := now.UTC()
@@ -196,7 +258,22 @@ func (c *config) keyLife(now time.Time) time.Duration {
 	if at.IsZero() {
 		return client.MaxExpiry
 	}
-	return min(max(at.Sub(now), minKeyLife).Truncate(time.Second), client.MaxExpiry)
+	return min(at.Sub(now).Truncate(time.Second), client.MaxExpiry)
+}
+
+// keyLife is how long an admin key made now is to live: until three rotations
+// in a row would have been missed, but a week at least; 0 = without end. A
+// schedule with which two would take longer than OpenAI's limit of a year gets
+// none, since such an end could come before the rotation that renews it.
+func (c *config) keyLife(now time.Time) time.Duration {
+	if !c.scheduled() {
+		return 0
+	}
+	life := c.threeRotations(now)
+	if life == 0 {
+		return 0
+	}
+	return max(life, minKeyLife)
 }
 
 // renewBy is when a key that has an end must be replaced at the latest, zero

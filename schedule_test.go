@@ -633,18 +633,18 @@ func TestSchedule_KeyLife(t *testing.T) {
 		want   time.Duration
 	}{
 		"no schedule":           {config{}, 0},
-		"disabled":              {config{RotationPeriod: day, DisableAutomatedRotation: true}, 0},
-		"seconds":               {config{RotationPeriod: 10 * time.Second}, 7 * day},
-		"an hour":               {config{RotationPeriod: time.Hour}, 7 * day},
-		"a month":               {config{RotationPeriod: 30 * day}, 90 * day},
-		"five months":           {config{RotationPeriod: 150 * day}, 365 * day},
-		"a year":                {config{RotationPeriod: 365 * day}, 0},
-		"every minute":          {config{RotationSchedule: "* * * * *"}, 7 * day},
-		"Mondays, a minute ago": {config{RotationSchedule: "59 11 * * 1"}, 21*day - time.Minute},
-		"Mondays, in a minute":  {config{RotationSchedule: "1 12 * * 1"}, 14*day + time.Minute},
-		"two days a year":       {config{RotationSchedule: "0 0 1,2 1 *"}, 365 * day},
-		"once a year":           {config{RotationSchedule: "0 0 1 1 *"}, 0},
-		"29 February":           {config{RotationSchedule: "0 0 29 2 *"}, 0},
+		"disabled":              {config{schedule: schedule{RotationPeriod: day}, DisableAutomatedRotation: true}, 0},
+		"seconds":               {config{schedule: schedule{RotationPeriod: 10 * time.Second}}, 7 * day},
+		"an hour":               {config{schedule: schedule{RotationPeriod: time.Hour}}, 7 * day},
+		"a month":               {config{schedule: schedule{RotationPeriod: 30 * day}}, 90 * day},
+		"five months":           {config{schedule: schedule{RotationPeriod: 150 * day}}, 365 * day},
+		"a year":                {config{schedule: schedule{RotationPeriod: 365 * day}}, 0},
+		"every minute":          {config{schedule: schedule{RotationSchedule: "* * * * *"}}, 7 * day},
+		"Mondays, a minute ago": {config{schedule: schedule{RotationSchedule: "59 11 * * 1"}}, 21*day - time.Minute},
+		"Mondays, in a minute":  {config{schedule: schedule{RotationSchedule: "1 12 * * 1"}}, 14*day + time.Minute},
+		"two days a year":       {config{schedule: schedule{RotationSchedule: "0 0 1,2 1 *"}}, 365 * day},
+		"once a year":           {config{schedule: schedule{RotationSchedule: "0 0 1 1 *"}}, 0},
+		"29 February":           {config{schedule: schedule{RotationSchedule: "0 0 29 2 *"}}, 0},
 	} {
 		require.Equal(t, test.want, test.config.keyLife(now), name)
 	}

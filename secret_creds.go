@@ -1,11 +1,10 @@
 package openaisecrets
 
-// This file owns a credential after its issue: what a lease carries, renewal
-// and revocation.
+// This file owns a lease after its issue: what it carries, renewal and
+// revocation.
 //
-// What must stay true: revoke, journal and drain share destroy; a revoke needs
-// nothing but the lease's own data and a config; gone is success, a missing
-// permission never is.
+// What must stay true: a revoke needs nothing but the lease's own data and a
+// config; a renewal that fails leaves the lease as it was.
 
 import (
 	"context"
@@ -20,58 +19,42 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-const (
-	secretType     = "openai_api_key" // #nosec G101 -- a type's name
-	accountVersion = 1
-	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
-	clockSlack = time.Minute
-)
-
-// account is all that destroying a service account takes. It is the journal's
-// entry and part of each lease.
-type account struct {
-	Version   int    `json:"version"`
-	ProjectID string `json:"project_id"`
-	Name      string `json:"service_account"`
-	// ID is empty where the answer to the create is not known.
-	ID string `json:"service_account_id,omitempty"`
-}
-
-// check says what is missing for destroying the account.
-func (a account) check() error {
-	switch {
-	case a.Version > accountVersion:
-		return fmt.Errorf("it was written by a newer version of this plugin (format %d, this one knows %d)", a.Version, accountVersion)
-	case a.ProjectID == "":
-		return errors.New("it has no project_id")
-	case a.ID == "" && a.Name == "":
-		return errors.New("it has neither service_account_id nor service_account")
-	}
-	return nil
-}
+const secretType = "openai_api_key" // #nosec G101 -- a type's name
 
 // leaseData is what Vault keeps with a lease and hands back.
 type leaseData struct {
-	account
+	credential
 	Role string `json:"role"`
-	// MaxTTL is the most that the lease could last when it was issued, which
-	// the key's expiry at OpenAI covers.
+	// MaxTTL is the most that the lease could last when it was issued.
 	MaxTTL time.Duration `json:"max_ttl"`
-	// KeyExpires is the key's end at OpenAI.
-	KeyExpires time.Time `json:"key_expires_at"`
+	// KeyExpiry is the role's at the issue; empty, as in format 1, is
+	// expiryMaxTTL.
+	KeyExpiry string `json:"key_expiry"`
+	// KeyExpires is the key's end at OpenAI as far as the lease knows, zero
+	// without one.
+	KeyExpires time.Time `json:"key_expires_at,omitzero"`
 }
 
 // internal returns the lease's data as Vault stores it.
 func (l leaseData) internal() map[string]any {
-	return map[string]any{
+	data := map[string]any{
 		"version":            l.Version,
+		"credential_type":    l.Type,
 		"project_id":         l.ProjectID,
 		"service_account":    l.Name,
 		"service_account_id": l.ID,
+		"api_key_id":         l.KeyID,
 		"role":               l.Role,
 		"max_ttl":            int64(l.MaxTTL),
-		"key_expires_at":     l.KeyExpires.UTC().Format(time.RFC3339),
+		"key_expiry":         l.KeyExpiry,
 	}
+	if l.isKey() {
+		data["api_key_name"] = l.KeyName
+	}
+	if !l.KeyExpires.IsZero() {
+		data["key_expires_at"] = l.KeyExpires.UTC().Format(time.RFC3339)
+	}
+	return data
 }
 
 // decodeInto reads what storage has turned into generic JSON values.
@@ -92,13 +75,18 @@ func decodeLease(req *logical.Request) (leaseData, error) {
 	if err := decodeInto(&lease, req.Secret.InternalData); err != nil {
 		return lease, fmt.Errorf("the lease's data cannot be read: %w", err)
 	}
+	lease.KeyExpires = lease.KeyExpires.UTC().Truncate(time.Second)
 	err := lease.check()
 	switch {
 	case err != nil:
 	case lease.ID == "":
 		err = errors.New("it has no service_account_id")
+	case lease.KeyID == "" && (lease.isKey() || lease.KeyExpiry == expiryTTL):
+		err = errors.New("it has no api_key_id")
 	case lease.MaxTTL <= 0:
 		err = errors.New("it has no max_ttl")
+	case lease.KeyExpires.Year() < 1 || lease.KeyExpires.Year() > 9999: // which RFC 3339 cannot say
+		err = errors.New("its key_expires_at is out of range")
 	}
 	if err != nil {
 		return lease, fmt.Errorf("the lease's data is not usable: %w", err)
@@ -118,10 +106,13 @@ func (b *backend) secretCreds() *framework.Secret {
 	}
 }
 
-// renew prolongs a lease without a call to OpenAI: the key's expiry there
-// covers the longest life of its lease from the start. The role decides as it
-// is now, but never beyond what it was at the issue.
+// renew prolongs a lease. With key_expiry=ttl the key's end at OpenAI is moved
+// first; otherwise it covers the longest life of the lease from the start, and
+// nobody is called. The role decides as it is now, but never beyond what it was
+// at the issue.
 func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestBudget)
+	defer cancel()
 	lease, err := decodeLease(req)
 	if err != nil {
 		return nil, err
@@ -137,12 +128,61 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	resp := &logical.Response{Secret: req.Secret, Data: req.Data}
 	resp.Secret.TTL = r.TTL
 	resp.Secret.MaxTTL = min(r.MaxTTL, lease.MaxTTL)
+	if lease.KeyExpiry != expiryTTL {
+		return resp, nil
+	}
+
+	// What Vault will make of it, by the same function that it uses.
+	granted, _, err := framework.CalculateTTL(b.System(), req.Secret.Increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, req.Secret.IssueTime)
+	if err != nil {
+		return logical.ErrorResponse("lease of role %q not renewed: %s", lease.Role, err), nil
+	}
+	if granted > maxLease {
+		granted = maxLease
+		resp.Secret.MaxTTL = time.Since(req.Secret.IssueTime) + granted // an increment yields to nothing else
+	}
+	resp.Secret.TTL = granted
+	// Never sooner than it is: should Vault fail to store the shorter lease, the
+	// longer one must still be covered. The slack is for the clocks, and for the
+	// time until Vault has stored the lease.
+	asked := b.now()
+	if !lease.KeyExpires.Before(asked.Add(granted + clockSlack)) {
+		return resp, nil
+	}
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return notConfigured(req), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var key client.ProjectKey
+	err = b.withCurrent(ctx, req, &snap, func(api *client.Client) (err error) {
+		key, err = api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
+		return err
+	})
+	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role).With(lease.attrs()...)
+	if err != nil {
+		log.Warn("lease not renewed: the key's end could not be moved", "error", err)
+		return failure(fmt.Sprintf("lease of role %q not renewed, it and its key end as they would have", lease.Role), err)
+	}
+	if key.ExpiresAt.Before(asked.Add(granted)) {
+		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it", lease.Role, timeText(key.ExpiresAt))
+	}
+	lease.KeyExpires = key.ExpiresAt
+	for name, value := range lease.internal() {
+		resp.Secret.InternalData[name] = value
+	}
+	log.Info("lease renewed", "ttl", granted.String(), "expires_at", timeText(key.ExpiresAt), "request_id", req.ID)
+	if _, shown := resp.Data["expires_at"]; shown {
+		resp.Data["expires_at"] = timeText(key.ExpiresAt)
+	}
 	return resp, nil
 }
 
-// revoke destroys a lease's account. A failure is an error, after which Vault
+// revoke destroys what a lease stands for. A failure is an error, after which Vault
 // tries again, six times within about ten minutes and then once a day; so it
-// is journalled, too, and the journal tries until the account is gone.
+// is journalled, too, and the journal tries until it is gone.
 func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, revokeBudget)
 	defer cancel()
@@ -150,61 +190,29 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	if err != nil {
 		return nil, err
 	}
-	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role, "project_id", lease.ProjectID, "service_account_id", lease.ID)
+	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role).With(lease.attrs()...)
+	// With key_expiry=ttl the key may live longer than the lease knows, if Vault
+	// could not store a renewal: the journal ends it within a minute then.
 	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) {
-		// The key is dead by itself. Only an empty account is left, which may
-		// wait for its turn; the lease need not.
-		if _, err := journalRevoke(ctx, req.Storage, lease.account); err == nil {
-			log.Info("credential had expired at OpenAI; its account is left to the journal")
+		// The key is dead by itself. What is left may wait for its turn; the
+		// lease need not.
+		if _, err := journalRevoke(ctx, req.Storage, lease.credential); err == nil {
+			log.Info("credential had expired at OpenAI; what is left of it is the journal's")
 			return nil, nil
 		}
 	}
 	snap, err := b.current(ctx, req.Storage)
 	if err == nil {
-		err = destroy(ctx, snap.api, lease.account)
-		if client.IsDenied(err) && b.replaced(snap) {
-			// A rotation without grace has ended the key under this revoke.
-			if snap, err = b.current(ctx, req.Storage); err == nil {
-				err = destroy(ctx, snap.api, lease.account)
-			}
-		}
+		err = b.withCurrent(ctx, req, &snap, func(api *client.Client) error { return b.destroy(ctx, api, lease.credential) })
 	}
 	if err != nil {
 		// The request's context may be what ended the revoke.
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 		defer cancel()
-		_, journalErr := journalRevoke(cleanup, req.Storage, lease.account)
+		_, journalErr := journalRevoke(cleanup, req.Storage, lease.credential)
 		log.Warn("credential not revoked yet; it is left to the journal", "error", err, "journal_error", journalErr)
-		return nil, fmt.Errorf("service account %s in project %s not deleted yet: %w", lease.ID, lease.ProjectID, err)
+		return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), err)
 	}
 	log.Info("credential revoked")
 	return nil, nil
-}
-
-// destroy makes sure that an account does not exist. Without error it is gone.
-func destroy(ctx context.Context, api *client.Client, acct account) error {
-	err := api.DeleteServiceAccount(ctx, acct.ProjectID, acct.ID)
-	if err == nil || client.IsGone(err) {
-		return nil
-	}
-	return unlessProjectGone(ctx, api, acct.ProjectID, err)
-}
-
-// unlessProjectGone returns err, or nil if it means all the same that the
-// account is gone. Archived projects have no accounts, and what OpenAI answers
-// to a delete in one is not published (docs/openai-api.md), so the project's
-// own status decides.
-func unlessProjectGone(ctx context.Context, api *client.Client, id string, err error) error {
-	e := client.AsError(err)
-	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
-		return err
-	}
-	if e.Gone() {
-		return nil
-	}
-	project, readErr := api.GetProject(ctx, id)
-	if client.IsGone(readErr) || (readErr == nil && project.Archived()) {
-		return nil
-	}
-	return err
 }

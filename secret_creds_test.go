@@ -3,6 +3,7 @@ package openaisecrets
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -229,7 +230,7 @@ func TestJournal_AProjectThatForbidsIsNotStormed(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	for range 40 {
 		lease := h.lease("creds/app", nil)
-		acct := account{Version: 1, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
+		acct := credential{Version: 1, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
 		_, err := journalRevoke(t.Context(), h.storage, acct)
 		require.NoError(t, err)
 	}
@@ -290,7 +291,7 @@ func TestRollback_EntriesThatCannotBeReadAreKept(t *testing.T) {
 		_, err := framework.PutWAL(t.Context(), h.storage, kind, data)
 		require.NoError(t, err)
 	}
-	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, account{Version: accountVersion + 1, ProjectID: "p", Name: "n"})
+	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion + 1, ProjectID: "p", Name: "n"})
 	require.NoError(t, err)
 	_, err = framework.PutWAL(t.Context(), h.storage, journalAccount, "text")
 	require.NoError(t, err)
@@ -417,12 +418,18 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for name, data := range map[string]map[string]any{
-		"nothing":       {},
-		"no project":    {"service_account_id": "user-1"},
-		"no account":    {"project_id": "proj_1"},
-		"wrong type":    {"project_id": 7, "service_account_id": "user-1"},
-		"no max_ttl":    {"project_id": "proj_1", "service_account_id": "user-1"},
-		"newer version": {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
+		"nothing":        {},
+		"no project":     {"service_account_id": "user-1"},
+		"no account":     {"project_id": "proj_1"},
+		"wrong type":     {"project_id": 7, "service_account_id": "user-1"},
+		"no max_ttl":     {"project_id": "proj_1", "service_account_id": "user-1"},
+		"newer version":  {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
+		"unknown type":   {"version": 2, "credential_type": "robot", "project_id": "proj_1", "service_account_id": "user-1", "api_key_id": "key_1", "max_ttl": 1},
+		"no key":         {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "max_ttl": 1},
+		"a key by name":  {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "api_key_name": "n", "max_ttl": 1},
+		"no key to move": {"version": 2, "project_id": "proj_1", "service_account_id": "user-1", "key_expiry": "ttl", "max_ttl": 1},
+		"a key's owner":  {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "api_key_id": "key_1", "max_ttl": 1},
+		"no time":        {"version": 2, "project_id": "proj_1", "service_account_id": "user-1", "key_expires_at": "soon", "max_ttl": 1},
 	} {
 		data["secret_type"] = secretType
 		lease := &logical.Response{Secret: &logical.Secret{InternalData: data}}
@@ -434,6 +441,8 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 
 func FuzzLeaseData(f *testing.F) {
 	f.Add([]byte(`{"version":1,"project_id":"p","service_account":"n","service_account_id":"u","role":"r","max_ttl":86400000000000}`))
+	f.Add([]byte(`{"version":2,"credential_type":"api_key","project_id":"p","service_account_id":"u","api_key_id":"k","api_key_name":"n","role":"r","max_ttl":1,"key_expiry":"ttl","key_expires_at":"2026-01-03T04:06:05.25+01:00"}`))
+	f.Add([]byte(`{"version":2,"credential_type":"","project_id":"p","service_account_id":"u","static_role":"s","max_ttl":1,"key_expires_at":"9999-12-31T23:59:59-23:59"}`))
 	f.Add([]byte(`{"version":1e99,"project_id":[],"max_ttl":"x"}`))
 	f.Add([]byte(`{"PROJECT_ID":"p","service_account":null}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -446,8 +455,9 @@ func FuzzLeaseData(f *testing.F) {
 			t.Fatalf("%s is taken for a lease that can be revoked: %+v", raw, lease)
 		}
 		if err == nil {
-			again, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: lease.internal()}})
-			if err != nil || again != lease {
+			stored := lease.internal()
+			again, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: stored}})
+			if err != nil || !maps.Equal(again.internal(), stored) {
 				t.Fatalf("%+v comes back as %+v (%v)", lease, again, err)
 			}
 		}

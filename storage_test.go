@@ -42,15 +42,17 @@ func TestGolden_ConfigV1(t *testing.T) {
 		MaxConcurrent:         256,
 		TidyInterval:          time.Hour,
 		TidySafetyBuffer:      time.Minute,
-		LastRotated:           time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Retired:               []retiredKey{{ID: "key_0", DeleteAfter: time.Date(2026, 1, 2, 3, 9, 5, 0, time.UTC)}},
 
-		RotationPeriod:           24 * time.Hour,
-		RotationSchedule:         "0 2 * * *",
-		RotationWindow:           2 * time.Hour,
+		schedule: schedule{
+			RotationPeriod:   24 * time.Hour,
+			RotationSchedule: "0 2 * * *",
+			RotationWindow:   2 * time.Hour,
+			LastRotated:      time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+			NextRotation:     time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC),
+		},
 		DisableAutomatedRotation: true,
 		RotationManager:          "internal",
-		NextRotation:             time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC),
 		RotationError:            "a reason",
 		AdminKeyExpires:          time.Date(2026, 1, 9, 3, 4, 5, 0, time.UTC),
 	}
@@ -65,18 +67,63 @@ func TestGolden_ConfigV1(t *testing.T) {
 	require.True(t, want.AdminKey.Equal(got.AdminKey))
 	got.AdminKey = want.AdminKey // equal, but another pointer
 	require.Equal(t, want, got)
+
+	// Added without a new format, since an earlier release may ignore it: roles
+	// that rely on it are of a format which that refuses.
+	want.ProjectID = "proj_1"
+	require.NoError(t, putConfig(t.Context(), s, want))
+	entry, err = s.Get(t.Context(), configStorageKey)
+	require.NoError(t, err)
+	require.Contains(t, string(entry.Value), `"project_id":"proj_1"`)
 }
 
-func TestGolden_RoleV1(t *testing.T) {
+func TestGolden_Roles(t *testing.T) {
+	t.Parallel()
+	// What format 1 did not know is as it was then, but for the wait until a new
+	// key works.
+	v1 := &role{
+		Version: 1, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
+		KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation,
+	}
+	v2 := &role{
+		Version: 2, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
+		Scopes: []string{"api.model.request", "api.model.read"}, KeyExpiry: expiryTTL, CredentialType: typeKey,
+		ServiceAccountID: "user-1", ServiceAccount: "batch", ActivationTimeout: 0,
+	}
+	for file, want := range map[string]*role{"role.v1.json": v1, "role.v2.json": v2} {
+		s := &logical.InmemStorage{}
+		require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "app", Value: golden(t, file)}))
+		got, err := getRole(t.Context(), s, "app")
+		require.NoError(t, err)
+		require.Equal(t, want, got, file)
+	}
+	encoded, err := json.Marshal(v2)
+	require.NoError(t, err)
+	require.JSONEq(t, string(golden(t, "role.v2.json")), string(encoded))
+}
+
+func TestGolden_StaticRoleV1(t *testing.T) {
 	t.Parallel()
 	s := &logical.InmemStorage{}
-	want := &role{Version: 1, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour}
-	encoded, err := json.Marshal(want)
+	at := func(day int) time.Time { return time.Date(2026, 1, day, 3, 4, 5, 0, time.UTC) }
+	want := &staticRole{
+		Version:   1,
+		schedule:  schedule{RotationPeriod: 24 * time.Hour, RotationSchedule: "0 2 * * *", RotationWindow: 2 * time.Hour, LastRotated: at(2), NextRotation: at(3)},
+		ProjectID: "proj_1", ServiceAccountID: "user-1", ServiceAccount: "batch", Adopted: true, Description: "for the batch",
+		Scopes: []string{"api.model.request"}, RevocationDelay: time.Hour, KeyTTL: 72 * time.Hour, ActivationTimeout: 10 * time.Second, RotationError: "a reason",
+		Current: staticKey{ID: "key_2", Name: "vault-static-batch-ab3defghij4klmn", Value: client.NewSecret("sk-svcacct-golden"), ExpiresAt: at(9)},
+		Retired: []staticKey{{ID: "key_1", Name: "vault-static-batch-ab3dezzzzzzzzzz", ExpiresAt: at(8), DeleteAfter: at(2)}},
+	}
+	require.NoError(t, putStaticRole(t.Context(), s, "batch", want))
+	entry, err := s.Get(t.Context(), staticStoragePrefix+"batch")
 	require.NoError(t, err)
-	require.JSONEq(t, string(golden(t, "role.v1.json")), string(encoded))
-	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "app", Value: golden(t, "role.v1.json")}))
-	got, err := getRole(t.Context(), s, "app")
+	require.JSONEq(t, string(golden(t, "static_role.v1.json")), string(entry.Value))
+
+	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: staticStoragePrefix + "batch", Value: golden(t, "static_role.v1.json")}))
+	got, err := getStaticRole(t.Context(), s, "batch")
 	require.NoError(t, err)
+	require.True(t, want.Current.Value.Equal(got.Current.Value))
+	got.Current.Value = want.Current.Value // equal, but another pointer
 	require.Equal(t, want, got)
 }
 
@@ -92,51 +139,81 @@ func TestGolden_MountV1(t *testing.T) {
 	require.Equal(t, "ab3de", tag)
 }
 
-func TestGolden_JournalV1(t *testing.T) {
+func TestGolden_Journal(t *testing.T) {
 	t.Parallel()
+	const name = "vault-app-ab3defghij4klmn"
+	made := int64(1767323045)
+	// What is written now, and what releases before wrote.
+	now := map[string]framework.WALEntry{
+		"journal_service_account.v2.json": {Kind: journalAccount, CreatedAt: made, Data: credential{Version: 2, Type: typeAccount, ProjectID: "proj_1", Name: name}},
+		"journal_api_key.v2.json":         {Kind: journalKey, CreatedAt: made, Data: credential{Version: 2, Type: typeKey, ProjectID: "proj_1", Name: "batch", ID: "user-1", KeyName: name, StaticRole: "batch"}},
+		"journal_admin_key.v1.json":       {Kind: journalAdminKey, CreatedAt: made, Data: adminKeyEntry{Version: 1, Name: "vault-admin-ab3defghij4klmn"}},
+	}
+	before := map[string]any{
+		"journal_service_account.v1.json": credential{Version: 1, ProjectID: "proj_1", Name: name, ID: "user-1"},
+	}
+	for file, entry := range now {
+		encoded, err := json.Marshal(entry)
+		require.NoError(t, err)
+		require.JSONEq(t, string(golden(t, file)), string(encoded), file)
+		before[file] = entry.Data
+	}
 	s := &logical.InmemStorage{}
-	put := func(file string) any {
+	for file, want := range before {
 		require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: framework.WALPrefix + file, Value: golden(t, file)}))
 		entry, err := framework.GetWAL(t.Context(), s, file)
 		require.NoError(t, err)
-		return entry.Data
+		if _, isKey := want.(adminKeyEntry); isKey {
+			var got adminKeyEntry
+			require.NoError(t, decodeInto(&got, entry.Data))
+			require.Equal(t, want, got, file)
+			continue
+		}
+		var got credential
+		require.NoError(t, decodeInto(&got, entry.Data))
+		require.Equal(t, want, got, file)
+		require.NoError(t, got.check(), file)
 	}
-	var acct account
-	require.NoError(t, decodeInto(&acct, put("journal_service_account.v1.json")))
-	require.Equal(t, account{Version: 1, ProjectID: "proj_1", Name: "vault-app-ab3defghij4klmn", ID: "user-1"}, acct)
-	var key adminKeyEntry
-	require.NoError(t, decodeInto(&key, put("journal_admin_key.v1.json")))
-	require.Equal(t, adminKeyEntry{Version: 1, Name: "vault-admin-ab3defghij4klmn"}, key)
-
-	for file, data := range map[string]any{"journal_service_account.v1.json": acct, "journal_admin_key.v1.json": key} {
-		kind := map[bool]string{true: journalAccount, false: journalAdminKey}[data == any(acct)]
-		encoded, err := json.Marshal(framework.WALEntry{Kind: kind, Data: data, CreatedAt: 1767323045})
-		require.NoError(t, err)
-		require.JSONEq(t, string(golden(t, file)), string(encoded))
-	}
+	require.Equal(t, []string{journalAccount, journalRevoked, journalKey, journalRevokedKey},
+		[]string{"service_account", "revoked_service_account", "api_key", "revoked_api_key"}, "the kinds are part of the format")
 }
 
-func TestGolden_LeaseV1(t *testing.T) {
+func TestGolden_Leases(t *testing.T) {
 	t.Parallel()
-	want := leaseData{account: account{Version: 1, ProjectID: "proj_1", Name: "vault-app-ab3defghij4klmn", ID: "user-1"}, Role: "app", MaxTTL: 24 * time.Hour, KeyExpires: time.Date(2026, 1, 3, 3, 6, 5, 0, time.UTC)}
-	encoded, err := json.Marshal(want.internal())
-	require.NoError(t, err)
-	require.JSONEq(t, string(golden(t, "lease.v1.json")), string(encoded))
-	var data map[string]any
-	require.NoError(t, json.Unmarshal(golden(t, "lease.v1.json"), &data))
-	got, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: data}})
-	require.NoError(t, err)
-	require.Equal(t, want, got)
+	const name = "vault-app-ab3defghij4klmn"
+	expires := time.Date(2026, 1, 3, 3, 6, 5, 0, time.UTC)
+	v1 := leaseData{credential: credential{Version: 1, ProjectID: "proj_1", Name: name, ID: "user-1"}, Role: "app", MaxTTL: 24 * time.Hour, KeyExpires: expires}
+	v2 := leaseData{
+		credential: credential{Version: 2, Type: typeAccount, ProjectID: "proj_1", Name: name, ID: "user-1", KeyID: "key_1"},
+		Role:       "app", MaxTTL: 24 * time.Hour, KeyExpiry: expiryMaxTTL, KeyExpires: expires,
+	}
+	key := v2
+	key.credential = credential{Version: 2, Type: typeKey, ProjectID: "proj_1", Name: "batch", ID: "user-1", KeyName: name, KeyID: "key_1"}
+	key.KeyExpiry, key.KeyExpires = expiryNone, time.Time{}
+	for file, want := range map[string]leaseData{"lease.v1.json": v1, "lease.v2.json": v2, "lease_api_key.v2.json": key} {
+		var data map[string]any
+		require.NoError(t, json.Unmarshal(golden(t, file), &data))
+		got, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: data}})
+		require.NoError(t, err)
+		require.Equal(t, want, got, file)
+		if want.Version == credentialVersion {
+			encoded, err := json.Marshal(want.internal())
+			require.NoError(t, err)
+			require.JSONEq(t, string(golden(t, file)), string(encoded), file)
+		}
+	}
 }
 
 func TestStorage_NewerFormatsAreRefused(t *testing.T) {
 	t.Parallel()
 	s := &logical.InmemStorage{}
-	for _, key := range []string{configStorageKey, roleStoragePrefix + "app"} {
+	for _, key := range []string{configStorageKey, roleStoragePrefix + "app", staticStoragePrefix + "app"} {
 		require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: key, Value: []byte(`{"version":99}`)}))
 	}
 	_, err := getConfig(t.Context(), s)
 	require.ErrorContains(t, err, "newer version")
 	_, err = getRole(t.Context(), s, "app")
+	require.ErrorContains(t, err, "newer version")
+	_, err = getStaticRole(t.Context(), s, "app")
 	require.ErrorContains(t, err, "newer version")
 }

@@ -11,6 +11,7 @@ package openaisecrets
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -87,12 +88,21 @@ func recordProject(ctx context.Context, s logical.Storage, id string) error {
 	return putProjectEntry(ctx, s, id, projectEntry{})
 }
 
-// orphan is an account that nobody can need any more.
+// orphan is an account, or a key of one that stays, that nobody can need any
+// more.
 type orphan struct {
-	account
+	credential
 	createdAt time.Time
 	age       time.Duration
 	why       string
+}
+
+// id is the ID of what is to be deleted.
+func (o orphan) id() string {
+	if o.isKey() {
+		return o.KeyID
+	}
+	return o.ID
 }
 
 // sweep is one run. It works from one goroutine.
@@ -105,6 +115,14 @@ type sweep struct {
 	// partial says that not every role could be read, so that nothing is known
 	// to be named by none.
 	partial bool
+	// held are the accounts and keys, by ID and by name, that a role names when
+	// the sweep begins. One made since works, or has a key that does, and is no
+	// orphan.
+	held map[string]bool
+	// keysGo and keysStay say what the first delete of an expired key has shown:
+	// OpenAI's documents disagree on whether it deletes keys of service accounts.
+	// Where it does not there is no use in trying others, which are dead anyway.
+	keysGo, keysStay bool
 }
 
 // run sweeps all projects. What fails is noted in the status.
@@ -117,6 +135,7 @@ func (s *sweep) run(ctx context.Context) {
 			return
 		}
 	}
+	s.held = map[string]bool{}
 	projects, err := s.covered(ctx)
 	if err != nil {
 		s.fail(ctx, err)
@@ -170,7 +189,7 @@ func (s *sweep) end(cancelled bool) {
 	s.tidy.cancel = nil
 }
 
-// coveredProject is a project that a role names or has named.
+// coveredProject is a project that a role or the config names or has named.
 type coveredProject struct {
 	id    string
 	named bool // a role names it now
@@ -183,6 +202,13 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 		return nil, fmt.Errorf("listing the recorded projects: %w", err)
 	}
 	named := map[string]bool{}
+	cfg, err := getConfig(ctx, s.storage)
+	if err != nil {
+		return nil, err
+	}
+	if cfg != nil {
+		named[cfg.ProjectID] = true
+	}
 	roles, err := s.storage.List(ctx, roleStoragePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("listing the roles: %w", err)
@@ -195,9 +221,29 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 			continue
 		}
 		if r != nil {
-			named[r.ProjectID] = true
+			named[r.project(cfg)] = true
+			s.held[r.ServiceAccountID] = true
 		}
 	}
+	static, err := s.storage.List(ctx, staticStoragePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("listing the static roles: %w", err)
+	}
+	for _, name := range static {
+		// Unlike a role's, its account may have no working key and be in use.
+		r, err := getStaticRole(ctx, s.storage, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			named[r.ProjectID] = true
+			s.held[r.ServiceAccountID], s.held[r.ServiceAccount] = true, true
+			for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+				s.held[k.ID], s.held[k.Name] = true, true
+			}
+		}
+	}
+	delete(named, "") // a role without a project has made nothing
 
 	var projects []coveredProject
 	for _, id := range recorded {
@@ -239,12 +285,13 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 		s.tidy.note(func(t *tidyStatus) {
 			if first {
 				t.accounts += found.accounts
+				t.keys += found.keys
 			}
 			for _, o := range found.orphans {
-				if _, counted := tried[o.ID]; counted {
+				if _, counted := tried[o.id()]; counted {
 					continue
 				}
-				tried[o.ID] = false
+				tried[o.id()] = false
 				t.orphans++
 				if len(t.listed) < maxListed {
 					t.listed = append(t.listed, o)
@@ -262,9 +309,9 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 
 // finding is what a project holds of this mount's.
 type finding struct {
-	accounts int // all that bear the tag
-	orphans  []orphan
-	at       time.Time // when the listing was complete
+	accounts, keys int // all that bear the tag
+	orphans        []orphan
+	at             time.Time // when the listing was complete
 }
 
 // find looks for a project's orphans. The order matters: what is claimed now
@@ -301,9 +348,6 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 			old = append(old, a)
 		}
 	}
-	if len(old) == 0 {
-		return result, nil
-	}
 	keys, err := snap.api.ListProjectKeys(ctx, project)
 	if err != nil {
 		return finding{}, err
@@ -311,45 +355,56 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	result.at = s.now()
 	owned := map[string][]client.ProjectKey{}
 	for _, k := range keys {
-		if k.AccountID == "" && k.UserID == "" && !s.dead(k, now) {
+		if len(old) > 0 && k.AccountID == "" && k.UserID == "" && !s.dead(k, now) {
 			return finding{}, fmt.Errorf("key %s is owned by neither a user nor a service account as far as this version can tell, so any account might be in use", k.ID)
 		}
 		owned[k.AccountID] = append(owned[k.AccountID], k)
 	}
+	ending := map[string]bool{}
 	for _, a := range old {
 		if why, is := s.orphaned(owned[a.ID], now); is {
+			ending[a.ID] = true
 			result.orphans = append(result.orphans, orphan{
-				account:   account{Version: accountVersion, ProjectID: project, Name: a.Name, ID: a.ID},
-				createdAt: a.CreatedAt, age: now.Sub(a.CreatedAt), why: why,
+				credential: credential{Version: credentialVersion, Type: typeAccount, ProjectID: project, Name: a.Name, ID: a.ID},
+				createdAt:  a.CreatedAt, age: now.Sub(a.CreatedAt), why: why,
 			})
 		}
 	}
-	// Issue 4 adds the keys of api_key and static roles here: those that bear
-	// the tag in their own name and that nothing claims, on whosever account.
-	// remove then deletes the key, and never an account that is claimed.
+	// Keys made for a lease or a static role, on whosever account.
+	for _, k := range keys {
+		if !ours(k.Name) {
+			continue
+		}
+		result.keys++
+		if ending[k.AccountID] || !s.dead(k, now) || k.CreatedAt.IsZero() || now.Sub(k.CreatedAt) <= s.buffer || claimed[k.ID] || claimed[k.Name] || s.keysStay {
+			continue
+		}
+		result.orphans = append(result.orphans, orphan{
+			credential: credential{Version: credentialVersion, Type: typeKey, ProjectID: project, ID: k.AccountID, KeyName: k.Name, KeyID: k.ID},
+			createdAt:  k.CreatedAt, age: now.Sub(k.CreatedAt), why: "it expired at " + timeText(k.ExpiresAt),
+		})
+	}
 	return result, nil
 }
 
-// claimed returns the accounts, by ID and by name, that are somebody's to keep
-// or to delete, whatever becomes of their keys: here those of the journal. The
-// account of a static role belongs here, and so does every account that a role
-// names.
+// claimed returns the accounts and keys, by ID and by name, that are somebody's
+// to keep or to delete: those that roles hold and those of the journal.
 func (s *sweep) claimed(ctx context.Context) (map[string]bool, error) {
 	ids, err := framework.ListWAL(ctx, s.storage)
 	if err != nil {
 		return nil, fmt.Errorf("listing the journal: %w", err)
 	}
-	claimed := map[string]bool{}
+	claimed := maps.Clone(s.held)
 	for _, id := range ids {
 		entry, err := framework.GetWAL(ctx, s.storage, id)
 		if err != nil {
 			return nil, fmt.Errorf("reading the journal: %w", err)
 		}
-		var acct account
-		if entry == nil || decodeInto(&acct, entry.Data) != nil {
-			continue // ended since, or not one that names an account
+		var c credential
+		if entry == nil || decodeInto(&c, entry.Data) != nil {
+			continue // ended since, or not one that names a credential
 		}
-		for _, what := range []string{acct.ID, acct.Name} {
+		for _, what := range []string{c.ID, c.Name, c.KeyID, c.KeyName} {
 			if what != "" {
 				claimed[what] = true
 			}
@@ -408,29 +463,38 @@ func (s *sweep) remove(ctx context.Context, found finding, tried map[string]bool
 	})
 	inRow := 0
 	for _, o := range found.orphans {
-		if tried[o.ID] {
+		if tried[o.id()] || (o.isKey() && s.keysStay) {
 			continue
 		}
 		if s.now().Sub(found.at) > listingHolds {
 			return false, nil
 		}
-		tried[o.ID] = true
+		tried[o.id()] = true
 		// Anew for each: a rotation may have replaced the admin key.
 		snap, err := s.current(ctx, s.storage)
 		if err == nil {
-			err = destroy(ctx, snap.api, o.account)
+			err = s.destroy(ctx, snap.api, o.credential)
+		}
+		if err == nil && o.isKey() && !s.keysGo {
+			_, readErr := snap.api.GetProjectKey(ctx, o.ProjectID, o.KeyID)
+			s.keysGo, s.keysStay = client.IsGone(readErr), readErr == nil
+			if s.keysStay {
+				s.log.Info("OpenAI does not delete keys of service accounts; expired ones stay listed there", "project_id", o.ProjectID, "api_key_id", o.KeyID)
+				s.tidy.note(func(t *tidyStatus) { t.dropKeys(found.orphans) })
+				continue
+			}
 		}
 		if err == nil {
 			inRow = 0
 			s.tidy.note(func(t *tidyStatus) { t.deleted++ })
-			s.log.Info("orphan deleted", "project_id", o.ProjectID, "service_account", o.Name, "service_account_id", o.ID, "age", o.age.Truncate(time.Second).String(), "why", o.why)
+			s.log.Info("orphan deleted", append(o.attrs(), "age", o.age.Truncate(time.Second).String(), "why", o.why)...)
 			continue
 		}
 		if ctx.Err() != nil {
 			return true, ctx.Err()
 		}
 		s.tidy.note(func(t *tidyStatus) { t.failed++ })
-		s.fail(ctx, fmt.Errorf("service account %s in project %s not deleted: %w", o.ID, o.ProjectID, err))
+		s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.what(), err))
 		if !shared(err) {
 			continue
 		}

@@ -1,0 +1,396 @@
+package openaisecrets
+
+// This file owns a credential's life at OpenAI: the one way in which it is
+// made and made ready, and the one way in which it ends.
+//
+// What must stay true: nothing is created before the journal holds its name;
+// each attempt has its own name and its own entry; an entry goes only when what
+// it names is handed over, was never made, or is destroyed. A key that is not
+// yet what was ordered never leaves this file. Gone is success, a missing
+// permission never is.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	credentialVersion = 2
+	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
+	clockSlack = time.Minute
+
+	// probeFirst and probeLongest bound the wait between two looks at whether a
+	// new key works; probeTimeout bounds one look.
+	probeFirst   = 50 * time.Millisecond
+	probeLongest = 500 * time.Millisecond
+	probeTimeout = 5 * time.Second
+)
+
+// What a credential is.
+const (
+	// typeAccount is a service account, with which all its keys end.
+	typeAccount = "service_account"
+	// typeKey is one key of an account that stays.
+	typeKey = "api_key"
+)
+
+// credential is all that destroying a credential takes. It is the journal's
+// entry and part of each lease.
+type credential struct {
+	Version int `json:"version"`
+	// Type is empty in format 1, which knew accounts only.
+	Type      string `json:"credential_type,omitempty"`
+	ProjectID string `json:"project_id"`
+	// Name and ID are the account's, its ID empty where the answer to its create
+	// is not known.
+	Name string `json:"service_account,omitempty"`
+	ID   string `json:"service_account_id,omitempty"`
+	// KeyName and KeyID are the key's; of typeAccount it need not be known.
+	KeyName string `json:"api_key_name,omitempty"`
+	KeyID   string `json:"api_key_id,omitempty"`
+	// StaticRole is the static role that it is made for or was taken from. What
+	// that role still names is not destroyed, whatever else says so.
+	StaticRole string `json:"static_role,omitempty"`
+}
+
+func (c credential) isKey() bool { return c.Type == typeKey }
+
+// check says what is missing for destroying the credential.
+func (c credential) check() error {
+	switch {
+	case c.Version > credentialVersion:
+		return fmt.Errorf("it was written by a newer version of this plugin (format %d, this one knows %d)", c.Version, credentialVersion)
+	case c.ProjectID == "":
+		return errors.New("it has no project_id")
+	case c.Type != "" && c.Type != typeAccount && c.Type != typeKey:
+		return fmt.Errorf("its credential_type %q is unknown", c.Type)
+	case c.isKey() && c.KeyID == "" && c.KeyName == "":
+		return errors.New("it has neither api_key_id nor api_key_name")
+	case !c.isKey() && c.ID == "" && c.Name == "":
+		return errors.New("it has neither service_account_id nor service_account")
+	}
+	return nil
+}
+
+// attrs names the credential in a line of the log.
+func (c credential) attrs() []any {
+	attrs := []any{"project_id", c.ProjectID, "service_account_id", c.ID}
+	if !c.isKey() {
+		attrs = append(attrs, "service_account", c.Name)
+	} else {
+		attrs = append(attrs, "api_key_name", c.KeyName)
+	}
+	if c.KeyID != "" {
+		attrs = append(attrs, "api_key_id", c.KeyID)
+	}
+	return attrs
+}
+
+// what names in an error what is to be destroyed.
+func (c credential) what() string {
+	if c.isKey() {
+		return fmt.Sprintf("key %s of service account %s in project %s", c.KeyID, c.ID, c.ProjectID)
+	}
+	return fmt.Sprintf("service account %s in project %s", c.ID, c.ProjectID)
+}
+
+// noun is what a reader calls it.
+func (c credential) noun() string {
+	if c.isKey() {
+		return "key"
+	}
+	return "account"
+}
+
+// order is a credential to be made.
+type order struct {
+	label      string // for errors: role "app"
+	credential        // what is known before: type, project, of a key its account
+	template   string
+	data       nameData
+	scopes     []string
+	// covers is how long the key must work, expiry what is asked of OpenAI for
+	// that: 0 = no end.
+	covers, expiry time.Duration
+	activation     time.Duration // 0 = the key is not tried
+}
+
+// made is a credential as ordered, whose journal entry is walID.
+type made struct {
+	credential
+	key   client.Key
+	snap  *snapshot
+	walID string
+}
+
+// obtain creates what is ordered and makes it ready: restricted to its scopes,
+// and accepted by OpenAI. An ambiguous create is tried again under a fresh
+// name, within the context. After an error, which is for failure, the journal
+// holds whatever may exist.
+func (b *backend) obtain(ctx context.Context, req *logical.Request, o order) (*made, error) {
+	m, err := b.create(ctx, req, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.ready(ctx, req, m, o); err != nil {
+		// The unrestricted or untried key ends here, and with it the journal entry.
+		return nil, fmt.Errorf("%w; %s", err, b.abandon(ctx, req, m))
+	}
+	return m, nil
+}
+
+// create is obtain up to the answer of the create itself.
+func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*made, error) {
+	var limited error // the last refusal for the rate
+	for attempt := 0; ; {
+		if b.isDraining() {
+			return nil, mistake("this mount is being disabled")
+		}
+		// Anew for each attempt: a rotation may have replaced the admin key.
+		snap, err := b.current(ctx, req.Storage)
+		if err != nil {
+			return nil, err
+		}
+		random, err := randomText(randomLength)
+		if err != nil {
+			return nil, err
+		}
+		o.data.RandomSuffix = snap.tag + random
+		name, err := accountName(o.template, o.data)
+		if err != nil {
+			return nil, mistake("service_account_name_template: " + err.Error())
+		}
+		m := &made{credential: o.credential, snap: snap}
+		m.Version = credentialVersion
+		if m.isKey() {
+			m.KeyName = name
+		} else {
+			m.Name = name
+		}
+		if m.walID, err = framework.PutWAL(ctx, req.Storage, journalKind(m.credential, false), m.credential); err != nil {
+			return nil, fmt.Errorf("writing the journal, before anything was created: %w", err)
+		}
+		// Once sent it is waited for, client or no client: its answer lets what
+		// nobody wants be destroyed at once.
+		if m.isKey() {
+			m.key, err = snap.api.CreateServiceAccountKey(client.Finish(ctx), m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
+		} else {
+			var account client.ServiceAccount
+			account, m.key, err = snap.api.CreateServiceAccount(client.Finish(ctx), m.ProjectID, m.Name, o.expiry)
+			m.ID = account.ID
+		}
+		if err == nil {
+			m.KeyID = m.key.ID
+			return m, nil
+		}
+
+		e := client.AsError(err)
+		if !e.Ambiguous() {
+			// Nothing was made, so a client that has gone changes nothing.
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+			walErr := framework.DeleteWAL(cleanup, req.Storage, m.walID)
+			cancel()
+			if walErr != nil {
+				return nil, fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
+			}
+		}
+		b.Logger().Warn(m.noun()+" not created", "mount", req.MountPoint, "for", o.label, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
+		if e.RateLimited() && e.Retryable() {
+			limited = err
+			continue // the pace knows when the next call fits, and says when that is too late
+		}
+		if e.RateLimited() && limited != nil {
+			return nil, limited // says more than that it is too late
+		}
+		retry := e.Retryable() || (e.Denied() && (b.replaced(snap) || snap.fresh(b.now())))
+		if attempt++; attempt >= maxAttempts || !retry || client.Wait(ctx, client.Backoff(attempt-1, e.RetryAfter)) != nil {
+			return nil, fmt.Errorf("%s%w", o.hint(e), err)
+		}
+	}
+}
+
+// hint is what the caller may do about a refusal that seems to be for the
+// key's lifetime.
+func (o order) hint(e *client.Error) string {
+	switch {
+	case e.AboutExpiry() && o.expiry == 0:
+		return "the key was asked for without an end (key_expiry=none), which a policy of the organization or the project seems to forbid; use key_expiry=max_ttl or ttl: "
+	case e.AboutExpiry() && o.StaticRole != "":
+		return fmt.Sprintf("the key was to live %s, longer than a policy of the organization or the project seems to allow; set the role's key_ttl: ", o.expiry)
+	case e.AboutExpiry():
+		return fmt.Sprintf("the key was to live %s, longer than a policy of the organization or the project seems to allow; shorten the role's max_ttl or, with key_expiry=ttl, its ttl: ", o.expiry)
+	}
+	return ""
+}
+
+// ready checks that the key lives long enough, restricts it and waits until it
+// is accepted.
+func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o order) error {
+	endless, made := m.key.ExpiresAt.IsZero(), m.key.CreatedAt
+	if made.IsZero() { // not said: by our clock, then
+		made = b.now().Add(-clockSlack)
+	}
+	if (endless && o.expiry != 0) || (!endless && m.key.ExpiresAt.Sub(made) < o.covers) {
+		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", timeText(m.key.ExpiresAt), o.covers))
+	}
+	if len(o.scopes) > 0 && !m.isKey() { // those of a lone key went with its create
+		err := b.withCurrent(ctx, req, &m.snap, func(api *client.Client) error {
+			_, err := api.UpdateProjectKey(ctx, m.ProjectID, m.KeyID, o.scopes, 0)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("the key could not be restricted to the role's scopes: %w", err)
+		}
+	}
+	err := activate(ctx, m.snap.api, m.key.Value, o.activation)
+	if ctx.Err() != nil {
+		return fmt.Errorf("nobody waits any more for OpenAI to accept the new key: %w", ctx.Err())
+	}
+	if err != nil {
+		// What was refused is the new key and not the admin key.
+		return upstream(fmt.Sprintf("OpenAI does not accept the new key after %s (activation_timeout; 0 = hand keys out untried): %s", o.activation, err))
+	}
+	return nil
+}
+
+// withCurrent makes a call that may be made again and, if the admin key was
+// replaced under it, makes it again with the one then in force.
+func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*client.Client) error) error {
+	err := call((*snap).api)
+	if !client.IsDenied(err) || !b.replaced(*snap) {
+		return err
+	}
+	// A rotation without grace has ended the key under this call.
+	current, currentErr := b.current(ctx, req.Storage)
+	if currentErr != nil {
+		return currentErr
+	}
+	*snap = current
+	return call(current.api)
+}
+
+// activate waits until OpenAI accepts a key, for timeout at most.
+func activate(ctx context.Context, api *client.Client, key client.Secret, timeout time.Duration) error {
+	if timeout == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var said error // the last answer, which says more than that time is up
+	for pause := probeFirst; ; pause = min(2*pause, probeLongest) {
+		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
+		err := api.Probe(attempt, key)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if e := client.AsError(err); said == nil || (e != nil && e.Status != 0) {
+			said = err
+		}
+		if client.Wait(ctx, pause/2+rand.N(pause/2)) != nil { // #nosec G404 -- jitter, not a secret
+			return said
+		}
+	}
+}
+
+// abandon destroys what cannot be handed over and says what became of it. It is
+// journalled anew, by its ID, before anything else, since the first entry may be
+// gone already.
+func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made) (fate string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	defer cancel()
+	log := b.Logger().With("mount", req.MountPoint).With(m.attrs()...)
+	entry, journalErr := journalRevoke(ctx, req.Storage, m.credential)
+	if err := b.destroy(ctx, m.snap.api, m.credential); err != nil {
+		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)
+		return "its " + m.noun() + " is left to the journal"
+	}
+	log.Info("credential not handed out; it is destroyed")
+	for _, id := range []string{m.walID, entry} {
+		if err := framework.DeleteWAL(ctx, req.Storage, id); err != nil {
+			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
+		}
+	}
+	return "its " + m.noun() + " is destroyed"
+}
+
+// fresh reports whether the admin key came into force so recently that one of
+// OpenAI's servers may not know it yet.
+func (s *snapshot) fresh(now time.Time) bool {
+	return s.config.AdminKeyRotated && now.Sub(s.config.LastRotated) < time.Minute
+}
+
+// replaced reports whether another snapshot has come into force.
+func (b *backend) replaced(snap *snapshot) bool {
+	b.snapshotMu.RLock()
+	defer b.snapshotMu.RUnlock()
+	return b.snapshot != snap
+}
+
+// destroy makes sure that a credential of known ID does not exist, or that its
+// key is dead. Without error it is so.
+func (b *backend) destroy(ctx context.Context, api *client.Client, c credential) error {
+	var err error
+	if c.isKey() {
+		err = b.destroyKey(ctx, api, c)
+	} else {
+		err = api.DeleteServiceAccount(ctx, c.ProjectID, c.ID)
+	}
+	if err == nil || client.IsGone(err) {
+		return nil
+	}
+	return unlessProjectGone(ctx, api, c.ProjectID, err)
+}
+
+// destroyKey deletes a key or, where OpenAI does not delete keys of service
+// accounts, has it expire within a second: its documents disagree on that
+// (docs/openai-api.md).
+func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) error {
+	err := api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
+	if e := client.AsError(err); e == nil || !e.Refused() {
+		return err
+	}
+	soon := b.now().Add(2 * clockSlack)
+	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry)
+	if updateErr != nil {
+		// An expired key cannot be updated, so that may be why.
+		if key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID); updateErr == nil {
+			soon = b.now()
+		}
+	}
+	switch {
+	case client.IsGone(updateErr):
+		return nil
+	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
+		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", timeText(key.ExpiresAt), "error", err)...)
+		return nil
+	}
+	return err
+}
+
+// unlessProjectGone returns err, or nil if it means all the same that what is
+// in the project is gone. Archived projects have no accounts, and what OpenAI answers
+// to a delete in one is not published (docs/openai-api.md), so the project's
+// own status decides.
+func unlessProjectGone(ctx context.Context, api *client.Client, id string, err error) error {
+	e := client.AsError(err)
+	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
+		return err
+	}
+	if e.Gone() {
+		return nil
+	}
+	project, readErr := api.GetProject(ctx, id)
+	if client.IsGone(readErr) || (readErr == nil && project.Archived()) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,784 @@
+package openaisecrets
+
+// What a credential is when it is handed out, and what becomes of one that is
+// not: restricted first, tried, and otherwise destroyed.
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const (
+	scopeChat = "api.model.request"
+	scopeRead = "api.model.read"
+)
+
+// coded is the status of an error that a request ended with.
+func coded(t *testing.T, err error) int {
+	t.Helper()
+	var withCode logical.HTTPCodedError
+	require.ErrorAs(t, err, &withCode)
+	return withCode.Code()
+}
+
+func TestScopes_AreSetBeforeAnybodyHasTheKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"scopes": "api.model.request,api.files.read"})
+	h.sim.ResetRequests()
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, []string{"POST " + routeAccounts, "POST " + routeKey, "GET " + routeModels}, h.routes())
+	requests := h.sim.Requests()
+	require.Equal(t, lease.Data["api_key_id"], requests[2].AuthKeyID, "it is tried once it is restricted")
+	require.Equal(t, []string{scopeChat, "api.files.read"}, h.sim.Keys()[0].Scopes)
+	require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
+	require.Equal(t, 403, h.inference(lease, http.MethodPost, "/responses"))
+	require.Equal(t, 403, h.inference(lease, http.MethodGet, "/models"))
+	h.onlyLeased(lease)
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+func TestScopes_GoWithTheOneCreateOfAKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(map[string]any{"scopes": []string{scopeChat, "api.files.read"}})
+	h.sim.ResetRequests()
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, []string{"POST " + routeNewKey, "GET " + routeModels}, h.routes())
+	require.Equal(t, []string{scopeChat, "api.files.read"}, h.sim.Keys()[0].Scopes)
+	require.Equal(t, 403, h.inference(lease, http.MethodPost, "/responses"))
+	h.onlyKeys(account, lease)
+	require.NoError(t, h.revoke(lease))
+	h.onlyKeys(account)
+}
+
+// To OpenAI an empty list is every scope.
+func TestScopes_AnEmptyListIsNeverSent(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+	bodies := h.bodies()
+	sent := 0
+	use := func(want string) {
+		t.Helper()
+		lease := h.lease("creds/app", nil)
+		_, err := h.renew(t.Context(), lease, 0, 2*time.Hour)
+		require.NoError(t, err)
+		require.NoError(t, h.revoke(lease))
+		all := bodies()
+		require.Greater(t, len(all), sent)
+		text := strings.Join(all[sent:], "\n")
+		require.NotContains(t, strings.ReplaceAll(text, " ", ""), `"scopes":[]`)
+		require.NotContains(t, strings.ReplaceAll(text, " ", ""), `"scopes":null`)
+		require.Equal(t, want != "", strings.Contains(text, "scopes"), text)
+		require.Contains(t, text, want)
+		sent = len(all)
+	}
+	for _, none := range []any{nil, "", []string{}} {
+		data := map[string]any{"key_expiry": expiryTTL}
+		if none != nil {
+			data["scopes"] = none
+		}
+		h.role(data)
+		use("")
+		h.adopted(data)
+		use("")
+	}
+	h.adopted(map[string]any{"scopes": scopeChat, "key_expiry": expiryTTL})
+	use(`"scopes":["` + scopeChat + `"]`)
+	h.must(h.write("roles/app", map[string]any{"scopes": ""}))
+	use("")
+	h.advance(time.Second) // where they cannot be deleted, they end then
+	require.Empty(t, h.sim.Keys())
+}
+
+func TestScopes_OneThatOpenAIDoesNotKnowIsNamedAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	const unknown = "Api.Nope"
+	for name, role := range map[string]func(h *harness){
+		typeAccount: func(h *harness) { h.role(map[string]any{"scopes": []string{scopeChat, unknown}}) },
+		typeKey:     func(h *harness) { h.adopted(map[string]any{"scopes": []string{scopeChat, unknown}}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			role(h)
+			said := h.refused(h.read("creds/app"))
+			require.Contains(t, said, unknown)
+			require.Contains(t, said, "param scopes")
+			require.Empty(t, h.sim.Keys())
+			require.Empty(t, h.journal())
+			require.Zero(t, h.sim.Count(http.MethodGet, routeModels))
+			if name == typeAccount {
+				require.Contains(t, said, "its account is destroyed")
+				h.onlyLeased()
+			}
+		})
+	}
+}
+
+// Between the create and the restriction a key exists that may do everything.
+func TestScopes_AKeyThatCannotBeRestrictedIsDestroyed(t *testing.T) {
+	t.Parallel()
+	for name, fault := range apiFaults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+			h.role(map[string]any{"scopes": scopeChat})
+			fault := fault
+			fault.Method, fault.Route = http.MethodPost, routeKey
+			h.sim.Fail(fault)
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // who is limited waits as long as there is time
+			defer cancel()
+			resp, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
+			if name == "missing key" { // no harm in that: an update hands out no key
+				require.NoError(t, h.revoke(h.stored(h.must(resp, err))))
+				return
+			}
+			require.True(t, err != nil || resp.IsError())
+			if resp != nil {
+				require.NotContains(t, fmt.Sprint(resp.Data), "sk-")
+			}
+			require.Zero(t, h.sim.Count(http.MethodGet, routeModels), "nobody has used it")
+			h.onlyLeased() // at once, without the journal's help
+		})
+	}
+}
+
+func TestScopes_AnAdminKeyReplacedUnderTheUpdateIsTakenUp(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	h.role(map[string]any{"scopes": scopeChat})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 1, Status: 401, OnStrike: func(*http.Request) {
+		if _, err := h.write("config/rotate", nil); err != nil {
+			t.Error(err)
+		}
+	}})
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestAPIKey_OneCallPerLease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	h.sim.ResetRequests()
+	const n = 10
+	names := map[string]bool{}
+	for range n {
+		lease := h.lease("creds/app", nil)
+		require.Equal(t, account, lease.Data["service_account_id"])
+		require.Equal(t, "batch", lease.Data["service_account"])
+		key := h.sim.Keys()[0]
+		require.Equal(t, lease.Data["api_key_id"], key.ID)
+		require.Equal(t, lease.Data["api_key"], key.Value)
+		require.Equal(t, key.ExpiresAt.Format(time.RFC3339), lease.Data["expires_at"])
+		require.Regexp(t, "^vault-app-[a-z0-9]{15}$", key.Name)
+		names[key.Name] = true
+		require.NoError(t, h.revoke(lease))
+		h.onlyKeys(account)
+	}
+	require.Len(t, names, n)
+	require.Equal(t, n, h.sim.Count(http.MethodPost, routeNewKey))
+	require.Equal(t, n, h.sim.Count(http.MethodDelete, routeKey))
+	require.Equal(t, n, h.sim.Count(http.MethodGet, routeModels))
+	require.Equal(t, 3*n, h.sim.Count("", ""))
+}
+
+func TestAPIKey_ALostAnswerIsJournalledByTheKeysName(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	other, err := h.api().CreateServiceAccountKey(t.Context(), h.project, account, "by hand", nil, time.Hour)
+	require.NoError(t, err)
+	h.sim.Keep(other.ID)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: 2, Kind: openaitest.FaultLost})
+	lease := h.lease("creds/app", nil)
+	require.Len(t, h.sim.Keys(), 4)
+	require.Len(t, h.journal(), 2, "each ambiguous attempt keeps its entry")
+	h.tick()
+	require.Empty(t, h.journal())
+	require.Equal(t, []string{account}, h.alive())
+	require.Len(t, h.sim.Keys(), 2, "the lease's, and one that is somebody else's")
+	require.NoError(t, h.revoke(lease))
+	require.Len(t, h.sim.Keys(), 1)
+	require.Equal(t, other.ID, h.sim.Keys()[0].ID)
+
+	// All attempts lost, and the account deleted meanwhile.
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err = h.read("creds/app")
+	require.Equal(t, 502, coded(t, err))
+	require.Len(t, h.journal(), maxAttempts)
+	h.sim.DeleteServiceAccount(h.project, account)
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestAPIKey_AnAccountThatIsGoneIsTheRolesFault(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	h.sim.DeleteServiceAccount(h.project, account)
+	require.Contains(t, h.refused(h.read("creds/app")), account)
+	h.onlyLeased()
+}
+
+func TestAPIKey_GoneIsSuccess(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(h *harness, account, key string){
+		"the key": func(h *harness, _, key string) {
+			require.NoError(h.t, h.api().DeleteProjectKey(h.t.Context(), h.project, key))
+		},
+		"the account": func(h *harness, account, _ string) { h.sim.DeleteServiceAccount(h.project, account) },
+		"the project": func(h *harness, _, _ string) { h.sim.ArchiveProject(h.project) },
+		"the project, and OpenAI answers with 403": func(h *harness, _, _ string) {
+			h.sim.ArchiveProject(h.project)
+			h.sim.Fail(openaitest.Fault{Route: routeKey, Status: 403, Message: "no"})
+		},
+		"the project, of which nothing is known": func(h *harness, account, _ string) {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 404, Message: "no such project"})
+			h.sim.DeleteServiceAccount(h.project, account)
+		},
+	} {
+		for _, refused := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, DELETE refused: %t", name, refused), func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused})
+				account := h.adopted(nil)
+				lease := h.lease("creds/app", nil)
+				h.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = false })
+				lose(h, account, lease.Data["api_key_id"].(string))
+				h.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = refused })
+				require.NoError(t, h.revoke(lease))
+				require.Empty(t, h.journal())
+			})
+		}
+	}
+}
+
+func TestAPIKey_MissingPermissionIsNotGone(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{401, 403} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			account := h.adopted(nil)
+			lease := h.lease("creds/app", nil)
+			cancel := h.sim.Fail(openaitest.Fault{Route: routeKey, Status: status, Message: "not allowed"})
+			for range 2 {
+				err := h.revoke(lease)
+				require.ErrorContains(t, err, "not allowed")
+				require.ErrorContains(t, err, lease.Data["api_key_id"].(string))
+			}
+			require.Len(t, h.sim.Keys(), 1)
+			require.Len(t, h.journal(), 1, "any number of failed revokes make one entry")
+			h.tick()
+			require.Len(t, h.sim.Keys(), 1)
+			cancel()
+			h.tick()
+			h.onlyKeys(account)
+			require.NoError(t, h.revoke(lease), "Vault's next try finds it gone")
+		})
+	}
+}
+
+// OpenAI's documents disagree on whether such a key can be deleted.
+func TestAPIKey_WhereDELETEIsRefusedTheKeyExpiresInstead(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"at once":                           {},
+		"an answer is lost":                 {Kind: openaitest.FaultLost, Times: 1},
+		"an answer is late, beyond the end": {Kind: openaitest.FaultHangAfter, Times: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+			h.must(h.write("config", map[string]any{"request_timeout": "2s"}))
+			account := h.adopted(map[string]any{"scopes": scopeChat})
+			lease := h.lease("creds/app", nil)
+			second := h.lease("creds/app", nil)
+			if fault.Kind != "" {
+				fault.Method, fault.Route = http.MethodPost, routeKey
+				h.sim.Fail(fault)
+			}
+			require.NoError(t, h.revoke(lease))
+			require.Empty(t, h.journal())
+			h.advance(time.Second)
+			require.Equal(t, 401, h.inference(lease, http.MethodPost, "/chat/completions"), "it is dead")
+			require.Equal(t, 200, h.inference(second, http.MethodPost, "/chat/completions"))
+			require.Contains(t, h.log.String(), "OpenAI refuses to delete the key, which has expired instead")
+			h.onlyKeys(account, second)
+			require.NoError(t, h.revoke(lease), "Vault may ask again")
+			h.advance(time.Hour)
+			require.NoError(t, h.revoke(lease))
+			require.NoError(t, h.revoke(second))
+			h.advance(time.Second)
+			h.onlyKeys(account)
+		})
+	}
+}
+
+func TestAPIKey_ARefusedDELETEAloneIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"the update is refused, too": {Status: 400, Message: "cannot be updated"},
+		"it is not allowed":          {Status: 403, Message: "not allowed"},
+		"the admin key is refused":   {Status: 401, Message: "who are you"},
+		"it fails":                   {Status: 500},
+		"it changes nothing": {Kind: openaitest.FaultGarbageBefore, Body: `{"object":"organization.project.api_key","id":"key_x","name":"n","redacted_value":"sk...x","created_at":1767225600,
+			"last_used_at":null,"expires_at":4102444800,"owner_project_access":"active","owner":{"type":"service_account"}}`},
+		"nor says when it ends": {Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+			account := h.adopted(nil)
+			lease := h.lease("creds/app", nil)
+			fault.Method, fault.Route = http.MethodPost, routeKey
+			cancel := h.sim.Fail(fault)
+			require.ErrorContains(t, h.revoke(lease), lease.Data["api_key_id"].(string))
+			require.Len(t, h.journal(), 1)
+			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+			cancel()
+			h.tick()
+			h.advance(time.Second)
+			h.onlyKeys(account)
+		})
+	}
+}
+
+func TestAPIKey_ADeadKeysRevokeCostsNoCallNow(t *testing.T) {
+	t.Parallel()
+	for _, refused := range []bool{false, true} {
+		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused})
+		account := h.adopted(map[string]any{"ttl": "1m", "max_ttl": "5m"})
+		lease := h.lease("creds/app", nil)
+		h.advance(5*time.Minute + expiryMargin + clockSlack + 2*time.Second)
+		h.sim.ResetRequests()
+		require.NoError(t, h.revoke(lease))
+		require.Zero(t, h.sim.Count("", ""))
+		require.Len(t, h.journal(), 1)
+		h.rollback()
+		h.onlyKeys(account)
+		require.Zero(t, h.sim.Count(http.MethodDelete, routeAccount))
+	}
+}
+
+func TestAPIKey_DisablingTheMountLeavesTheAccountAndNoKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	lease := h.lease("creds/app", nil)
+	cancel := h.sim.Fail(openaitest.Fault{Route: routeKey, Status: 403})
+	require.Error(t, h.revoke(lease))
+	cancel()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	require.Len(t, h.journal(), 1+maxAttempts)
+	h.system.TaintedVal = true
+	h.rollback()
+	h.onlyKeys(account)
+	require.Contains(t, h.refused(h.read("creds/app")), "disabled")
+}
+
+func TestAPIKey_RevokeNeedsNothingButTheLease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(nil)
+	lease := h.lease("creds/app", nil)
+	h.role(nil) // it is another kind now
+	h.restart()
+	resp, err := h.renew(t.Context(), lease, time.Minute, 0)
+	require.NoError(t, err)
+	require.NoError(t, h.revoke(resp), "a renewed one, too")
+	h.must(h.remove("roles/app"))
+	require.NoError(t, h.revoke(lease))
+	h.onlyKeys(account)
+}
+
+func TestActivation_AKeyWorksAtTheMomentItIsReturned(t *testing.T) {
+	t.Parallel()
+	for _, delay := range []time.Duration{0, 300 * time.Millisecond, 1500 * time.Millisecond} {
+		for _, scopes := range []string{"", scopeChat} {
+			for _, kind := range []string{typeAccount, typeKey} {
+				t.Run(fmt.Sprint(delay, scopes, kind), func(t *testing.T) {
+					t.Parallel()
+					h := configured(t, openaitest.Options{ActivationDelay: delay})
+					if kind == typeKey {
+						h.adopted(map[string]any{"scopes": scopes})
+					} else {
+						h.role(map[string]any{"scopes": scopes})
+					}
+					h.sim.ResetRequests()
+					began := time.Now()
+					lease := h.lease("creds/app", nil)
+					require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
+					require.GreaterOrEqual(t, time.Since(began), delay)
+					require.Less(t, time.Since(began), delay+5*time.Second)
+					probes := h.sim.Count(http.MethodGet, routeModels)
+					require.LessOrEqual(t, probes, 12, "it backs off")
+					if delay == 0 {
+						require.Equal(t, 1, probes)
+					}
+					require.NoError(t, h.revoke(lease))
+				})
+			}
+		}
+	}
+}
+
+func TestActivation_AKeyThatIsNotAcceptedInTimeIsDestroyed(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"it is not known":    {Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"},
+		"it may not":         {Status: 401, Code: "ip_not_authorized", Message: "Your address is not authorized"},
+		"they are down":      {Status: 503, Message: "we broke"},
+		"nobody answers":     {Kind: openaitest.FaultReset},
+		"it takes for ever":  {Kind: openaitest.FaultHang},
+		"somebody else does": {Kind: openaitest.FaultGarbageBefore, Body: "<html>welcome</html>"},
+	} {
+		for _, kind := range []string{typeAccount, typeKey} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				data := map[string]any{"activation_timeout": "1s"}
+				if kind == typeKey {
+					h.adopted(data)
+				} else {
+					h.role(data)
+				}
+				fault.Route = routeModels
+				h.sim.Fail(fault)
+				began := time.Now()
+				_, err := h.read("creds/app")
+				require.Less(t, time.Since(began), 10*time.Second)
+				require.Equal(t, 502, coded(t, err))
+				require.ErrorContains(t, err, `role "app": OpenAI does not accept the new key after 1s (activation_timeout; 0 = hand keys out untried): try the new key: `)
+				require.ErrorContains(t, err, fault.Message)
+				require.NotContains(t, err.Error(), "admin key", "that is in order")
+				require.Empty(t, h.sim.Keys())
+				require.Empty(t, h.journal())
+				if kind == typeAccount {
+					require.ErrorContains(t, err, "its account is destroyed")
+					require.Empty(t, h.alive())
+				} else {
+					require.ErrorContains(t, err, "its key is destroyed")
+					require.Len(t, h.alive(), 1)
+				}
+			})
+		}
+	}
+}
+
+func TestActivation_WhatIsDestroyedLaterIsSaidToBe(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
+	h.role(map[string]any{"activation_timeout": 1})
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403})
+	_, err := h.read("creds/app")
+	require.ErrorContains(t, err, "its account is left to the journal")
+	require.Len(t, h.sim.Accounts(), 1)
+	cancel()
+	h.tick()
+	h.onlyLeased()
+}
+
+func TestActivation_NoneAskedForNoneMade(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
+	h.role(map[string]any{"activation_timeout": 0})
+	lease := h.lease("creds/app", nil)
+	require.Zero(t, h.sim.Count("", routeModels))
+	require.NoError(t, h.revoke(lease))
+}
+
+// In a bubble, where only waiting takes time.
+func TestActivation_ItIsTriedAtOnceAndThenEverLessOften(t *testing.T) {
+	t.Parallel()
+	for _, scopes := range []string{"", scopeChat} {
+		inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+			h.configure(nil)
+			h.role(map[string]any{"scopes": scopes})
+			began := time.Now()
+			lease := h.lease("creds/app", nil)
+			require.Zero(t, time.Since(began))
+			require.NoError(t, h.revoke(lease))
+
+			h.sim.Configure(func(o *openaitest.Options) { o.ActivationDelay = time.Hour })
+			h.sim.ResetRequests()
+			_, err := h.read("creds/app")
+			require.ErrorContains(t, err, "does not accept the new key after 10s")
+			require.LessOrEqual(t, time.Since(began), defaultActivation)
+			require.Greater(t, time.Since(began), defaultActivation-2*probeLongest)
+			probes := h.sim.Count(http.MethodGet, routeModels)
+			require.Greater(t, probes, 20)
+			require.Less(t, probes, 50)
+			h.onlyLeased()
+		})
+	}
+}
+
+func TestActivation_AMissingScopeMeansActive(t *testing.T) {
+	t.Parallel()
+	const text = "You have insufficient permissions for this operation. Missing scopes: api.model.read."
+	for name, fault := range map[string]openaitest.Fault{
+		"403, by its code": {Status: 403, Code: "missing_scope", Message: "no"},
+		"401, by its code": {Status: 401, Code: "missing_scope", Message: "no"},
+		"403, by its text": {Status: 403, Message: text},
+		"401, by its text": {Status: 401, Message: text},
+		"as a bare string": {Status: 403, Body: `{"error":"` + text + `"}`},
+		"at a rate limit":  {Status: 429, Code: "rate_limit_exceeded"},
+		"at a spend limit": {Status: 429, Code: "project_spend_limit_exceeded"},
+	} {
+		h := configured(t, openaitest.Options{})
+		fault.Route = routeModels
+		h.sim.Fail(fault)
+		lease := h.lease("creds/app", nil)
+		require.Equal(t, 1, h.sim.Count("", routeModels), name)
+		require.NoError(t, h.revoke(lease))
+	}
+}
+
+func TestActivation_ShortTroublesOfTheInferenceSideAreOutlasted(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"500": {Status: 500, Times: 3}, "reset": {Kind: openaitest.FaultReset, Times: 3}, "hang": {Kind: openaitest.FaultHang, Times: 1},
+		"a gateway's 429": {Status: 429, Times: 3, Body: "slow", Header: http.Header{"Retry-After": {"3600"}}}, "{}": {Kind: openaitest.FaultEmptyObject, Times: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+			fault.Route = routeModels
+			h.sim.Fail(fault)
+			began := time.Now()
+			lease := h.lease("creds/app", nil)
+			require.Less(t, time.Since(began), 8*time.Second)
+			require.Equal(t, fault.Times+1, h.sim.Count("", routeModels))
+			require.NoError(t, h.revoke(lease))
+		})
+	}
+}
+
+func TestActivation_AClientThatHasGoneGetsNoKey(t *testing.T) {
+	t.Parallel()
+	for _, strike := range []int{0, 2} {
+		h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		h.sim.Fail(openaitest.Fault{Route: routeModels, Skip: strike, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { cancel() }})
+		began := time.Now()
+		_, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorContains(t, err, "its account is destroyed")
+		require.NotContains(t, err.Error(), "10s", "that is not why")
+		require.Less(t, time.Since(began), 5*time.Second)
+		h.onlyLeased()
+	}
+	// Gone at the very moment at which it works.
+	h := configured(t, openaitest.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	h.sim.Fail(openaitest.Fault{Route: routeModels, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { cancel() }})
+	_, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
+	require.Error(t, err)
+	h.onlyLeased()
+}
+
+func TestActivation_DisablingTheMountMeanwhileLeavesNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{ActivationDelay: 700 * time.Millisecond})
+	struck := make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Route: routeModels, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+		h.b.draining.Store(true)
+		close(struck)
+	}})
+	h.system.TaintedVal = true
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-struck
+		h.rollback()
+	}()
+	// It is let in, since draining is not known of yet.
+	_, err := h.read("creds/app")
+	require.ErrorContains(t, err, "the mount is being disabled")
+	<-done
+	h.onlyLeased()
+}
+
+// What an answer says of a key's end is not taken for more than it is.
+func TestReady_AnEndWithoutABeginning(t *testing.T) {
+	t.Parallel()
+	for end, fine := range map[string]bool{fmt.Sprint(time.Now().Add(25 * time.Hour).Unix()): true, "1767225600": false, `"soon"`: false} {
+		h := configured(t, openaitest.Options{})
+		h.role(map[string]any{"activation_timeout": 0})
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{
+			"id":"user-x","name":"n","api_key":{"id":"key_x","value":"sk-svcacct-0123456789","expires_at":` + end + `}}`})
+		resp, err := h.read("creds/app")
+		if fine {
+			h.must(resp, err)
+			continue
+		}
+		require.ErrorContains(t, err, "does not cover the 24h0m0s")
+	}
+}
+
+// expiries returns the expires_in_seconds that were asked for.
+func expiries(t *testing.T, bodies []string) []string {
+	t.Helper()
+	var all []string
+	for _, body := range bodies {
+		_, after, found := strings.Cut(strings.ReplaceAll(body, " ", ""), `"expires_in_seconds":`)
+		if !found {
+			all = append(all, "none")
+			continue
+		}
+		all = append(all, after[:strings.IndexFunc(after, func(r rune) bool { return r < '0' || r > '9' })])
+	}
+	return all
+}
+
+func TestKeyExpiry_WhatIsAskedOfOpenAI(t *testing.T) {
+	t.Parallel()
+	long := 20000 * time.Hour
+	for name, test := range map[string]struct {
+		role     map[string]any
+		ttl      string // asked for with the read
+		mountMax time.Duration
+		asked    string // seconds
+		leaseTTL time.Duration
+		leaseMax time.Duration
+		warned   bool
+	}{
+		"the default":             {nil, "", 0, "86475", time.Hour, 24 * time.Hour, false},
+		"max_ttl":                 {map[string]any{"key_expiry": "max_ttl", "max_ttl": "2h"}, "5m", 0, "7275", 5 * time.Minute, 2 * time.Hour, false},
+		"the mount's":             {map[string]any{"key_expiry": "max_ttl"}, "", 3 * time.Hour, "10875", time.Hour, 3 * time.Hour, false},
+		"ttl":                     {map[string]any{"key_expiry": "ttl"}, "", 0, "3675", time.Hour, 24 * time.Hour, false},
+		"ttl, as asked":           {map[string]any{"key_expiry": "ttl"}, "10m", 0, "675", 10 * time.Minute, 24 * time.Hour, false},
+		"ttl, a second":           {map[string]any{"key_expiry": "ttl", "ttl": 1}, "", 0, "76", time.Second, 24 * time.Hour, false},
+		"ttl, more than it may":   {map[string]any{"key_expiry": "ttl", "max_ttl": "2h"}, "5h", 0, "7275", 2 * time.Hour, 2 * time.Hour, true},
+		"ttl, the mount's":        {map[string]any{"key_expiry": "ttl", "ttl": "4h"}, "", 3 * time.Hour, "10875", 3 * time.Hour, 3 * time.Hour, true},
+		"none":                    {map[string]any{"key_expiry": "none"}, "", 0, "none", time.Hour, 24 * time.Hour, false},
+		"over a year":             {map[string]any{"max_ttl": "10000h"}, "", long, "31536000", time.Hour, maxLease, false},
+		"over a year, asked":      {map[string]any{"max_ttl": "10000h"}, "9000h", long, "31536000", maxLease, maxLease, true},
+		"over a year, with ttl":   {map[string]any{"key_expiry": "ttl", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "31536000", maxLease, 15000 * time.Hour, true},
+		"over a year, none":       {map[string]any{"key_expiry": "none", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "none", 9000 * time.Hour, 15000 * time.Hour, false},
+		"back to the default":     {map[string]any{"key_expiry": ""}, "", 0, "86475", time.Hour, 24 * time.Hour, false},
+		"the mount has no limit":  {map[string]any{"key_expiry": "ttl"}, "", -1, "3675", time.Hour, 24 * time.Hour, false},
+		"as long as it can be":    {map[string]any{"max_ttl": int64(maxLease / time.Second)}, "", long, "31536000", time.Hour, maxLease, false},
+		"a second more than that": {map[string]any{"max_ttl": int64(maxLease/time.Second) + 1}, "", long, "31536000", time.Hour, maxLease, false},
+	} {
+		for _, kind := range []string{typeAccount, typeKey} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				if test.mountMax != 0 {
+					h.system.MaxLeaseTTLVal = max(test.mountMax, 0)
+				}
+				data := map[string]any{"activation_timeout": 0}
+				maps.Copy(data, test.role)
+				if kind == typeKey {
+					h.adopted(data)
+				} else {
+					h.role(data)
+				}
+				bodies := h.bodies()
+				asked := map[string]any{}
+				if test.ttl != "" {
+					asked["ttl"] = test.ttl
+				}
+				lease := h.lease("creds/app", asked)
+				require.Equal(t, []string{test.asked}, expiries(t, bodies()))
+				require.Equal(t, test.leaseTTL, lease.Secret.TTL)
+				require.Equal(t, test.leaseMax, lease.Secret.MaxTTL)
+				require.Equal(t, test.warned, len(lease.Warnings) > 0, "%v", lease.Warnings)
+				require.True(t, lease.Secret.Renewable)
+				key := h.sim.Keys()[0]
+				require.Equal(t, timeText(key.ExpiresAt), lease.Data["expires_at"])
+				require.Equal(t, test.asked == "none", lease.Data["expires_at"] == "")
+				shown := h.must(h.read("roles/app")).Data
+				if test.ttl == "" {
+					require.Equal(t, strings.Replace(test.asked, "none", "0", 1), fmt.Sprint(shown["effective_key_lifetime"]), "the role says so")
+					require.EqualValues(t, test.leaseTTL/time.Second, shown["effective_ttl"])
+				}
+				require.EqualValues(t, test.leaseMax/time.Second, shown["effective_max_ttl"])
+				require.NoError(t, h.revoke(lease))
+			})
+		}
+	}
+}
+
+// Under a policy that bounds the life of keys, what can work does, and the rest
+// says what to do.
+func TestKeyExpiry_UnderAPolicy(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		role map[string]any
+		said []string // nil = it works
+	}{
+		"max_ttl":              {nil, []string{"24h1m15s", "max_ttl", "key_expiration_too_long", "at most 7200"}},
+		"max_ttl that fits":    {map[string]any{"max_ttl": "1h"}, nil},
+		"ttl":                  {map[string]any{"key_expiry": "ttl"}, nil},
+		"ttl that is too long": {map[string]any{"key_expiry": "ttl", "ttl": "3h"}, []string{"3h1m15s", "key_expiry=ttl", "key_expiration_too_long"}},
+		"none":                 {map[string]any{"key_expiry": "none"}, []string{"key_expiry=none", "use key_expiry=max_ttl or ttl", "key_expiration_required"}},
+	} {
+		for _, kind := range []string{typeAccount, typeKey} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{MaxKeyLifetime: 2 * time.Hour})
+				data := map[string]any{"scopes": scopeChat}
+				maps.Copy(data, test.role)
+				if kind == typeKey {
+					h.adopted(data)
+				} else {
+					h.role(data)
+				}
+				if test.said == nil {
+					lease := h.lease("creds/app", nil)
+					require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
+					_, err := h.renew(t.Context(), lease, 0, 0)
+					require.NoError(t, err)
+					require.NoError(t, h.revoke(lease))
+					return
+				}
+				said := h.refused(h.read("creds/app"))
+				for _, text := range test.said {
+					require.Contains(t, said, text)
+				}
+				require.Empty(t, h.sim.Keys())
+				require.Empty(t, h.journal())
+				require.Len(t, slices.DeleteFunc(h.routes(), func(r string) bool { return !strings.HasPrefix(r, "POST ") }), 1, "it is not tried again")
+			})
+		}
+	}
+	// Which status a policy answers with is not published.
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Status: 403, Message: "Keys of this organization must expire within a day."})
+	said := h.refused(h.read("creds/app"))
+	require.Contains(t, said, "shorten the role's max_ttl")
+	require.NotContains(t, said, "admin key")
+	// Another refusal is no word about a lifetime.
+	h.sim.SetKeyCreationDisabled(true)
+	_, err := h.read("creds/app")
+	require.ErrorContains(t, err, "key_creation_disabled")
+	require.NotContains(t, err.Error(), "shorten")
+	h.onlyLeased()
+}

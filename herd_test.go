@@ -1,0 +1,216 @@
+package openaisecrets
+
+// A thousand leases end in the same minute, at ten calls a minute. Time is the
+// bubble's of testing/synctest, so that Vault's schedule, the engine's budgets
+// and OpenAI's limit are all as they are; only the waiting costs nothing.
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// What Vault 1.21 does with a lease that ends (vault/expiration.go).
+const (
+	vaultWorkers  = 200
+	vaultAttempts = 6
+	vaultTimeout  = 90 * time.Second
+	vaultBackoff  = 10 * time.Second
+)
+
+// inBubble runs a test in a bubble, on a simulator outside of it whose clock is
+// the bubble's.
+func inBubble(t *testing.T, opts openaitest.Options, test func(t *testing.T, h *harness)) {
+	t.Helper()
+	// Each request gets a connection of its own: one that is kept open would
+	// keep the bubble's time from passing, since somebody reads from it.
+	var clock atomic.Int64
+	opts.Clock = func() time.Time { return time.Unix(0, clock.Load()) }
+	clock.Store(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()) // when bubbles begin
+	sim := openaitest.New(opts)
+	server := httptest.NewUnstartedServer(sim)
+	server.Config.SetKeepAlivesEnabled(false)
+	server.Start()
+	defer server.Close()
+	defer sim.Close()
+	sim.SetURL(server.URL + "/v1")
+	synctest.Test(t, func(t *testing.T) {
+		clock.Store(time.Now().UnixNano())
+		done := make(chan struct{})
+		defer close(done)
+		go func() {
+			for {
+				select {
+				case <-time.After(50 * time.Millisecond):
+					clock.Store(time.Now().UnixNano())
+				case <-done:
+					return
+				}
+			}
+		}()
+		h := &harness{
+			t: t, sim: sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{},
+			system: &logical.StaticSystemView{
+				DefaultLeaseTTLVal: 768 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour,
+				PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.2"},
+			},
+		}
+		h.manager = &rotationManager{StaticSystemView: h.system, refusal: errCommunity}
+		h.project = sim.AddProject("apps")
+		h.restart()
+		test(t, h)
+		h.checkSecrets()
+	})
+	for _, leak := range sim.Leaks() {
+		t.Errorf("left alive at the simulated OpenAI: %s", leak)
+	}
+}
+
+// vaultRevokes does with a lease that has ended what Vault does, and returns how
+// often it tried; over vaultAttempts the lease is irrevocable.
+func (h *harness) vaultRevokes(lease *logical.Response, slots chan struct{}) (attempts int) {
+	for {
+		slots <- struct{}{}
+		ctx, cancel := context.WithTimeout(context.Background(), vaultTimeout)
+		secret := *lease.Secret
+		req := &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: lease.Data}
+		_, err := h.b.HandleRequest(ctx, req)
+		cancel()
+		<-slots
+		h.hear(nil, err)
+		attempts++
+		if err == nil {
+			return attempts
+		}
+		if attempts == vaultAttempts {
+			return attempts + 1
+		}
+		backoff := float64(vaultBackoff << attempts)
+		time.Sleep(time.Duration(backoff * (0.5 + rand.Float64())))
+	}
+}
+
+func TestHerd_AThousandLeasesEndInTheSameMinuteAtTenCallsAMinute(t *testing.T) {
+	t.Parallel()
+	for name, kind := range map[string]string{"accounts": typeAccount, "keys": typeKey} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+				const n, perMinute = 1000, 10
+				const ttl = time.Hour
+				h.configure(map[string]any{"tidy_interval": 0})
+				role := map[string]any{"key_expiry": expiryTTL, "ttl": "1h", "max_ttl": "4h"}
+				adopted := []string{}
+				if kind == typeKey {
+					adopted = append(adopted, h.adopted(role))
+				} else {
+					h.role(role)
+				}
+				var leases []*logical.Response
+				for i := range n {
+					leases = append(leases, h.lease("creds/app", nil))
+					if i%25 == 24 {
+						time.Sleep(time.Second) // the 40 s in which they were issued
+					}
+				}
+				h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = perMinute })
+				require.Len(t, h.sim.Keys(), n)
+				ends := map[string]time.Time{} // of keys, by what their leases say
+				for _, lease := range leases {
+					end := lease.Secret.IssueTime.Add(ttl + expiryMargin)
+					ends[lease.Data["api_key_id"].(string)] = end
+				}
+
+				// Vault's tick, once a minute.
+				ticking, stop := context.WithCancel(context.Background())
+				var ticks sync.WaitGroup
+				ticks.Go(func() {
+					for {
+						select {
+						case <-time.After(time.Minute):
+							_, _ = h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
+						case <-ticking.Done():
+							return
+						}
+					}
+				})
+				h.sim.ResetRequests()
+				var irrevocable, most atomic.Int64
+				var wg sync.WaitGroup
+				slots := make(chan struct{}, vaultWorkers)
+				for _, lease := range leases {
+					wg.Go(func() {
+						time.Sleep(time.Until(lease.Secret.IssueTime.Add(ttl)))
+						attempts := int64(h.vaultRevokes(lease, slots))
+						if attempts > vaultAttempts {
+							irrevocable.Add(1)
+						}
+						for old := most.Load(); attempts > old && !most.CompareAndSwap(old, attempts); old = most.Load() {
+						}
+					})
+				}
+				time.Sleep(time.Until(leases[n-1].Secret.IssueTime.Add(ttl + expiryMargin + time.Second)))
+				require.Empty(t, h.sim.Keys(), "every key is dead at its time")
+				time.Sleep(time.Second)
+				for _, e := range h.sim.Ledger() {
+					if e.Kind == openaitest.KindKey && e.Event == openaitest.EventExpired {
+						require.WithinDuration(t, ends[e.ID], e.At, 2*time.Second)
+						delete(ends, e.ID)
+					} else if e.Kind == openaitest.KindKey && e.Event == openaitest.EventDeleted {
+						delete(ends, e.ID)
+					}
+				}
+				require.Empty(t, ends)
+				wg.Wait()
+				over := time.Since(leases[n-1].Secret.IssueTime.Add(ttl))
+				require.Zero(t, irrevocable.Load(), "no lease becomes irrevocable")
+
+				// What is left of them drains at the pace allowed.
+				began := time.Now()
+				left := len(h.journal())
+				require.Greater(t, left, n/2)
+				for len(h.journal()) > 0 && time.Since(began) < 5*time.Hour {
+					time.Sleep(time.Minute)
+				}
+				took := time.Since(began)
+				stop()
+				ticks.Wait()
+				h.b.work.busy <- struct{}{} // the last pass
+				<-h.b.work.busy
+				if kind == typeKey {
+					h.onlyKeys(adopted[0])
+				} else {
+					h.onlyLeased()
+				}
+				deletes, refused := 0, 0
+				for _, r := range h.sim.Requests() {
+					switch {
+					case r.Method != http.MethodDelete:
+					case r.Status == http.StatusTooManyRequests:
+						refused++
+					case r.Status == http.StatusOK:
+						deletes++
+					}
+				}
+				t.Logf("%d leases ended; the last revoke succeeded %s later, at its try %d; %d were left to the journal, which took %s and was refused %d times by the limit, with the revokes",
+					n, over.Round(time.Second), most.Load(), left, took.Round(time.Minute), refused)
+				require.Equal(t, n, deletes, "each is deleted once")
+				// The limit alone takes so long.
+				least := time.Duration(left/perMinute) * time.Minute
+				require.Less(t, took, 2*least)
+				require.Less(t, refused, n/2, "no storm")
+			})
+		})
+	}
+}

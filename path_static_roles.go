@@ -1,0 +1,420 @@
+package openaisecrets
+
+// This file owns the paths of static roles: how one is written, read, listed
+// and deleted. How its key is replaced is in static_rotate.go.
+//
+// What must stay true: a refused write leaves the role as it was; deleting a
+// role deletes what this engine made for it, and never an adopted account.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+func (b *backend) pathStaticRoles() *framework.Path {
+	return &framework.Path{
+		Pattern:      "static-roles/?$",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: "static-roles"},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ListOperation: &framework.PathOperation{
+				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+					names, err := req.Storage.List(ctx, staticStoragePrefix)
+					if err != nil {
+						return nil, fmt.Errorf("listing static roles: %w", err)
+					}
+					return logical.ListResponse(names), nil
+				},
+				Summary: "List the static roles.",
+				Responses: okFields("Names of the static roles.", map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeStringSlice, Description: "Names of the static roles."},
+				}),
+			},
+		},
+		HelpSynopsis:    "List the static roles.",
+		HelpDescription: "Lists the names of all static roles of this mount.",
+	}
+}
+
+func (b *backend) pathStaticRole() *framework.Path {
+	fields := map[string]*framework.FieldSchema{
+		"project_id": {
+			Type:         framework.TypeString,
+			Description:  "ID of the project in which the service account is, or is made. The config's, if there is one, when it is not given. It cannot be changed.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Project ID"},
+		},
+		"service_account_id": {
+			Type:         framework.TypeString,
+			Description:  "ID of an existing service account to adopt: its keys are made and deleted here, it itself is never deleted. Without it an account is made, which ends with the role. It cannot be changed.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Service account ID"},
+		},
+		"service_account_description": {
+			Type:         framework.TypeString,
+			Description:  "A note on what the account is for. Recorded in the role only: OpenAI's API has no such field.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Description"},
+		},
+		"scopes": {
+			Type:         framework.TypeCommaStringSlice,
+			Description:  "What the key may do, as OpenAI's identifiers, such as api.model.request. None = all that the account may do. A change rotates the key at once; the old one lives on for revocation_delay.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Scopes"},
+		},
+		"revocation_delay": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How long a replaced key lives on, for those who have not read the new one yet: 0 to the rotation period, or to the time between two rotations of the schedule. Default 6m, or that time if it is shorter.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Revocation delay"},
+		},
+		"key_ttl": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How long a key lives at OpenAI if no rotation replaces it: long enough for the next rotation and revocation_delay, a year at most. 0 = the default, three rotations and revocation_delay, and a week at least.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Key TTL"},
+		},
+		"activation_timeout": {
+			Type:         framework.TypeDurationSecond,
+			Description:  "How long to wait until OpenAI accepts a new key before it replaces the old one: 0 (not at all) to 45s. Default 10s.",
+			DisplayAttrs: &framework.DisplayAttributes{Name: "Activation timeout"},
+		},
+	}
+	addScheduleFields(fields)
+	delete(fields, "disable_automated_rotation")
+	answer := map[string]*framework.FieldSchema{
+		"service_account":         {Type: framework.TypeString, Description: "Name of the service account; of an adopted one, its name when it was adopted.", Required: true},
+		"service_account_adopted": {Type: framework.TypeBool, Description: "Whether the account was there before the role, and stays after it.", Required: true},
+		"api_key_id":              {Type: framework.TypeString, Description: "ID of the key in force.", Required: true},
+		"api_key_expires_at":      {Type: framework.TypeString, Description: "When that key expires at OpenAI if no rotation replaces it (RFC 3339).", Required: true},
+		"retired_keys":            {Type: framework.TypeInt, Description: "How many replaced keys wait for the end of revocation_delay.", Required: true},
+		"last_vault_rotation":     {Type: framework.TypeString, Description: "When the key was put in force (RFC 3339).", Required: true},
+		"next_vault_rotation":     {Type: framework.TypeString, Description: "When it is to be replaced next (RFC 3339).", Required: true},
+		"last_rotation_error":     {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
+		"next_rotation_retry":     {Type: framework.TypeString, Description: "When a rotation that has failed is tried again (RFC 3339), as far as this node knows; empty without any.", Required: true},
+	}
+	for name, field := range fields {
+		answer[name] = &framework.FieldSchema{Type: field.Type, Description: field.Description, Required: true}
+	}
+	fields["name"] = roleNameField()
+	write := &framework.PathOperation{
+		Callback:                    strict(b.staticRoleWrite),
+		Summary:                     "Create or change a static role.",
+		Responses:                   noContent("Stored."),
+		ForwardPerformanceStandby:   true,
+		ForwardPerformanceSecondary: true,
+	}
+	return &framework.Path{
+		Pattern:      "static-roles/" + framework.GenericNameRegex("name"),
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: "static-role"},
+		Fields:       fields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback:  b.staticRoleRead,
+				Summary:   "Read a static role.",
+				Responses: okFields("The static role.", answer),
+			},
+			logical.CreateOperation: write,
+			logical.UpdateOperation: write,
+			logical.DeleteOperation: &framework.PathOperation{
+				Callback:                    b.staticRoleDelete,
+				Summary:                     "Delete a static role, its keys and the account that was made for it.",
+				Responses:                   noContent("Deleted."),
+				ForwardPerformanceStandby:   true,
+				ForwardPerformanceSecondary: true,
+			},
+		},
+		ExistenceCheck: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
+			r, err := getStaticRole(ctx, req.Storage, d.Get("name").(string))
+			return r != nil, err
+		},
+		HelpSynopsis: "Manage the static roles, for consumers that cannot use leases.",
+		HelpDescription: strings.TrimSpace(`
+A static role is one service account whose key is replaced by rotation_period or
+by rotation_schedule (five cron fields, UTC, with rotation_window if a missed
+rotation is to be made up for only that long). static-creds returns the key in
+force. The account is made and named by this engine, or adopted by
+service_account_id; deleting the role deletes its keys, and the account only if
+it was made.
+
+A new key is in force once OpenAI accepts it, and the old one lives on for
+revocation_delay. Should Vault be gone, the key expires by itself after three
+rotations were missed and not before a week, or after key_ttl.
+`),
+	}
+}
+
+func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	r, err := getStaticRole(ctx, req.Storage, name)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: map[string]any{
+		"project_id":                  r.ProjectID,
+		"service_account_id":          r.ServiceAccountID,
+		"service_account":             r.ServiceAccount,
+		"service_account_adopted":     r.Adopted,
+		"service_account_description": r.Description,
+		"scopes":                      append([]string{}, r.Scopes...), // [] and not null without any
+		"revocation_delay":            int64(r.RevocationDelay / time.Second),
+		"key_ttl":                     int64(r.KeyTTL / time.Second),
+		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
+		"rotation_period":             int64(r.RotationPeriod / time.Second),
+		"rotation_schedule":           r.RotationSchedule,
+		"rotation_window":             int64(r.RotationWindow / time.Second),
+		"api_key_id":                  r.Current.ID,
+		"api_key_expires_at":          timeText(r.Current.ExpiresAt),
+		"retired_keys":                len(r.Retired),
+		"last_vault_rotation":         timeText(r.LastRotated),
+		"next_vault_rotation":         timeText(r.next(b.now())),
+		"last_rotation_error":         r.RotationError,
+		"next_rotation_retry":         timeText(b.static.retry(name)),
+	}}, nil
+}
+
+func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	if len(name) > maxRoleName {
+		return logical.ErrorResponse("the role's name is %d characters long; the limit is %d", len(name), maxRoleName), nil
+	}
+	ctx, done, err := b.beginStatic(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	old, err := getStaticRole(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	label := fmt.Sprintf("static role %q", name)
+	r, problem := mergeStaticRole(old, d, b.now())
+	if problem != "" {
+		return logical.ErrorResponse("%s: %s", label, problem), nil
+	}
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return notConfigured(req), nil // there is a key to be made
+	}
+	if err != nil {
+		return nil, err
+	}
+
+	response := &logical.Response{}
+	if old == nil {
+		if r.ProjectID == "" {
+			r.ProjectID = snap.config.ProjectID
+		}
+		if r.ProjectID == "" {
+			return logical.ErrorResponse("%s: project_id is required, since the config has none; `vault list %sprojects` shows those there are", label, req.MountPoint), nil
+		}
+		refusal, err := checkProject(ctx, req, snap.api, r.ProjectID)
+		if refusal == nil && err == nil && r.Adopted {
+			r.ServiceAccount, refusal, err = checkAdopted(ctx, snap, r.ProjectID, r.ServiceAccountID, response)
+		}
+		switch {
+		case err != nil:
+			return failure(label+" not stored", err)
+		case refusal != nil:
+			return logical.ErrorResponse("%s: %s", label, refusal), nil
+		}
+		if err := recordProject(ctx, req.Storage, r.ProjectID); err != nil {
+			return nil, fmt.Errorf("%s not stored: %w", label, err)
+		}
+	}
+
+	if old == nil || !slices.Equal(old.Scopes, r.Scopes) {
+		if old != nil && len(r.Scopes) == 0 {
+			response.AddWarning("The role has no scopes any more: its key can do all that its account may do.")
+		}
+		_, warnings, err := b.rotateStatic(ctx, req, name, r)
+		switch {
+		case errors.Is(err, errNotConfigured): // deleted meanwhile
+			return notConfigured(req), nil
+		case errors.Is(err, errWhichStaticKey):
+			return nil, fmt.Errorf("%s: %w", label, err)
+		case err != nil:
+			return failure(label+" not stored", err)
+		}
+		for _, warning := range warnings {
+			response.AddWarning(warning)
+		}
+	} else {
+		if err := putStaticRole(ctx, req.Storage, name, r); err != nil {
+			b.static.forget()
+			return nil, err
+		}
+		b.static.set(name, r.due(b.now()))
+	}
+	b.Logger().Info("static role stored", "mount", req.MountPoint, "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted, "request_id", req.ID)
+	b.kickStatic(req) //nolint:contextcheck // it outlives this request
+	if len(response.Warnings) == 0 {
+		return nil, nil
+	}
+	return response, nil
+}
+
+// mergeStaticRole applies a write to the stored role (nil when there is none)
+// and checks everything that can be checked without a call.
+func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r *staticRole, problem string) {
+	r = &staticRole{ActivationTimeout: defaultActivation, RevocationDelay: -1}
+	if old != nil {
+		r = old.clone()
+	}
+	for field, target := range map[string]*string{"project_id": &r.ProjectID, "service_account_id": &r.ServiceAccountID} {
+		raw, ok := d.GetOk(field)
+		if !ok {
+			continue
+		}
+		value := strings.TrimSpace(raw.(string))
+		if problem := checkID(field, value); problem != "" {
+			return nil, problem
+		}
+		if value == "" && old != nil && !(old.Adopted && field == "service_account_id") {
+			continue // as when it was created
+		}
+		if old != nil && value != *target {
+			return nil, fmt.Sprintf("%s cannot be changed from %q: delete the static role and write it anew", field, *target)
+		}
+		*target = value
+	}
+	if old == nil {
+		r.Adopted = r.ServiceAccountID != ""
+	}
+	if raw, ok := d.GetOk("service_account_description"); ok {
+		if problem := checkText("service_account_description", raw.(string)); problem != "" {
+			return nil, problem
+		}
+		r.Description = strings.TrimSpace(raw.(string))
+	}
+	if problem := takeScopes(d, &r.Scopes); problem != "" {
+		return nil, problem
+	}
+	if problem := r.merge(d, now); problem != "" {
+		return nil, problem
+	}
+	if r.RotationPeriod == 0 && r.RotationSchedule == "" {
+		return nil, "rotation_period or rotation_schedule is required"
+	}
+	for field, target := range map[string]*time.Duration{"revocation_delay": &r.RevocationDelay, "key_ttl": &r.KeyTTL, "activation_timeout": &r.ActivationTimeout} {
+		if raw, ok := d.GetOk(field); ok {
+			*target = time.Duration(raw.(int)) * time.Second
+			if *target < 0 {
+				return nil, field + " must not be negative"
+			}
+		}
+	}
+	if r.ActivationTimeout > maxActivation {
+		return nil, fmt.Sprintf("activation_timeout must be between 0 (not at all) and %s", maxActivation)
+	}
+
+	gap := r.longestGap(now)
+	if r.RevocationDelay < 0 {
+		r.RevocationDelay = min(defaultRevocationDelay, gap)
+	}
+	if r.RevocationDelay > gap {
+		return nil, fmt.Sprintf("revocation_delay must be between 0 and the %s from one rotation to the next", gap)
+	}
+	// What a key made at any time must live through, to which a schedule adds the
+	// window and none of its gaps may be too long.
+	least := gap + r.RotationWindow + r.RevocationDelay + staticLead
+	switch {
+	case least > client.MaxExpiry:
+		return nil, fmt.Sprintf("from one rotation to the end of the key that it replaces are %s, and a key can live at OpenAI for %s: rotate more often", least, client.MaxExpiry)
+	case r.KeyTTL != 0 && r.KeyTTL < least:
+		return nil, fmt.Sprintf("key_ttl must be %s or more: to the next rotation, with its window, through revocation_delay, and %s to spare", least, staticLead)
+	case r.KeyTTL > client.MaxExpiry:
+		return nil, fmt.Sprintf("key_ttl must be %s or less, which is what OpenAI allows", client.MaxExpiry)
+	}
+	switch {
+	case old == nil: // its first rotation plans the next
+	case r.RotationPeriod == old.RotationPeriod && r.RotationSchedule == old.RotationSchedule:
+	case r.RotationSchedule != "":
+		r.planFrom(now)
+	default:
+		r.planFrom(r.LastRotated)
+	}
+	return r, ""
+}
+
+// beginStatic begins a change of a role, under its lock. Once it has begun it is
+// finished, whether or not its client waits: a key that was made is stored or
+// destroyed.
+func (b *backend) beginStatic(ctx context.Context, name string) (_ context.Context, done func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestBudget)
+	unlock, err := b.lockStatic(ctx, name)
+	if err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	deadline, _ := ctx.Deadline()
+	cancel()
+	ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	return ctx, func() { unlock(); cancel() }, nil
+}
+
+func (b *backend) staticRoleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	ctx, done, err := b.beginStatic(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	r, err := getStaticRole(ctx, req.Storage, name)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	left, err := b.endStaticRole(ctx, req, name, r)
+	if err != nil {
+		return nil, err
+	}
+	if left == "" {
+		return nil, nil
+	}
+	response := &logical.Response{}
+	response.AddWarning("The role is deleted. Left to the journal, which deletes it at OpenAI as soon as it can: " + left)
+	return response, nil
+}
+
+// endStaticRole deletes a role and what it owns at OpenAI: first journalled,
+// then unnamed, then destroyed. It says what is left to the journal. The caller
+// holds the role's lock.
+func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name string, r *staticRole) (left string, err error) {
+	owned := r.owned(name)
+	var entries []string
+	for _, c := range owned {
+		// Until the role is gone it names what the entries name, and nothing is
+		// destroyed for them. Entries of their own: the worker may be about to end
+		// those of a delete that has failed.
+		id, err := framework.PutWAL(ctx, req.Storage, journalKind(c, true), c)
+		if err != nil {
+			return "", fmt.Errorf("static role %q not deleted: writing the journal: %w", name, err)
+		}
+		entries = append(entries, id)
+	}
+	if err := req.Storage.Delete(ctx, staticStoragePrefix+name); err != nil {
+		return "", fmt.Errorf("deleting static role %q: %w", name, err)
+	}
+	b.static.drop(name)
+	log := b.Logger().With("mount", req.MountPoint, "static_role", name, "request_id", req.ID)
+	log.Info("static role deleted", "adopted", r.Adopted)
+	var lefts []string
+	for i, c := range owned {
+		snap, err := b.current(ctx, req.Storage)
+		if err == nil {
+			err = b.destroy(ctx, snap.api, c)
+		}
+		if err != nil {
+			log.Warn("what the static role owned is left to the journal", append(c.attrs(), "error", err)...)
+			lefts = append(lefts, fmt.Sprintf("%s: %s", c.what(), err))
+			continue
+		}
+		log.Info("what the static role owned is deleted", c.attrs()...)
+		if err := framework.DeleteWAL(ctx, req.Storage, entries[i]); err != nil {
+			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
+		}
+	}
+	return strings.Join(lefts, "; "), nil
+}

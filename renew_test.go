@@ -1,0 +1,360 @@
+package openaisecrets
+
+// A lease whose key follows it (key_expiry=ttl): the key is moved first, never
+// nearer, and whatever fails leaves lease and key as they were.
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// following is a mount whose role "app" has key_expiry=ttl, and a lease of it.
+func following(t *testing.T, opts openaitest.Options, more map[string]any) (*harness, *logical.Response) {
+	t.Helper()
+	h := configured(t, opts)
+	h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+	data := map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h"}
+	maps.Copy(data, more)
+	h.role(data)
+	lease := h.lease("creds/app", nil)
+	h.sim.ResetRequests()
+	return h, lease
+}
+
+// keyEnd is the end of the one key alive.
+func (h *harness) keyEnd() time.Time {
+	h.t.Helper()
+	keys := h.sim.Keys()
+	require.Len(h.t, keys, 1)
+	return keys[0].ExpiresAt
+}
+
+func TestRenew_WithTTLMovesTheKeyFirst(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{typeAccount, typeKey} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			h, lease := following(t, openaitest.Options{}, nil)
+			if kind == typeKey {
+				require.NoError(t, h.revoke(lease))
+				h.adopted(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h", "scopes": scopeChat})
+				lease = h.lease("creds/app", nil)
+				h.sim.ResetRequests()
+			}
+			bodies := h.bodies()
+			first := lease
+			age := time.Duration(0)
+			// Every eight minutes, as Vault Agent does, to the end of max_ttl.
+			for range 14 {
+				h.advance(8 * time.Minute)
+				age += 8 * time.Minute
+				before := h.keyEnd()
+				renewed, err := h.renew(t.Context(), lease, age, 0)
+				require.NoError(t, err)
+				require.NoError(t, renewed.Error())
+				want := min(10*time.Minute, 2*time.Hour-age)
+				require.InDelta(t, want, renewed.Secret.TTL, float64(time.Second))
+				require.False(t, h.keyEnd().Before(before), "never nearer")
+				require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL)), "the key covers the lease")
+				require.WithinDuration(t, h.now().Add(want+expiryMargin), h.keyEnd(), 3*time.Second, "and not by much more")
+				require.Equal(t, timeText(h.keyEnd()), renewed.Data["expires_at"])
+				require.Equal(t, timeText(h.keyEnd()), renewed.Secret.InternalData["key_expires_at"])
+				for name, value := range first.Secret.InternalData {
+					if name != "key_expires_at" {
+						require.Equal(t, value, renewed.Secret.InternalData[name], "what is not returned is lost to Vault")
+					}
+				}
+				for name, value := range first.Data {
+					if name != "expires_at" {
+						require.Equal(t, value, renewed.Data[name])
+					}
+				}
+				lease = renewed
+			}
+			require.Equal(t, 14, h.sim.Count(http.MethodPost, routeKey))
+			require.Equal(t, 14, h.sim.Count("", ""))
+			for _, body := range bodies() {
+				require.NotContains(t, body, "scopes")
+			}
+			if kind == typeKey {
+				require.Equal(t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
+			}
+
+			said := h.refused(h.renew(t.Context(), lease, 2*time.Hour, 0))
+			require.Contains(t, said, "past the max TTL")
+			require.Equal(t, 14, h.sim.Count("", ""))
+			h.advance(8*time.Minute + expiryMargin)
+			require.Empty(t, h.sim.Keys(), "should Vault be gone now")
+			require.NoError(t, h.revoke(lease))
+		})
+	}
+}
+
+func TestRenew_Increments(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	end := h.keyEnd()
+	for _, step := range []struct {
+		increment, ttl time.Duration
+		calls          int
+	}{
+		{30 * time.Minute, 30 * time.Minute, 1},
+		{5 * time.Minute, 5 * time.Minute, 0}, // never nearer
+		{0, 10 * time.Minute, 0},
+		{29 * time.Minute, 29 * time.Minute, 0},
+		{31 * time.Minute, 31 * time.Minute, 1},
+		{time.Second, time.Second, 0},
+		{5 * time.Hour, 2 * time.Hour, 1}, // no more than it may be
+		{5 * time.Hour, 2 * time.Hour, 0},
+	} {
+		h.sim.ResetRequests()
+		renewed, err := h.renew(t.Context(), lease, 0, step.increment)
+		require.NoError(t, err)
+		require.InDelta(t, step.ttl, renewed.Secret.TTL, float64(time.Second), step.increment)
+		require.Equal(t, step.calls, h.sim.Count("", ""), step.increment)
+		require.False(t, h.keyEnd().Before(end))
+		end = h.keyEnd()
+		require.False(t, end.Before(h.now().Add(step.ttl)))
+		require.Equal(t, timeText(end), renewed.Secret.InternalData["key_expires_at"])
+		lease = renewed
+	}
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+// The key's end is OpenAI's time and the lease begins when Vault has stored it:
+// a few seconds to spare are none.
+func TestRenew_AKeyThatBarelyCoversIsMoved(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	h.advance(expiryMargin - 10*time.Second)
+	_, err := h.renew(t.Context(), lease, expiryMargin-10*time.Second, 0)
+	require.NoError(t, err)
+	require.Equal(t, 1, h.sim.Count(http.MethodPost, routeKey))
+	require.WithinDuration(t, h.now().Add(10*time.Minute+expiryMargin), h.keyEnd(), 3*time.Second)
+	require.NoError(t, h.revoke(lease))
+}
+
+func TestRenew_ClocksMayDiffer(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{-clockSlack + time.Second, clockSlack - time.Second} { // Vault's, of OpenAI's
+		h, lease := following(t, openaitest.Options{}, nil)
+		h.mu.Lock()
+		h.offset += ahead
+		h.mu.Unlock()
+		h.advance(5 * time.Minute)
+		renewed, err := h.renew(t.Context(), lease, 5*time.Minute, 0)
+		require.NoError(t, err, ahead)
+		require.NoError(t, renewed.Error())
+		require.False(t, h.keyEnd().Before(h.sim.Now().Add(10*time.Minute)), ahead)
+		require.NoError(t, h.revoke(renewed))
+		h.onlyLeased()
+	}
+}
+
+func TestRenew_BeyondAYear(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	require.NoError(t, h.revoke(lease))
+	h.system.MaxLeaseTTLVal = 30000 * time.Hour
+	resp := h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "9000h", "max_ttl": "20000h"})
+	require.Contains(t, resp.Warnings[0], "ttl 9000h0m0s is longer than a key can live at OpenAI")
+	lease = h.lease("creds/app", nil)
+	age := time.Duration(0)
+	for range 3 {
+		h.advance(6000 * time.Hour)
+		age += 6000 * time.Hour
+		for _, increment := range []time.Duration{0, 8999 * time.Hour} {
+			renewed, err := h.renew(t.Context(), lease, age, increment)
+			require.NoError(t, err)
+			require.NoError(t, renewed.Error())
+			require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL-2*time.Second)), "the key covers the lease")
+			require.InDelta(t, min(maxLease, 20000*time.Hour-age), renewed.Secret.TTL, float64(2*time.Second))
+			lease = renewed
+		}
+	}
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+func TestRenew_OtherModesCallNobody(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{expiryMaxTTL, expiryNone} {
+		for _, kind := range []string{typeAccount, typeKey} {
+			h := configured(t, openaitest.Options{})
+			data := map[string]any{"key_expiry": mode, "scopes": scopeChat}
+			if kind == typeKey {
+				h.adopted(data)
+			} else {
+				h.role(data)
+			}
+			lease := h.lease("creds/app", nil)
+			h.sim.ResetRequests()
+			cancel := h.sim.Fail(openaitest.Fault{Status: 500}) // it would not matter
+			h.advance(30 * time.Minute)
+			renewed, err := h.renew(t.Context(), lease, 30*time.Minute, 5*time.Hour)
+			require.NoError(t, err)
+			require.Equal(t, 5*time.Hour, renewed.Secret.TTL)
+			require.Zero(t, h.sim.Count("", ""))
+			require.Equal(t, lease.Data, renewed.Data)
+			require.Equal(t, lease.Secret.InternalData, renewed.Secret.InternalData)
+			// Nor does it matter what the role has become: the key is as it was made.
+			h.must(h.write("config", map[string]any{"skip_verify": true}))
+			cancel()
+			h.must(h.write("roles/app", map[string]any{"key_expiry": expiryTTL}))
+			h.sim.ResetRequests()
+			_, err = h.renew(t.Context(), lease, 30*time.Minute, 0)
+			require.NoError(t, err)
+			require.Zero(t, h.sim.Count("", ""))
+			require.NoError(t, h.revoke(renewed))
+			require.Empty(t, h.sim.Keys())
+		}
+	}
+}
+
+// Whatever the update ends with: the old lease is worth what it was, and so is
+// its key.
+func TestRenew_AFailureLeavesTheLeaseAsItWas(t *testing.T) {
+	t.Parallel()
+	faults := maps.Clone(apiFaults)
+	faults["an end that does not cover"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":1767225600}`}
+	faults["no end"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":null}`}
+	faults["a spend limit"] = openaitest.Fault{Status: 429, Code: "project_spend_limit_exceeded"}
+	faults["a policy"] = openaitest.Fault{Status: 400, Code: "key_expiration_too_long", Message: "at most 60"}
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, lease := following(t, openaitest.Options{}, nil)
+			h.advance(8 * time.Minute)
+			before := h.keyEnd()
+			internal, data := maps.Clone(lease.Secret.InternalData), maps.Clone(lease.Data)
+			fault := fault
+			fault.Method, fault.Route = http.MethodPost, routeKey
+			cancel := h.sim.Fail(fault)
+			ctx, stop := context.WithTimeout(t.Context(), 8*time.Second)
+			defer stop()
+			resp, err := h.renew(ctx, lease, 8*time.Minute, 0)
+			if name == "missing key" { // no harm in that
+				require.NoError(t, err)
+				require.NoError(t, h.revoke(resp))
+				return
+			}
+			require.True(t, err != nil || resp.IsError())
+			said := fmt.Sprint(err, resp)
+			require.Contains(t, said, `lease of role "app" not renewed`)
+			require.Equal(t, internal, lease.Secret.InternalData)
+			require.Equal(t, data, lease.Data)
+			require.False(t, h.keyEnd().Before(before))
+			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+			require.Empty(t, h.journal())
+
+			// It passes, and the next renewal makes good for it.
+			cancel()
+			renewed, err := h.renew(t.Context(), lease, 8*time.Minute, 0)
+			require.NoError(t, err)
+			require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL)))
+			require.NoError(t, h.revoke(lease), "by either")
+			h.onlyLeased()
+		})
+	}
+}
+
+// What Vault does not store of a renewal costs nobody the key's end.
+func TestRenew_ALeaseThatVaultForgotToProlongEndsItsKeyAllTheSame(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	_, err := h.renew(t.Context(), lease, 0, 2*time.Hour)
+	require.NoError(t, err)
+	h.advance(10*time.Minute + expiryMargin + 2*clockSlack)
+	require.Len(t, h.sim.Keys(), 1, "as far as the lease knows it is dead")
+	require.NoError(t, h.revoke(lease))
+	h.rollback()
+	h.onlyLeased()
+}
+
+func TestRenew_WhatCannotBe(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		before func(h *harness, lease *logical.Response)
+		said   string
+		calls  int
+	}{
+		"the key has expired": {func(h *harness, _ *logical.Response) {
+			h.advance(12 * time.Minute)
+		}, "Expired API keys cannot be updated", 1},
+		"the key was deleted": {func(h *harness, lease *logical.Response) {
+			require.NoError(h.t, h.api().DeleteProjectKey(h.t.Context(), h.project, lease.Data["api_key_id"].(string)))
+		}, "No API key found", 1},
+		"the account was deleted": {func(h *harness, lease *logical.Response) {
+			h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+		}, "No API key found", 1},
+		"the project was archived": {func(h *harness, _ *logical.Response) { h.sim.ArchiveProject(h.project) }, "is archived", 1},
+		"the role was deleted":     {func(h *harness, _ *logical.Response) { h.must(h.remove("roles/app")) }, "no longer exists", 0},
+		"the config was deleted":   {func(h *harness, _ *logical.Response) { h.must(h.remove("config")) }, "no admin key", 0},
+		"the role allows less by now": {func(h *harness, _ *logical.Response) {
+			h.must(h.write("roles/app", map[string]any{"ttl": "1m", "max_ttl": "5m"}))
+		}, "past the max TTL", 0},
+		"the policy allows less by now": {func(h *harness, _ *logical.Response) {
+			h.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = time.Minute })
+		}, "key_expiration_too_long", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, lease := following(t, openaitest.Options{}, nil)
+			h.advance(6 * time.Minute)
+			test.before(h, lease)
+			h.sim.ResetRequests()
+			require.Contains(t, h.refused(h.renew(t.Context(), lease, 6*time.Minute, 0)), test.said)
+			require.Equal(t, test.calls, h.sim.Count("", ""))
+			h.configure(nil)
+			require.NoError(t, h.revoke(lease))
+			h.tick()
+			h.onlyLeased()
+		})
+	}
+}
+
+func TestRenew_AnAdminKeyReplacedUnderItIsTakenUp(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0, "request_timeout": "30s"})) // for the rotation within
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 1, Status: 401, OnStrike: func(*http.Request) {
+		if _, err := h.write("config/rotate", nil); err != nil {
+			t.Error(err)
+		}
+	}})
+	h.advance(8 * time.Minute)
+	renewed, err := h.renew(t.Context(), lease, 8*time.Minute, 0)
+	require.NoError(t, err)
+	require.WithinDuration(t, h.now().Add(10*time.Minute+expiryMargin), h.keyEnd(), 3*time.Second)
+	require.NoError(t, h.revoke(renewed))
+	h.onlyLeased()
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+// A lease of the first format is renewed and revoked as it was made.
+func TestRenew_OfALeaseOfAnEarlierRelease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	for _, name := range []string{"credential_type", "key_expiry", "api_key_id"} {
+		delete(lease.Secret.InternalData, name)
+	}
+	lease.Secret.InternalData["version"] = 1
+	h.must(h.write("roles/app", map[string]any{"key_expiry": expiryTTL}))
+	h.sim.ResetRequests()
+	renewed, err := h.renew(t.Context(), lease, time.Hour, 0)
+	require.NoError(t, err)
+	require.Zero(t, h.sim.Count("", ""))
+	require.NoError(t, h.revoke(renewed))
+	h.onlyLeased()
+}

@@ -1,0 +1,631 @@
+package openaisecrets
+
+// Static roles in numbers and over time: a reader across many rotations, a
+// thousand at once, everything at once, and the end of the mount.
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// Vault Agent and consul-template read again a second after ttl has passed, and
+// each second while it is 0.
+func TestStaticKeep_TwentyRotationsUnderAReaderThatReadsAgainInTime(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string]fields{
+		"period":   {"rotation_period": "1h"},
+		"schedule": {"rotation_schedule": "0 * * * *", "revocation_delay": "1m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{ActivationDelay: 300 * time.Millisecond})
+			h.static("batch", data)
+
+			<-h.b.static.busy
+			h.rollbackOnly() // a pass, as Vault's ticks keep it going
+			h.b.static.until.Store(time.Now().Add(10 * time.Minute).UnixNano())
+
+			var held atomic.Value // the key that the reader has
+			var again time.Time   // when it reads again
+			read := func() {
+				creds := h.staticCreds("batch")
+				held.Store(creds["api_key"].(string))
+				again = h.now().Add(time.Duration(creds["ttl"].(int64)+1) * time.Second)
+			}
+			read()
+			stop := make(chan struct{})
+			var checks atomic.Int64
+			var checker sync.WaitGroup
+			checker.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(5 * time.Millisecond):
+					}
+					key := held.Load().(string)
+					if !h.accepted(key) && key == held.Load().(string) {
+						t.Error("the key that the reader holds does not work")
+						return
+					}
+					checks.Add(1)
+				}
+			})
+			for range 20 {
+				before := held.Load()
+				h.until(h.staticTime("batch", "next_vault_rotation").Add(-50 * time.Millisecond))
+				h.b.static.nudge() // clocks do not jump in life
+				require.WithinDuration(t, h.now().Add(time.Second), again, time.Second, "the reader wakes in time")
+				for held.Load() == before {
+					time.Sleep(again.Sub(h.now()))
+					read()
+					require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), time.Hour+10*time.Second)
+				}
+				h.until(h.staticTime("batch", "last_vault_rotation").Add(h.delayOf("batch") + time.Second))
+				h.b.static.nudge()
+				require.Eventually(t, func() bool { return h.staticRole("batch")["retired_keys"] == 0 }, 10*time.Second, 5*time.Millisecond)
+			}
+			close(stop)
+			checker.Wait()
+			t.Logf("looked %d times", checks.Load())
+			require.Greater(t, checks.Load(), int64(100))
+			require.NoError(t, h.b.stopStatic(context.Background()))
+			h.holdStatic()
+			h.onlyStatic()
+			h.gone("batch")
+		})
+	}
+}
+
+func (h *harness) delayOf(name string) time.Duration {
+	return time.Duration(h.staticRole(name)["revocation_delay"].(int64)) * time.Second
+}
+
+// gauge counts the calls of one kind that are under way.
+type gauge struct {
+	now, most, all atomic.Int64
+}
+
+func (g *gauge) around(next http.Handler, counts func(*http.Request) bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if counts(r) {
+			g.all.Add(1)
+			n := g.now.Add(1)
+			defer g.now.Add(-1)
+			for most := g.most.Load(); n > most && !g.most.CompareAndSwap(most, n); most = g.most.Load() {
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func isRotation(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/api_keys")
+}
+
+func TestStaticKeep_AThousandDueAtOnceAreAQueueAndNoStorm(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.holdStatic()
+	var g gauge
+	proxy := httptest.NewServer(g.around(h.sim, isRotation))
+	t.Cleanup(proxy.Close)
+	h.configure(fields{"api_endpoint": proxy.URL + "/v1"})
+	h.must(h.write("roles/app", fields{"project_id": h.project}))
+	const roles = 1000
+	names := make([]string, roles)
+	for i := range names {
+		names[i] = fmt.Sprint("role-", i)
+		h.static(names[i], fields{"rotation_schedule": "0 2 * * *", "rotation_window": "1h", "activation_timeout": 0})
+	}
+	rotated := func() (n int) {
+		for _, name := range names {
+			r, err := getStaticRole(context.Background(), h.storage, name)
+			require.NoError(t, err)
+			if len(r.Retired) > 0 {
+				n++
+			}
+		}
+		return n
+	}
+	// Ten thousand calls a minute, where a thousand take six seconds at least.
+	h.sim.Configure(func(o *openaitest.Options) {
+		o.RatePerMinute, o.RateBurst, o.Latency = 10000, 50, 4*time.Millisecond
+	})
+	h.until(h.staticTime(names[0], "next_vault_rotation"))
+	h.restart() // a new process: all are read from storage
+	rollback := func() {
+		began := time.Now()
+		_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
+		require.NoError(t, err)
+		require.Less(t, time.Since(began), time.Second, "the periodic function returns at once")
+	}
+	began := time.Now()
+	rollback()
+	var slowest time.Duration
+	for round := 0; rotated() < roles; round++ {
+		require.Less(t, time.Since(began), 2*time.Minute)
+		asked := time.Now()
+		lease := h.lease("creds/app", nil)
+		slowest = max(slowest, time.Since(asked))
+		require.NoError(t, h.revoke(lease))
+		if round%5 == 0 {
+			rollback() // ticks come and go
+		}
+	}
+	t.Logf("%d roles rotated in %s; %d calls, %d at once at most; the slowest issue meanwhile took %s; %d calls were told to slow down",
+		roles, time.Since(began).Round(time.Millisecond), g.all.Load(), g.most.Load(), slowest.Round(time.Millisecond), h.b.pace.Throttled())
+	require.LessOrEqual(t, g.most.Load(), int64(staticWorkers))
+	require.Less(t, slowest, 5*time.Second)
+	require.Less(t, g.all.Load(), int64(roles*12/10), "few calls are made in vain")
+
+	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.Latency = 0, 0 })
+	require.NoError(t, h.b.stopStatic(context.Background()))
+	h.holdStatic()
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	for _, name := range names {
+		require.Equal(t, 0, h.staticRole(name)["retired_keys"])
+		h.must(h.remove("static-roles/" + name))
+	}
+	h.onlyStatic()
+}
+
+// The end of the mount or of the process ends a pass over however many roles.
+func TestStaticKeep_StopsAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"drain", "close"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			for i := range 60 {
+				h.static(fmt.Sprint("role-", i), fields{"revocation_delay": 0})
+			}
+			h.advance(25 * time.Hour)
+			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 200 * time.Millisecond })
+			<-h.b.static.busy
+			req := &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"}
+			_, err := h.b.HandleRequest(context.Background(), req)
+			require.NoError(t, err)
+			require.Eventually(t, func() bool { return h.sim.Count(http.MethodPost, routeNewKey) > 2 }, 10*time.Second, 5*time.Millisecond)
+			began := time.Now()
+			if how == "drain" {
+				h.manager.taint()
+				_, err := h.b.HandleRequest(context.Background(), req)
+				require.NoError(t, err)
+				require.Empty(t, h.journal())
+			} else {
+				h.b.Cleanup(context.Background())
+				h.holdStatic() // once the pass has ended
+			}
+			require.Less(t, time.Since(began), 5*time.Second)
+			calls := h.sim.Count(http.MethodPost, routeNewKey)
+			time.Sleep(500 * time.Millisecond)
+			require.Equal(t, calls, h.sim.Count(http.MethodPost, routeNewKey), "and nothing more is begun")
+			require.Less(t, calls, 30)
+			require.NoError(t, h.standing())
+			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 0 })
+			if how == "drain" { // the mount was only moved
+				h.manager.untaint()
+				h.holdStatic()
+			} else {
+				h.restartStatic()
+			}
+			h.keep()
+			h.tick()
+			h.onlyStatic()
+			for i := range 60 {
+				require.True(t, h.staticTime(fmt.Sprint("role-", i), "next_vault_rotation").After(h.now()))
+				h.must(h.remove(fmt.Sprint("static-roles/role-", i)))
+			}
+			h.onlyStatic()
+		})
+	}
+}
+
+// untaint is the end of a move.
+func (m *rotationManager) untaint() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tainting = false
+}
+
+// What fails for a reason that all share is not tried with all.
+func TestStaticKeep_AnOutagePausesAll(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	const roles = 40
+	for i := range roles {
+		h.static(fmt.Sprint("role-", i), fields{"revocation_delay": 0})
+	}
+	h.advance(25 * time.Hour)
+	h.sim.ResetRequests()
+	tries := func() int { return h.sim.Count(http.MethodPost, routeNewKey) }
+	cancel := h.sim.Fail(openaitest.Fault{Status: http.StatusUnauthorized})
+	h.keep()
+	require.GreaterOrEqual(t, tries(), patience)
+	require.LessOrEqual(t, tries(), patience+staticWorkers)
+	require.Contains(t, strings.Join(h.said, "\n"), "not all that were due were tried")
+	cancel()
+
+	// One role's own trouble pauses nobody else.
+	ill := h.staticRole("role-7")["service_account_id"].(string)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/" + h.project + "/service_accounts/" + ill + "/api_keys", Status: http.StatusForbidden})
+	h.advance(longestRetry)
+	h.keep()
+	for i := range roles {
+		name := fmt.Sprint("role-", i)
+		require.Equal(t, i != 7, h.staticTime(name, "next_vault_rotation").After(h.now()), name)
+		require.Equal(t, i != 7, h.staticRole(name)["last_rotation_error"] == "", name)
+	}
+	h.sim.ClearFaults()
+	for i := range roles {
+		h.must(h.remove(fmt.Sprint("static-roles/role-", i)))
+	}
+	h.onlyStatic()
+}
+
+func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		state  consts.ReplicationState
+		local  bool
+		rotate bool
+	}{
+		"primary":                              {consts.ReplicationPerformancePrimary, false, true},
+		"performance secondary":                {consts.ReplicationPerformanceSecondary, false, false},
+		"performance secondary, a local mount": {consts.ReplicationPerformanceSecondary, true, true},
+		"performance standby":                  {consts.ReplicationPerformanceStandby, false, false},
+		"DR secondary":                         {consts.ReplicationDRSecondary, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.static("batch", nil)
+			id := h.keyOf("batch")
+			h.until(h.staticTime("batch", "next_vault_rotation"))
+			h.system.ReplicationStateVal, h.system.LocalMountVal = test.state, test.local
+			h.restart()
+			h.rollback()
+			if test.rotate {
+				require.Eventually(t, func() bool { return h.keyOf("batch") != id }, 10*time.Second, 10*time.Millisecond)
+			} else {
+				time.Sleep(100 * time.Millisecond)
+				require.Equal(t, id, h.keyOf("batch"))
+			}
+			// Nor does an unload of a disabled mount there end anything.
+			h.manager.taint()
+			h.b.Cleanup(context.Background())
+			require.Len(t, h.liveAccounts(), map[bool]int{true: 0, false: 1}[test.rotate])
+			h.manager.untaint()
+			h.system.ReplicationStateVal = 0
+			h.restartStatic()
+			h.gone("batch")
+		})
+	}
+}
+
+// storageTrouble is what a node may meet for a moment.
+func TestStaticKeep_ARoleThatCouldNotBeReadIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.static("other", nil)
+	id, other := h.keyOf("batch"), h.keyOf("other")
+	key := staticStoragePrefix + "batch"
+	entry, err := h.storage.Get(context.Background(), key)
+	require.NoError(t, err)
+	require.NoError(t, h.storage.Put(context.Background(), &logical.StorageEntry{Key: key, Value: []byte("{")}))
+	h.restartStatic()
+	h.advance(25 * time.Hour)
+	h.keep()
+	require.NotEqual(t, other, h.keyOf("other"), "the others are kept")
+	require.Contains(t, h.log.String(), "static role not kept")
+	require.NoError(t, h.storage.Put(context.Background(), entry))
+	h.advance(2 * time.Minute)
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.onlyStatic()
+	h.must(h.remove("static-roles/other"))
+	h.gone("batch")
+}
+
+// Another node's writes, of which Vault tells this one.
+func TestStaticKeep_FollowsChangesInStorage(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.keep()
+	r, err := getStaticRole(context.Background(), h.storage, "batch")
+	require.NoError(t, err)
+	r.RotationPeriod, r.RevocationDelay = time.Hour, 0
+	r.planFrom(r.LastRotated)
+	require.NoError(t, putStaticRole(context.Background(), h.storage, "batch", r))
+	h.b.invalidate(context.Background(), staticStoragePrefix+"batch")
+	h.advance(time.Hour + time.Second)
+	h.keep()
+	require.NotEqual(t, r.Current.ID, h.keyOf("batch"))
+	h.onlyStatic()
+	require.NoError(t, h.storage.Delete(context.Background(), staticStoragePrefix+"batch"))
+	h.advance(time.Hour + time.Second)
+	h.keep()
+	require.Empty(t, h.b.static.due, "a role that is gone is not looked for again")
+	h.sim.DeleteServiceAccount(h.project, r.ServiceAccountID)
+}
+
+func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	<-h.b.static.busy
+	hand := h.sim.AddServiceAccount(h.project, "by hand")
+	h.static("stays", fields{"activation_timeout": 5})
+	names := []string{"stays", "a", "b", "c"}
+	var all sync.WaitGroup
+	began, lasts := time.Now(), 4*time.Second
+	var done, errs atomic.Int64
+	run := func(what func()) {
+		all.Go(func() {
+			for time.Since(began) < lasts {
+				what()
+				done.Add(1)
+			}
+		})
+	}
+	note := func(resp *logical.Response, err error) {
+		if err != nil {
+			errs.Add(1)
+			t.Errorf("%v", err)
+		}
+	}
+	for range 2 {
+		run(func() { // writes, of roles that are there and that are not
+			name := names[rand.N(len(names))]
+			data := fields{"project_id": h.project, "rotation_period": "24h", "revocation_delay": rand.N(3), "scopes": []string{"api.model.read", "api.model.request"}[:1+rand.N(2)]}
+			if name == "c" {
+				data["service_account_id"] = hand
+			}
+			if name == "stays" {
+				data["revocation_delay"] = 600
+			}
+			note(h.write("static-roles/"+name, data))
+		})
+		run(func() { note(h.write("rotate-role/"+names[rand.N(len(names))], nil)) })
+		run(func() { note(h.remove("static-roles/" + names[1+rand.N(len(names)-1)])) })
+		run(func() { note(h.read("static-roles/" + names[rand.N(len(names))])) })
+		run(func() {
+			resp, err := h.read("static-creds/stays")
+			note(resp, err)
+			if key := resp.Data["api_key"].(string); !h.accepted(key) {
+				t.Error("the key of a role that stays does not work")
+			}
+		})
+	}
+	run(func() { h.tick(); time.Sleep(5 * time.Millisecond) })
+	run(func() {
+		h.rollbackOnly()
+		h.b.static.forget()
+		time.Sleep(10 * time.Millisecond)
+	})
+	all.Wait()
+	t.Logf("%d requests and ticks", done.Load())
+	require.NoError(t, h.b.stopStatic(context.Background()))
+	h.holdStatic()
+	h.tick()
+	h.advance(2 * time.Second) // past the delays of a, b and c
+	h.keep()
+	h.onlyStatic(hand)
+	h.restartStatic()
+	h.tick()
+	h.advance(10 * time.Minute)
+	h.keep()
+	for _, name := range names {
+		h.must(h.remove("static-roles/" + name))
+	}
+	h.onlyStatic(hand)
+}
+
+// rollbackOnly is Vault's tick, without a wait for what it starts.
+func (h *harness) rollbackOnly() {
+	_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
+	h.hear(nil, err)
+}
+
+// unmount is what Vault does when a mount is disabled.
+func (h *harness) unmount() {
+	h.t.Helper()
+	h.manager.taint()
+	<-h.b.static.busy // the test's
+	h.rollbackOnly()
+	ctx, gone := context.WithCancel(context.Background())
+	gone() // the client may have left
+	h.b.Cleanup(ctx)
+}
+
+func TestStaticUnmount_LeavesNothing(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	var hands []string
+	for i := range 20 {
+		h.static(fmt.Sprint("made-", i), nil)
+		hands = append(hands, h.adoptStatic(fmt.Sprint("adopted-", i), nil))
+	}
+	for _, name := range []string{"made-0", "adopted-0", "adopted-1"} {
+		h.must(h.write("rotate-role/"+name, nil))
+	}
+	// One whose account went before, and a delete that has failed.
+	h.sim.DeleteServiceAccount(h.project, h.staticRole("made-1")["service_account_id"].(string))
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusUnauthorized})
+	require.Contains(t, h.must(h.remove("static-roles/adopted-2")).Warnings[0], "Left to the journal")
+	cancel()
+	h.unmount()
+	require.ElementsMatch(t, hands, h.liveAccounts())
+	require.Empty(t, h.liveKeys())
+	require.Empty(t, h.journal())
+	require.NotContains(t, h.log.String(), "is left at OpenAI")
+}
+
+// Vault unloads a mount for other reasons, too, and moves one under a taint.
+func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.b.Cleanup(context.Background()) // a seal, a step-down, a reload
+	h.onlyStatic()
+	h.restartStatic()
+	h.manager.taint() // a move
+	<-h.b.static.busy
+	h.rollbackOnly()
+	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "this mount is being disabled")
+	h.manager.untaint()
+	h.holdStatic()
+	h.onlyStatic()
+	h.must(h.write("rotate-role/batch", nil))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticUnmount_IsBoundedAndSaysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	for i := range 100 {
+		h.static(fmt.Sprint("role-", i), fields{"activation_timeout": 0})
+	}
+	ill := h.staticRole("role-7")["service_account_id"].(string)
+	h.sim.Fail(openaitest.Fault{Route: "/organization/projects/" + h.project + "/service_accounts/" + ill, Status: http.StatusForbidden})
+	h.unmount()
+	require.Equal(t, []string{ill}, h.liveAccounts(), "one failure stops no other")
+	require.Equal(t, 1, strings.Count(h.log.String(), "is left at OpenAI"))
+	require.Contains(t, h.log.String(), "service account "+ill+" in project "+h.project+": ")
+	h.sim.ClearFaults()
+	h.sim.DeleteServiceAccount(h.project, ill)
+
+	h = withStatic(t, openaitest.Options{})
+	h.must(h.write("config", fields{"request_timeout": "1s"}))
+	for i := range 100 {
+		h.static(fmt.Sprint("role-", i), fields{"activation_timeout": 0})
+	}
+	h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang})
+	began := time.Now()
+	h.unmount()
+	require.Less(t, time.Since(began), 25*time.Second, "others wait: an outage is not waited out for each")
+	require.Equal(t, 100, strings.Count(h.log.String(), "is left at OpenAI"))
+	h.sim.KeepAll()
+}
+
+func TestStaticUnmount_WithoutAnythingToAsk(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.manager.taint()
+	h.b.Cleanup(context.Background()) // never configured
+	require.NotContains(t, h.log.String(), "OpenAI")
+}
+
+// The sweep leaves to a static role what is its own, and takes what is nobody's.
+func TestStaticSweep_TakesOnlyWhatNoRoleNames(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("made", nil)
+	account := h.adoptStatic("adopted", nil)
+	// A lost key: retired, its deletion failed, and forgotten by storage.
+	r, err := getStaticRole(context.Background(), h.storage, "adopted")
+	require.NoError(t, err)
+	h.must(h.write("rotate-role/adopted", nil))
+	forgotten := r.Current.ID
+	r, err = getStaticRole(context.Background(), h.storage, "adopted")
+	require.NoError(t, err)
+	r.Retired = nil
+	require.NoError(t, putStaticRole(context.Background(), h.storage, "adopted", r))
+	stray := h.made("made")
+
+	sweep := func() {
+		t.Helper()
+		h.must(h.write("tidy", fields{"apply": true}))
+		require.Eventually(t, func() bool { return h.must(h.read("tidy-status")).Data["state"] != "Running" }, 10*time.Second, 10*time.Millisecond)
+		require.Equal(t, "Finished", h.must(h.read("tidy-status")).Data["state"], "%v", h.must(h.read("tidy-status")).Data)
+	}
+	listed := func(id string) bool {
+		_, adminKey := h.sim.AdminKey()
+		return callSim(h, http.MethodGet, "/organization/projects/"+h.project+"/api_keys/"+id, adminKey, "", nil) == http.StatusOK
+	}
+	h.advance(time.Hour)
+	sweep()
+	require.True(t, listed(forgotten), "it may work")
+	require.True(t, listed(stray))
+	h.advance(8 * 24 * time.Hour) // no rotation meanwhile: every key is dead
+	require.Empty(t, h.liveKeys())
+	sweep()
+	require.False(t, listed(forgotten))
+	require.Contains(t, h.liveAccounts(), account)
+	require.Contains(t, h.liveAccounts(), h.staticRole("made")["service_account_id"])
+	h.keep()
+	for _, name := range []string{"made", "adopted"} {
+		require.True(t, h.accepted(h.staticCreds(name)["api_key"].(string)))
+	}
+	require.Len(t, h.liveAccounts(), 2)
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.must(h.remove("static-roles/made"))
+	h.gone("adopted", account)
+}
+
+// made is the ID of the key that a made account was born with.
+func (h *harness) made(name string) string {
+	h.t.Helper()
+	account := h.staticRole(name)["service_account_id"]
+	i := slices.IndexFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.AccountID == account })
+	return h.sim.Keys()[i].ID
+}
+
+func TestSchedule_LongestGap(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for text, want := range map[string]time.Duration{
+		"* * * * *":       time.Minute,
+		"*/7 * * * *":     7 * time.Minute,
+		"0 2 * * *":       day,
+		"* 2 * * *":       23*time.Hour + time.Minute,
+		"0 2,3,10 * * *":  16 * time.Hour,
+		"0 2 * * 1":       7 * day,
+		"0 2 * * 1-5":     3 * day,
+		"0 0 1 * *":       31 * day,
+		"0 0 31 * *":      61 * day,
+		"0 6,18 1,15 * *": 17*day - 12*time.Hour,
+		"30 4 1 1,7 *":    184 * day,
+		"0 0 1,2 1 *":     365 * day,
+		"0 0 29 2 *":      4*365*day + day,
+		"59 23 31 12 *":   366 * day,
+		"0,1 0,23 * * *":  22*time.Hour + 59*time.Minute,
+		"* * 1 * *":       30*day + time.Minute,
+		"0 12 * 6 *":      337 * day,
+	} {
+		for _, now := range []time.Time{
+			time.Date(2026, 5, 4, 2, 5, 7, 11, time.UTC), time.Date(2026, 12, 31, 23, 59, 59, 0, time.UTC), time.Date(2028, 2, 29, 0, 0, 0, 0, time.UTC),
+			time.Date(2027, 6, 30, 12, 30, 0, 0, time.FixedZone("", 9*3600)),
+		} {
+			s := schedule{RotationSchedule: text}
+			require.Equal(t, want, s.longestGap(now), "%s at %s", text, now)
+		}
+	}
+	require.Zero(t, (&schedule{}).longestGap(time.Now()))
+	require.Equal(t, time.Hour, (&schedule{RotationPeriod: time.Hour}).longestGap(time.Now()))
+	began := time.Now()
+	(&schedule{RotationSchedule: "* * * * *"}).longestGap(began)
+	require.Less(t, time.Since(began), time.Second)
+}

@@ -1,0 +1,862 @@
+package openaisecrets
+
+// How a static role's key is replaced: when, by what, and what becomes of the
+// old one; and that nothing is lost or left over whatever fails at any step.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func (h *harness) keyOf(name string) string {
+	h.t.Helper()
+	return h.staticCreds(name)["api_key_id"].(string)
+}
+
+func TestStaticRotation_ByPeriod(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	first := h.keyOf("batch")
+	for range 3 {
+		h.advance(7 * time.Hour)
+		h.keep()
+	}
+	require.Equal(t, first, h.keyOf("batch"), "not yet")
+	next := h.staticTime("batch", "next_vault_rotation")
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "24h", "activation_timeout": 9}))
+	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "writing the same again does not put it off")
+	h.restartStatic()
+	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "nor does a new process")
+
+	for range 3 {
+		h.until(h.staticTime("batch", "next_vault_rotation").Add(10 * time.Second))
+		before := h.keyOf("batch")
+		h.keep()
+		h.keep()
+		require.NotEqual(t, before, h.keyOf("batch"))
+		require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), 5*time.Second)
+		require.Equal(t, 24*time.Hour, h.staticTime("batch", "next_vault_rotation").Sub(h.staticTime("batch", "last_vault_rotation")))
+		require.Equal(t, 1, h.staticRole("batch")["retired_keys"])
+		h.onlyStatic()
+	}
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	require.Zero(t, h.staticRole("batch")["retired_keys"])
+
+	// A shorter period counts from the last rotation, too, and may be over.
+	before := h.keyOf("batch")
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "6m"}))
+	h.keep()
+	require.NotEqual(t, before, h.keyOf("batch"))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "2h"})
+	next := func() time.Time { return h.staticTime("batch", "next_vault_rotation") }
+	due, id := next(), h.keyOf("batch")
+	h.until(due.Add(-time.Minute))
+	h.keep()
+	require.Equal(t, id, h.keyOf("batch"), "not yet")
+	h.until(due.Add(time.Minute))
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	require.Equal(t, due.Add(24*time.Hour), next())
+
+	id, due = h.keyOf("batch"), next()
+	h.until(due.Add(time.Hour + 59*time.Minute)) // Vault was down
+	h.restartStatic()
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"), "made up for, inside the window")
+
+	id, due = h.keyOf("batch"), next()
+	h.until(due.Add(2*time.Hour + time.Minute))
+	h.restartStatic()
+	h.keep()
+	require.Equal(t, id, h.keyOf("batch"), "its window has passed")
+	require.Equal(t, due.Add(24*time.Hour), next())
+	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "3h"}))
+	require.Equal(t, due, next(), "a longer window brings it back")
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+
+	id, due = h.keyOf("batch"), next()
+	h.until(due.Add(3*24*time.Hour + time.Hour)) // down for days
+	h.restartStatic()
+	require.Equal(t, due.Add(3*24*time.Hour), next(), "today's window is open")
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	require.Equal(t, due.Add(4*24*time.Hour), next())
+	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "30 3 * * *"}))
+	require.Equal(t, "03:30:00", next().UTC().Format(time.TimeOnly))
+	require.True(t, next().After(h.now()), "another schedule begins with its next time")
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+// A pass goes on waiting: what becomes due while it does is not late.
+func TestStaticRotation_APassWaitsForWhatBecomesDue(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	<-h.b.static.busy
+	h.static("batch", fields{"rotation_period": "10s", "revocation_delay": 0}) // which starts a pass
+	first := h.keyOf("batch")
+	h.must(h.write("static-roles/late", fields{"project_id": h.project, "rotation_period": "11s", "revocation_delay": 5}))
+	late := h.keyOf("late")
+	require.Eventually(t, func() bool { return h.keyOf("batch") != first && h.keyOf("late") != late }, 15*time.Second, 20*time.Millisecond)
+	for _, name := range []string{"batch", "late"} {
+		r, err := getStaticRole(context.Background(), h.storage, name)
+		require.NoError(t, err)
+		require.WithinDuration(t, r.NextRotation.Add(-r.RotationPeriod), r.LastRotated, time.Second)
+	}
+	require.NoError(t, h.b.stopStatic(context.Background()))
+	h.holdStatic()
+	h.gone("late")
+	h.gone("batch")
+}
+
+func TestStaticRotation_ByHand(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	var keys []string
+	for range 4 { // all within revocation_delay
+		old := h.staticCreds("batch")
+		keys = append(keys, old["api_key"].(string))
+		h.advance(time.Minute)
+		resp := h.must(h.write("rotate-role/batch", nil))
+		require.Equal(t, fields{"api_key_id": h.keyOf("batch"), "last_vault_rotation": h.staticRole("batch")["last_vault_rotation"]}, resp.Data)
+		require.Empty(t, resp.Warnings)
+		require.NotEqual(t, old["api_key_id"], resp.Data["api_key_id"])
+		require.Equal(t, timeText(h.now().Add(defaultRevocationDelay)), h.staticCreds("batch")["previous_api_key_expires_at"])
+		require.Equal(t, 24*time.Hour, h.staticTime("batch", "next_vault_rotation").Sub(h.staticTime("batch", "last_vault_rotation")), "the period counts from now")
+	}
+	for i := range keys { // and each ends in its turn
+		require.Equal(t, len(keys)-i, h.staticRole("batch")["retired_keys"])
+		h.onlyStatic()
+		h.advance(2*time.Minute + 2*time.Second)
+		if i > 0 {
+			h.advance(-time.Minute)
+		} else {
+			h.advance(time.Minute)
+		}
+		for _, key := range keys[i:] {
+			require.True(t, h.accepted(key))
+		}
+		h.keep()
+		require.False(t, h.accepted(keys[i]), "key %d", i)
+	}
+	require.Contains(t, h.refused(h.write("rotate-role/batch", fields{"force": true})), "unknown field")
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticRotation_WithoutDelayTheOldKeyEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, refusing := range []bool{false, true} {
+		t.Run(fmt.Sprintf("deleting keys is refused: %t", refusing), func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{DeleteServiceAccountKeyRefused: refusing})
+			h.static("batch", fields{"revocation_delay": 0})
+			old := h.staticCreds("batch")
+			require.Empty(t, h.must(h.write("rotate-role/batch", nil)).Warnings)
+			if refusing { // they expire instead
+				h.advance(2 * time.Second)
+			}
+			require.False(t, h.accepted(old["api_key"].(string)))
+			require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at")
+			h.onlyStatic()
+
+			cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusUnauthorized})
+			old = h.staticCreds("batch")
+			resp := h.must(h.write("rotate-role/batch", nil))
+			require.Contains(t, resp.Warnings[0], "could not be deleted yet")
+			require.NotEqual(t, old["api_key_id"], resp.Data["api_key_id"])
+			require.Equal(t, 1, h.staticRole("batch")["retired_keys"])
+			h.keep()
+			require.Equal(t, 1, h.staticRole("batch")["retired_keys"])
+			require.Contains(t, h.log.String(), "retired key not deleted")
+			cancel()
+			h.advance(2 * time.Minute)
+			h.keep()
+			h.advance(2 * time.Second)
+			require.False(t, h.accepted(old["api_key"].(string)))
+			require.Zero(t, h.staticRole("batch")["retired_keys"])
+			h.onlyStatic()
+			h.gone("batch")
+		})
+	}
+}
+
+func TestStaticRotation_ANewKeyIsInForceOnceItIsAccepted(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{ActivationDelay: 1500 * time.Millisecond})
+	h.static("batch", fields{"revocation_delay": 0})
+	old := h.staticCreds("batch")
+	require.True(t, h.accepted(old["api_key"].(string)), "at its first read")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.must(h.write("rotate-role/batch", nil))
+	}()
+	for rotating := true; rotating; {
+		select {
+		case <-done:
+			rotating = false
+		case <-time.After(20 * time.Millisecond):
+		}
+		before := h.keyOf("batch") // of one moment, between two reads of the same
+		key := h.staticCreds("batch")["api_key"].(string)
+		works := h.accepted(key)
+		if before == h.keyOf("batch") {
+			require.True(t, works, "what is handed out works")
+		}
+	}
+	require.NotEqual(t, old["api_key_id"], h.keyOf("batch"))
+
+	// One that is never accepted is destroyed, and the old one stays.
+	h.sim.Configure(func(o *openaitest.Options) { o.ActivationDelay = 10 * time.Minute })
+	h.must(h.write("static-roles/batch", fields{"activation_timeout": 1}))
+	before := h.staticRole("batch")
+	_, err := h.write("rotate-role/batch", nil)
+	require.ErrorContains(t, err, `static role "batch" not rotated, its key stays in force: OpenAI does not accept the new key after 1s`)
+	var coded logical.HTTPCodedError
+	require.ErrorAs(t, err, &coded)
+	require.Equal(t, http.StatusBadGateway, coded.Code())
+	require.Equal(t, before, h.staticRole("batch"))
+	h.onlyStatic()
+	h.until(h.staticTime("batch", "next_vault_rotation"))
+	h.keep()
+	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "does not accept the new key")
+	require.NotEmpty(t, h.staticRole("batch")["next_rotation_retry"])
+	h.onlyStatic()
+
+	_, err = h.write("static-roles/new", fields{"project_id": h.project, "rotation_period": "24h", "activation_timeout": 1})
+	require.ErrorContains(t, err, `static role "new" not stored: OpenAI does not accept the new key`)
+	h.onlyStatic()
+	h.must(h.write("static-roles/batch", fields{"activation_timeout": 0}))
+	h.must(h.write("rotate-role/batch", nil))
+	require.False(t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "untried, as it was asked for")
+	h.advance(10 * time.Minute)
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticRotation_AKeysOwnEndForcesIt(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"key_ttl": "25h", "revocation_delay": "30m"})
+	ends := func() time.Time { return h.staticTime("batch", "api_key_expires_at") }
+	require.WithinDuration(t, h.now().Add(25*time.Hour), ends(), 3*time.Second)
+	require.WithinDuration(t, h.now().Add(24*time.Hour), h.staticTime("batch", "next_vault_rotation"), 3*time.Second)
+
+	// The period is longer than the key made before lives.
+	h.must(h.write("static-roles/batch", fields{"key_ttl": "1000h", "rotation_period": "500h"}))
+	by := ends().Add(-30*time.Minute - staticLead)
+	require.Equal(t, by, h.staticTime("batch", "next_vault_rotation"))
+	id := h.keyOf("batch")
+	h.until(by.Add(-time.Minute))
+	require.InDelta(t, 60, h.staticCreds("batch")["ttl"], 2)
+	h.keep()
+	require.Equal(t, id, h.keyOf("batch"))
+	h.until(by.Add(time.Second))
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	require.WithinDuration(t, h.now().Add(1000*time.Hour), ends(), 3*time.Second)
+	require.Equal(t, 500*time.Hour, h.staticTime("batch", "next_vault_rotation").Sub(h.staticTime("batch", "last_vault_rotation")))
+	h.advance(30 * time.Minute)
+	h.keep()
+	h.onlyStatic()
+
+	// Without one the default covers three rotations.
+	h.must(h.write("static-roles/batch", fields{"key_ttl": 0}))
+	h.must(h.write("rotate-role/batch", nil))
+	require.WithinDuration(t, h.now().Add(1500*time.Hour+30*time.Minute), ends(), 3*time.Second)
+	h.advance(30 * time.Minute)
+	h.keep()
+	h.gone("batch")
+}
+
+func TestStaticRotation_FailuresBackOffAndShow(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.until(h.staticTime("batch", "next_vault_rotation"))
+	id := h.keyOf("batch")
+	tries := func() int { return h.sim.Count(http.MethodPost, routeNewKey) }
+	h.sim.ResetRequests()
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: 403, Message: "keys are frozen"})
+	var gaps []int
+	since := 0
+	for range 8 * 60 { // eight hours of ticks
+		before := tries()
+		h.keep()
+		if since++; tries() > before {
+			gaps, since = append(gaps, since), 0
+			retry := h.staticTime("batch", "next_rotation_retry")
+			require.True(t, retry.After(h.now()) && retry.Before(h.now().Add(time.Hour+time.Second)))
+		}
+		h.advance(time.Minute)
+	}
+	require.Greater(t, len(gaps), 10)
+	require.Less(t, len(gaps), 30)
+	require.LessOrEqual(t, gaps[1], 2, "the first retry comes at the next tick")
+	for _, gap := range gaps[len(gaps)-4:] {
+		require.GreaterOrEqual(t, gap, 30)
+		require.LessOrEqual(t, gap, 61)
+	}
+	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "keys are frozen")
+	require.Contains(t, h.log.String(), "static role not rotated, its key stays in force")
+	require.Equal(t, id, h.keyOf("batch"))
+	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(h.now()), "it is overdue")
+	require.Zero(t, h.staticCreds("batch")["ttl"])
+	h.onlyStatic()
+
+	h.restartStatic()
+	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "keys are frozen")
+	require.Empty(t, h.staticRole("batch")["next_rotation_retry"], "a new process tries at once")
+	cancel()
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
+
+	// By hand it is cleared, too, and a failure by hand is not noted.
+	h.until(h.staticTime("batch", "next_vault_rotation"))
+	cancel = h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: 403, Message: "keys are frozen"})
+	_, err := h.write("rotate-role/batch", nil)
+	require.ErrorContains(t, err, "keys are frozen")
+	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
+	h.keep()
+	require.NotEmpty(t, h.staticRole("batch")["next_rotation_retry"])
+	cancel()
+	h.must(h.write("rotate-role/batch", nil))
+	require.Equal(t, []any{"", ""}, []any{h.staticRole("batch")["last_rotation_error"], h.staticRole("batch")["next_rotation_retry"]})
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+// A role whose key is to be deleted and cannot be is rotated all the same.
+func TestStaticRotation_WhatCannotBeDeletedIsBoundedAndStopsNoRotation(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"activation_timeout": 0})
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeKey, Status: http.StatusUnauthorized})
+	h.advance(25 * time.Hour)
+	h.keep()
+	h.advance(25 * time.Hour)
+	h.keep()
+	require.Equal(t, 2, h.staticRole("batch")["retired_keys"])
+	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
+	for range maxRetired - 2 {
+		h.must(h.write("rotate-role/batch", nil))
+	}
+	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "100 replaced keys wait")
+	h.advance(25 * time.Hour)
+	h.keep()
+	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "100 replaced keys wait")
+	h.onlyStatic()
+	cancel()
+	h.advance(time.Hour)
+	h.keep()
+	require.Equal(t, []any{1, ""}, []any{h.staticRole("batch")["retired_keys"], h.staticRole("batch")["last_rotation_error"]}, "all deleted, and rotated")
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticRotation_AnAccountDeletedByHandIsSaid(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("made", nil)
+	account := h.adoptStatic("adopted", nil)
+	for name, id := range map[string]string{"made": h.staticRole("made")["service_account_id"].(string), "adopted": account} {
+		h.sim.DeleteServiceAccount(h.project, id)
+		said := "service account " + id + " is not there any more; delete the static role and write it anew"
+		require.Contains(t, h.refused(h.write("rotate-role/"+name, nil)), said)
+	}
+	h.advance(24 * time.Hour)
+	h.keep()
+	for _, name := range []string{"made", "adopted"} {
+		require.Contains(t, h.staticRole(name)["last_rotation_error"], "is not there any more")
+		require.Nil(t, h.must(h.remove("static-roles/"+name)))
+	}
+	h.onlyStatic()
+	h.static("made", nil)
+	h.onlyStatic()
+	h.gone("made")
+}
+
+func TestStaticRotation_AnArchivedProjectEndsWithTheRole(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("made", nil)
+	h.adoptStatic("adopted", nil)
+	h.sim.ArchiveProject(h.project)
+	for _, name := range []string{"made", "adopted"} {
+		require.Contains(t, h.refused(h.write("rotate-role/"+name, nil)), "archived")
+		require.Nil(t, h.must(h.remove("static-roles/"+name)))
+	}
+	require.Empty(t, h.journal())
+}
+
+func TestStaticRotation_APolicyOnLifetimesIsSaid(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{MaxKeyLifetime: 48 * time.Hour})
+	account := h.sim.AddServiceAccount(h.project, "by hand")
+	for _, id := range []string{"", account} {
+		data := fields{"project_id": h.project, "service_account_id": id, "rotation_period": "24h"}
+		said := h.refused(h.write("static-roles/batch", data))
+		require.Contains(t, said, "set the role's key_ttl")
+		data["key_ttl"] = "30h"
+		h.must(h.write("static-roles/batch", data))
+		h.must(h.write("rotate-role/batch", nil))
+		h.gone("batch", account)
+	}
+}
+
+// A rotation waits for its key, and nobody else waits for it but who changes
+// the same role, and that only as long as anybody wants it.
+func TestStaticRotation_HoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	const roles = 300 // far more than any fixed number of locks would keep apart
+	for i := range roles {
+		h.static(fmt.Sprint("role-", i), fields{"activation_timeout": 0})
+	}
+	h.must(h.write("static-roles/role-0", fields{"activation_timeout": 30}))
+	struck, resume := make(chan struct{}), make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/models", Times: 1, Status: 401, OnStrike: func(*http.Request) { close(struck); <-resume }})
+	rotated := make(chan struct{})
+	go func() {
+		defer close(rotated)
+		h.must(h.write("rotate-role/role-0", nil))
+	}()
+	<-struck
+	began := time.Now()
+	for i := 1; i < roles; i++ {
+		h.must(h.write(fmt.Sprint("static-roles/role-", i), fields{"service_account_description": "changed"}))
+	}
+	h.staticCreds("role-0")
+	require.Less(t, time.Since(began), 20*time.Second)
+	ctx, leave := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	_, err := h.do(ctx, logical.UpdateOperation, "rotate-role/role-0", nil)
+	leave()
+	require.ErrorContains(t, err, `another change of static role "role-0" is under way`)
+	close(resume)
+	<-rotated
+	require.Equal(t, 1, h.staticRole("role-0")["retired_keys"])
+	for i := range roles {
+		h.must(h.remove(fmt.Sprint("static-roles/role-", i)))
+	}
+	require.Empty(t, h.b.static.locks.held, "no lock is left")
+	h.onlyStatic()
+}
+
+func TestStaticRotation_IsFinishedWithoutItsClient(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	for at, data := range map[string]fields{"rotate-role/batch": nil, "static-roles/batch": {"scopes": "api.model.read"}, "static-roles/new": {"project_id": h.project, "rotation_period": "24h"}} {
+		ctx, leave := context.WithCancel(context.Background())
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: 1, Kind: openaitest.FaultSlow, Delay: 50 * time.Millisecond, OnStrike: func(*http.Request) { leave() }})
+		h.must(h.do(ctx, logical.UpdateOperation, at, data))
+		h.onlyStatic()
+	}
+	require.Equal(t, 2, h.staticRole("batch")["retired_keys"])
+	h.must(h.remove("static-roles/new"))
+	h.gone("batch")
+}
+
+// What every later release must find: a role that this one has stored.
+func TestStaticRotation_ADeletedRolesEntriesDoNotTouchTheNextOfItsName(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	for name, test := range map[string]struct {
+		data   fields
+		others []string
+	}{
+		"made":    {nil, nil},
+		"adopted": {fields{"service_account_id": h.sim.AddServiceAccount(h.project, "by hand")}, nil},
+	} {
+		h.static(name, test.data)
+		h.must(h.write("rotate-role/"+name, nil))
+		cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusUnauthorized})
+		resp := h.must(h.remove("static-roles/" + name))
+		require.Contains(t, resp.Warnings[0], "Left to the journal, which deletes it at OpenAI as soon as it can: ")
+		require.Equal(t, map[string]int{"made": 1, "adopted": 2}[name], strings.Count(resp.Warnings[0], "OpenAI says"), "all that is left is named: %s", resp.Warnings[0])
+		h.static(name, test.data)
+		cancel()
+		require.NotEmpty(t, h.journal())
+		h.tick()
+		require.Empty(t, h.journal())
+		require.True(t, h.accepted(h.staticCreds(name)["api_key"].(string)), name)
+	}
+	h.onlyStatic(h.staticRole("adopted")["service_account_id"].(string))
+	others := []string{h.staticRole("adopted")["service_account_id"].(string)}
+	h.must(h.remove("static-roles/made"))
+	h.gone("adopted", others...)
+}
+
+// An entry whose role names what it names has only not been deleted.
+func TestStaticJournal_WhatARoleNamesIsNotDestroyed(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("made", nil)
+	account := h.adoptStatic("adopted", nil)
+	for _, name := range []string{"made", "adopted"} {
+		h.must(h.write("rotate-role/"+name, nil))
+		r, err := getStaticRole(context.Background(), h.storage, name)
+		require.NoError(t, err)
+		entries := append(r.owned(name), r.credential(name, &r.Current), r.credential(name, &r.Retired[0]))
+		for _, c := range entries { // by ID, and as before its create was answered
+			put := func(c credential, revoked bool) {
+				_, err := framework.PutWAL(context.Background(), h.storage, journalKind(c, revoked), c)
+				require.NoError(t, err)
+			}
+			put(c, true)
+			put(c, false)
+			if c.isKey() {
+				if c.KeyID = ""; c.KeyName == "" {
+					continue // born with its account
+				}
+			} else {
+				c.ID = ""
+			}
+			put(c, false)
+		}
+	}
+	require.NotEmpty(t, h.journal())
+	h.tick()
+	h.onlyStatic(account)
+	h.must(h.remove("static-roles/made"))
+	h.gone("adopted", account)
+}
+
+// A role that cannot be read may name anything.
+func TestStaticJournal_ARoleThatCannotBeReadKeepsItsEntries(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("made", nil)
+	r, err := getStaticRole(context.Background(), h.storage, "made")
+	require.NoError(t, err)
+	_, err = journalRevoke(context.Background(), h.storage, r.credential("made", nil))
+	require.NoError(t, err)
+	entry, err := h.storage.Get(context.Background(), staticStoragePrefix+"made")
+	require.NoError(t, err)
+	require.NoError(t, h.storage.Put(context.Background(), &logical.StorageEntry{Key: entry.Key, Value: []byte(`{"version":99}`)}))
+	h.tick()
+	require.Len(t, h.journal(), 1)
+	require.Len(t, h.liveAccounts(), 1)
+	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation} {
+		_, err = h.do(context.Background(), op, "static-roles/made", nil)
+		require.ErrorContains(t, err, "newer version")
+	}
+	require.NoError(t, h.storage.Put(context.Background(), entry))
+	h.tick()
+	h.onlyStatic()
+	h.gone("made")
+}
+
+// standing reports a static role whose key is not alive.
+func (h *harness) standing() error {
+	names, err := h.storage.inner.List(context.Background(), staticStoragePrefix)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		r, err := getStaticRole(context.Background(), h.storage.inner, name)
+		if err != nil || r == nil {
+			return err
+		}
+		if !slices.ContainsFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.Value == r.Current.Value.Reveal() }) {
+			return fmt.Errorf("the key %s of static role %s is dead", r.Current.ID, name)
+		}
+	}
+	return nil
+}
+
+// everyStaticFault is everyFault for static roles: the flow begins with what
+// prepare has made, and whatever is called, the stored roles' keys are alive.
+func everyStaticFault(t *testing.T, prepare func(h *harness), flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
+	begin := func(t *testing.T) *harness {
+		h := withStatic(t, openaitest.Options{})
+		h.must(h.write("config", fields{"request_timeout": "1s"}))
+		prepare(h)
+		h.sim.ResetRequests()
+		h.sim.Fail(openaitest.Fault{Match: func(r *http.Request) bool {
+			if err := h.standing(); err != nil {
+				t.Errorf("at %s %s: %s", r.Method, r.URL.Path, err)
+			}
+			return false // it never strikes
+		}})
+		h.storage.fail(storageFault{write: -1})
+		return h
+	}
+	end := func(h *harness, resp *logical.Response, err error) {
+		h.sim.ClearFaults()
+		if h.storage.heal() {
+			h.restartStatic()
+		}
+		require.NoError(h.t, h.standing())
+		check(h, resp, err)
+	}
+	run := func(name string, arm func(h *harness)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := begin(t)
+			arm(h)
+			resp, err := flow(h)
+			end(h, resp, err)
+		})
+	}
+
+	var writes, calls int
+	t.Run("no fault", func(t *testing.T) {
+		h := begin(t)
+		resp, err := flow(h)
+		require.NoError(t, err)
+		require.NoError(t, resp.Error())
+		writes, calls = len(h.storage.writes), h.sim.Count("", "")
+		end(h, resp, err)
+	})
+	require.NotZero(t, writes)
+	for n := range writes {
+		for name, fault := range map[string]storageFault{
+			"error before":  {write: n},
+			"error after":   {write: n, after: true},
+			"killed before": {write: n, kill: true},
+			"killed after":  {write: n, after: true, kill: true},
+		} {
+			run(fmt.Sprintf("write %d, %s", n, name), func(h *harness) { h.storage.fail(fault) })
+		}
+	}
+	for n := range calls {
+		for name, fault := range apiFaults {
+			fault.Skip, fault.Times = n, 1
+			run(fmt.Sprintf("call %d, %s", n, name), func(h *harness) { h.sim.Fail(fault) })
+			run(fmt.Sprintf("call %d, %s, then killed", n, name), func(h *harness) {
+				fault := fault
+				fault.OnStrike = func(*http.Request) { // nothing more is written, nor sent
+					h.storage.kill()
+					h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
+				}
+				h.sim.Fail(fault)
+			})
+		}
+	}
+}
+
+// settled works off the journal and ends the overlap: exactly what is stored is
+// left, it works, and so does the next rotation.
+func (h *harness) settled(name string, others ...string) {
+	h.t.Helper()
+	h.tick()
+	h.advance(2 * time.Second) // a key that OpenAI would not delete has expired
+	h.onlyStatic(others...)
+	r, err := getStaticRole(context.Background(), h.storage, name)
+	require.NoError(h.t, err)
+	if r == nil {
+		return
+	}
+	h.must(h.write("rotate-role/"+name, nil))
+	h.advance(defaultRevocationDelay + longestRetry + time.Second)
+	h.keep()
+	h.tick()
+	require.Zero(h.t, h.staticRole(name)["retired_keys"])
+	h.onlyStatic(others...)
+	h.gone(name, others...)
+}
+
+func TestStaticCreate_EveryFaultLeavesTheStoredRoleOrNothing(t *testing.T) {
+	t.Parallel()
+	for _, adopt := range []bool{false, true} {
+		t.Run(fmt.Sprintf("adopted %t", adopt), func(t *testing.T) {
+			t.Parallel()
+			others := func(h *harness) (ids []string) {
+				for _, a := range h.sim.Accounts() {
+					if a.Name == "by hand" {
+						ids = append(ids, a.ID)
+					}
+				}
+				return ids
+			}
+			everyStaticFault(t,
+				func(h *harness) {
+					if adopt {
+						h.sim.AddServiceAccount(h.project, "by hand")
+					}
+				},
+				func(h *harness) (*logical.Response, error) {
+					data := fields{"project_id": h.project, "rotation_period": "24h", "scopes": "api.model.read"}
+					if adopt {
+						data["service_account_id"] = others(h)[0]
+					}
+					return h.write("static-roles/batch", data)
+				},
+				func(h *harness, resp *logical.Response, err error) {
+					if err == nil && !resp.IsError() {
+						id := h.keyOf("batch")
+						i := slices.IndexFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.ID == id })
+						require.Equal(h.t, []string{"api.model.read"}, h.sim.Keys()[i].Scopes)
+					}
+					require.Len(h.t, others(h), map[bool]int{true: 1}[adopt])
+					h.settled("batch", others(h)...)
+				})
+		})
+	}
+}
+
+func TestStaticRotate_EveryFaultLeavesTheStoredKeys(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		adopt bool
+		delay string
+	}{"made": {false, "6m"}, "made, no delay": {false, "0"}, "adopted": {true, "6m"}, "adopted, no delay": {true, "0"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			everyStaticFault(t,
+				func(h *harness) {
+					data := fields{"revocation_delay": test.delay, "scopes": "api.model.read"}
+					if test.adopt {
+						h.adoptStatic("batch", data)
+					} else {
+						h.static("batch", data)
+					}
+				},
+				func(h *harness) (*logical.Response, error) { return h.write("rotate-role/batch", nil) },
+				func(h *harness, resp *logical.Response, err error) {
+					if err == nil && !resp.IsError() {
+						require.Equal(h.t, resp.Data["api_key_id"], h.keyOf("batch"))
+					}
+					var others []string
+					if test.adopt {
+						others = []string{h.staticRole("batch")["service_account_id"].(string)}
+					}
+					if test.delay == "0" { // what could not be deleted at once
+						h.advance(2 * time.Minute)
+						h.keep()
+					}
+					h.settled("batch", others...)
+				})
+		})
+	}
+}
+
+func TestStaticKeep_EveryFaultLeavesTheStoredKeys(t *testing.T) {
+	t.Parallel()
+	for name, frozen := range map[string]bool{"rotation": false, "failing rotation": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			everyStaticFault(t,
+				func(h *harness) {
+					h.static("batch", nil)
+					h.must(h.write("rotate-role/batch", nil)) // there is a key to be deleted, too
+					h.advance(24 * time.Hour)
+					if frozen {
+						h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: http.StatusForbidden})
+					}
+				},
+				func(h *harness) (resp *logical.Response, err error) {
+					defer func() {
+						if died := recover(); died == any(errKilled) {
+							err = errKilled
+						} else if died != nil {
+							panic(died)
+						}
+					}()
+					err = h.b.keepOne(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, "batch")
+					if h.hear(nil, err); frozen && err != nil && !errors.Is(err, errKilled) {
+						err = nil
+					}
+					return nil, err
+				},
+				func(h *harness, _ *logical.Response, err error) {
+					h.advance(longestRetry + time.Second)
+					h.keep() // by then nothing is in its way
+					h.advance(longestRetry + time.Second)
+					h.keep()
+					require.True(h.t, h.staticTime("batch", "next_vault_rotation").After(h.now()), "rotated in the end")
+					require.Empty(h.t, h.staticRole("batch")["last_rotation_error"])
+					h.settled("batch")
+				})
+		})
+	}
+}
+
+func TestStaticDelete_EveryFaultLeavesTheWholeRoleOrNothing(t *testing.T) {
+	t.Parallel()
+	for _, adopt := range []bool{false, true} {
+		t.Run(fmt.Sprintf("adopted %t", adopt), func(t *testing.T) {
+			t.Parallel()
+			var others []string
+			everyStaticFault(t,
+				func(h *harness) {
+					if adopt {
+						h.adoptStatic("batch", nil)
+					} else {
+						h.static("batch", nil)
+					}
+					h.must(h.write("rotate-role/batch", nil))
+				},
+				func(h *harness) (*logical.Response, error) { return h.remove("static-roles/batch") },
+				func(h *harness, resp *logical.Response, err error) {
+					others := slices.Clone(others)
+					for _, a := range h.sim.Accounts() {
+						if a.Name == "by hand for batch" {
+							others = append(others, a.ID)
+						}
+					}
+					require.Len(h.t, others, map[bool]int{true: 1}[adopt], "an adopted account is never deleted")
+					if err == nil {
+						gone, readErr := h.read("static-roles/batch")
+						require.NoError(h.t, readErr)
+						require.Nil(h.t, gone)
+					}
+					h.settled("batch", others...)
+				})
+		})
+	}
+}
+
+func TestStaticWrite_EveryStorageFaultLeavesTheRoleAsItWasOrIsToBe(t *testing.T) {
+	t.Parallel()
+	for name, data := range map[string]fields{"schedule": {"rotation_period": "48h"}, "scopes": {"scopes": "api.model.read", "rotation_period": "48h"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			everyStaticFault(t,
+				func(h *harness) { h.static("batch", nil) },
+				func(h *harness) (*logical.Response, error) { return h.write("static-roles/batch", data) },
+				func(h *harness, resp *logical.Response, err error) {
+					role := h.staticRole("batch")
+					changed := role["rotation_period"] == int64(48*3600)
+					if err == nil && !resp.IsError() {
+						require.True(h.t, changed)
+					}
+					if name == "scopes" {
+						require.Equal(h.t, changed, len(role["scopes"].([]string)) == 1, "whole or not at all")
+						require.Equal(h.t, changed, role["retired_keys"] == 1)
+					}
+					h.settled("batch")
+				})
+		})
+	}
+}

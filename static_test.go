@@ -1,0 +1,512 @@
+package openaisecrets
+
+// What a static role is to those who write it and to those who read its key.
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+type fields = map[string]any
+
+// withStatic is configured without the role "app", and with the passes over the
+// static roles in the test's hands: none runs unless the test says so.
+func withStatic(t *testing.T, opts openaitest.Options) *harness {
+	t.Helper()
+	h := newHarness(t, opts)
+	h.holdStatic()
+	h.configure(nil)
+	return h
+}
+
+// holdStatic keeps the backend from starting a pass by itself.
+func (h *harness) holdStatic() { h.b.static.busy <- struct{}{} }
+
+func (h *harness) restartStatic() {
+	h.t.Helper()
+	h.restart()
+	h.holdStatic()
+}
+
+// static writes a static role of the harness's project that rotates daily,
+// unless more says otherwise.
+func (h *harness) static(name string, more fields) *logical.Response {
+	h.t.Helper()
+	data := fields{"project_id": h.project}
+	if more["rotation_schedule"] == nil {
+		data["rotation_period"] = "24h"
+	}
+	maps.Copy(data, more)
+	return h.must(h.write("static-roles/"+name, data))
+}
+
+// adoptStatic makes an account as a person would and a static role that adopts it.
+func (h *harness) adoptStatic(name string, more fields) (account string) {
+	h.t.Helper()
+	account = h.sim.AddServiceAccount(h.project, "by hand for "+name)
+	data := fields{"service_account_id": account}
+	maps.Copy(data, more)
+	h.static(name, data)
+	return account
+}
+
+func (h *harness) staticRole(name string) fields {
+	h.t.Helper()
+	return h.must(h.read("static-roles/" + name)).Data
+}
+
+func (h *harness) staticCreds(name string) fields {
+	h.t.Helper()
+	resp := h.must(h.read("static-creds/" + name))
+	require.Nil(h.t, resp.Secret, "there is no lease")
+	return resp.Data
+}
+
+// staticTime is a time in the read of a static role.
+func (h *harness) staticTime(name, field string) time.Time {
+	h.t.Helper()
+	text := h.staticRole(name)[field].(string)
+	if text == "" {
+		return time.Time{}
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	require.NoError(h.t, err)
+	return at
+}
+
+// keep is a pass that waits for nothing.
+func (h *harness) keep() {
+	h.t.Helper()
+	h.b.static.until.Store(0)
+	if err := h.b.keepStatic(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}); err != nil {
+		h.hear(nil, err)
+	}
+}
+
+// accepted reports whether OpenAI accepts a key.
+func (h *harness) accepted(key string) bool {
+	h.t.Helper()
+	return callSim(h, http.MethodGet, "/models", key, "", nil) == http.StatusOK
+}
+
+// callSim makes a call of the simulator's and decodes the answer, if it is
+// asked for.
+func callSim(h *harness, method, route, key, body string, answer any) (status int) {
+	h.t.Helper()
+	req, err := http.NewRequest(method, h.sim.URL()+route, strings.NewReader(body))
+	require.NoError(h.t, err)
+	req.Header.Set("Authorization", "Bearer "+key)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(h.t, err)
+	defer resp.Body.Close()
+	if answer != nil {
+		require.NoError(h.t, json.NewDecoder(resp.Body).Decode(answer))
+	}
+	return resp.StatusCode
+}
+
+// liveKeys are those of all project keys alive.
+func (h *harness) liveKeys() []string {
+	ids := []string{}
+	for _, k := range h.sim.Keys() {
+		ids = append(ids, k.ID)
+	}
+	return ids
+}
+
+func (h *harness) liveAccounts() []string {
+	ids := []string{}
+	for _, a := range h.sim.Accounts() {
+		ids = append(ids, a.ID)
+	}
+	return ids
+}
+
+// onlyStatic fails the test unless exactly what the stored static roles name is
+// alive, besides these accounts, the keys that they hand out work, and the
+// journal is empty.
+func (h *harness) onlyStatic(others ...string) {
+	h.t.Helper()
+	names, err := h.storage.List(context.Background(), staticStoragePrefix)
+	require.NoError(h.t, err)
+	accounts, keys := slices.Clone(others), []string{}
+	for _, name := range names {
+		r, err := getStaticRole(context.Background(), h.storage, name)
+		require.NoError(h.t, err)
+		if !r.Adopted {
+			accounts = append(accounts, r.ServiceAccountID)
+		}
+		for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+			keys = append(keys, k.ID)
+		}
+		require.True(h.t, h.accepted(h.staticCreds(name)["api_key"].(string)), "the key of %s works", name)
+	}
+	require.ElementsMatch(h.t, accounts, h.liveAccounts(), "accounts alive at OpenAI")
+	require.ElementsMatch(h.t, keys, h.liveKeys(), "keys alive at OpenAI")
+	require.Empty(h.t, h.journal(), "the journal")
+}
+
+// gone deletes a static role and checks that nothing of it is left.
+func (h *harness) gone(name string, others ...string) {
+	h.t.Helper()
+	resp := h.must(h.remove("static-roles/" + name))
+	require.Nil(h.t, resp)
+	resp, err := h.read("static-roles/" + name)
+	require.NoError(h.t, err)
+	require.Nil(h.t, resp)
+	h.onlyStatic(others...)
+}
+
+func TestStatic_CreateReadListDelete(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	require.Nil(t, h.static("batch", nil))
+	made := h.sim.Accounts()[0]
+	key := made.Keys[0]
+	require.Regexp(t, `^vault-static-batch-[a-z0-9]{15}$`, made.Name)
+	require.WithinDuration(t, h.now().Add(7*24*time.Hour), key.ExpiresAt, 5*time.Second, "a week at least")
+	require.Equal(t, fields{
+		"project_id": h.project, "service_account_id": made.ID, "service_account": made.Name, "service_account_adopted": false, "service_account_description": "",
+		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "activation_timeout": int64(10),
+		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
+		"api_key_id": key.ID, "api_key_expires_at": timeText(key.ExpiresAt), "retired_keys": 0,
+		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
+		"last_rotation_error": "", "next_rotation_retry": "",
+	}, h.staticRole("batch"))
+	require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), 5*time.Second)
+
+	h.static("etl.nightly-2", fields{
+		"rotation_schedule": "0 2 * * *", "rotation_window": "2h", "revocation_delay": "1h", "key_ttl": "72h",
+		"scopes": "api.model.read,api.model.request,api.model.read", "service_account_description": " loads  ", "activation_timeout": 0,
+	})
+	data := h.staticRole("etl.nightly-2")
+	require.Equal(t, []string{"api.model.read", "api.model.request"}, data["scopes"])
+	require.Equal(t, "loads", data["service_account_description"])
+	require.Equal(t, []any{int64(0), "0 2 * * *", int64(7200), int64(3600), int64(72 * 3600), int64(0)},
+		[]any{data["rotation_period"], data["rotation_schedule"], data["rotation_window"], data["revocation_delay"], data["key_ttl"], data["activation_timeout"]})
+	require.Equal(t, "02:00:00", h.staticTime("etl.nightly-2", "next_vault_rotation").UTC().Format(time.TimeOnly))
+	scoped := h.sim.Accounts()[1].Keys[0]
+	require.Equal(t, []string{"api.model.read", "api.model.request"}, scoped.Scopes)
+	require.WithinDuration(t, h.now().Add(72*time.Hour), scoped.ExpiresAt, 5*time.Second)
+
+	for _, at := range []string{"static-roles", "static-roles/"} {
+		require.Equal(t, []string{"batch", "etl.nightly-2"}, h.must(h.list(at)).Data["keys"])
+	}
+	h.onlyStatic()
+	h.gone("batch")
+	h.gone("etl.nightly-2")
+	require.Nil(t, h.must(h.remove("static-roles/batch")), "deleting what is not there is no error")
+	require.Empty(t, h.must(h.list("static-roles")).Data["keys"])
+}
+
+func TestStatic_AdoptedAccountStays(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	account := h.adoptStatic("batch", fields{"scopes": []string{"api.model.read"}})
+	data := h.staticRole("batch")
+	require.Equal(t, []any{account, "by hand for batch", true}, []any{data["service_account_id"], data["service_account"], data["service_account_adopted"]})
+	key := h.sim.Keys()[0]
+	require.Equal(t, []string{"api.model.read"}, key.Scopes)
+	require.Regexp(t, `^vault-static-batch-[a-z0-9]{15}$`, key.Name)
+	h.must(h.write("rotate-role/batch", nil))
+	h.onlyStatic(account)
+	h.gone("batch", account)
+}
+
+func TestStatic_BadInputIsRefusedAndMakesNothing(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	archived := h.sim.AddProject("archived")
+	h.sim.ArchiveProject(archived)
+	hand := h.sim.AddServiceAccount(h.project, "by hand")
+	h.static("there", fields{"revocation_delay": "1h", "key_ttl": "48h"})
+	ours := h.staticRole("there")["service_account_id"]
+	year := 365 * 24 * 3600
+	for name, test := range map[string]struct {
+		data fields
+		said string
+	}{
+		"no schedule":                      {fields{"rotation_period": nil}, "rotation_period or rotation_schedule is required"},
+		"schedule of nothing":              {fields{"rotation_period": 0}, "rotation_period or rotation_schedule is required"},
+		"both":                             {fields{"rotation_schedule": "0 2 * * *"}, "mutually exclusive"},
+		"window with period":               {fields{"rotation_window": "1h"}, "rotation_window does not apply to period"},
+		"window alone":                     {fields{"rotation_period": nil, "rotation_window": "1h"}, "without rotation_schedule"},
+		"short window":                     {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": 3599}, "3600 seconds or more"},
+		"short period":                     {fields{"rotation_period": 9}, "10s or more"},
+		"negative period":                  {fields{"rotation_period": -1}, "rotation_period"},
+		"period beyond a key's life":       {fields{"rotation_period": year}, "rotate more often"},
+		"schedule beyond a key's life":     {fields{"rotation_period": nil, "rotation_schedule": "0 0 1 1 *"}, "rotate more often"},
+		"schedule of a leap year":          {fields{"rotation_period": nil, "rotation_schedule": "0 0 29 2 *"}, "rotate more often"},
+		"window beyond a key's life":       {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": year}, "rotate more often"},
+		"schedule that is none":            {fields{"rotation_period": nil, "rotation_schedule": "often"}, "rotation_schedule"},
+		"schedule that never comes":        {fields{"rotation_period": nil, "rotation_schedule": "0 0 31 2 *"}, "never comes"},
+		"disable_automated_rotation":       {fields{"disable_automated_rotation": true}, "unknown field"},
+		"rotation_policy":                  {fields{"rotation_policy": "p"}, "unknown field"},
+		"misspelt field":                   {fields{"scope": "api.model.read"}, "unknown field"},
+		"negative revocation_delay":        {fields{"revocation_delay": -1}, "negative"},
+		"revocation_delay over the period": {fields{"revocation_delay": "24h1s"}, "revocation_delay must be between 0 and the 24h0m0s"},
+		"revocation_delay over the gap":    {fields{"rotation_period": nil, "rotation_schedule": "* 2 * * *", "revocation_delay": "23h2m"}, "revocation_delay must be between 0 and the 23h1m0s"},
+		"negative delay as text":           {fields{"revocation_delay": "-1s"}, "negative"},
+		"fraction of a second":             {fields{"revocation_delay": "500ms"}, "whole seconds"},
+		"fraction of a second in period":   {fields{"rotation_period": "24h0.5s"}, "whole seconds"},
+		"short key_ttl":                    {fields{"key_ttl": "24h10m59s"}, "key_ttl must be 24h11m0s or more"},
+		"short key_ttl with window":        {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": "2h", "key_ttl": "26h10m"}, "key_ttl must be 26h11m0s or more"},
+		"negative key_ttl":                 {fields{"key_ttl": -5}, "negative"},
+		"long key_ttl":                     {fields{"key_ttl": year + 1}, "key_ttl must be 8760h0m0s or less"},
+		"long activation_timeout":          {fields{"activation_timeout": 46}, "activation_timeout must be between 0 (not at all) and 45s"},
+		"negative activation_timeout":      {fields{"activation_timeout": -1}, "negative"},
+		"no project":                       {fields{"project_id": ""}, "project_id is required, since the config has none"},
+		"unknown project":                  {fields{"project_id": "proj_nobody"}, `no project "proj_nobody"`},
+		"archived project":                 {fields{"project_id": archived}, "is archived"},
+		"project that is a path":           {fields{"project_id": "proj/../x"}, "is not an identifier"},
+		"unknown account":                  {fields{"service_account_id": "user-nobody"}, `has no service account "user-nobody"`},
+		"account that is a path":           {fields{"service_account_id": "user?x"}, "is not an identifier"},
+		"account of this mount":            {fields{"service_account_id": ours}, "was made by this mount"},
+		"empty scope":                      {fields{"scopes": []string{"api.model.read", " "}}, "an empty one"},
+		"scope that is none":               {fields{"scopes": []string{"api model"}}, "is not an identifier"},
+		"scope that OpenAI refuses":        {fields{"scopes": []string{"Nothing.Such"}}, "Nothing.Such"},
+		"scope that it refuses, adopted":   {fields{"scopes": []string{"Nothing.Such"}, "service_account_id": hand}, "Nothing.Such"},
+		"description of two lines":         {fields{"service_account_description": "a\nb"}, "service_account_description contains a control character"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := fields{"project_id": h.project, "rotation_period": "24h"}
+			maps.Copy(data, test.data)
+			maps.DeleteFunc(data, func(_ string, value any) bool { return value == nil })
+			refusedFor(t, h, "static-roles/new", data, test.said)
+			resp, err := h.read("static-roles/new")
+			require.NoError(t, err)
+			require.Nil(t, resp)
+		})
+	}
+	before := h.staticRole("there")
+	for name, test := range map[string]struct {
+		data fields
+		said string
+	}{
+		"another project":           {fields{"project_id": archived}, "project_id cannot be changed"},
+		"another account":           {fields{"service_account_id": hand}, "service_account_id cannot be changed"},
+		"neither":                   {fields{"rotation_period": 0}, "is required"},
+		"a period under the delay":  {fields{"rotation_period": "59m"}, "revocation_delay must be between 0 and the 59m0s"},
+		"a period over the key_ttl": {fields{"rotation_period": "47h"}, "key_ttl must be 48h5m0s or more"},
+		"a scope that is refused":   {fields{"scopes": "Nothing.Such", "rotation_period": "23h"}, "Nothing.Such"},
+	} {
+		t.Run("update, "+name, func(t *testing.T) {
+			refusedFor(t, h, "static-roles/there", test.data, test.said)
+			require.Equal(t, before, h.staticRole("there"), "the role is as it was")
+		})
+	}
+	long := strings.Repeat("x", maxRoleName+1)
+	require.Contains(t, h.refused(h.write("static-roles/"+long, fields{"project_id": h.project, "rotation_period": "24h"})), "the limit is 128")
+	longest := strings.Repeat("y", maxRoleName)
+	h.static(longest, nil)
+	h.gone(longest, hand)
+	h.gone("there", hand)
+}
+
+// refusedFor writes what must be refused, be it by the engine or by the framework.
+func refusedFor(t *testing.T, h *harness, at string, data fields, said string) {
+	t.Helper()
+	resp, err := h.write(at, data)
+	if err != nil {
+		require.ErrorContains(t, err, said)
+		return
+	}
+	require.True(t, resp.IsError(), "not refused: %v", resp)
+	require.Contains(t, resp.Error().Error(), said)
+}
+
+func TestStatic_AnAccountWithoutARoleIsAdoptedWithAWarning(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	var account struct{ ID string }
+	_, adminKey := h.sim.AdminKey()
+	require.Equal(t, http.StatusOK, callSim(h, http.MethodPost, "/organization/projects/"+h.project+"/service_accounts", adminKey, `{"name":"powerless","create_service_account_only":true}`, &account))
+	id := account.ID
+	h.sim.Keep(id)
+	resp := h.static("batch", fields{"service_account_id": id})
+	require.Contains(t, resp.Warnings[0], "has no role in project")
+	h.must(h.remove("static-roles/batch"))
+	require.Equal(t, []string{id}, h.liveAccounts())
+}
+
+func TestStatic_ProjectOfTheConfig(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.must(h.write("config", fields{"project_id": h.project}))
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "24h"}))
+	require.Equal(t, h.project, h.staticRole("batch")["project_id"])
+	h.must(h.write("config", fields{"project_id": h.sim.AddProject("another")}))
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "48h", "project_id": "", "service_account_id": ""}))
+	require.Equal(t, h.project, h.staticRole("batch")["project_id"], "its account is where it was made")
+	h.must(h.write("rotate-role/batch", nil))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStatic_NotConfigured(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.holdStatic()
+	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"project_id": h.project, "rotation_period": "24h"})), "has no admin key yet")
+	require.Empty(t, h.must(h.list("static-roles")).Data["keys"])
+	for _, at := range []string{"static-creds/batch", "rotate-role/batch"} {
+		op := map[bool]logical.Operation{true: logical.ReadOperation, false: logical.UpdateOperation}[at == "static-creds/batch"]
+		require.Equal(t, "there is no static role \"batch\"; `vault list openai/static-roles` shows those there are", h.refused(h.do(context.Background(), op, at, nil)))
+	}
+	require.Nil(t, h.must(h.remove("static-roles/batch")))
+
+	h.configure(nil)
+	h.static("batch", nil)
+	h.must(h.remove("config"))
+	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "a read needs no config")
+	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "has no admin key yet")
+	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"scopes": "api.model.read"})), "has no admin key yet")
+	logged := len(h.log.String())
+	h.advance(25 * time.Hour)
+	h.keep()
+	require.Len(t, h.log.String(), logged, "a mount without a config is not warned of every minute")
+	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
+	resp := h.must(h.remove("static-roles/batch"))
+	require.Contains(t, resp.Warnings[0], "Left to the journal")
+	require.Len(t, h.liveAccounts(), 1)
+	h.configure(nil)
+	h.tick()
+	h.onlyStatic()
+}
+
+func TestStatic_APartialWriteKeepsTheRest(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"scopes": "api.model.read", "revocation_delay": "2h", "key_ttl": "100h", "service_account_description": "loads", "activation_timeout": 20})
+	before := h.staticRole("batch")
+	h.sim.ResetRequests()
+	for field, value := range (fields{"service_account_description": "loads more", "revocation_delay": int64(3600), "key_ttl": int64(200 * 3600), "activation_timeout": int64(0)}) {
+		require.Nil(t, h.must(h.write("static-roles/batch", fields{field: value})))
+		before[field] = value
+		require.Equal(t, before, h.staticRole("batch"), field)
+	}
+	h.must(h.write("static-roles/batch", nil))
+	require.Equal(t, before, h.staticRole("batch"))
+	h.must(h.write("static-roles/batch", throughJSON(t, fields{
+		"project_id": before["project_id"], "service_account_id": before["service_account_id"], "scopes": before["scopes"], "rotation_period": before["rotation_period"],
+	})))
+	require.Equal(t, before, h.staticRole("batch"), "what was read can be written")
+	require.Zero(t, h.sim.Count("", ""), "nothing of that takes a call")
+
+	// One schedule over the other.
+	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "1h"}))
+	data := h.staticRole("batch")
+	require.Equal(t, []any{int64(0), "0 2 * * *", int64(3600)}, []any{data["rotation_period"], data["rotation_schedule"], data["rotation_window"]})
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "5h"}))
+	data = h.staticRole("batch")
+	require.Equal(t, []any{int64(5 * 3600), "", int64(0)}, []any{data["rotation_period"], data["rotation_schedule"], data["rotation_window"]})
+	require.Equal(t, h.staticTime("batch", "last_vault_rotation").Add(5*time.Hour), h.staticTime("batch", "next_vault_rotation"))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStatic_AChangeOfScopesRotatesAtOnce(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"scopes": "api.model.read"})
+	first := h.staticCreds("batch")
+	require.Nil(t, h.must(h.write("static-roles/batch", fields{"scopes": []string{"api.model.read", "api.model.request"}})))
+	second := h.staticCreds("batch")
+	require.NotEqual(t, first["api_key_id"], second["api_key_id"])
+	require.Equal(t, first["service_account_id"], second["service_account_id"])
+	require.Equal(t, timeText(h.now().Add(defaultRevocationDelay)), second["previous_api_key_expires_at"])
+	require.True(t, h.accepted(first["api_key"].(string)))
+	for _, k := range h.sim.Keys() {
+		require.Len(t, k.Scopes, map[bool]int{true: 1, false: 2}[k.ID == first["api_key_id"]])
+	}
+	h.must(h.write("static-roles/batch", fields{"scopes": "api.model.read,api.model.request"}))
+	require.Equal(t, second["api_key_id"], h.staticCreds("batch")["api_key_id"], "the same scopes are no change")
+	resp := h.must(h.write("static-roles/batch", fields{"scopes": ""}))
+	require.Contains(t, resp.Warnings[0], "no scopes any more")
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticCreds_EveryField(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	account := h.sim.Accounts()[0]
+	got := h.staticCreds("batch")
+	require.Equal(t, fields{
+		"api_key": account.Keys[0].Value, "api_key_id": account.Keys[0].ID, "service_account": account.Name, "service_account_id": account.ID, "project_id": h.project,
+		"expires_at": timeText(account.Keys[0].ExpiresAt), "ttl": got["ttl"], "last_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation")), "rotation_period": int64(86400),
+	}, got)
+	require.InDelta(t, 86400, got["ttl"], 3)
+
+	h.advance(20 * time.Hour)
+	require.InDelta(t, 4*3600, h.staticCreds("batch")["ttl"], 3, "it counts down")
+	h.until(h.staticTime("batch", "next_vault_rotation").Add(time.Second))
+	require.Zero(t, h.staticCreds("batch")["ttl"], "due")
+	h.advance(time.Hour)
+	require.Zero(t, h.staticCreds("batch")["ttl"], "overdue")
+	h.keep()
+	next := h.staticCreds("batch")
+	require.NotEqual(t, got["api_key_id"], next["api_key_id"])
+	require.InDelta(t, 86400, next["ttl"], 3)
+	require.Equal(t, timeText(h.now().Add(defaultRevocationDelay)), next["previous_api_key_expires_at"])
+	require.True(t, h.accepted(got["api_key"].(string)), "the overlap")
+	h.advance(defaultRevocationDelay - 2*time.Second)
+	h.keep()
+	require.Contains(t, h.staticCreds("batch"), "previous_api_key_expires_at")
+	h.advance(3 * time.Second)
+	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the moment has passed, deleted or not")
+	h.keep()
+	require.False(t, h.accepted(got["api_key"].(string)))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticCreds_WithASchedule(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_schedule": "30 4 * * 1"})
+	got := h.staticCreds("batch")
+	require.Equal(t, []any{int64(0), "30 4 * * 1", int64(0)}, []any{got["rotation_period"], got["rotation_schedule"], got["rotation_window"]})
+	require.InDelta(t, time.Until(h.staticTime("batch", "next_vault_rotation")).Seconds(), got["ttl"], 3)
+	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "30 4 * * 1", "rotation_window": "3h"}))
+	require.Equal(t, int64(3*3600), h.staticCreds("batch")["rotation_window"])
+	h.gone("batch")
+}
+
+func TestStaticCreds_AnExpiredKeyComesWithAWarning(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: http.StatusForbidden, Message: "keys are frozen"})
+	h.advance(8 * 24 * time.Hour)
+	h.keep()
+	resp := h.must(h.read("static-creds/batch"))
+	require.Len(t, resp.Warnings, 1)
+	require.Contains(t, resp.Warnings[0], "has expired at OpenAI: no rotation has succeeded since "+h.staticRole("batch")["last_vault_rotation"].(string))
+	require.Contains(t, resp.Warnings[0], "keys are frozen")
+	h.sim.ClearFaults()
+	h.advance(time.Hour)
+	h.keep()
+	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
+	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the one before is dead")
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.onlyStatic()
+	h.gone("batch")
+}

@@ -1,0 +1,282 @@
+//go:build integration
+
+package integration
+
+// What a key may do, how long it lives and when it is handed out, on a real
+// Vault: scopes, keys of an account that stays, activation, and each key's own
+// end at OpenAI.
+
+import (
+	"bytes"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// use calls an endpoint of the inference side with a key and returns the status.
+func use(t *testing.T, sim *openaitest.Server, endpoint, key string) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, sim.URL()+endpoint, bytes.NewReader([]byte(`{"model":"gpt-5-mini"}`)))
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer "+key)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return resp.StatusCode
+}
+
+// adopted makes an account as a person would, and has the simulator keep it.
+func (m *mount) adopted(name string) string {
+	m.t.Helper()
+	return m.sim.AddServiceAccount(m.project, name)
+}
+
+func TestAChatOnlyKeyCanOnlyChat(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"service_account", "api_key", "static"} {
+		t.Run(kind, func(t *testing.T) {
+			m := newMount(t)
+			fields := map[string]any{"project_id": m.project, "scopes": "api.model.request"}
+			var key string
+			switch kind {
+			case "static":
+				fields["rotation_period"] = "1h"
+				m.write("static-roles/r", fields)
+				key = m.read("static-creds/r").Data["api_key"].(string)
+			case "api_key":
+				fields["credential_type"], fields["service_account_id"] = kind, m.adopted("team")
+				fallthrough
+			default:
+				m.write("roles/r", fields)
+				key = m.creds("r").key
+			}
+			require.Equal(t, http.StatusOK, use(t, m.sim, "/chat/completions", key))
+			require.Equal(t, http.StatusForbidden, use(t, m.sim, "/responses", key))
+		})
+	}
+}
+
+func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
+	const delay = 1500 * time.Millisecond
+	m := newMount(t)
+	m.role("r", "1h", "24h")
+	m.write("roles/scoped", map[string]any{"project_id": m.project, "scopes": "api.responses.write"})
+	m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": m.adopted("team")})
+	m.sim.Configure(func(o *openaitest.Options) { o.ActivationDelay = delay })
+
+	for _, role := range []string{"r", "key"} {
+		began := time.Now()
+		require.Equal(t, http.StatusOK, infer(t, m.sim, m.creds(role).key), role)
+		require.GreaterOrEqual(t, time.Since(began), delay)
+		t.Logf("%s: handed out %s after it was asked for, with an activation delay of %s", role, time.Since(began).Round(time.Millisecond), delay)
+	}
+	require.Equal(t, http.StatusOK, use(t, m.sim, "/responses", m.creds("scoped").key), "a key that may not list the models")
+	m.write("static-roles/s", map[string]any{"project_id": m.project, "rotation_period": "1h"})
+	m.write("rotate-role/s", nil)
+	require.Equal(t, http.StatusOK, infer(t, m.sim, m.read("static-creds/s").Data["api_key"].(string)))
+
+	m.write("roles/r", map[string]any{"activation_timeout": "1s"})
+	before := len(m.alive())
+	_, err := m.client.Logical().Read(m.path + "/creds/r")
+	requireStatus(t, http.StatusBadGateway, err)
+	require.ErrorContains(t, err, "does not accept the new key after 1s")
+	require.Len(t, m.alive(), before, "a key that does not work is destroyed")
+	m.write("roles/r", map[string]any{"activation_timeout": 0})
+	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, m.creds("r").key), "handed out untried")
+}
+
+// Under a policy on the lifetime of keys everything works whose keys can end in
+// time, and the rest says why it does not.
+func TestUnderAMaximumLifetimeOfKeys(t *testing.T) {
+	m := newMount(t)
+	m.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = 2 * time.Hour })
+	account := m.adopted("team")
+	for name, test := range map[string]struct {
+		fields map[string]any
+		why    string
+	}{
+		"short":    {map[string]any{"max_ttl": "1h"}, ""},
+		"long":     {map[string]any{"max_ttl": "24h"}, "shorten the role's max_ttl"},
+		"follows":  {map[string]any{"max_ttl": "24h", "key_expiry": "ttl"}, ""},
+		"long ttl": {map[string]any{"ttl": "3h", "max_ttl": "24h", "key_expiry": "ttl"}, "with key_expiry=ttl, its ttl"},
+		"endless":  {map[string]any{"max_ttl": "1h", "key_expiry": "none"}, "use key_expiry=max_ttl or ttl"},
+	} {
+		for _, kind := range []string{"service_account", "api_key"} {
+			test.fields["project_id"], test.fields["credential_type"] = m.project, kind
+			delete(test.fields, "service_account_id")
+			if kind == "api_key" {
+				test.fields["service_account_id"] = account
+			}
+			_, err := m.client.Logical().Delete(m.path + "/roles/r")
+			require.NoError(t, err)
+			m.write("roles/r", test.fields)
+			secret, err := m.client.Logical().Read(m.path + "/creds/r")
+			if test.why != "" {
+				requireStatus(t, http.StatusBadRequest, err, name)
+				require.ErrorContains(t, err, test.why, name)
+				require.ErrorContains(t, err, "expires_in_seconds", "OpenAI's own words")
+				continue
+			}
+			l := newLease(t, secret, err)
+			require.Equal(t, http.StatusOK, infer(t, m.sim, l.key), name)
+			if name == "follows" {
+				_, err := m.client.Sys().Renew(l.id, 7000)
+				require.NoError(t, err, "a renewal within the policy")
+				_, err = m.client.Sys().Renew(l.id, 10000)
+				requireStatus(t, http.StatusBadRequest, err, "a renewal beyond the policy")
+			}
+			require.NoError(t, m.revoke(l))
+		}
+	}
+	static := map[string]any{"project_id": m.project, "rotation_period": "10m"}
+	_, err := m.client.Logical().Write(m.path+"/static-roles/s", static)
+	requireStatus(t, http.StatusBadRequest, err)
+	require.ErrorContains(t, err, "set the role's key_ttl")
+	static["key_ttl"] = "2h"
+	m.write("static-roles/s", static)
+	require.Equal(t, http.StatusOK, infer(t, m.sim, m.read("static-creds/s").Data["api_key"].(string)))
+}
+
+func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
+	m := newMount(t)
+	m.write("roles/r", map[string]any{"project_id": m.project, "ttl": "10m", "max_ttl": "24h", "key_expiry": "ttl"})
+	l := m.creds("r")
+	end := func() time.Time { return m.sim.Keys()[0].ExpiresAt }
+	first := end()
+	require.WithinDuration(t, time.Now().Add(10*time.Minute+75*time.Second), first, 10*time.Second)
+
+	renewed, err := m.client.Sys().Renew(l.id, 3600)
+	require.NoError(t, err)
+	require.InDelta(t, 3600, renewed.LeaseDuration, 2)
+	require.WithinDuration(t, time.Now().Add(time.Hour+75*time.Second), end(), 10*time.Second)
+
+	// A renewal that OpenAI does not follow leaves lease and key as they were.
+	expires := func() string {
+		lease, err := m.client.Sys().Lookup(l.id)
+		require.NoError(t, err)
+		return lease.Data["expire_time"].(string)
+	}
+	before, key := expires(), end()
+	for _, status := range []int{http.StatusBadRequest, http.StatusForbidden} {
+		cancel := m.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/api_keys/{api_key_id}", Status: status})
+		_, err = m.client.Sys().Renew(l.id, 7200)
+		require.Error(t, err)
+		cancel()
+		require.Equal(t, before, expires())
+		require.Equal(t, key, end())
+	}
+	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
+
+	// The next one works, so nothing of the lease's data was lost; nor is it for
+	// the revoke.
+	_, err = m.client.Sys().Renew(l.id, 7200)
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), end(), 10*time.Second)
+	require.NoError(t, m.revoke(l))
+	require.Empty(t, m.alive())
+}
+
+func TestAKeyOfAnAccountThatStays(t *testing.T) {
+	t.Parallel()
+	for name, refused := range map[string]bool{"deleted": false, "refused, so it expires": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newMount(t)
+			m.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = refused })
+			account := m.adopted("team")
+			m.write("roles/r", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": account})
+			l, other := m.creds("r"), m.creds("r")
+			require.Equal(t, account, l.account)
+			require.NoError(t, m.revoke(l))
+			require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, 5*time.Second, 100*time.Millisecond)
+			require.False(t, m.leased(l))
+			require.Equal(t, http.StatusOK, infer(t, m.sim, other.key), "the other lease's key")
+			require.NoError(t, m.revoke(other))
+			require.Eventually(t, func() bool { return len(m.sim.Keys()) == 0 }, 5*time.Second, 100*time.Millisecond)
+			require.Equal(t, []string{account}, m.alive(), "the account stays")
+		})
+	}
+}
+
+// Vault is killed and never comes back: each key that the engine has issued is
+// dead at its own end, the engine's admin key included.
+func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
+	t.Parallel()
+	v, err := startVault(t.Context(), plugin)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = v.Stop() })
+	m := &mount{t: t, vault: v, client: v.Client(), path: "openai", sim: openaitest.Start(t, openaitest.Options{})}
+	m.project = m.sim.AddProject("apps")
+	require.NoError(t, v.Mount(t.Context(), m.path, api.MountConfigInput{}))
+	config := m.adminConfig()
+	config["rotation_period"] = "24h"
+	m.write("config", config)
+	m.write("config/rotate", nil)
+
+	account := m.adopted("team")
+	keys := map[string]string{}
+	for name, fields := range map[string]map[string]any{
+		"max_ttl": {}, "ttl": {"key_expiry": "ttl"}, "scoped": {"scopes": "api.model.read"},
+		"api_key": {"credential_type": "api_key", "service_account_id": account},
+	} {
+		fields["project_id"] = m.project
+		m.write("roles/"+name, fields)
+		l := m.creds(name)
+		_, err := m.client.Sys().Renew(l.id, 7200)
+		require.NoError(t, err)
+		keys[name] = l.key
+	}
+	for name, fields := range map[string]map[string]any{"made": {}, "adopted": {"service_account_id": account}} {
+		fields["project_id"], fields["rotation_period"] = m.project, "24h"
+		m.write("static-roles/"+name, fields)
+		m.write("rotate-role/"+name, nil)
+		keys["static "+name] = m.read("static-creds/" + name).Data["api_key"].(string)
+	}
+	require.NoError(t, v.Kill())
+
+	ends := map[string]time.Time{}
+	for _, k := range m.sim.Keys() {
+		require.False(t, k.ExpiresAt.IsZero(), "key %s has no end", k.Name)
+		ends[k.Value] = k.ExpiresAt
+	}
+	for name, key := range keys {
+		require.Contains(t, ends, key, name)
+		require.Equal(t, http.StatusOK, infer(t, m.sim, key), name)
+	}
+	began, passed := time.Now(), time.Duration(0)
+	until := func(at time.Time) {
+		m.sim.Advance(at.Sub(began) - passed)
+		passed = at.Sub(began)
+	}
+	for name, longest := range map[string]time.Duration{"ttl": 2*time.Hour + 2*time.Minute, "max_ttl": 24*time.Hour + 2*time.Minute} {
+		require.Less(t, ends[keys[name]].Sub(began), longest, name)
+	}
+	until(ends[keys["ttl"]].Add(time.Second))
+	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, keys["ttl"]))
+	require.Equal(t, http.StatusOK, infer(t, m.sim, keys["max_ttl"]))
+	for _, end := range ends {
+		if end.Sub(began) > passed {
+			until(end.Add(time.Second))
+		}
+	}
+	for name, key := range keys {
+		require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, key), name)
+	}
+	require.Empty(t, m.sim.Keys())
+	t.Logf("%d keys, the last dead %s after the kill", len(ends), passed.Round(time.Second))
+	for _, k := range m.sim.AdminKeys() {
+		if id, _ := m.sim.AdminKey(); k.ID != id {
+			require.False(t, k.ExpiresAt.IsZero(), "admin key %s of the engine has no end", k.Name)
+			until(k.ExpiresAt.Add(time.Second))
+		}
+	}
+	id, _ := m.sim.AdminKey()
+	for _, k := range m.sim.AdminKeys() {
+		require.Equal(t, id, k.ID, "the engine's own admin key")
+	}
+	m.sim.KeepAll() // empty accounts, for which there is nobody left
+}

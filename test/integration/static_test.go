@@ -1,0 +1,153 @@
+//go:build integration
+
+package integration
+
+// Static roles across what Vault does with a mount: it disables one, moves it,
+// reloads its plugin, seals. Only the first is the end of what they own.
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// static writes a static role and returns what its readers get.
+func (m *mount) static(name string, fields map[string]any) map[string]any {
+	m.t.Helper()
+	all := map[string]any{"project_id": m.project, "rotation_period": "1h"}
+	for field, value := range fields {
+		all[field] = value
+	}
+	m.write("static-roles/"+name, all)
+	return m.read("static-creds/" + name).Data
+}
+
+func (m *mount) requireWorks(path string) {
+	m.t.Helper()
+	secret, err := m.client.Logical().ReadWithContext(m.t.Context(), path)
+	require.NoError(m.t, err, path)
+	require.NotNil(m.t, secret, path)
+	require.Equal(m.t, http.StatusOK, infer(m.t, m.sim, secret.Data["api_key"].(string)), path)
+}
+
+func TestDisablingTheMountEndsItsStaticRoles(t *testing.T) {
+	t.Parallel()
+	for name, own := range map[string]bool{"in a process that serves others": false, "in the last of its process": true} {
+		t.Run(name, func(t *testing.T) {
+			v := server
+			if own {
+				v = ownVaultWith(t, plugin)
+			}
+			m := newMountOn(t, v)
+			hand := m.sim.AddServiceAccount(m.project, "by hand")
+			var keys []string
+			for i := range 5 {
+				keys = append(keys, m.static(fmt.Sprint("made-", i), nil)["api_key"].(string))
+			}
+			keys = append(keys, m.static("adopted", map[string]any{"service_account_id": hand})["api_key"].(string))
+			for _, role := range []string{"made-0", "adopted"} { // each now has two keys that work
+				m.write("rotate-role/"+role, nil)
+				keys = append(keys, m.read("static-creds/" + role).Data["api_key"].(string))
+			}
+			m.role("r", "1h", "24h")
+			keys = append(keys, m.creds("r").key)
+			for _, key := range keys {
+				require.Equal(t, http.StatusOK, infer(t, m.sim, key))
+			}
+
+			began := time.Now()
+			require.NoError(t, m.client.Sys().UnmountWithContext(t.Context(), m.path))
+			t.Logf("disabled within %s", time.Since(began).Round(time.Millisecond))
+			require.Equal(t, []string{hand}, m.alive())
+			require.Empty(t, m.sim.Keys())
+			for _, key := range keys {
+				require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, key))
+			}
+		})
+	}
+}
+
+// While OpenAI does not answer, disabling takes a bounded time, what is left
+// is in the log, and the other mounts of the same process are soon served again.
+func TestDisablingTheMountInAnOutageNamesWhatIsLeft(t *testing.T) {
+	m := newMount(t, map[string]any{"request_timeout": "1s"})
+	left := m.static("batch", nil)["service_account_id"].(string)
+	other := newMountOn(t, server)
+	other.static("batch", nil)
+	cancel := m.sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang})
+	began, disabled := time.Now(), make(chan error, 1)
+	go func() { disabled <- m.client.Sys().UnmountWithContext(t.Context(), m.path) }()
+	slowest := time.Duration(0)
+	for waiting := true; waiting; {
+		select {
+		case err := <-disabled:
+			require.NoError(t, err)
+			waiting = false
+		case <-time.After(20 * time.Millisecond):
+		}
+		asked := time.Now()
+		other.requireWorks(other.path + "/static-creds/batch")
+		slowest = max(slowest, time.Since(asked))
+	}
+	t.Logf("disabled within %s; another mount answered within %s all the while", time.Since(began).Round(time.Millisecond), slowest.Round(time.Millisecond))
+	require.Less(t, time.Since(began), 90*time.Second)
+	cancel()
+	require.NotZero(t, m.inLog("is left at OpenAI", "static_role=batch", left))
+	other.write("rotate-role/batch", nil)
+	m.sim.DeleteServiceAccount(m.project, left)
+}
+
+func TestMovingTheMountKeepsItsStaticRoles(t *testing.T) {
+	m := newMount(t)
+	hand := m.sim.AddServiceAccount(m.project, "by hand")
+	made, adopted := m.static("made", map[string]any{"rotation_period": "30s"}), m.static("adopted", map[string]any{"service_account_id": hand})
+	to := m.path + "-moved"
+	require.NoError(t, m.client.Sys().RemountWithContext(t.Context(), m.path, to))
+	m.path = to
+	t.Cleanup(func() { require.NoError(t, m.client.Sys().Unmount(to)) })
+	for role, before := range map[string]map[string]any{"made": made, "adopted": adopted} {
+		require.Equal(t, http.StatusOK, infer(t, m.sim, before["api_key"].(string)))
+		m.requireWorks(to + "/static-creds/" + role)
+	}
+	m.write("rotate-role/adopted", nil)
+	m.requireWorks(to + "/static-creds/adopted")
+	// And the schedule goes on, from Vault's next tick on.
+	require.Eventually(t, func() bool { return m.read("static-creds/made").Data["api_key_id"] != made["api_key_id"] }, 150*time.Second, 500*time.Millisecond)
+	m.requireWorks(to + "/static-creds/made")
+}
+
+func TestStaticRolesOutliveSealsReloadsAndCrashes(t *testing.T) {
+	m := newMountOn(t, ownVault(t))
+	hand := m.sim.AddServiceAccount(m.project, "by hand")
+	m.static("made", nil)
+	m.static("adopted", map[string]any{"service_account_id": hand})
+	works := func(after string) {
+		t.Helper()
+		for _, role := range []string{"made", "adopted"} {
+			require.Eventually(t, func() bool {
+				_, err := m.client.Logical().Read(m.path + "/static-creds/" + role)
+				return err == nil
+			}, 20*time.Second, 20*time.Millisecond, after)
+			m.requireWorks(m.path + "/static-creds/" + role)
+			m.write("rotate-role/"+role, nil)
+			m.requireWorks(m.path + "/static-creds/" + role)
+		}
+		require.Len(t, m.alive(), 2, after)
+	}
+	_, err := m.client.Logical().Write("sys/plugins/reload/backend", map[string]any{"mounts": m.path + "/"})
+	require.NoError(t, err)
+	works("a reload of the plugin")
+	require.NoError(t, m.vault.Restart(t.Context()))
+	works("a restart of Vault")
+	_, err = m.vault.KillPlugins()
+	require.NoError(t, err)
+	works("the death of the plugin")
+	require.NoError(t, m.vault.Kill())
+	require.NoError(t, m.vault.Restart(t.Context()))
+	works("the death of Vault")
+}

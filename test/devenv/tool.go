@@ -1,0 +1,58 @@
+package devenv
+
+// Programs that stand between Vault and its users, such as an agent: started
+// for one test, with a log of their own, and ended by their own id.
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// Tool is a running program of that kind.
+type Tool struct {
+	LogPath string
+
+	process *process
+}
+
+// Binary is the server's program, which is also the vault command.
+func (v *Vault) Binary() string { return v.opts.VaultBin }
+
+// StartTool starts a program in dir, where its log goes too. It sees nothing of
+// the caller's settings but what env names. The caller must Stop it.
+func StartTool(dir string, env []string, program string, args ...string) (*Tool, error) {
+	t := &Tool{LogPath: filepath.Join(dir, filepath.Base(program)+".log")}
+	log, err := os.OpenFile(t.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }() // the process has its own end
+	cmd := exec.Command(program, args...)
+	cmd.Dir = dir
+	cmd.Env = serverEnv(env)
+	cmd.Stdout, cmd.Stderr = log, log
+	if t.process, err = startProcess(cmd); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", program, err)
+	}
+	return t, nil
+}
+
+// Running says whether the program still runs.
+func (t *Tool) Running() bool { return t.process.running() }
+
+// Children lists the processes that the program has started.
+func (t *Tool) Children() ([]int, error) { return children(t.process.pid()) }
+
+// Stop ends the program, and any child that it left behind.
+func (t *Tool) Stop() error {
+	left, err := children(t.process.pid())
+	t.process.terminate()
+	for _, pid := range left {
+		if killed := killOwn(pid, t.process.pid()); err == nil {
+			err = killed
+		}
+	}
+	return err
+}

@@ -1,0 +1,194 @@
+//go:build integration
+
+package integration
+
+// What the tests of the tools around Vault share: the examples under deploy/
+// are used as they are, but for addresses, paths and names, so that none can
+// rot; and a watch over a key that a tool keeps, which notes every moment at
+// which it does not work.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// example reads a file of deploy/ and puts this mount's names in the place of
+// the example's. More replacements come as pairs. What is left of the
+// example's world afterwards would be a test of nothing, and fails.
+func (m *mount) example(file, dir string, pairs ...string) string {
+	m.t.Helper()
+	root, err := devenv.Root()
+	require.NoError(m.t, err)
+	content, err := os.ReadFile(filepath.Join(root, "deploy", file))
+	require.NoError(m.t, err)
+	pairs = append(pairs,
+		"https://vault.example.com:8200", m.vault.Addr,
+		"/run/openai/", dir+"/",
+		"/etc/openai-agent/", dir+"/",
+		"openai/", m.path+"/",
+	)
+	text := strings.NewReplacer(pairs...).Replace(string(content))
+	for _, line := range strings.Split(text, "\n") {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			require.NotRegexp(m.t, `example\.com|/usr/local/|/etc/|/run/|\bopenai/`, line, "%s: left as in the example", file)
+		}
+	}
+	return text
+}
+
+// exampleFile writes an example into dir and returns its path.
+func (m *mount) exampleFile(file, dir string, pairs ...string) string {
+	m.t.Helper()
+	path := filepath.Join(dir, filepath.Base(file))
+	require.NoError(m.t, os.WriteFile(path, []byte(m.example(file, dir, pairs...)), 0o700))
+	return path
+}
+
+// policy writes an example's policy under a name of this mount's.
+func (m *mount) policy(name string) string {
+	m.t.Helper()
+	policy := m.path + "-" + name
+	require.NoError(m.t, m.client.Sys().PutPolicyWithContext(m.t.Context(), policy, m.example("policies/"+name+".hcl", "")))
+	return policy
+}
+
+// tokenOf makes a token with the policy of an example, and Vault's default one.
+func (m *mount) tokenOf(policy string) string {
+	m.t.Helper()
+	secret, err := m.client.Auth().Token().CreateWithContext(m.t.Context(), &api.TokenCreateRequest{
+		Policies: []string{m.policy(policy)}, TTL: "10m",
+	})
+	require.NoError(m.t, err)
+	return secret.Auth.ClientToken
+}
+
+var approle sync.Once
+
+// login makes an AppRole with the policy of an example, as the page on the
+// Agent has it made, and writes what an agent logs in with into dir.
+func (m *mount) login(policy, dir string) {
+	m.t.Helper()
+	approle.Do(func() {
+		require.NoError(m.t, server.Client().Sys().EnableAuthWithOptions("approle", &api.EnableAuthOptions{Type: "approle"}))
+	})
+	role := "auth/approle/role/" + m.path
+	_, err := m.client.Logical().Write(role, map[string]any{"token_policies": m.policy(policy), "token_period": "1h"})
+	require.NoError(m.t, err)
+	m.t.Cleanup(func() { _, _ = m.client.Logical().Delete(role) })
+	id, err := m.client.Logical().Read(role + "/role-id")
+	require.NoError(m.t, err)
+	secret, err := m.client.Logical().Write(role+"/secret-id", nil)
+	require.NoError(m.t, err)
+	for file, value := range map[string]any{"role-id": id.Data["role_id"], "secret-id": secret.Data["secret_id"]} {
+		require.NoError(m.t, os.WriteFile(filepath.Join(dir, file), []byte(value.(string)), 0o600))
+	}
+}
+
+// tool starts a program beside Vault. At the end of the test it is stopped, by
+// its id, and its log is searched for keys.
+func (m *mount) tool(dir string, env []string, program string, args ...string) *devenv.Tool {
+	m.t.Helper()
+	tool, err := devenv.StartTool(dir, env, program, args...)
+	require.NoError(m.t, err)
+	m.t.Cleanup(func() {
+		require.NoError(m.t, tool.Stop())
+		log, err := os.ReadFile(tool.LogPath)
+		require.NoError(m.t, err)
+		if m.t.Failed() {
+			m.t.Logf("log of %s:\n%s", program, log)
+		}
+		at, _ := find(log, m.sim.Secrets())
+		require.Negative(m.t, at, "a key is in the log of %s", program)
+	})
+	return tool
+}
+
+// script runs an example's script as a user would, in a shell that talks to
+// Vault with a token, and returns what it printed to standard output.
+func (m *mount) script(token, path string, args ...string) (string, error) {
+	m.t.Helper()
+	env, err := m.vault.CLIEnv()
+	require.NoError(m.t, err)
+	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	defer cancel()
+	var stderr strings.Builder
+	cmd := exec.CommandContext(ctx, "bash", append([]string{path}, args...)...)
+	cmd.Env = append(env, "VAULT_TOKEN="+token)
+	cmd.Stderr = &stderr
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, stderr.String())
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// watch looks at a key that a tool keeps, again and again until it has seen
+// `keys` different ones, and fails the test for each moment at which the key
+// that was there did not work. current returns the key as a user of the tool
+// would get it; an answer that changes while the old key is tried is a user who
+// came a moment too early, and he tries again with the new one.
+func (m *mount) watch(what string, keys int, atMost time.Duration, current func() (string, error)) {
+	m.t.Helper()
+	began := time.Now()
+	seen := map[string]time.Duration{} // key → when it was first seen
+	var gaps []string
+	looks := 0
+	var down time.Time
+	for len(seen) < keys {
+		require.Less(m.t, time.Since(began), atMost, "%s: %d of %d keys were seen, %d looks", what, len(seen), keys, looks)
+		time.Sleep(50 * time.Millisecond)
+		key, err := current()
+		if (err != nil || key == "") && len(seen) == 0 {
+			continue // it has only been started
+		}
+		looks++
+		works := err == nil && key != "" && infer(m.t, m.sim, key) == http.StatusOK
+		if !works {
+			if again, err := current(); err == nil && again != key {
+				continue
+			}
+			if down.IsZero() {
+				down = time.Now()
+			}
+			continue
+		}
+		if !down.IsZero() {
+			gaps = append(gaps, fmt.Sprintf("%s long, %s after the start", time.Since(down).Round(10*time.Millisecond), down.Sub(began).Round(10*time.Millisecond)))
+			down = time.Time{}
+		}
+		if _, ok := seen[key]; !ok {
+			seen[key] = time.Since(began)
+		}
+	}
+	m.t.Logf("%s: %d keys, %d looks, first seen after %v", what, len(seen), looks, times(seen))
+	require.Empty(m.t, gaps, "%s: moments at which the key did not work", what)
+}
+
+func times(seen map[string]time.Duration) (all []string) {
+	for _, at := range seen {
+		all = append(all, at.Round(100*time.Millisecond).String())
+	}
+	return all
+}
+
+// file is the key in a file, as a program would read it.
+func file(path string) func() (string, error) {
+	return func() (string, error) {
+		content, err := os.ReadFile(path)
+		return string(content), err
+	}
+}
+

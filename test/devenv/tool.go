@@ -4,6 +4,7 @@ package devenv
 // for one test, with a log of their own, and ended by their own id.
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -55,4 +56,28 @@ func (t *Tool) Stop() error {
 		}
 	}
 	return err
+}
+
+// BuildTool builds a program from a module of its own in this checkout, which
+// pins it. The version-control stamp is off for the reason that Build gives.
+func BuildTool(ctx context.Context, output, module, pkg string) error {
+	root, err := Root()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", output, pkg)
+	cmd.Dir = filepath.Join(root, module)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// FreePort finds a port on loopback that nobody listens on.
+func FreePort(ctx context.Context) (int, error) {
+	ports, err := freePorts(ctx, 1)
+	if err != nil {
+		return 0, err
+	}
+	return ports[0], nil
 }

@@ -8,19 +8,25 @@ package integration
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// Short enough that a lease is renewed and comes to its end, twice, in half a
-// minute. Real roles have hours; the tools act at fractions of them.
+// Short enough that a lease is renewed twice and then comes to its end, all
+// within twenty seconds. Real roles have hours; the tools act at fractions of
+// them, and with these the new key comes about three seconds before the old one
+// ends, which a busy machine needs.
 const (
-	agentTTL    = "6s"
-	agentMaxTTL = "15s"
+	agentTTL    = "8s"
+	agentMaxTTL = "20s"
 )
 
 // agentTemplates are what the Agent renders in the test besides its example's
@@ -53,8 +59,99 @@ func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 			t.Parallel()
 			watched := *m
 			watched.t = t
-			watched.watch("vault agent", 4, 90*time.Second, file(filepath.Join(dir, name)))
+			watched.watch("vault agent", 3, 2*time.Minute, file(filepath.Join(dir, name)))
 		})
 	}
 	t.Cleanup(func() { require.True(t, agent.Running(), "the Agent has ended") })
+}
+
+// The supervised program writes down the key that it was started with. Each
+// one must work for as long as its process lives.
+func TestVaultAgentRestartsAProgramBeforeItsKeyEnds(t *testing.T) {
+	m := newMount(t)
+	// The Agent waits two seconds for further changes before it restarts the
+	// program, so that much must be left of the old key: a tenth of the ttl is.
+	m.role("my-app", "30s", "40s")
+	dir := t.TempDir()
+	m.login("application", dir)
+	app, started := filepath.Join(dir, "my-app"), filepath.Join(dir, "started")
+	require.NoError(t, os.WriteFile(app, []byte(`#!/bin/sh
+printf '%s' "$OPENAI_API_KEY" > `+started+`.new && mv `+started+`.new `+started+`
+exec sleep 600
+`), 0o700))
+	config := m.exampleFile("vault-agent/exec.hcl", dir, "/usr/local/bin/my-app", app)
+	agent := m.tool(dir, nil, m.vault.Binary(), "agent", "-config="+config)
+	m.watch("vault agent's program", 2, 2*time.Minute, file(started))
+
+	running, err := agent.Children()
+	require.NoError(t, err)
+	require.Len(t, running, 1, "programs that the Agent runs")
+	require.NoError(t, agent.Stop())
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", running[0]))
+		return os.IsNotExist(err)
+	}, 10*time.Second, 50*time.Millisecond, "the program, after the Agent")
+}
+
+func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
+	m := newMount(t)
+	prepare(m)
+	m.role("long", "1h", "2h")
+	dir := t.TempDir()
+	m.login("application", dir)
+	port, err := devenv.FreePort(t.Context())
+	require.NoError(t, err)
+	listener := fmt.Sprintf("127.0.0.1:%d", port)
+	config := m.exampleFile("vault-proxy/proxy.hcl", dir, "127.0.0.1:8100", listener)
+	m.tool(dir, nil, m.vault.Binary(), "proxy", "-config="+config)
+
+	// A program that knows nothing but the Proxy: no token.
+	settings := api.DefaultConfig()
+	settings.Address = "http://" + listener
+	settings.MaxRetries = 0
+	client, err := api.NewClient(settings)
+	require.NoError(t, err)
+	read := func() (*api.Secret, error) { return client.Logical().Read(m.path + "/creds/my-app") }
+	require.Eventually(t, func() bool { _, err := read(); return err == nil }, 20*time.Second, 50*time.Millisecond, "the Proxy's login")
+	first, err := read()
+	l := newLease(t, first, err)
+	again, err := read()
+	require.Equal(t, l.id, newLease(t, again, err).id)
+	require.Len(t, m.alive(), 1, "accounts for three reads")
+
+	m.watch("vault proxy", 3, 2*time.Minute, func() (string, error) {
+		secret, err := read()
+		if err != nil || secret == nil {
+			return "", err
+		}
+		return secret.Data["api_key"].(string), nil
+	})
+
+	// What is revoked behind the Proxy's back stays in its cache until it tries
+	// to renew it.
+	cached, err := read()
+	l = newLease(t, cached, err)
+	require.NoError(t, m.revoke(l))
+	require.Eventually(t, func() bool {
+		secret, err := read()
+		return err == nil && infer(t, m.sim, newLease(t, secret, err).key) == http.StatusOK
+	}, 30*time.Second, 50*time.Millisecond, "a working key after a revoke")
+
+	// The policy is that of the Proxy's login, whoever asks.
+	_, err = client.Logical().Read(m.path + "/creds/long")
+	requireStatus(t, http.StatusForbidden, err)
+}
+
+func TestConsulTemplateAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
+	m := newMount(t)
+	prepare(m)
+	dir := t.TempDir()
+	program := filepath.Join(dir, "consul-template")
+	require.NoError(t, devenv.BuildTool(t.Context(), program, "tools/consul-template", "github.com/hashicorp/consul-template"))
+	config := m.exampleFile("consul-template/config.hcl", dir)
+	m.tool(dir, []string{"VAULT_TOKEN=" + m.tokenOf("application")}, program, "-config="+config)
+	m.watch("consul-template", 3, 2*time.Minute, file(filepath.Join(dir, "api-key")))
+	info, err := os.Stat(filepath.Join(dir, "api-key"))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
 }

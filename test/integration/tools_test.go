@@ -191,4 +191,3 @@ func file(path string) func() (string, error) {
 		return string(content), err
 	}
 }
-

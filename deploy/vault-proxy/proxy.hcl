@@ -1,0 +1,33 @@
+# Vault Proxy: one login and one lease for all programs of a machine.
+#
+#   vault proxy -config=proxy.hcl
+#   VAULT_ADDR=http://127.0.0.1:8100 vault read -field=api_key openai/creds/my-app
+#
+# The cache answers every read of the same path with the same lease and renews
+# it, so that asking often makes no new accounts. Whoever reaches the listener
+# has the Proxy's rights: keep it on loopback or on a socket.
+
+vault {
+  address = "https://vault.example.com:8200"
+}
+
+auto_auth {
+  method "approle" {
+    config = {
+      role_id_file_path                   = "/etc/openai-agent/role-id"
+      secret_id_file_path                 = "/etc/openai-agent/secret-id"
+      remove_secret_id_file_after_reading = false
+    }
+  }
+}
+
+api_proxy {
+  use_auto_auth_token = "force"
+}
+
+cache {}
+
+listener "tcp" {
+  address     = "127.0.0.1:8100"
+  tls_disable = true
+}

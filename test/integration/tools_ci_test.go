@@ -1,0 +1,119 @@
+//go:build integration
+
+package integration
+
+// The scripts for CI jobs and for programs that take their key from a command.
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
+	m := newMount(t)
+	m.role("ci", "1h", "2h")
+	dir := t.TempDir()
+	script := m.exampleFile("ci/with-openai-key", dir)
+	for command, ok := range map[string]bool{
+		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"`:                                                                                       true,
+		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"; exit 7`:                                                                               false,
+		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"; kill -TERM "$PPID"; sleep 3`:                                                          false,
+		`curl -sf -o "` + dir + `/models" -H "Authorization: Bearer $OPENAI_API_KEY" "` + m.sim.URL() + `/models"; printf '%s none' "$OPENAI_API_KEY"`: true,
+	} {
+		token := m.tokenOf("ci")
+		out, err := m.script(token, script, "ci", "sh", "-c", command)
+		require.Equal(t, ok, err == nil, "%s: %v", command, err)
+		key, rest, _ := strings.Cut(out, " ")
+		require.Equal(t, "none", rest, "the command has the job's token")
+		require.NotEmpty(t, key)
+		_, err = m.vault.ClientFor(token).Auth().Token().LookupSelf()
+		require.Error(t, err, "the job's token, after the job")
+		require.Eventually(t, func() bool { return infer(t, m.sim, key) == http.StatusUnauthorized }, 20*time.Second, 50*time.Millisecond, "the key, after the job")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "models")); err != nil {
+		t.Log("no curl here: that the key works inside the job was not tried")
+	}
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 50*time.Millisecond)
+}
+
+func TestADispatcherHandsOutKeysThatItCannotSee(t *testing.T) {
+	m := newMount(t)
+	m.role("ci", "1h", "2h")
+	m.role("other", "1h", "2h")
+	dir := t.TempDir()
+	wrap, unwrap := m.exampleFile("ci/wrap-key", dir), m.exampleFile("ci/unwrap-key", dir)
+	dispatcher := m.tokenOf("ci-dispatcher")
+
+	wrapping, err := m.script(dispatcher, wrap, "ci")
+	require.NoError(t, err)
+	key, err := m.script(wrapping, unwrap, "ci")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, infer(t, m.sim, key))
+	_, err = m.script(wrapping, unwrap, "ci")
+	require.Error(t, err, "a wrapping token opened twice")
+
+	_, err = m.vault.ClientFor(dispatcher).Logical().Read(m.path + "/creds/ci")
+	requireStatus(t, http.StatusForbidden, err, "a dispatcher that reads a key")
+	_, err = m.script(dispatcher, wrap, "other")
+	require.Error(t, err)
+
+	// Somebody puts in a token that wraps something else.
+	foreign, err := m.script(m.vault.RootToken, wrap, "other")
+	require.NoError(t, err)
+	_, err = m.script(foreign, unwrap, "ci")
+	require.ErrorContains(t, err, "not a key of this role")
+	_, err = m.script(foreign, unwrap, "other")
+	require.NoError(t, err, "looking at what it wraps must not open it")
+}
+
+// A wrapped answer that nobody opens is a lease all the same. It ends with the
+// token that asked for it, or by its time.
+func TestAWrappedKeyThatNobodyOpensEndsWithItsDispatcher(t *testing.T) {
+	m := newMount(t)
+	m.role("ci", "1h", "2h")
+	dispatcher := m.tokenOf("ci-dispatcher")
+	_, err := m.script(dispatcher, m.exampleFile("ci/wrap-key", t.TempDir()), "ci")
+	require.NoError(t, err)
+	require.Len(t, m.alive(), 1)
+	require.NoError(t, m.client.Auth().Token().RevokeTree(dispatcher))
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 50*time.Millisecond)
+}
+
+// The command of the coding agent's configuration, as that would run it.
+func TestAKeyHelperPrintsAKeyAndEachCallIsALease(t *testing.T) {
+	m := newMount(t)
+	m.role("my-app", "1h", "2h")
+	helper := m.exampleFile("coding-agents/openai-key", t.TempDir())
+	config := m.example("coding-agents/codex.toml", "", "https://api.openai.com/v1", m.sim.URL())
+	command := regexp.MustCompile(`(?m)^command = "(.*)"\nargs = \["(.*)"\]`).FindStringSubmatch(config)
+	require.Equal(t, filepath.Base(helper), command[1])
+	token := m.tokenOf("application")
+	seen := map[string]bool{}
+	for n := 1; n <= 2; n++ {
+		key, err := m.script(token, helper, command[2])
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, infer(t, m.sim, key))
+		require.NotContains(t, key, "\n")
+		seen[key] = true
+		require.Len(t, seen, n)
+		require.Len(t, m.alive(), n)
+	}
+}
+
+// jq is the program of that name, or the one in Go, so that the tests run on a
+// machine without it.
+func jq(t *testing.T, v *devenv.Vault) {
+	t.Helper()
+	_, err := v.CLIEnv() // makes the folder that is first on a script's PATH
+	require.NoError(t, err)
+	require.NoError(t, devenv.BuildTool(t.Context(), filepath.Join(v.Dir, "bin", "jq"), "tools/examples", "github.com/itchyny/gojq/cmd/gojq"))
+}

@@ -1,0 +1,291 @@
+// Package examples checks the examples under deploy/ that no test can run
+// against what their tools read: the operators' own CRDs, GitHub's workflow
+// syntax, Terraform's language, and lists of field names where a tool publishes
+// nothing better.
+//
+// It is a module of its own, for what it needs is nothing to the plugin. The
+// integration tests run it, and `go test` in this folder does. What must stay
+// true: each check refuses a misspelt field, which is seen by misspelling one.
+package examples
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/BurntSushi/toml"
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/rhysd/actionlint"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/function"
+	"github.com/zclconf/go-cty/cty/function/stdlib"
+	"go.yaml.in/yaml/v3"
+)
+
+const deploy = "../../deploy"
+
+// The operators whose CRDs are in their modules. Newer ones of the first are
+// not on the module proxy.
+var operators = map[string]struct{ module, crds string }{
+	"vault-secrets-operator": {"github.com/hashicorp/vault-secrets-operator@v0.10.0", "chart/crds/*.yaml"},
+	"external-secrets":       {"github.com/external-secrets/external-secrets@v1.3.2", "config/crds/bases/*.yaml"},
+}
+
+func TestTheManifestsFitTheOperatorsCRDs(t *testing.T) {
+	for folder, operator := range operators {
+		schemas := crds(t, operator.module, operator.crds)
+		files := glob(t, filepath.Join(deploy, folder, "*.yaml"))
+		for _, file := range files {
+			for i, object := range documents(t, file) {
+				kind := fmt.Sprint(object["apiVersion"], " ", object["kind"])
+				schema := schemas[kind]
+				if schema == nil {
+					t.Errorf("%s: %s has no %s", file, operator.module, kind)
+					continue
+				}
+				if err := schema.VisitJSON(object, openapi3.MultiErrors()); err != nil {
+					t.Errorf("%s, object %d: %v", file, i+1, err)
+				}
+				spec := object["spec"].(map[string]any)
+				spec["mispelt"] = true
+				if schema.VisitJSON(object) == nil {
+					t.Errorf("%s, object %d: a field that does not exist is not noticed", file, i+1)
+				}
+			}
+			t.Logf("%s was held against %s", filepath.Base(file), operator.module)
+		}
+	}
+}
+
+// crds reads the schemas of a module's CRDs: "group/version kind" → schema.
+func crds(t *testing.T, module, pattern string) map[string]*openapi3.Schema {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", module).Output()
+	var downloaded struct{ Dir, Error string }
+	if jsonErr := json.Unmarshal(out, &downloaded); jsonErr != nil || downloaded.Dir == "" {
+		t.Fatalf("fetching %s: %v %s", module, err, downloaded.Error)
+	}
+	schemas := map[string]*openapi3.Schema{}
+	for _, file := range glob(t, filepath.Join(downloaded.Dir, pattern)) {
+		for _, crd := range documents(t, file) {
+			content, err := json.Marshal(crd)
+			must(t, err)
+			var definition struct {
+				Kind string
+				Spec struct {
+					Group    string
+					Names    struct{ Kind string }
+					Versions []struct {
+						Name   string
+						Schema struct{ OpenAPIV3Schema *openapi3.Schema }
+					}
+				}
+			}
+			must(t, json.Unmarshal(content, &definition))
+			if definition.Kind != "CustomResourceDefinition" {
+				continue // the folder's own list of files
+			}
+			for _, version := range definition.Spec.Versions {
+				schema := version.Schema.OpenAPIV3Schema
+				closed(schema)
+				schemas[definition.Spec.Group+"/"+version.Name+" "+definition.Spec.Names.Kind] = schema
+			}
+		}
+	}
+	return schemas
+}
+
+// closed has a schema refuse fields that it does not name. Kubernetes drops
+// them, which is worse: the object is taken and does not do what it says.
+func closed(s *openapi3.Schema) {
+	if s == nil {
+		return
+	}
+	if keep, _ := s.Extensions["x-kubernetes-preserve-unknown-fields"].(bool); !keep && len(s.Properties) > 0 && s.AdditionalProperties.Schema == nil {
+		no := false
+		s.AdditionalProperties.Has = &no
+	}
+	for _, property := range s.Properties {
+		closed(property.Value)
+	}
+	if s.Items != nil {
+		closed(s.Items.Value)
+	}
+	if s.AdditionalProperties.Schema != nil {
+		closed(s.AdditionalProperties.Schema.Value)
+	}
+}
+
+func TestTheWorkflowFitsGitHubAndTheAction(t *testing.T) {
+	file := filepath.Join(deploy, "github-actions", "openai.yml")
+	content, err := os.ReadFile(file)
+	must(t, err)
+	linter, err := actionlint.NewLinter(io.Discard, &actionlint.LinterOptions{})
+	must(t, err)
+	findings, err := linter.Lint(file, content, nil)
+	must(t, err)
+	for _, finding := range findings {
+		t.Errorf("%s:%d: %s", file, finding.Line, finding.Message)
+	}
+
+	var workflow struct {
+		Jobs map[string]struct {
+			Steps []struct {
+				Uses string
+				With map[string]string
+			}
+		}
+	}
+	must(t, yaml.Unmarshal(content, &workflow))
+	action := workflow.Jobs["openai"].Steps[0]
+	if !strings.HasPrefix(action.Uses, "hashicorp/vault-action@") {
+		t.Fatalf("the first step uses %q", action.Uses)
+	}
+	known(t, file, "vault-action", keys(action.With))
+	// The action's own way to read its list: path and field, then a name.
+	for _, secret := range strings.Split(action.With["secrets"], ";") {
+		source, name, _ := strings.Cut(secret, "|")
+		parts := strings.Fields(source)
+		if len(parts) != 2 || parts[0] != "openai/creds/ci" || len(strings.Fields(name)) != 1 {
+			t.Errorf("%s: the action cannot read %q", file, secret)
+		}
+	}
+}
+
+func TestTheTerraformFilesFitTheProvider(t *testing.T) {
+	context := &hcl.EvalContext{
+		Functions: map[string]function.Function{"jsonencode": stdlib.JSONEncodeFunc, "file": function.New(&function.Spec{
+			Params: []function.Parameter{{Name: "path", Type: cty.String}},
+			Type:   function.StaticReturnType(cty.String),
+			Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+				content, err := os.ReadFile(args[0].AsString())
+				return cty.StringVal(string(content)), err
+			},
+		})},
+		Variables: map[string]cty.Value{
+			"var":  cty.ObjectVal(map[string]cty.Value{"project_id": cty.StringVal("proj_abc")}),
+			"path": cty.ObjectVal(map[string]cty.Value{"module": cty.StringVal(filepath.Join(deploy, "terraform"))}),
+		},
+	}
+	seen := 0
+	for _, path := range glob(t, filepath.Join(deploy, "terraform", "*.tf")) {
+		content, err := os.ReadFile(path)
+		must(t, err)
+		file, diagnostics := hclsyntax.ParseConfig(content, path, hcl.InitialPos)
+		if diagnostics.HasErrors() {
+			t.Fatal(diagnostics)
+		}
+		for _, block := range file.Body.(*hclsyntax.Body).Blocks {
+			if len(block.Labels) == 0 || !strings.HasPrefix(block.Labels[0], "vault_") {
+				continue
+			}
+			seen++
+			known(t, path, block.Type+" "+block.Labels[0], keys(block.Body.Attributes))
+			for name, attribute := range block.Body.Attributes {
+				value, diagnostics := attribute.Expr.Value(context)
+				if diagnostics.HasErrors() {
+					t.Errorf("%s: %s: %v", path, name, diagnostics)
+				} else if name == "data_json" && !json.Valid([]byte(value.AsString())) {
+					t.Errorf("%s: data_json is not JSON: %s", path, value.AsString())
+				}
+			}
+		}
+	}
+	if seen != 3 {
+		t.Errorf("%d blocks of the provider were found", seen)
+	}
+}
+
+func TestTheCodingAgentsConfigurationIsRead(t *testing.T) {
+	file := filepath.Join(deploy, "coding-agents", "codex.toml")
+	var config struct {
+		Provider  string                    `toml:"model_provider"`
+		Providers map[string]map[string]any `toml:"model_providers"`
+	}
+	_, err := toml.DecodeFile(file, &config)
+	must(t, err)
+	provider := config.Providers[config.Provider]
+	known(t, file, "codex provider", keys(provider))
+	known(t, file, "codex auth", keys(provider["auth"].(map[string]any)))
+}
+
+// known holds the names that an example uses against a list of fields.yaml.
+func known(t *testing.T, file, list string, names []string) {
+	t.Helper()
+	content, err := os.ReadFile("testdata/fields.yaml")
+	must(t, err)
+	var lists map[string]struct{ Required, Optional []string }
+	must(t, yaml.Unmarshal(content, &lists))
+	fields, ok := lists[list]
+	if !ok {
+		t.Fatalf("testdata/fields.yaml has no list %q", list)
+	}
+	for _, name := range names {
+		if !slices.Contains(fields.Required, name) && !slices.Contains(fields.Optional, name) {
+			t.Errorf("%s: %s has no field %q", file, list, name)
+		}
+	}
+	for _, name := range fields.Required {
+		if !slices.Contains(names, name) {
+			t.Errorf("%s: %s lacks %q", file, list, name)
+		}
+	}
+}
+
+// documents reads a file of YAML documents, as JSON would have them.
+func documents(t *testing.T, file string) (all []map[string]any) {
+	t.Helper()
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	decoder := yaml.NewDecoder(f)
+	for {
+		var document map[string]any
+		err := decoder.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		must(t, err)
+		content, err := json.Marshal(document)
+		must(t, err)
+		document = nil
+		must(t, json.Unmarshal(content, &document))
+		if document != nil {
+			all = append(all, document)
+		}
+	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	must(t, err)
+	if len(files) == 0 {
+		t.Fatalf("%s: there are none, so nothing is checked", pattern)
+	}
+	return files
+}
+
+func keys(m any) (names []string) {
+	for _, key := range reflect.ValueOf(m).MapKeys() {
+		names = append(names, key.String())
+	}
+	return names
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

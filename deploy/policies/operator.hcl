@@ -79,7 +79,3 @@ path "sys/leases/revoke-prefix/openai/creds/*" {
 path "sys/mounts/openai/tune" {
   capabilities = ["read", "update"]
 }
-
-path "sys/internal/ui/mounts/openai" {
-  capabilities = ["read"]
-}

@@ -102,3 +102,14 @@ func try(client *api.Client, method, path string) error {
 	}
 	return err
 }
+
+// A read may ask for a shorter lease without further rights.
+func TestAReaderMayAskForAShorterLease(t *testing.T) {
+	m := newMount(t)
+	m.role("my-app", "1h", "2h")
+	client := m.vault.ClientFor(m.tokenOf("application"))
+	secret, err := client.Logical().ReadWithData(m.path+"/creds/my-app", map[string][]string{"ttl": {"10m"}})
+	require.Equal(t, 600, newLease(t, secret, err).seconds)
+	_, err = client.Logical().Write(m.path+"/creds/my-app", map[string]any{"ttl": "10m"})
+	requireStatus(t, http.StatusForbidden, err)
+}

@@ -11,6 +11,10 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/hashicorp/vault/sdk/plugin"
 
+	// Public CA roots for where the system has none, as in an image FROM
+	// scratch. Wherever it has some, those of SSL_CERT_FILE included, they rule.
+	_ "golang.org/x/crypto/x509roots/fallback"
+
 	openaisecrets "vault-plugin-secrets-openai"
 )
 
@@ -31,6 +35,9 @@ func serve(args []string) error {
 	meta := &api.PluginAPIClientMeta{}
 	if err := meta.FlagSet().Parse(args); err != nil {
 		return err
+	}
+	if err := mayLockMemory(); err != nil {
+		return fmt.Errorf("raising cap_ipc_lock: %w", err)
 	}
 	return plugin.ServeMultiplex(&plugin.ServeOpts{
 		BackendFactoryFunc: openaisecrets.Factory,

@@ -20,7 +20,11 @@ RACE := $(if $(shell command -v $$(go env CC)),-race)
 LINT := bin/golangci-lint
 VULN := bin/govulncheck
 
-.PHONY: help demo dev test build lint fuzz vuln clean
+# How the plugin is compiled, wherever it is going to run: static, and the same
+# bytes from the same sources in any folder.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
+
+.PHONY: help demo dev test build image lint fuzz vuln clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -47,7 +51,23 @@ test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or SU
 	exit $$failed
 
 build: ## The plugin, into bin/ (VERSION=vX.Y.Z sets what it says it is)
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)" -o bin/$(MODULE) ./cmd/$(MODULE)
+	$(GO_BUILD) -o bin/$(MODULE) ./cmd/$(MODULE)
+
+# The image's date is the commit's, so that it does not depend on when it is
+# made; its version-control stamp is the label, which two checkouts of one commit
+# share, and not Go's, which also tells of files that lie beside.
+ARCH ?= $(shell go env GOARCH)
+DIST ?= dist
+image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+image: ARCHIVE = $(DIST)/$(MODULE)_$(VERSION:v%=%)_linux_$(ARCH).oci.tar
+image: ## The container image, into dist/ and into Docker where it runs (VERSION=, ARCH=arm64); nothing is pulled
+	@GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$(MODULE) ./cmd/$(MODULE)
+	@GOOS= GOARCH= go run ./tools/image -binary $(DIST)/linux_$(ARCH)/$(MODULE) -version $(VERSION) -arch $(ARCH) \
+	  -revision "$$(git rev-parse HEAD 2>/dev/null)" -o $(ARCHIVE)
+	@echo "$(ARCHIVE)"
+	@if docker version >/dev/null 2>&1; then docker load -q -i $(ARCHIVE); \
+	  docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
+	  else echo "no Docker engine answers: load the archive where one does"; fi
 
 lint: $(LINT) ## Format check, go vet and golangci-lint (FIX=1 repairs what it can)
 	@$(if $(FIX),$(LINT) fmt)

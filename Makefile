@@ -54,8 +54,8 @@ build: ## The plugin, into bin/ (VERSION=vX.Y.Z sets what it says it is)
 	$(GO_BUILD) -o bin/$(MODULE) ./cmd/$(MODULE)
 
 # The image's date is the commit's, so that it does not depend on when it is
-# made; its version-control stamp is the label, which two checkouts of one commit
-# share, and not Go's, which also tells of files that lie beside.
+# made; the commit is told by a label and not by Go's version-control stamp, which
+# differs where a file lies beside the sources.
 ARCH ?= $(shell go env GOARCH)
 DIST ?= dist
 image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -63,11 +63,11 @@ image: ARCHIVE = $(DIST)/$(MODULE)_$(VERSION:v%=%)_linux_$(ARCH).oci.tar
 image: ## The container image, into dist/ and into Docker where it runs (VERSION=, ARCH=arm64); nothing is pulled
 	@GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$(MODULE) ./cmd/$(MODULE)
 	@GOOS= GOARCH= go run ./tools/image -binary $(DIST)/linux_$(ARCH)/$(MODULE) -version $(VERSION) -arch $(ARCH) \
-	  -revision "$$(git rev-parse HEAD 2>/dev/null)" -o $(ARCHIVE)
+	  -revision "$$(git describe --always --dirty --abbrev=40 --exclude "*" 2>/dev/null)" -o $(ARCHIVE)
 	@echo "$(ARCHIVE)"
-	@if docker version >/dev/null 2>&1; then docker load -q -i $(ARCHIVE); \
-	  docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
-	  else echo "no Docker engine answers: load the archive where one does"; fi
+	@if [ "$$(docker version -f '{{.Server.Arch}}' 2>/dev/null)" = $(ARCH) ]; then \
+	  docker load -q -i $(ARCHIVE); docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
+	  else echo "not loaded: no Docker engine for $(ARCH) answers"; fi
 
 lint: $(LINT) ## Format check, go vet and golangci-lint (FIX=1 repairs what it can)
 	@$(if $(FIX),$(LINT) fmt)

@@ -30,6 +30,7 @@ type Options struct {
 	Storage  string   // "raft" (default) or "inmem", which does not survive a restart
 	LogLevel string   // "info" by default; the log is a file either way
 	Audit    bool     // with a file audit device
+	Mlock    bool     // with the memory of server and plugins locked, which takes root
 	Config   string   // added to the configuration file as it is
 	Env      []string // added to the server's environment, and so to the plugin's
 }
@@ -141,11 +142,11 @@ listener "tcp" {
 
 api_addr         = %q
 cluster_addr     = "http://127.0.0.1:%d"
-disable_mlock    = true
+disable_mlock    = %t
 plugin_directory = %q
 
 %s
-`, storage, ports[0], ports[1], v.Addr, ports[1], v.PluginDir, v.opts.Config)
+`, storage, ports[0], ports[1], v.Addr, ports[1], !v.opts.Mlock, v.PluginDir, v.opts.Config)
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
 

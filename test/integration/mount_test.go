@@ -52,15 +52,21 @@ var notInAPath = regexp.MustCompile(`[^a-z0-9]+`)
 
 func newMountOn(t *testing.T, v *devenv.Vault, extra ...map[string]any) *mount {
 	t.Helper()
+	return mountPlugin(t, v, devenv.PluginName, openaitest.Start(t, openaitest.Options{}), extra...)
+}
+
+// mountPlugin mounts the engine by its name in the catalog, for a simulator.
+func mountPlugin(t *testing.T, v *devenv.Vault, name string, sim *openaitest.Server, extra ...map[string]any) *mount {
+	t.Helper()
 	t.Logf("on Vault %s", v.Version)
 	mounts.Lock()
 	mounts.n++
 	path := notInAPath.ReplaceAllString(strings.ToLower(t.Name()), "-") + "-" + time.Now().Format("150405") + "-" + string(rune('a'+mounts.n%26))
 	mounts.Unlock()
 
-	m := &mount{t: t, vault: v, client: v.Client(), path: path, sim: openaitest.Start(t, openaitest.Options{})}
+	m := &mount{t: t, vault: v, client: v.Client(), path: path, sim: sim}
 	m.project = m.sim.AddProject("project of " + t.Name())
-	require.NoError(t, v.Mount(t.Context(), path, api.MountConfigInput{}))
+	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: name}))
 	// In this order at the end: the mount goes, and with it everything that it
 	// made; then the search; then, by openaitest, the check of what is alive.
 	t.Cleanup(func() { m.requireNoSecretWritten(m.sim.Secrets()...) })

@@ -1,0 +1,123 @@
+package devenv
+
+// The plugin as a container: its image, made and loaded as a user does it, and
+// the containers that a Vault has started. Everything goes through the docker
+// command, which finds the engine as Vault does (DOCKER_HOST, or the local one).
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// Engine is a Docker engine, in its own words.
+type Engine struct {
+	ServerVersion   string
+	Runtimes        map[string]any
+	SecurityOptions []string
+}
+
+// Rootless says whether the engine runs without root.
+func (e Engine) Rootless() bool { return slices.Contains(e.SecurityOptions, "name=rootless") }
+
+// FindDocker asks for the Docker engine, and fails where none answers.
+func FindDocker(ctx context.Context) (Engine, error) {
+	var e Engine
+	out, err := Docker(ctx, "info", "--format", "{{json .}}")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &e)
+	}
+	if err == nil && e.ServerVersion == "" {
+		err = errors.New("no Docker engine answers")
+	}
+	return e, err
+}
+
+// Docker runs the docker command and returns what it printed.
+func Docker(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "docker", args...).Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		return "", fmt.Errorf("docker %s: %w", strings.Join(args, " "), err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// Image is a container image with the plugin, as Vault's catalog wants to know
+// it. Its tag is its version without the v.
+type Image struct {
+	Repository string
+	Version    string
+	ID         string
+}
+
+// Reference is the name by which the engine knows the image.
+func (i Image) Reference() string {
+	return i.Repository + ":" + strings.TrimPrefix(i.Version, "v")
+}
+
+// MakeImage makes and loads the plugin's image with `make image`; the archive
+// and the binary go into dir. The caller must Remove the image.
+func MakeImage(ctx context.Context, dir, version string) (Image, error) {
+	root, err := Root()
+	if err != nil {
+		return Image{}, err
+	}
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "image", "VERSION="+version, "DIST="+dir)
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return Image{}, fmt.Errorf("make image: %w\n%s", err, out)
+	}
+	return FindImage(ctx, PluginName, version)
+}
+
+// FindImage asks the engine for an image that it has.
+func FindImage(ctx context.Context, repository, version string) (Image, error) {
+	i := Image{Repository: repository, Version: version}
+	var err error
+	i.ID, err = Docker(ctx, "image", "inspect", "--format", "{{.Id}}", i.Reference())
+	return i, err
+}
+
+// Remove removes the image from the engine.
+func (i Image) Remove(ctx context.Context) error {
+	_, err := Docker(ctx, "image", "rm", i.ID)
+	return err
+}
+
+// RegisterImage enters an image in the catalog under a name, to be run by one
+// of Vault's plugin runtimes with additions to its environment.
+func (v *Vault) RegisterImage(ctx context.Context, name string, i Image, runtime string, env ...string) error {
+	err := v.Client().Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{
+		Name:     name,
+		Type:     api.PluginTypeSecrets,
+		OCIImage: i.Repository,
+		SHA256:   strings.TrimPrefix(i.ID, "sha256:"),
+		Version:  i.Version,
+		Runtime:  runtime,
+		Env:      env,
+	})
+	if err != nil {
+		return fmt.Errorf("registering %s: %w", i.Reference(), err)
+	}
+	return nil
+}
+
+// Containers lists the containers that the server has started and that exist,
+// ended ones and those of an ended server included.
+func (v *Vault) Containers(ctx context.Context) ([]string, error) {
+	out, err := Docker(ctx, "ps", "--all", "--quiet", "--no-trunc",
+		"--filter", "label=com.hashicorp.vault.plugin.type=secret",
+		"--filter", "label=com.hashicorp.vault.pid="+strconv.Itoa(v.process.pid()))
+	return strings.Fields(out), err
+}

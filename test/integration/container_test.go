@@ -1,0 +1,473 @@
+//go:build integration
+
+package integration
+
+// The plugin as a container, on the Docker engine that the machine has. Its
+// image is made by `make image`, which pulls nothing, and everything here bears
+// a version that no other run has: the test can end and remove what is its own
+// and leaves the rest of the engine alone.
+//
+// A container does not reach the host's loopback addresses. What it has to reach
+// listens on the host's address in Docker's bridge network, for as long as the
+// test takes.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// The limits that the runtimes here have. The plugin needs about 60 MB, and 130
+// with its memory locked.
+const (
+	containerMemory = 256 << 20
+	containerCPU    = 1_500_000_000 // 1.5 processors
+)
+
+func TestContainer(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("NOT TESTED: the plugin as a container, which Vault runs on Linux only")
+	}
+	engine, err := devenv.FindDocker(t.Context())
+	if err != nil {
+		t.Skipf("NOT TESTED: the plugin as a container, since no Docker engine answers here: %v", err)
+	}
+	if engine.Rootless() {
+		t.Skip("NOT TESTED: the plugin as a container, since the engine is rootless and its containers do not reach what this test listens on; docs/containers.md says what rootless needs")
+	}
+	t.Parallel()
+	t.Logf("on Docker %s", engine.ServerVersion)
+	version := fmt.Sprintf("v0.0.0-test.%d.%d", os.Getpid(), time.Now().Unix())
+	image := makeImage(t, version)
+
+	for _, oci := range []string{"runc", "runsc"} {
+		t.Run(oci, func(t *testing.T) {
+			if _, ok := engine.Runtimes[oci]; !ok {
+				t.Skipf("NOT TESTED: the plugin under %s, which this engine does not have", oci)
+			}
+			v := containerVault(t, oci, false)
+			require.NoError(t, v.RegisterImage(t.Context(), devenv.PluginName, image, oci))
+			containerLife(t, v, image)
+		})
+	}
+	t.Run("mlock", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("NOT TESTED: a container with mlock, since only root may have Vault lock its memory")
+		}
+		v := containerVault(t, "runc", true)
+		require.NoError(t, v.RegisterImage(t.Context(), devenv.PluginName, image, "runc"))
+		containerMlock(t, v)
+	})
+	t.Run("outbound", func(t *testing.T) { containerOutbound(t, image) })
+	t.Run("Dockerfile", func(t *testing.T) { sameAsDockerfile(t, image) })
+}
+
+// containerLife leases, renews, rotates and revokes, and goes on after the
+// container was killed and after Vault was.
+func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
+	sim, endpoint := bridgedSimulator(t)
+	m := mountPlugin(t, v, devenv.PluginName, sim, endpoint)
+	m.role("r", "1h", "24h")
+	first := m.creds("r")
+	require.Equal(t, http.StatusOK, infer(t, sim, first.key))
+	_, err := m.client.Sys().RenewWithContext(t.Context(), first.id, 7200)
+	require.NoError(t, err)
+	rotated := m.write("config/rotate", nil)
+	require.NotEmpty(t, rotated.Data["admin_api_key_id"])
+	second := m.creds("r")
+	require.NoError(t, m.revoke(first))
+	require.Equal(t, http.StatusUnauthorized, infer(t, sim, first.key))
+
+	id := onlyContainer(t, v)
+	c := inspect(t, id)
+	require.Equal(t, image.ID, c.Image)
+	require.Equal(t, "65532:0", c.Config.User)
+	require.Equal(t, []string{"ALL"}, c.HostConfig.CapDrop)
+	require.Empty(t, c.HostConfig.CapAdd)
+	require.EqualValues(t, containerMemory, c.HostConfig.Memory)
+	require.EqualValues(t, containerCPU, c.HostConfig.NanoCpus)
+	if limits := cgroupLimits(t, c.State.Pid); limits != "" {
+		require.Equal(t, fmt.Sprintf("memory %d, cpu 150000 of 100000", containerMemory), limits, "what the kernel holds the container to")
+	}
+	for _, secret := range sim.Secrets() {
+		require.NotContains(t, c.raw, secret, "what the engine tells about the container")
+	}
+
+	killed := time.Now()
+	_, err = devenv.Docker(t.Context(), "kill", id)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		_, err := m.client.Logical().Read(m.path + "/creds/r")
+		return err == nil
+	}, 30*time.Second, 50*time.Millisecond, "reads after the container was killed")
+	t.Logf("leased again %s after the container was killed", time.Since(killed).Round(time.Millisecond))
+	require.NotEqual(t, id, onlyContainer(t, v))
+
+	require.NoError(t, v.Kill())
+	requireNoContainers(t, v)
+	require.NoError(t, v.Restart(t.Context()))
+	require.NoError(t, m.revoke(second))
+	require.Equal(t, http.StatusUnauthorized, infer(t, sim, second.key))
+	m.creds("r")
+}
+
+// containerMlock leases from a plugin whose memory is locked: the process in the
+// image is not root and must be able to all the same.
+func containerMlock(t *testing.T, v *devenv.Vault) {
+	sim, endpoint := bridgedSimulator(t)
+	m := mountPlugin(t, v, devenv.PluginName, sim, endpoint)
+	m.role("r", "1h", "24h")
+	require.NoError(t, m.revoke(m.creds("r")))
+	c := inspect(t, onlyContainer(t, v))
+	require.Equal(t, "65532:0", c.Config.User)
+	require.Equal(t, []string{"ALL"}, c.HostConfig.CapDrop)
+	require.Len(t, c.HostConfig.CapAdd, 1, "IPC_LOCK, in the engine's spelling")
+	locked, resident := memory(t, c.State.Pid)
+	require.Positive(t, locked, "kB locked")
+	t.Logf("%d kB of memory locked, %d kB in use", locked, resident)
+}
+
+// containerOutbound reaches an API that the container can neither resolve nor
+// connect to, through the proxy that the registration names, and trusts its
+// certificate by the config's ca_cert or by a file in the image.
+func containerOutbound(t *testing.T, image devenv.Image) {
+	sim := openaitest.Start(t, openaitest.Options{TLS: true})
+	// Nothing of the host's files is in a container: a CA file has to be in the
+	// image, and derived ones are how.
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(sim.CACert()), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+image.Reference()+"\nCOPY ca.pem /ca.pem\n"), 0o600))
+	derived := buildImage(t, image, "with-ca", dir)
+
+	v := containerVault(t, "runc", false)
+	proxy := startProxy(t, sim)
+	const host = "example.com" // a name in the simulator's certificate; loopback addresses are never sent through a proxy
+	endpoint := map[string]any{"api_endpoint": "https://" + host + "/v1"}
+	lease := func(name string, extra ...map[string]any) {
+		t.Helper()
+		before := proxy.tunnels.Load()
+		m := mountPlugin(t, v, name, sim, append(extra, endpoint)...)
+		m.role("r", "1h", "24h")
+		require.NoError(t, m.revoke(m.creds("r")))
+		require.Greater(t, proxy.tunnels.Load(), before, "connections through the proxy")
+		require.Equal(t, host+":443", proxy.host.Load())
+	}
+
+	require.NoError(t, v.RegisterImage(t.Context(), "proxied", image, "runc", "HTTPS_PROXY="+proxy.url))
+	lease("proxied", map[string]any{"ca_cert": sim.CACert()})
+
+	require.NoError(t, v.RegisterImage(t.Context(), "with-ca", derived, "runc", "HTTPS_PROXY="+proxy.url, "SSL_CERT_FILE=/ca.pem"))
+	lease("with-ca")
+
+	// The same without the setting is refused, so it is the setting that did it.
+	require.NoError(t, v.RegisterImage(t.Context(), "without-ca", derived, "runc", "HTTPS_PROXY="+proxy.url))
+	client := v.Client()
+	require.NoError(t, client.Sys().MountWithContext(t.Context(), "without-ca", &api.MountInput{Type: "without-ca"}))
+	_, key := sim.AdminKey()
+	_, err := client.Logical().WriteWithContext(t.Context(), "without-ca/config", map[string]any{"admin_api_key": key, "api_endpoint": endpoint["api_endpoint"]})
+	require.ErrorContains(t, err, "certificate signed by unknown authority")
+}
+
+// sameAsDockerfile holds the two ways to make the image together.
+func sameAsDockerfile(t *testing.T, image devenv.Image) {
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
+	require.NoError(t, err)
+	// Only its last stage, with a file in place of the compiled one: what comes
+	// before needs an image to pull.
+	_, last, found := strings.Cut(string(dockerfile), "\nFROM scratch\n")
+	require.True(t, found, "the Dockerfile's last stage")
+	last = "FROM scratch\n" + regexp.MustCompile(`(?m)^(COPY) --from=\S+`).ReplaceAllString(last, "$1")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(last), 0o600))
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "out"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "out", devenv.PluginName), []byte("no program\n"), 0o700))
+	built := buildImage(t, image, "by-dockerfile", dir, "--build-arg", "VERSION="+image.Version, "--build-arg", "REVISION="+revision(t, image))
+
+	for _, format := range []string{"{{.Os}}", "{{.Architecture}}", "{{.Config.User}}", "{{json .Config.Entrypoint}}", "{{json .Config.Cmd}}", "{{json .Config.Labels}}", "{{.Config.WorkingDir}}", "{{json .Config.Volumes}}"} {
+		ours, err := devenv.Docker(t.Context(), "image", "inspect", "--format", format, image.ID)
+		require.NoError(t, err)
+		theirs, err := devenv.Docker(t.Context(), "image", "inspect", "--format", format, built.ID)
+		require.NoError(t, err)
+		require.Equal(t, ours, theirs, format)
+	}
+}
+
+func revision(t *testing.T, image devenv.Image) string {
+	t.Helper()
+	out, err := devenv.Docker(t.Context(), "image", "inspect", "--format", `{{index .Config.Labels "org.opencontainers.image.revision"}}`, image.ID)
+	require.NoError(t, err)
+	return out
+}
+
+// makeImage makes the image twice, to see that it is the same.
+func makeImage(t *testing.T, version string) devenv.Image {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	var archives [2][]byte
+	var image devenv.Image
+	for i := range archives {
+		dir := t.TempDir()
+		made, err := devenv.MakeImage(ctx, dir, version)
+		require.NoError(t, err)
+		if i == 0 {
+			image = made
+			removeAtEnd(t, image)
+		}
+		require.Equal(t, image, made, "the image made again")
+		paths, err := filepath.Glob(filepath.Join(dir, "*.oci.tar"))
+		require.NoError(t, err)
+		require.Len(t, paths, 1)
+		archives[i], err = os.ReadFile(paths[0])
+		require.NoError(t, err)
+	}
+	require.Equal(t, archives[0], archives[1], "the archive made again")
+	t.Logf("image %s, %d bytes, twice: %s", image.Reference(), len(archives[0]), image.ID)
+	return image
+}
+
+// buildImage has the engine build an image in a folder.
+func buildImage(t *testing.T, of devenv.Image, suffix, dir string, args ...string) devenv.Image {
+	t.Helper()
+	name := devenv.Image{Repository: of.Repository + "-" + suffix, Version: of.Version}
+	args = append([]string{"build", "--quiet", "--tag", name.Reference()}, args...)
+	_, err := devenv.Docker(t.Context(), append(args, dir)...)
+	require.NoError(t, err)
+	image, err := devenv.FindImage(t.Context(), name.Repository, name.Version)
+	require.NoError(t, err)
+	removeAtEnd(t, image)
+	return image
+}
+
+func removeAtEnd(t *testing.T, image devenv.Image) {
+	t.Cleanup(func() { require.NoError(t, image.Remove(context.WithoutCancel(t.Context()))) })
+}
+
+// containerVault starts a server that has one plugin runtime, named as the OCI
+// runtime that it uses. With the server its containers must end.
+func containerVault(t *testing.T, oci string, mlock bool) *devenv.Vault {
+	t.Helper()
+	opts := serverOptions()
+	opts.Mlock = mlock
+	v, err := devenv.Start(t.Context(), opts)
+	require.NoError(t, err)
+	v.WrapTransport = answers.record
+	t.Cleanup(func() {
+		if err := v.Stop(); err != nil {
+			t.Errorf("stopping Vault: %v", err)
+		}
+		requireNoContainers(t, v)
+	})
+	require.NoError(t, v.Client().Sys().RegisterPluginRuntime(t.Context(), &api.RegisterPluginRuntimeInput{
+		Name:       oci,
+		Type:       api.PluginRuntimeTypeContainer,
+		OCIRuntime: oci,
+		CPU:        containerCPU,
+		Memory:     containerMemory,
+	}))
+	return v
+}
+
+// requireNoContainers waits for the containers of a server that has ended to
+// end, too, and removes those that do not.
+func requireNoContainers(t *testing.T, v *devenv.Vault) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+	defer cancel()
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		left, err := v.Containers(ctx)
+		require.NoError(t, err)
+		if len(left) == 0 {
+			return
+		}
+		if time.Since(began) > 20*time.Second {
+			_, err := devenv.Docker(ctx, append([]string{"rm", "--force"}, left...)...)
+			require.Failf(t, "containers outlive their Vault", "%v; removing them: %v", left, err)
+		}
+	}
+}
+
+// bridgedSimulator starts a simulator that containers reach, too, and returns it
+// with the config's fields for them.
+func bridgedSimulator(t *testing.T) (*openaitest.Server, map[string]any) {
+	t.Helper()
+	sim := openaitest.Start(t, openaitest.Options{})
+	return sim, map[string]any{"api_endpoint": serveOnBridge(t, sim) + "/v1", "allow_insecure_endpoint": true}
+}
+
+// serveOnBridge serves on the host's address in Docker's bridge network.
+func serveOnBridge(t *testing.T, handler http.Handler) (url string) {
+	t.Helper()
+	name, err := devenv.Docker(t.Context(), "network", "inspect", "--format", `{{index .Options "com.docker.network.bridge.name"}}`, "bridge")
+	require.NoError(t, err)
+	bridge, err := net.InterfaceByName(name)
+	require.NoError(t, err, "the network interface %q of Docker's bridge", name)
+	addrs, err := bridge.Addrs()
+	require.NoError(t, err)
+	require.NotEmpty(t, addrs, "addresses of %s", name)
+	ip, _, err := net.ParseCIDR(addrs[0].String())
+	require.NoError(t, err)
+
+	server := httptest.NewUnstartedServer(handler)
+	require.NoError(t, server.Listener.Close())
+	server.Listener, err = net.Listen("tcp", net.JoinHostPort(ip.String(), "0"))
+	require.NoError(t, err, "listening where containers reach the host")
+	server.Start()
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// proxy is an HTTP proxy that leads to one simulator, whatever it is asked for.
+type proxy struct {
+	url     string
+	tunnels atomic.Int32
+	host    atomic.Value // the last one asked for
+}
+
+func startProxy(t *testing.T, sim *openaitest.Server) *proxy {
+	t.Helper()
+	p := &proxy{}
+	target := strings.TrimSuffix(strings.TrimPrefix(sim.URL(), "https://"), "/v1")
+	p.url = serveOnBridge(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			http.Error(w, "this proxy only connects", http.StatusMethodNotAllowed)
+			return
+		}
+		api, err := net.Dial("tcp", target)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		p.tunnels.Add(1)
+		p.host.Store(r.Host)
+		w.WriteHeader(http.StatusOK)
+		client, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			api.Close()
+			return
+		}
+		// Each direction ends the other, so that nothing outlives the test.
+		for from, to := range map[net.Conn]net.Conn{api: client, client: api} {
+			go func() {
+				_, _ = io.Copy(to, from)
+				_ = to.Close()
+				_ = from.Close()
+			}()
+		}
+	}))
+	return p
+}
+
+// container is what the engine tells about one.
+type container struct {
+	Image string
+	State struct {
+		Pid int
+	}
+	Config struct {
+		User string
+	}
+	HostConfig struct {
+		CapAdd, CapDrop  []string
+		Memory, NanoCpus int64
+	}
+	raw string
+}
+
+func inspect(t *testing.T, id string) container {
+	t.Helper()
+	out, err := devenv.Docker(t.Context(), "container", "inspect", id)
+	require.NoError(t, err)
+	var all []container
+	require.NoError(t, json.Unmarshal([]byte(out), &all))
+	require.Len(t, all, 1)
+	all[0].raw = out
+	return all[0]
+}
+
+// onlyContainer is the one container that the server has; another that it asks
+// for a version may still be about to end.
+func onlyContainer(t *testing.T, v *devenv.Vault) string {
+	t.Helper()
+	var ids []string
+	require.Eventually(t, func() bool {
+		var err error
+		ids, err = v.Containers(t.Context())
+		return err == nil && len(ids) == 1
+	}, 20*time.Second, 50*time.Millisecond, "one container")
+	return ids[0]
+}
+
+// cgroupLimits reads the limits that the kernel holds a process to, and returns
+// nothing where the process cannot be seen, as with an engine in a machine of its
+// own.
+func cgroupLimits(t *testing.T, pid int) string {
+	t.Helper()
+	membership, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Logf("NOT TESTED: the kernel's limits: %v", err)
+		return ""
+	}
+	value := func(controller, path, file string) string {
+		content, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, path, file))
+		require.NoError(t, err)
+		return strings.TrimSpace(string(content))
+	}
+	var memory, quota, period string
+	for line := range strings.Lines(strings.TrimSpace(string(membership))) {
+		_, line, _ = strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(line, ":")
+		switch controllers {
+		case "": // version 2, unless a controller follows
+			if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", path, "memory.max")); err == nil {
+				memory = value("", path, "memory.max")
+				quota, period, _ = strings.Cut(value("", path, "cpu.max"), " ")
+			}
+		case "memory":
+			memory = value("memory", path, "memory.limit_in_bytes")
+		case "cpu,cpuacct", "cpu":
+			quota, period = value(controllers, path, "cpu.cfs_quota_us"), value(controllers, path, "cpu.cfs_period_us")
+		}
+	}
+	return fmt.Sprintf("memory %s, cpu %s of %s", memory, quota, period)
+}
+
+var memoryLine = regexp.MustCompile(`(?m)^(VmLck|VmRSS):\s+(\d+) kB$`)
+
+// memory returns how much of a process's memory is locked and in use, in kB.
+func memory(t *testing.T, pid int) (locked, resident int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	for _, match := range memoryLine.FindAllStringSubmatch(string(status), -1) {
+		kB, err := strconv.Atoi(match[2])
+		require.NoError(t, err)
+		if match[1] == "VmLck" {
+			locked = kB
+		} else {
+			resident = kB
+		}
+	}
+	return locked, resident
+}

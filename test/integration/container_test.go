@@ -36,8 +36,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// The limits that the runtimes here have. The plugin needs about 60 MB, and 130
-// with its memory locked.
+// The limits that the runtimes here have. The plugin uses some 130 MB with its
+// memory locked and far less without.
 const (
 	containerMemory = 256 << 20
 	containerCPU    = 1_500_000_000 // 1.5 processors

@@ -4,23 +4,18 @@
 # that callers can write VAULT=$(scripts/vault.sh); all talk goes to stderr.
 #
 # In this order: VAULT_BIN; the vault on PATH; bin/vault-<version> from an
-# earlier build; a build from tools/vault, which pins the version and takes its
-# sources from the Go module proxy. A server is used only after it has been
-# asked what it is: a name on PATH proves nothing, and OpenBao answers to
-# `vault` on some machines. VAULT_VERSION asks for one version and passes over
-# a vault on PATH of any other.
+# earlier build; a build from tools/vault, which pins the newest supported
+# version and takes its sources from the Go module proxy, or from the folder of
+# another version in it. A server is used only after it has been asked what it
+# is: a name on PATH proves nothing, and OpenBao answers to `vault` on some
+# machines.
+#
+# VAULT_VERSION asks for one version and passes over a vault on PATH of any
+# other. It may also be oldest or newest, of those that have a recipe here, or
+# all: then each is found or built, and there is a line for each, oldest first.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-say() { printf '%s\n' "$*" >&2; }
-die() { say "vault.sh: $*"; exit 1; }
-
-# version_of prints the version of a Vault server, or fails if it is not one.
-# The environment is cut down because VAULT_* settings reach the CLI too.
-version_of() {
-  env -i PATH="$PATH" HOME="${HOME:-/}" "$1" version 2>/dev/null |
-    sed -n 's/^Vault v\([0-9][0-9A-Za-z.+-]*\).*/\1/p' | grep .
-}
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # progress counts the lines with a prefix against a total: one line rewritten on
 # a terminal, one in every 200 elsewhere, where a log would only fill up.
@@ -37,6 +32,12 @@ progress() { # label total prefix
   if [ -t 2 ] && [ "$count" -gt 0 ]; then printf '\n' >&2; fi
 }
 
+# pin prints the version that a recipe builds.
+pin() {
+  sed -n 's|^[[:space:]]*github.com/hashicorp/vault v\([0-9.]*\).*|\1|p' "$1/go.mod" | grep . ||
+    die "$1/go.mod does not pin github.com/hashicorp/vault"
+}
+
 if [ -n "${VAULT_BIN:-}" ]; then
   [ -x "$VAULT_BIN" ] || die "VAULT_BIN=$VAULT_BIN is not an executable file"
   version=$(version_of "$VAULT_BIN") || die "VAULT_BIN=$VAULT_BIN does not answer as a Vault server"
@@ -44,6 +45,18 @@ if [ -n "${VAULT_BIN:-}" ]; then
   printf '%s\n' "$VAULT_BIN"
   exit 0
 fi
+
+recipe=tools/vault
+newest=$(pin "$recipe")
+supported=$({ printf '%s\n' "$newest"; for mod in "$recipe"/*/go.mod; do pin "${mod%/go.mod}"; done; } | sort -V)
+
+case ${VAULT_VERSION:-} in
+  all)
+    for VAULT_VERSION in $supported; do VAULT_VERSION=$VAULT_VERSION scripts/vault.sh || exit 1; done
+    exit 0 ;;
+  oldest) VAULT_VERSION=${supported%%$'\n'*} ;;
+  newest) VAULT_VERSION=$newest ;;
+esac
 
 if on_path=$(command -v vault); then
   version=$(version_of "$on_path") || version=""
@@ -58,11 +71,12 @@ if on_path=$(command -v vault); then
   fi
 fi
 
-recipe=tools/vault
-pinned=$(sed -n 's|^[[:space:]]*github.com/hashicorp/vault v\([0-9.]*\).*|\1|p' "$recipe/go.mod")
-[ -n "$pinned" ] || die "$recipe/go.mod does not pin github.com/hashicorp/vault"
-want=${VAULT_VERSION:-$pinned}
-[ "$want" = "$pinned" ] || die "no way to build Vault $want: $recipe pins $pinned (set VAULT_BIN instead)"
+want=${VAULT_VERSION:-$newest}
+if [ "$want" != "$newest" ]; then
+  recipe=$recipe/$want
+  [ -f "$recipe/go.mod" ] ||
+    die "no way to build Vault $want, only ${supported//$'\n'/ }: set VAULT_BIN to a server instead"
+fi
 
 cached=$PWD/bin/vault-$want
 if [ -x "$cached" ] && [ "$(version_of "$cached" || true)" = "$want" ]; then

@@ -9,7 +9,6 @@ MAKEFLAGS   += --no-builtin-rules
 .DEFAULT_GOAL := help
 
 MODULE  := vault-plugin-secrets-openai
-VERSION ?= v0.1.0-dev
 SUITE   ?= all
 RUN     ?= .
 
@@ -17,14 +16,15 @@ RUN     ?= .
 # bring. Without one the tests still run, and say what they did without.
 RACE := $(if $(shell command -v $$(go env CC)),-race)
 
-LINT := bin/golangci-lint
-VULN := bin/govulncheck
+LINT    := bin/golangci-lint
+ACTIONS := bin/actionlint
+VULN    := bin/govulncheck
 
 # How the plugin is compiled, wherever it is going to run: static, and the same
 # bytes from the same sources in any folder.
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
 
-.PHONY: help demo dev test build image lint fuzz vuln clean
+.PHONY: help demo dev test build image release lint fuzz vuln clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -37,16 +37,20 @@ dev: ## The demo's environment, configured and left running until Ctrl-C
 
 # Everything runs even if an early part fails, so that one run shows all that is
 # wrong; the count stays the last line, and the exit status covers all of it.
-test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or SUITE=integration, RUN=regexp)
+# With several servers the tests' package is named with its server, since the
+# count knows tests by their names.
+test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or integration, RUN=regexp; VAULT_VERSION=oldest, all or such as 1.19.4)
 	@go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
 	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
-	if [ '$(SUITE)' != unit ]; then VAULT_BIN=$$(scripts/vault.sh) || exit 1; export VAULT_BIN; fi; \
+	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
 	{ rc=0; \
 	  if [ '$(SUITE)' != integration ]; then \
-	    go test -json $(RACE) -run '$(RUN)' -timeout 10m ./... || rc=1; fi; \
-	  if [ '$(SUITE)' != unit ]; then \
-	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 15m ./test/integration/... || rc=1; fi; \
+	    go test -json $(RACE) -run '$(RUN)' -timeout 10m ./... || rc=1; \
+	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
+	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
+	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 15m ./test/integration/... | \
+	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed
 
@@ -69,12 +73,19 @@ image: ## The container image, into dist/ and into Docker where it runs (VERSION
 	  docker load -q -i $(ARCHIVE); docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
 	  else echo "not loaded: no Docker engine for $(ARCH) answers"; fi
 
-lint: $(LINT) ## Format check, go vet and golangci-lint (FIX=1 repairs what it can)
+release: ## All binaries, SBOMs and sums, into dist/ (VERSION=vX.Y.Z; COSIGN_KEY or GPG_KEY signs)
+	@cd tools/release && go run . -root ../.. -version '$(VERSION)'
+
+lint: $(LINT) $(ACTIONS) ## Format check, go vet, golangci-lint, actionlint and shellcheck (FIX=1 repairs what it can)
 	@$(if $(FIX),$(LINT) fmt)
 	@failed=0; \
 	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
-	go vet -tags integration ./... || failed=1; \
-	$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./... || failed=1; \
+	go vet -tags integration,live ./... || failed=1; \
+	for module in . tools/release; do \
+	  (cd $$module && $(CURDIR)/$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./...) || failed=1; done; \
+	$(ACTIONS) .github/workflows/*.yml || failed=1; \
+	if command -v shellcheck >/dev/null; then shellcheck -x .ci/run scripts/*.sh || failed=1; \
+	else echo "shellcheck is not installed: the scripts were not checked"; fi; \
 	exit $$failed
 
 fuzz: ## Every fuzz target for 30 s (FUZZTIME=2m for longer)
@@ -89,11 +100,14 @@ vuln: $(VULN) ## Known vulnerabilities in what the plugin is built from (asks vu
 clean: ## Remove bin/ (with the Vault server that was built, if one was) and dist/
 	rm -rf bin dist
 
-# Tools live in a module of their own, so that their few hundred dependencies
-# are not ours. They are rebuilt when the pins move.
+# Tools live in modules of their own, so that their few hundred dependencies are
+# not ours (and actionlint's YAML not golangci-lint's). They are rebuilt when the pins move.
 $(LINT): tools/lint/go.mod
 	@echo "Building golangci-lint from tools/lint (a few minutes, once)"
 	@cd tools/lint && go build -buildvcs=false -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(ACTIONS): tools/actionlint/go.mod
+	@cd tools/actionlint && go build -buildvcs=false -o ../../$@ github.com/rhysd/actionlint/cmd/actionlint
 
 $(VULN): tools/lint/go.mod
 	@cd tools/lint && go build -buildvcs=false -o ../../$@ golang.org/x/vuln/cmd/govulncheck

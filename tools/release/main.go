@@ -1,0 +1,220 @@
+// Command release builds all that a release consists of: the plugin for each
+// platform, an SBOM of each made from the binary's own build information, one
+// SHA256SUMS over all of it and, where a key is named, a signature over that.
+//
+// What must stay true: the same commit, version and Go release give the same
+// bytes in any folder; a binary that is anything else than a clean, tagged
+// commit says so in its version; a release without a signature says so.
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/mod/semver"
+)
+
+const (
+	plugin = "vault-plugin-secrets-openai" // module, command and binary
+	sums   = "SHA256SUMS"
+)
+
+// platforms are those that Vault itself is commonly run on.
+const platforms = "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := flag.String("root", ".", "`folder` of the checkout")
+	version := flag.String("version", "", "`version` to release, such as v0.1.0")
+	only := flag.String("platforms", platforms, "comma-separated `list` of GOOS/GOARCH")
+	flag.Parse()
+	if _, err := run(ctx, os.Stdout, *root, *version, strings.Split(*only, ",")); err != nil {
+		fmt.Fprintln(os.Stderr, "release:", err)
+		os.Exit(1)
+	}
+}
+
+// run makes a release and returns its folder.
+func run(ctx context.Context, out io.Writer, root, asked string, platforms []string) (string, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return "", err
+	}
+	version, err := versionOf(ctx, root, asked)
+	if err != nil {
+		return "", err
+	}
+	toolchain, err := command(ctx, root, nil, "go", "env", "GOVERSION")
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(out, "%s %s, built with %s\n", plugin, version, toolchain)
+	if strings.Contains(version, "-dev.") {
+		fmt.Fprintln(out, "This is no clean commit with the tag "+tag(asked)+", and the version says so.")
+	}
+
+	dist := filepath.Join(root, "dist", version)
+	if err := os.RemoveAll(dist); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dist, 0o755); err != nil {
+		return "", err
+	}
+	for _, platform := range platforms {
+		binary, err := build(ctx, root, dist, version, platform)
+		if err != nil {
+			return "", err
+		}
+		if err := writeSBOM(binary, version); err != nil {
+			return "", fmt.Errorf("the SBOM of %s: %w", filepath.Base(binary), err)
+		}
+	}
+	list, err := writeSums(dist)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprint(out, list)
+	return dist, sign(ctx, out, dist)
+}
+
+func tag(asked string) string { return "v" + strings.TrimPrefix(asked, "v") }
+
+// versionOf is the version that was asked for if the tree is that version. Of
+// any other tree it makes a pre-release with the commit, which no catalog can
+// take for the release.
+func versionOf(ctx context.Context, root, asked string) (string, error) {
+	version := tag(asked)
+	if semver.Canonical(version) != version {
+		return "", fmt.Errorf("%q is not a semantic version such as v0.1.0 or v0.1.0-rc.1", asked)
+	}
+	tags, err := command(ctx, root, nil, "git", "tag", "--points-at", "HEAD")
+	if err != nil {
+		return "", err
+	}
+	changes, err := command(ctx, root, nil, "git", "status", "--porcelain")
+	if err != nil {
+		return "", err
+	}
+	if changes == "" && slices.Contains(strings.Fields(tags), version) {
+		return version, nil
+	}
+	commit, err := command(ctx, root, nil, "git", "rev-parse", "--short=12", "HEAD")
+	if err != nil {
+		return "", err
+	}
+	separator := "-"
+	if semver.Prerelease(version) != "" {
+		separator = "."
+	}
+	version += separator + "dev.g" + commit // the g, since a number must not begin with 0
+	if changes != "" {
+		version += "+dirty"
+	}
+	return version, nil
+}
+
+// build compiles the plugin for one platform. All settings that change the
+// result are given here and not taken from the environment.
+func build(ctx context.Context, root, dist, version, platform string) (string, error) {
+	goos, goarch, ok := strings.Cut(platform, "/")
+	if !ok {
+		return "", fmt.Errorf("%q is not GOOS/GOARCH", platform)
+	}
+	binary := filepath.Join(dist, fmt.Sprintf("%s_%s_%s_%s", plugin, strings.TrimPrefix(version, "v"), goos, goarch))
+	if goos == "windows" {
+		binary += ".exe"
+	}
+	env := []string{
+		"GOOS=" + goos, "GOARCH=" + goarch, "CGO_ENABLED=0", "GOAMD64=v1", "GOARM64=v8.0",
+		"GOFLAGS=-mod=readonly", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off",
+	}
+	_, err := command(ctx, root, env, "go", "build", "-trimpath", "-buildvcs=true",
+		"-ldflags", "-s -w -X "+plugin+".version="+version, "-o", binary, "./cmd/"+plugin)
+	return binary, err
+}
+
+// writeSums lists all files of a release in the form of sha256sum. A binary's
+// sum is what `vault plugin register -sha256` wants.
+func writeSums(dist string) (string, error) {
+	files, err := os.ReadDir(dist) // sorted by name
+	if err != nil {
+		return "", err
+	}
+	var list strings.Builder
+	for _, file := range files {
+		sum, err := sumOf(filepath.Join(dist, file.Name()))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&list, "%x  %s\n", sum, file.Name())
+	}
+	return list.String(), os.WriteFile(filepath.Join(dist, sums), []byte(list.String()), 0o644)
+}
+
+func sumOf(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // it was only read
+	hash := sha256.New()
+	_, err = io.Copy(hash, file)
+	return hash.Sum(nil), err
+}
+
+// sign signs the sums with what the environment names. COSIGN_KEY is a key that
+// cosign knows (a file, a KMS, hashivault://…), or "keyless" for the identity of
+// the workflow that this runs in; GPG_KEY is a key ID. Passphrases are theirs
+// to ask for.
+func sign(ctx context.Context, out io.Writer, dist string) error {
+	signed := false
+	if key := os.Getenv("COSIGN_KEY"); key != "" {
+		args := []string{"sign-blob", "--yes", "--bundle", sums + ".sigstore.json"}
+		if key != "keyless" {
+			args = append(args, "--key", key)
+		}
+		if _, err := command(ctx, dist, nil, "cosign", append(args, sums)...); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "Signed with cosign: "+sums+".sigstore.json")
+		signed = true
+	}
+	if key := os.Getenv("GPG_KEY"); key != "" {
+		if _, err := command(ctx, dist, nil, "gpg", "--batch", "--yes", "--local-user", key,
+			"--armor", "--detach-sign", "--output", sums+".asc", sums); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "Signed with GPG: "+sums+".asc")
+		signed = true
+	}
+	if !signed {
+		fmt.Fprintln(out, "Not signed: neither COSIGN_KEY nor GPG_KEY is set.")
+	}
+	return nil
+}
+
+// command runs a program in a folder and returns what it printed, trimmed.
+func command(ctx context.Context, dir string, env []string, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w\n%s", name, args[0], err, strings.TrimSpace(complaint.String()))
+	}
+	return strings.TrimSpace(string(out)), nil
+}

@@ -1,0 +1,126 @@
+package live
+
+// The live tests' own test: they are run against the simulator, whose answers
+// are known, and which fails the test for whatever they leave behind.
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func against(sim *openaitest.Server) Config {
+	_, key := sim.AdminKey()
+	return Config{
+		BaseURL: sim.URL(), AdminKey: client.NewSecret(key), Project: sim.AddProject("live"),
+		Expiry: 2 * time.Second, Pause: 20 * time.Millisecond, Patience: 3 * time.Second,
+	}
+}
+
+func TestRun_FindsWhatTheSimulatorDoes(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{ActivationDelay: 300 * time.Millisecond, AdminActivationDelay: 100 * time.Millisecond})
+	cfg := against(sim)
+	_, reader := sim.AddAdminKey("reader", openaitest.ReadOnly())
+	cfg.ReadOnlyKey = client.NewSecret(reader)
+
+	report, err := Run(t.Context(), cfg)
+	require.NoError(t, err)
+	text := report.String()
+	t.Log("\n" + text)
+	assert.Empty(t, report.Differences(), "the engine assumes something else than its own simulator does")
+	for _, part := range []string{
+		"| 2 | A service account's key can be deleted by itself | as assumed | accepted |",
+		"| 8 | A key for a year and a second | learned | 400, error is an object",
+		"| 3 | A key of 2s stops working at its expires_at, give or take a minute | as assumed | yes, ",
+		"| 1 | Permissions are judged before existence",
+		"a bare string",
+	} {
+		assert.Contains(t, text, part)
+	}
+	for _, secret := range []string{cfg.AdminKey.Reveal(), cfg.Project, sim.OrganizationID()} {
+		assert.NotContains(t, text, secret)
+	}
+	assert.NotRegexp(t, `sk-[a-z]+-`, text)
+	assert.NotContains(t, text, "could not")
+}
+
+func TestRun_NoticesWhatDiffers(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+	report, err := Run(t.Context(), against(sim))
+	require.NoError(t, err)
+	var about []string
+	for _, f := range report.Differences() {
+		about = append(about, f.About)
+	}
+	assert.Contains(t, about, "A service account's key can be deleted by itself")
+}
+
+func TestRun_CleansUpHoweverItEnds(t *testing.T) {
+	t.Parallel()
+	for _, requests := range []int{12, 20, 60, 90} {
+		sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+		ctx, interrupt := context.WithCancel(t.Context())
+		go func() {
+			for len(sim.Requests()) < requests {
+				time.Sleep(time.Millisecond)
+			}
+			interrupt()
+		}()
+		report, err := Run(ctx, against(sim))
+		require.ErrorContains(t, err, "cut short", "after %d requests", requests)
+		assert.Contains(t, report.String(), "| calls made |")
+	}
+}
+
+func TestRun_FindsWhatALostAnswerMade(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/service_accounts", Kind: openaitest.FaultLost, Times: 1})
+	_, err := Run(t.Context(), against(sim))
+	require.NoError(t, err)
+}
+
+func TestRun_CleansUpAfterARunThatWasKilled(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	cfg := against(sim)
+	admin, err := client.New(client.Options{AdminKey: cfg.AdminKey, BaseURL: sim.URL()})
+	require.NoError(t, err)
+	defer admin.Close()
+	for name, stays := range map[string]bool{
+		"vault-live-sobzz0-abcd-Az09": false, // of 2024
+		"vault-live-zzzzzz-abcd-Az09": true,  // of a clock that is ahead
+		"vault-live-":                 true,
+		"somebody's":                  true,
+	} {
+		a, k, err := admin.CreateServiceAccount(t.Context(), cfg.Project, name, time.Hour)
+		require.NoError(t, err)
+		if stays {
+			sim.Keep(a.ID, k.ID)
+		}
+	}
+	_, err = Run(t.Context(), cfg)
+	require.NoError(t, err)
+	accounts, err := admin.ListServiceAccounts(t.Context(), cfg.Project)
+	require.NoError(t, err)
+	assert.Len(t, accounts, 3)
+}
+
+func TestRun_RefusesWhatItCannotUse(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	cfg := against(sim)
+	cfg.Project = "proj_unknown"
+	_, err := Run(t.Context(), cfg)
+	require.Error(t, err)
+	assert.NotContains(t, err.Error(), cfg.AdminKey.Reveal())
+}

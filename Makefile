@@ -9,6 +9,7 @@ MAKEFLAGS   += --no-builtin-rules
 .DEFAULT_GOAL := help
 
 MODULE  := vault-plugin-secrets-openai
+VERSION ?= v0.1.0-dev
 SUITE   ?= all
 RUN     ?= .
 

@@ -111,7 +111,8 @@ total=$(($(wc -l <"$work/deps")))
 
 go build -v -trimpath -buildvcs=false -tags minimal -ldflags '-s -w' -o "$work/vault" "$package" 2>&1 |
   tee "$work/log" | progress "packages built" "$total" "" ||
-  { tail -n 40 "$work/log" >&2; die "the build of Vault $want failed, its last lines are above"; }
+  { { grep -E '^#|:[0-9]+:|^go: ' "$work/log" || cat "$work/log"; } | tail -n 40 >&2
+    die "the build of Vault $want failed, what it said is above"; }
 
 built=$(version_of "$work/vault") || die "what was built does not answer as a Vault server"
 [ "$built" = "$want" ] || die "what was built says that it is $built, not $want"

@@ -114,11 +114,14 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	separator := "-"
-	if semver.Prerelease(version) != "" {
-		separator = "."
+	switch semver.Prerelease(version) {
+	case "":
+		version += "-dev"
+	case "-dev":
+	default:
+		version += ".dev"
 	}
-	version += separator + "dev.g" + commit // the g, since a number must not begin with 0
+	version += ".g" + commit // the g, since a number must not begin with 0
 	if changes != "" {
 		version += "+dirty"
 	}

@@ -48,6 +48,7 @@ func TestVersion_SaysWhatTheTreeIs(t *testing.T) {
 		}
 	}
 	expect("0.1.0", "v0.1.0-dev.g", "")
+	expect("v0.1.0-dev", "v0.1.0-dev.g", "")
 	expect("v0.1.0-rc.1", "v0.1.0-rc.1.dev.g", "")
 	git(t, dir, "tag", "v0.1.0")
 	expect("0.1.0", "v0.1.0", "v0.1.0")

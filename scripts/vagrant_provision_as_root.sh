@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Installs what a machine for the container plugin needs, as root: Go, Docker for
+# one user without root (its daemon is that user's), and gVisor. It can be run
+# again. Everything comes from its maker, checked by signature or checksum.
+#
+# usage: vagrant_provision_as_root.sh USER
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# go_archive prints the name of the Go release for a machine, as uname calls it.
+go_archive() { # machine
+  case $1 in
+    x86_64) printf 'go%s.linux-amd64.tar.gz\n' "$(pinned_go)" ;;
+    aarch64) printf 'go%s.linux-arm64.tar.gz\n' "$(pinned_go)" ;;
+    *) die "no Go for $1 is known here" ;;
+  esac
+}
+
+# repository adds a package source with the key that signs it.
+repository() { # name key-url line
+  install -m 0755 -d /etc/apt/keyrings
+  curl -fsSL "$2" | gpg --dearmor --yes -o "/etc/apt/keyrings/$1.gpg"
+  printf 'deb [arch=%s signed-by=/etc/apt/keyrings/%s.gpg] %s\n' "$(dpkg --print-architecture)" "$1" "$3" \
+    >"/etc/apt/sources.list.d/$1.list"
+}
+
+install_go() {
+  local archive folder
+  archive=$(go_archive "$(uname -m)")
+  if [ "$(/usr/local/go/bin/go env GOVERSION 2>/dev/null)" = "go$(pinned_go)" ]; then return; fi
+  say "Installing $archive"
+  folder=$(mktemp -d)
+  curl -fsSL "https://dl.google.com/go/$archive" -o "$folder/$archive"
+  printf '%s  %s\n' "$(curl -fsSL "https://dl.google.com/go/$archive.sha256")" "$folder/$archive" | sha256sum --check --quiet
+  rm -rf /usr/local/go
+  tar -C /usr/local -xzf "$folder/$archive"
+  rm -rf "$folder"
+  # shellcheck disable=SC2016 # it is for the shells that read the file
+  printf 'export PATH=$PATH:/usr/local/go/bin\n' >/etc/profile.d/go.sh
+}
+
+install_docker() { # user
+  local distribution codename
+  # shellcheck source=/dev/null
+  distribution=$(. /etc/os-release && printf %s "$ID") codename=$(. /etc/os-release && printf %s "$VERSION_CODENAME")
+  say "Installing Docker, to be run by $1"
+  repository docker "https://download.docker.com/linux/$distribution/gpg" \
+    "https://download.docker.com/linux/$distribution $codename stable"
+  apt-get update -q
+  apt-get install -qy docker-ce docker-ce-cli containerd.io docker-ce-rootless-extras uidmap dbus-user-session slirp4netns acl
+  systemctl disable --now docker.service docker.socket # one daemon is enough
+  loginctl enable-linger "$1"                          # the other lives without a session
+}
+
+# install_gvisor may fail, where the maker's packages cannot be had or the kernel
+# is too old: the plugin then runs under runc, which comes with Docker.
+install_gvisor() {
+  repository gvisor https://gvisor.dev/archive.key "https://storage.googleapis.com/gvisor/releases release main" &&
+    apt-get update -q && apt-get install -qy runsc && runsc --version >/dev/null
+}
+
+main() { # user
+  [ $# = 1 ] || die "usage: vagrant_provision_as_root.sh USER"
+  [ "$(id -u)" = 0 ] || die "this installs packages and has to run as root"
+  id "$1" >/dev/null
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -q
+  apt-get install -qy ca-certificates curl gcc git gnupg jq libc6-dev make
+  install_go
+  install_docker "$1"
+  install_gvisor || say "gVisor could not be installed: the plugin will run under runc"
+}
+
+# Sourced, it only defines: so a test can ask single functions.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then main "$@"; fi

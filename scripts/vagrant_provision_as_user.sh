@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Builds the plugin and its image, starts a Vault in development mode and
+# registers both in it, as the user whose Docker engine it is. It can be run
+# again: the server is started anew, since one in development mode keeps nothing.
+#
+# Nothing here needs a virtual machine; all that it writes outside of the
+# checkout is in one folder, but for Docker's own settings.
+#
+# usage: vagrant_provision_as_user.sh [--no-container]
+# STATE is that folder (default ~/vault-openai), LISTEN where the server listens
+# (default 127.0.0.1:8200), VERSION what the plugin says it is.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+STATE=${STATE:-$HOME/vault-openai}
+LISTEN=${LISTEN:-127.0.0.1:8200}
+VERSION=${VERSION:-v0.1.0-dev}
+NAME="vault-plugin-secrets-openai"
+
+# start_docker starts the user's own engine, where rootless Docker is installed,
+# and makes gVisor known to it. The two arguments are what plugins need of gVisor:
+# a socket that is the host's, and no control groups, which are not the user's.
+start_docker() {
+  [ "$(id -u)" != 0 ] && command -v dockerd-rootless-setuptool.sh >/dev/null || return 0
+  XDG_RUNTIME_DIR=/run/user/$(id -u)
+  export XDG_RUNTIME_DIR
+  export DOCKER_HOST=unix://$XDG_RUNTIME_DIR/docker.sock
+  local settings=$HOME/.config/docker/daemon.json runsc
+  if runsc=$(command -v runsc) && [ ! -e "$settings" ]; then
+    mkdir -p "${settings%/*}"
+    jq -n --arg path "$runsc" \
+      '{runtimes: {runsc: {path: $path, runtimeArgs: ["--host-uds=create", "--ignore-cgroups"]}}}' >"$settings"
+  fi
+  dockerd-rootless-setuptool.sh install >&2
+  systemctl --user restart docker
+}
+
+# stop_vault ends the server of an earlier run. A number alone proves nothing
+# after a reboot, so the process is asked whether it is that server.
+stop_vault() {
+  local pid
+  pid=$(cat "$STATE/vault.pid" 2>/dev/null) || return 0
+  if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "-config=$STATE/vault.hcl"; then
+    kill "$pid"
+    while [ -e "/proc/$pid" ]; do sleep 0.1; done
+  fi
+  rm -f "$STATE/vault.pid"
+}
+
+start_vault() { # server
+  mkdir -p "$STATE/bin" "$STATE/plugins"
+  ln -sf "$1" "$STATE/bin/vault"
+  printf 'plugin_directory = "%s"\n' "$STATE/plugins" >"$STATE/vault.hcl"
+  cat >"$STATE/env" <<EOF
+export VAULT_ADDR=http://$LISTEN VAULT_TOKEN=root PATH=$STATE/bin:\$PATH ${DOCKER_HOST:+DOCKER_HOST=$DOCKER_HOST}
+EOF
+  # shellcheck source=/dev/null
+  . "$STATE/env"
+  setsid vault server -dev -dev-no-store-token -dev-root-token-id=root -dev-listen-address="$LISTEN" \
+    -config="$STATE/vault.hcl" >"$STATE/vault.log" 2>&1 </dev/null &
+  printf '%s\n' $! >"$STATE/vault.pid"
+  local tries
+  for tries in {1..100}; do
+    if vault status >/dev/null 2>&1; then return; fi
+    kill -0 $! 2>/dev/null || break
+    sleep 0.2
+  done
+  tail -n 20 "$STATE/vault.log" >&2
+  die "Vault does not answer after $tries looks at it, its last lines are above"
+}
+
+register_process() {
+  cp "bin/$NAME" "$STATE/plugins/"
+  vault plugin register -version="$VERSION" -sha256="$(sha256sum "bin/$NAME" | cut -d' ' -f1)" secret "$NAME" >&2
+  vault secrets enable -path=openai "$NAME" >&2
+}
+
+# register_container prefers gVisor. Where there is only runc, an engine without
+# root can give its containers only a root that is the user himself: a container
+# with another user could not make the socket, so the image gets that one.
+register_container() {
+  local image=$NAME:${VERSION#v} oci=runc rootless=false
+  docker info --format '{{json .Runtimes}}' | grep -q '"runsc"' && oci=runsc
+  docker info --format '{{json .SecurityOptions}}' | grep -q 'name=rootless' && rootless=true
+  if [ "$oci/$rootless" = runc/true ]; then
+    printf 'FROM %s\nUSER 0:0\n' "$image" | docker build -q -t "$image" - >&2
+  fi
+  say "The container runs under $oci, rootless: $rootless"
+  vault plugin runtime register -type=container -oci_runtime="$oci" -rootless="$rootless" openai >&2
+  vault plugin register -version="$VERSION" -oci_image="$NAME" -runtime=openai \
+    -sha256="$(docker image inspect --format '{{.Id}}' "$image" | cut -d: -f2)" secret "$NAME-container" >&2
+  vault secrets enable -path=openai-container "$NAME-container" >&2
+}
+
+main() {
+  case ${1:-} in
+    '' | --no-container) ;;
+    *) die "usage: vagrant_provision_as_user.sh [--no-container]" ;;
+  esac
+  local vault
+  vault=$(scripts/vault.sh)
+  make --no-print-directory build VERSION="$VERSION" >&2
+  stop_vault
+  if [ "${1:-}" != --no-container ]; then
+    start_docker
+    make --no-print-directory image VERSION="$VERSION" >&2
+  fi
+  start_vault "$vault"
+  register_process
+  if [ "${1:-}" != --no-container ]; then register_container; fi
+  say "Vault listens on $LISTEN with the engine at openai/. In a shell: . $STATE/env"
+  say "Then: vault write openai/config admin_api_key=@admin-key.txt"
+}
+
+main "$@"

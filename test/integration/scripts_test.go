@@ -1,0 +1,132 @@
+//go:build integration
+
+package integration
+
+// The scripts for people: what of them can run outside of a virtual machine.
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// script runs one of scripts/ and returns all that it printed.
+func script(t *testing.T, env []string, command ...string) (string, error) {
+	t.Helper()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func TestRunTests_AgainstTheAPINeverPrintsTheKey(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	_, key := sim.AdminKey()
+	// With tracing on, in the children too, as somebody does who wonders why.
+	out, err := script(t, []string{
+		"SHELLOPTS=xtrace", "OPENAI_ADMIN_KEY=" + key, "OPENAI_TEST_PROJECT_ID=" + sim.AddProject("tests"),
+		"OPENAI_ORG_ID=" + sim.OrganizationID(), "OPENAI_BASE_URL=" + sim.URL(),
+	}, "bash", "-xv", "scripts/run_tests.sh", "--integration")
+	require.NoError(t, err, out)
+	require.Contains(t, out, "| calls made |")
+	require.Contains(t, out, "Every step did what it said")
+	for _, secret := range sim.Secrets() {
+		require.NotContains(t, out, secret)
+	}
+}
+
+func TestRunTests_SaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	out, err := script(t, []string{"OPENAI_ADMIN_KEY=", "OPENAI_TEST_PROJECT_ID="}, "scripts/run_tests.sh", "--integration")
+	require.Error(t, err)
+	require.Contains(t, out, "needs OPENAI_ADMIN_KEY")
+}
+
+func TestProvisioning_AsRoot(t *testing.T) {
+	t.Parallel()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	gomod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	require.NoError(t, err)
+	for machine, want := range map[string]string{"x86_64": "linux-amd64", "aarch64": "linux-arm64"} {
+		out, err := script(t, nil, "bash", "-c", ". scripts/vagrant_provision_as_root.sh; go_archive "+machine)
+		require.NoError(t, err, out)
+		release, ok := strings.CutSuffix(strings.TrimSpace(out), "."+want+".tar.gz")
+		require.True(t, ok, out)
+		require.Contains(t, string(gomod), "toolchain "+release+"\n")
+	}
+	out, err := script(t, nil, "scripts/vagrant_provision_as_root.sh")
+	require.Error(t, err, "it must not guess for whom it installs")
+	require.Contains(t, out, "usage:")
+}
+
+func TestProvisioning_AsUser(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	version := fmt.Sprintf("v0.0.0-test.%d.%d", os.Getpid(), time.Now().Unix())
+	command := []string{"scripts/vagrant_provision_as_user.sh"}
+	if exec.Command("docker", "version").Run() != nil {
+		t.Log("no Docker engine answers here: without the container")
+		command = append(command, "--no-container")
+	}
+	env := []string{"STATE=" + state, "LISTEN=" + address, "VERSION=" + version, "HOME=" + state, "VAULT_BIN=" + os.Getenv("VAULT_BIN")}
+	for name, value := range goFolders(t) { // HOME would move them
+		env = append(env, name+"="+value)
+	}
+	t.Cleanup(func() {
+		if content, err := os.ReadFile(filepath.Join(state, "vault.pid")); err == nil {
+			pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
+			if err == nil && syscall.Kill(pid, syscall.SIGTERM) == nil {
+				for range 100 { // it ends its plugins first
+					if syscall.Kill(pid, 0) != nil {
+						break
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+			}
+		}
+		if len(command) == 1 {
+			_ = exec.CommandContext(context.Background(), "docker", "rmi", "-f", devenv.PluginName+":"+strings.TrimPrefix(version, "v")).Run() // it may not have come so far
+		}
+	})
+	for range 2 { // it can be run again
+		out, err := script(t, env, command...)
+		require.NoError(t, err, out)
+		out, err = script(t, nil, "bash", "-c", ". "+state+"/env && vault path-help openai && vault secrets list -detailed")
+		require.NoError(t, err, out)
+		require.Contains(t, out, version)
+		require.Equal(t, len(command) == 1, strings.Contains(out, "openai-container/"), out)
+	}
+}
+
+func goFolders(t *testing.T) map[string]string {
+	t.Helper()
+	folders := map[string]string{}
+	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOFLAGS", "GOPROXY"} {
+		out, err := exec.Command("go", "env", name).Output()
+		require.NoError(t, err)
+		folders[name] = strings.TrimSpace(string(out))
+	}
+	return folders
+}

@@ -25,6 +25,9 @@ done
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
 
+# Ctrl-C ends what runs, which cleans up first, and then all of it.
+trap 'exit 130' INT TERM
+
 say "== What the engine assumes of OpenAI"
 # The binary is run and not go test, so that a signal reaches what cleans up.
 mkdir -p bin dist

@@ -59,6 +59,27 @@ func TestRunTests_SaysWhatIsMissing(t *testing.T) {
 	require.Contains(t, out, "needs OPENAI_ADMIN_KEY")
 }
 
+func TestLiveTests_CleanUpOnASignal(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+	_, key := sim.AdminKey()
+	binary := filepath.Join(t.TempDir(), "live.test")
+	built, err := script(t, nil, "go", "test", "-c", "-buildvcs=false", "-tags", "live", "-o", binary, "./test/live")
+	require.NoError(t, err, built)
+	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestLive$")
+	cmd.Env = append(os.Environ(), "OPENAI_ADMIN_KEY="+key, "OPENAI_TEST_PROJECT_ID="+sim.AddProject("tests"), "OPENAI_BASE_URL="+sim.URL())
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	require.NoError(t, cmd.Start())
+	for len(sim.Requests()) < 40 {
+		time.Sleep(time.Millisecond)
+	}
+	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	require.Error(t, cmd.Wait())
+	require.Contains(t, out.String(), "cut short")
+	require.NotContains(t, out.String(), key)
+}
+
 func TestProvisioning_AsRoot(t *testing.T) {
 	t.Parallel()
 	root, err := devenv.Root()

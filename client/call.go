@@ -99,8 +99,12 @@ type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
 // {} or a page of another service without complaint.
 func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
 	op = c.clean(op) // names and ids in it came from elsewhere
+	asked := time.Now()
 	t, failure := c.turn(ctx, v, op)
 	if failure != nil {
+		if failure.RateLimited() {
+			c.observer.Throttled(string(v), true)
+		}
 		return nil, failure
 	}
 	leave, failure := c.enter(ctx, v, op)
@@ -120,7 +124,7 @@ func once[T any](ctx context.Context, c *Client, v callKind, op string, valid fu
 			defer cancel()
 		}
 	}
-	result, failure := send(ctx, c, op, valid, call)
+	result, failure := observed(c, v, asked, func() (*T, *Error) { return send(ctx, c, op, valid, call) })
 	c.pace.learn(t, failure)
 	if failure != nil {
 		return nil, failure
@@ -194,7 +198,10 @@ func (c *Client) clean(text string) string {
 // context would end first.
 func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
 	var said *Error // the last that OpenAI said
-	for attempt := 0; ; {
+	for attempt, again := 0, false; ; again = true {
+		if again {
+			c.observer.Repeated(string(v))
+		}
 		result, err := once(ctx, c, v, op, valid, call)
 		if err == nil {
 			return result, nil

@@ -65,6 +65,7 @@ type Options struct {
 	Timeout      time.Duration // one HTTP attempt; default DefaultTimeout
 	Concurrency  int           // calls in flight; default DefaultConcurrency
 	Pace         *Pace         // what is known of rate limits; default none
+	Observer     Observer      // is told of each call; default nobody
 	UserAgent    string
 }
 
@@ -78,6 +79,7 @@ type Client struct {
 	creates  chan struct{} // these are issues
 	others   chan struct{} // and these are all others
 	pace     *Pace
+	observer Observer
 	http     *http.Transport
 	accounts openai.AdminOrganizationProjectServiceAccountService
 	keys     openai.AdminOrganizationProjectAPIKeyService
@@ -103,6 +105,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.Pace == nil {
 		o.Pace = NewPace()
+	}
+	if o.Observer == nil {
+		o.Observer = nobody{}
 	}
 	base, err := url.Parse(o.BaseURL)
 	if err != nil || base.Host == "" || (base.Scheme != "https" && base.Scheme != "http") {
@@ -160,6 +165,7 @@ func New(o Options) (*Client, error) {
 		creates:  make(chan struct{}, o.Concurrency-o.Concurrency/4),
 		others:   make(chan struct{}, o.Concurrency-o.Concurrency/4),
 		pace:     o.Pace,
+		observer: o.Observer,
 		http:     transport,
 		accounts: openai.NewAdminOrganizationProjectServiceAccountService(options...),
 		keys:     openai.NewAdminOrganizationProjectAPIKeyService(options...),

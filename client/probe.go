@@ -11,6 +11,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
@@ -22,6 +23,7 @@ import (
 // permission. One request, GET models.
 func (c *Client) Probe(ctx context.Context, key Secret) error {
 	const op = "try the new key"
+	asked := time.Now()
 	leave, failure := c.enter(ctx, probeKey, op)
 	if failure != nil {
 		return failure
@@ -30,11 +32,13 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 	sender := *c
 	sender.adminKey = key // the one of which texts are cleaned
 	type models = pagination.Page[openai.Model]
-	_, failure = send(ctx, &sender, op,
-		func(m *models) bool { return m.JSON.Data.Valid() },
-		func(ctx context.Context, o ...option.RequestOption) (*models, error) {
-			return c.models.List(ctx, append(o, option.WithAPIKey(key.Reveal()))...)
-		})
+	_, failure = observed(c, probeKey, asked, func() (*models, *Error) {
+		return send(ctx, &sender, op,
+			func(m *models) bool { return m.JSON.Data.Valid() },
+			func(ctx context.Context, o ...option.RequestOption) (*models, error) {
+				return c.models.List(ctx, append(o, option.WithAPIKey(key.Reveal()))...)
+			})
+	})
 	if failure == nil || failure.keyIsKnown() {
 		return nil
 	}

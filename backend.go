@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,9 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	if err := b.Setup(ctx, conf); err != nil {
 		return nil, err
 	}
+	if err := b.metrics.configure(os.Getenv); err != nil {
+		b.Logger().Warn("metrics are not sent as the environment asks for", "error", err)
+	}
 	return b, nil
 }
 
@@ -105,6 +109,7 @@ type backend struct {
 	rotation *rotationState
 	static   *staticState
 	tidy     tidyState
+	metrics  *meters
 
 	// storage is the mount's, for what Vault asks for without a request.
 	storage logical.Storage
@@ -120,7 +125,7 @@ type snapshot struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), now: time.Now}
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
@@ -146,6 +151,7 @@ func newBackend() *backend {
 			b.pathTidy(),
 			b.pathTidyStatus(),
 			b.pathTidyCancel(),
+			b.pathMetrics(),
 		},
 		Secrets:          []*framework.Secret{b.secretCreds()},
 		Invalidate:       b.invalidate,
@@ -155,6 +161,7 @@ func newBackend() *backend {
 			b.work.close()
 			b.endStaticRoles(ctx)
 			b.dropSnapshot()
+			b.metrics.push.close()
 		},
 	}
 	return b
@@ -245,6 +252,7 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		Timeout:      cfg.RequestTimeout,
 		Concurrency:  cfg.MaxConcurrent,
 		Pace:         b.pace,
+		Observer:     b.metrics,
 		UserAgent:    agent,
 	})
 }
@@ -276,6 +284,7 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	if !b.mayWriteLocally() {
 		return nil
 	}
+	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
 	b.draining.Store(tainted)
 	if tainted {

@@ -150,7 +150,7 @@ func (b *backend) obtain(ctx context.Context, req *logical.Request, o order) (*m
 // create is obtain up to the answer of the create itself.
 func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*made, error) {
 	var limited error // the last refusal for the rate
-	for attempt := 0; ; {
+	for attempt, again := 0, false; ; again = true {
 		if b.isDraining() {
 			return nil, mistake("this mount is being disabled")
 		}
@@ -177,6 +177,9 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		}
 		if m.walID, err = framework.PutWAL(ctx, req.Storage, journalKind(m.credential, false), m.credential); err != nil {
 			return nil, fmt.Errorf("writing the journal, before anything was created: %w", err)
+		}
+		if again {
+			b.metrics.Repeated(m.createCall())
 		}
 		// Once sent it is waited for, client or no client: its answer lets what
 		// nobody wants be destroyed at once.
@@ -250,10 +253,12 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 			return fmt.Errorf("the key could not be restricted to the role's scopes: %w", err)
 		}
 	}
+	began := time.Now()
 	err := activate(ctx, m.snap.api, m.key.Value, o.activation)
 	if ctx.Err() != nil {
 		return fmt.Errorf("nobody waits any more for OpenAI to accept the new key: %w", ctx.Err())
 	}
+	b.metrics.activated(o.activation, began, err)
 	if err != nil {
 		// What was refused is the new key and not the admin key.
 		return upstream(fmt.Sprintf("OpenAI does not accept the new key after %s (activation_timeout; 0 = hand keys out untried): %s", o.activation, err))

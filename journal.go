@@ -265,6 +265,7 @@ var errForbidden = errors.New("the admin key may not delete in this project")
 
 // failed takes note of an entry's outcome.
 func (p *journalPass) failed(err error) {
+	p.metrics.journalled(err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err == nil {

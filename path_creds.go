@@ -84,7 +84,10 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 	if r == nil {
 		return logical.ErrorResponse("there is no role %q; `vault list %sroles` shows those there are", name, req.MountPoint), nil
 	}
-	return b.issue(ctx, req, name, r, r.lifetime(b.System().MaxLeaseTTL(), asked))
+	began := time.Now()
+	resp, err := b.issue(ctx, req, name, r, r.lifetime(b.System().MaxLeaseTTL(), asked))
+	b.metrics.issue(name, began, resp, err)
+	return resp, err
 }
 
 // issue makes a credential and returns its key as a lease.

@@ -117,7 +117,8 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 
 // rotateLocked is the rotation itself, whoever asked for it. The caller holds
 // configLock and has just read cfg from storage.
-func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (*config, []string, error) {
+func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (_ *config, _ []string, err error) {
+	defer func() { b.metrics.rotated(err) }()
 	if b.isDraining() { // one that has waited for the config while the drain had it
 		return nil, nil, errors.New("this mount is being disabled")
 	}
@@ -193,7 +194,10 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 // name, and returns it with its journal entry's ID. After an error the journal
 // holds whatever may exist.
 func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *client.Client, tag string, life time.Duration) (client.AdminKey, client.Secret, string, error) {
-	for attempt := 0; ; {
+	for attempt, again := 0, false; ; again = true {
+		if again {
+			b.metrics.Repeated("create_admin_key")
+		}
 		random, err := randomText(randomLength)
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", err

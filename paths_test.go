@@ -67,7 +67,7 @@ func TestPaths_FollowVaultsConventions(t *testing.T) {
 func TestPaths_HelpTeaches(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
-	for _, at := range []string{"", "config", "config/rotate", "rotate-root", "roles", "roles/app", "creds/app", "static-roles", "static-roles/app", "static-creds/app", "rotate-role/app", "projects", "tidy", "tidy-status", "tidy-cancel"} {
+	for _, at := range []string{"", "config", "config/rotate", "rotate-root", "roles", "roles/app", "creds/app", "static-roles", "static-roles/app", "static-creds/app", "rotate-role/app", "projects", "tidy", "tidy-status", "tidy-cancel", "metrics"} {
 		resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: at, Storage: h.storage})
 		require.NoError(t, err, at)
 		require.NotEmpty(t, resp.Data["help"], at)

@@ -75,6 +75,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if !shieldAdminKey(req) {
 		return logical.ErrorResponse("admin_api_key must be one string"), nil
 	}
+	b.metrics.push.seen(req)
 	return b.Backend.HandleRequest(ctx, req)
 }
 

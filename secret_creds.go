@@ -101,8 +101,8 @@ func (b *backend) secretCreds() *framework.Secret {
 			"api_key":    {Type: framework.TypeString, Description: "The API key."},
 			"api_key_id": {Type: framework.TypeString, Description: "ID of the key."},
 		},
-		Renew:  b.renew,
-		Revoke: b.revoke,
+		Renew:  b.metrics.countLeases(b.metrics.renewed, b.renew),
+		Revoke: b.metrics.countLeases(b.metrics.revoked, b.revoke),
 	}
 }
 

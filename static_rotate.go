@@ -261,6 +261,7 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, warnings []string, err error) {
 	b.issuing.Add(1) // the drain waits for it
 	defer b.issuing.Add(-1)
+	defer func() { b.metrics.staticRotated(name, err) }()
 	if len(r.Retired) >= maxRetired {
 		return nil, nil, mistake(fmt.Sprintf("%d replaced keys wait for the end of revocation_delay or could not be deleted; the next rotation waits for them", len(r.Retired)))
 	}
@@ -319,6 +320,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 		if err == nil {
 			err = b.destroy(ctx, snap.api, c)
 		}
+		b.metrics.staticKeyRevoked(name, err)
 		if err != nil {
 			log.Warn("retired key not deleted", "error", err)
 			return false

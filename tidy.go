@@ -186,6 +186,7 @@ func (s *sweep) end(cancelled bool) {
 		"projects", t.projects, "done", t.done, "skipped", t.skipped, "accounts", t.accounts,
 		"orphans", t.orphans, "deleted", t.deleted, "failed", t.failed, "errors", len(t.errors),
 		"duration", t.finished.Sub(t.started).Round(time.Millisecond).String())
+	s.metrics.swept(t)
 	s.tidy.cancel = nil
 }
 

@@ -1,0 +1,325 @@
+package openaisecrets
+
+// This file owns what is counted and timed, and how little may be said of it.
+//
+// What must stay true:
+//   - each mount counts for itself, in a set of metrics of its own: one process
+//     serves many mounts, and go-metrics' global instance would mix them (in a
+//     plugin it reaches nobody anyway);
+//   - the values of a label come from a short list, or they are names of roles,
+//     of which only the first maxRoles are told apart; never a secret, an ID or
+//     a text from outside;
+//   - counting neither calls Vault nor fails: what must be read is read when
+//     somebody asks for the metrics (path_metrics.go).
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	// metricPrefix starts all names, among which Vault's own begin with vault_.
+	metricPrefix = "vault_openai_"
+	// otherRoles is the label of roles beyond the limit.
+	otherRoles      = "_other"
+	defaultMaxRoles = 100
+)
+
+// How a request, a call or a rotation ends, for the label outcome.
+const (
+	outcomeOK        = "ok"
+	outcomeRefused   = "refused"   // an answer with status 400: the caller's mistake, or OpenAI's no
+	outcomeThrottled = "throttled" // OpenAI's rate limit did not let it through in time
+	outcomeCancelled = "cancelled" // its client went away
+	outcomeError     = "error"
+)
+
+// outcomes lists them, "ok" first.
+var outcomes = []string{outcomeOK, outcomeRefused, outcomeThrottled, outcomeCancelled, outcomeError}
+
+// durationBuckets, in seconds, reach from a call on a fast line to the longest
+// that a request may take.
+var durationBuckets = []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
+
+// metric is one of the documented metrics, as one mount keeps it.
+type metric struct {
+	name   string // with the prefix
+	kind   string // counter, gauge or histogram
+	help   string
+	labels []string
+
+	counter   *prometheus.CounterVec   // of a counter
+	histogram *prometheus.HistogramVec // of a histogram
+	desc      *prometheus.Desc         // of a gauge, which is read when it is asked for
+}
+
+// meters are the metrics of one mount. Its methods with exported names are
+// those of client.Observer.
+type meters struct {
+	all []*metric // in the order of the documentation
+
+	issued, renewed, revoked, issueTime, activation       *metric
+	staticReads, staticRotations, staticRevoked           *metric
+	staticRoles, staticLag, staticFailing                 *metric
+	requests, requestTime, waitTime, retries, throttles   *metric
+	inFlight                                              *metric
+	journalEntries, journalAge, journalWorked             *metric
+	rotations, lastRotation, nextRotation, rotationFailed *metric
+	keyExpiry, retiredKeys                                *metric
+	sweeps, sweepDeleted, sweepFailed, sweepOrphans       *metric
+	lastSweep                                             *metric
+	build                                                 *metric
+
+	flying atomic.Int64 // calls in flight
+
+	roles, static *roleNames
+	push          *pusher // nil unless asked for by the environment
+}
+
+func newMeters() *meters {
+	m := &meters{roles: newRoleNames(defaultMaxRoles), static: newRoleNames(defaultMaxRoles)}
+
+	m.issued = m.counter("credentials_issued_total", "Leased credentials asked for, by what came of it.", "role", "outcome")
+	m.renewed = m.counter("credentials_renewed_total", "Renewals of leases.", "role", "outcome")
+	m.revoked = m.counter("credentials_revoked_total", "Revocations of leases. One that fails is journalled, and Vault tries it again.", "role", "outcome")
+	m.issueTime = m.histogram("credential_issue_duration_seconds", "How long the issue of a credential took, waiting for OpenAI's limits and the new key's activation included.", "outcome")
+	m.activation = m.histogram("key_activation_seconds", "How long it took until OpenAI accepted a new key, or until waiting for that was given up (error).", "outcome")
+
+	m.staticReads = m.counter("static_credentials_read_total", "Reads of static roles' credentials.", "static_role", "outcome")
+	m.staticRotations = m.counter("static_rotations_total", "Rotations of static roles, the making of their first key included.", "static_role", "outcome")
+	m.staticRevoked = m.counter("static_keys_revoked_total", "Deletions of static roles' replaced keys.", "static_role", "outcome")
+	m.staticRoles = m.gauge("static_roles", "Static roles that this node keeps.")
+	m.staticLag = m.gauge("static_role_lag_seconds", "How late the most overdue static role is, with its rotation or with the deletion of a replaced key; 0 = none is late.")
+	m.staticFailing = m.gauge("static_roles_failing", "Static roles whose last rotation on schedule failed, as far as this process knows.")
+
+	m.requests = m.counter("api_requests_total", "Calls to OpenAI, each attempt for itself, by status class: 2xx to 5xx, or none without an answer that can be read.", "call", "status")
+	m.requestTime = m.histogram("api_request_duration_seconds", "How long an attempt took, once it was sent.", "call")
+	m.waitTime = m.histogram("api_wait_seconds", "How long an attempt waited until it fitted OpenAI's limit and max_concurrent_requests.", "call")
+	m.retries = m.counter("api_retries_total", "Calls tried again; a create is tried again under another name.", "call")
+	m.throttles = m.counter("api_throttled_total", "Calls that OpenAI answered with 429 for their rate (by=openai), or that were not sent since their turn was too far off (by=pace).", "call", "by")
+	m.inFlight = m.gauge("api_requests_in_flight", "Calls under way.")
+
+	m.journalEntries = m.gauge("journal_entries", "Entries that the last pass over the journal left: what must still be deleted at OpenAI, and creates under way.")
+	m.journalAge = m.gauge("journal_oldest_entry_age_seconds", "Age of the oldest of them; 0 = none.")
+	m.journalWorked = m.counter("journal_entries_worked_total", "Journal entries acted upon: ok = what it named is gone, error = it stays for the next pass.", "outcome")
+
+	m.rotations = m.counter("admin_key_rotations_total", "Rotations of the admin key, whoever asked for them.", "outcome")
+	m.lastRotation = m.gauge("admin_key_last_rotation_timestamp_seconds", "When the engine last rotated the admin key; absent for a key that was written by hand.")
+	m.nextRotation = m.gauge("admin_key_next_rotation_timestamp_seconds", "When the admin key is to be rotated next; absent without a plan.")
+	m.rotationFailed = m.gauge("admin_key_rotation_failing", "1 if the last rotation on schedule failed, else 0.")
+	m.keyExpiry = m.gauge("admin_key_expiry_timestamp_seconds", "When the admin key expires at OpenAI; absent when it has no end.")
+	m.retiredKeys = m.gauge("admin_keys_retired", "Replaced admin keys that are not deleted yet.")
+
+	m.sweeps = m.counter("sweeps_total", "Sweeps ended, by state, and whether they were to delete or only to look.", "state", "apply")
+	m.sweepDeleted = m.counter("sweep_deleted_total", "Orphans that sweeps have deleted.")
+	m.sweepFailed = m.counter("sweep_failed_total", "Orphans that sweeps could not delete.")
+	m.sweepOrphans = m.gauge("sweep_orphans", "Orphans that the last sweep has found; absent before the first in this process.")
+	m.lastSweep = m.gauge("sweep_last_end_timestamp_seconds", "When the last sweep ended; absent before the first in this process.")
+
+	m.build = m.gauge("build_info", "Always 1.", "version", "go_version")
+
+	// A rate needs a zero to rise from, so what can be foreseen starts there.
+	for _, outcome := range outcomes {
+		m.rotations.counter.WithLabelValues(outcome)
+	}
+	for _, c := range []*metric{m.sweepDeleted, m.sweepFailed} {
+		c.counter.WithLabelValues()
+	}
+	for _, outcome := range []string{outcomeOK, outcomeError} {
+		m.journalWorked.counter.WithLabelValues(outcome)
+	}
+	return m
+}
+
+func (m *meters) define(kind, name, help string, labels []string) *metric {
+	d := &metric{name: metricPrefix + name, kind: kind, help: help, labels: labels}
+	m.all = append(m.all, d)
+	return d
+}
+
+func (m *meters) counter(name, help string, labels ...string) *metric {
+	d := m.define("counter", name, help, labels)
+	d.counter = prometheus.NewCounterVec(prometheus.CounterOpts{Name: d.name, Help: help}, labels)
+	return d
+}
+
+func (m *meters) histogram(name, help string, labels ...string) *metric {
+	d := m.define("histogram", name, help, labels)
+	d.histogram = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: d.name, Help: help, Buckets: durationBuckets}, labels)
+	return d
+}
+
+func (m *meters) gauge(name, help string, labels ...string) *metric {
+	d := m.define("gauge", name, help, labels)
+	d.desc = prometheus.NewDesc(d.name, help, labels, nil)
+	return d
+}
+
+// add counts n more.
+func (m *meters) add(d *metric, n int, labels ...string) {
+	d.counter.WithLabelValues(labels...).Add(float64(n))
+	m.push.add(d, n, labels)
+}
+
+// time takes note of a duration.
+func (m *meters) time(d *metric, took time.Duration, labels ...string) {
+	d.histogram.WithLabelValues(labels...).Observe(took.Seconds())
+	m.push.time(d, took, labels)
+}
+
+// outcome puts the end of a request or a flow into one word.
+func outcome(resp *logical.Response, err error) string {
+	var coded logical.HTTPCodedError
+	var theirs mistake
+	switch {
+	case err == nil && resp.IsError(), errors.As(err, &theirs):
+		return outcomeRefused
+	case err == nil:
+		return outcomeOK
+	case errors.Is(err, context.Canceled):
+		return outcomeCancelled
+	case errors.As(err, &coded) && coded.Code() == http.StatusTooManyRequests:
+		return outcomeThrottled
+	}
+	if e := client.AsError(err); e != nil && e.RateLimited() {
+		return outcomeThrottled
+	}
+	return outcomeError
+}
+
+// issue takes note of a request for a credential of a role that exists.
+func (m *meters) issue(role string, began time.Time, resp *logical.Response, err error) {
+	o := outcome(resp, err)
+	m.add(m.issued, 1, m.roles.label(role), o)
+	m.time(m.issueTime, time.Since(began), o)
+}
+
+// countLeases wraps what Vault has done to a lease.
+func (m *meters) countLeases(d *metric, handler framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, data *framework.FieldData) (*logical.Response, error) {
+		role := ""
+		if req.Secret != nil { // read before the handler, which may replace it
+			role, _ = req.Secret.InternalData["role"].(string)
+		}
+		resp, err := handler(ctx, req, data)
+		m.add(d, 1, m.roles.label(role), outcome(resp, err))
+		return resp, err
+	}
+}
+
+// activated takes note of the wait for a new key, if there was one.
+func (m *meters) activated(timeout time.Duration, began time.Time, err error) {
+	if timeout != 0 {
+		m.time(m.activation, time.Since(began), outcome(nil, err))
+	}
+}
+
+// staticRead takes note of a read of a static role's credentials.
+func (m *meters) staticRead(name string) { m.add(m.staticReads, 1, m.static.label(name), outcomeOK) }
+
+// staticRotated takes note of a static role's rotation.
+func (m *meters) staticRotated(name string, err error) {
+	m.add(m.staticRotations, 1, m.static.label(name), outcome(nil, err))
+}
+
+// staticKeyRevoked takes note of the deletion of a static role's replaced key.
+func (m *meters) staticKeyRevoked(name string, err error) {
+	m.add(m.staticRevoked, 1, m.static.label(name), outcome(nil, err))
+}
+
+// rotated takes note of a rotation of the admin key.
+func (m *meters) rotated(err error) { m.add(m.rotations, 1, outcome(nil, err)) }
+
+// journalled takes note of a journal entry that was acted upon.
+func (m *meters) journalled(err error) {
+	o := outcomeOK
+	if err != nil {
+		o = outcomeError
+	}
+	m.add(m.journalWorked, 1, o)
+}
+
+// swept takes note of the end of a sweep.
+func (m *meters) swept(t *tidyStatus) {
+	m.add(m.sweeps, 1, t.state, strconv.FormatBool(t.apply))
+	m.add(m.sweepDeleted, t.deleted)
+	m.add(m.sweepFailed, t.failed)
+}
+
+// Began implements client.Observer.
+func (m *meters) Began(call string, waited time.Duration) {
+	m.flying.Add(1)
+	m.time(m.waitTime, waited, call)
+}
+
+// Ended implements client.Observer.
+func (m *meters) Ended(call string, status int, took time.Duration) {
+	m.flying.Add(-1)
+	class := "none"
+	if status != 0 {
+		class = strconv.Itoa(status/100) + "xx"
+	}
+	m.add(m.requests, 1, call, class)
+	m.time(m.requestTime, took, call)
+}
+
+// Throttled implements client.Observer.
+func (m *meters) Throttled(call string, heldBack bool) {
+	by := "openai"
+	if heldBack {
+		by = "pace"
+	}
+	m.add(m.throttles, 1, call, by)
+}
+
+// Repeated implements client.Observer.
+func (m *meters) Repeated(call string) { m.add(m.retries, 1, call) }
+
+// createCall is the name of the call that makes a credential.
+func (c credential) createCall() string {
+	if c.isKey() {
+		return "create_key"
+	}
+	return "create_service_account"
+}
+
+// roleNames gives the first roles that are seen a label of their own, and all
+// others one together: a thousand roles are no reason for a hundred thousand
+// series. It lasts as long as the process.
+type roleNames struct {
+	mu    sync.RWMutex
+	limit int
+	seen  map[string]bool
+}
+
+func newRoleNames(limit int) *roleNames { return &roleNames{limit: limit, seen: map[string]bool{}} }
+
+func (r *roleNames) label(name string) string {
+	r.mu.RLock()
+	known, full := r.seen[name], len(r.seen) >= r.limit
+	r.mu.RUnlock()
+	switch {
+	case known:
+		return name
+	case full || name == "":
+		return otherRoles
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.seen[name] && len(r.seen) >= r.limit {
+		return otherRoles
+	}
+	r.seen[name] = true
+	return name
+}

@@ -196,7 +196,7 @@ type recorder struct {
 	text bytes.Buffer
 }
 
-var handsOutKeys = regexp.MustCompile(`creds/|/sys/wrapping/unwrap|/sys/leases/renew`)
+var handsOutKeys = regexp.MustCompile(`/(static-)?creds/|/sys/wrapping/unwrap|/sys/leases/renew`)
 
 func (r *recorder) record(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {

@@ -1,0 +1,297 @@
+//go:build integration
+
+package integration
+
+// Metrics as an operator gets them: by a real Prometheus, through Vault, with a
+// token that may do nothing else, from the files under deploy/.
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// prometheusBin is the folder of prometheus and promtool. Without them the test
+// is skipped.
+func prometheusBin(t *testing.T) string {
+	t.Helper()
+	bin, err := devenv.FindPrometheus(t.Context())
+	if errors.Is(err, devenv.ErrNoPrometheus) {
+		t.Skipf("not tested with a real Prometheus: %v", err)
+	}
+	require.NoError(t, err)
+	return bin
+}
+
+// promtool runs promtool in deploy/prometheus.
+func promtool(t *testing.T, bin string, args ...string) string {
+	t.Helper()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "promtool"), args...)
+	cmd.Dir = filepath.Join(root, "deploy", "prometheus")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "promtool %v: %s", args, out)
+	t.Logf("promtool %s: %s", strings.Join(args, " "), strings.Join(strings.Fields(string(out)), " "))
+	return string(out)
+}
+
+// deployed reads a file under deploy/.
+func deployed(t *testing.T, path ...string) string {
+	t.Helper()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	content, err := os.ReadFile(filepath.Join(append([]string{root, "deploy"}, path...)...))
+	require.NoError(t, err)
+	return string(content)
+}
+
+func TestTheAlertsFireAndAreDocumented(t *testing.T) {
+	t.Parallel()
+	bin := prometheusBin(t)
+	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), "10 rules found")
+	promtool(t, bin, "test", "rules", "openai-alerts.test.yml")
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	page, err := os.ReadFile(filepath.Join(root, "docs", "metrics.md"))
+	require.NoError(t, err)
+	tests := deployed(t, "prometheus", "openai-alerts.test.yml")
+	for line := range strings.Lines(deployed(t, "prometheus", "openai-alerts.yml")) {
+		if _, name, is := strings.Cut(strings.TrimSpace(line), "- alert: "); is {
+			require.Contains(t, string(page), "`"+name+"`", "docs/metrics.md")
+			require.Contains(t, tests, "alertname: "+name+"\n        exp_alerts", "nothing shows that it fires")
+		}
+	}
+}
+
+// scraper returns a token that may read a mount's metrics and nothing else.
+func (m *mount) scraper() string {
+	m.t.Helper()
+	name := "metrics-" + m.path
+	require.NoError(m.t, m.client.Sys().PutPolicyWithContext(m.t.Context(), name, `path "`+m.path+`/metrics" { capabilities = ["read"] }`))
+	secret, err := m.client.Auth().Token().CreateWithContext(m.t.Context(), &api.TokenCreateRequest{Policies: []string{name}, NoParent: true, NoDefaultPolicy: true, Period: "1h"})
+	require.NoError(m.t, err)
+	return secret.Auth.ClientToken
+}
+
+// scrape reads a path of Vault's as Prometheus does.
+func (m *mount) scrape(path, token string) (status int, header http.Header, body string) {
+	m.t.Helper()
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodGet, m.vault.Addr+"/v1/"+m.path+"/"+path, nil)
+	require.NoError(m.t, err)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(m.t, err)
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	require.NoError(m.t, err)
+	return resp.StatusCode, resp.Header, string(content)
+}
+
+func TestMetricsAreForWhomThePolicySaysAndTellNoSecret(t *testing.T) {
+	m := newMount(t)
+	m.role("app", "5m", "10m")
+	lease := m.creds("app")
+	token := m.scraper()
+
+	status, _, body := m.scrape("metrics?format=prometheus", "")
+	require.Equal(t, http.StatusForbidden, status, body)
+	status, _, _ = m.scrape("config", token)
+	require.Equal(t, http.StatusForbidden, status)
+
+	status, header, body := m.scrape("metrics?format=prometheus", token)
+	require.Equal(t, http.StatusOK, status, body)
+	require.Equal(t, "text/plain; version=0.0.4; charset=utf-8", header.Get("Content-Type"))
+	require.Contains(t, body, `vault_openai_credentials_issued_total{mount_point="`+m.path+`/",outcome="ok",role="app"} 1`)
+	status, header, inJSON := m.scrape("metrics", token)
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, "application/json", header.Get("Content-Type"))
+	require.Contains(t, inJSON, `"name":"vault_openai_credentials_issued_total"`)
+	require.NotContains(t, body+inJSON, lease.account)
+	for _, secret := range m.sim.Secrets() {
+		require.NotContains(t, body+inJSON, secret)
+	}
+
+	// Another mount of the same process counts for itself.
+	other := &mount{t: t, vault: m.vault, client: m.client, path: m.path + "-other"}
+	require.NoError(t, m.vault.Mount(t.Context(), other.path, api.MountConfigInput{}))
+	defer func() { require.NoError(t, m.client.Sys().Unmount(other.path)) }()
+	status, _, body = other.scrape("metrics?format=prometheus", m.client.Token())
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, body, `mount_point="`+other.path+`/"`)
+	require.NotContains(t, body, "vault_openai_credentials_issued_total{")
+	require.NotContains(t, body, `"`+m.path+`/"`)
+	require.NoError(t, m.revoke(lease))
+}
+
+func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T) {
+	bin := prometheusBin(t)
+	m := newMount(t, map[string]any{"tidy_interval": 0})
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "vault-token"), []byte(m.scraper()+"\n"), 0o600))
+	// The example as it is, but for what its comment tells to change.
+	config := deployed(t, "prometheus", "prometheus.yml")
+	for _, change := range [][2]string{
+		{"/v1/openai/metrics", "/v1/" + m.path + "/metrics"},
+		{"    scheme: https\n    tls_config:\n      ca_file: /etc/prometheus/vault-ca.pem\n", ""}, // the test's Vault is without TLS
+		{"/etc/prometheus/vault-token", filepath.Join(dir, "vault-token")},
+		{"vault.example.com:8200", strings.TrimPrefix(m.vault.Addr, "http://")},
+		{"scrape_interval: 30s", "scrape_interval: 1s"},
+		{"evaluation_interval: 30s", "evaluation_interval: 1s"},
+	} {
+		require.Equal(t, 1, strings.Count(config, change[0]), "%q in the example", change[0])
+		config = strings.Replace(config, change[0], change[1], 1)
+	}
+	path := filepath.Join(dir, "prometheus.yml")
+	require.NoError(t, os.WriteFile(path, []byte(config), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "openai-alerts.yml"), []byte(deployed(t, "prometheus", "openai-alerts.yml")), 0o600))
+	promtool(t, bin, "check", "config", path)
+	prom, err := devenv.StartPrometheus(t.Context(), bin, path, dir)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, prom.Stop()) }()
+
+	require.Eventually(t, func() bool {
+		samples, err := prom.Query(t.Context(), `up{job="vault-openai"} == 1`)
+		return err == nil && len(samples) == 1
+	}, 30*time.Second, 200*time.Millisecond, "no scrape has succeeded")
+
+	// Twice, with scrapes between, since a rate takes a change.
+	m.role("app", "5m", "10m")
+	m.write("static-roles/batch", map[string]any{"project_id": m.project, "rotation_period": "1h", "revocation_delay": 0})
+	defer func() { // mounts leave what static roles hold
+		_, err := m.client.Logical().Delete(m.path + "/static-roles/batch")
+		require.NoError(t, err)
+	}()
+	for range 2 {
+		m.traffic()
+		time.Sleep(3 * time.Second)
+	}
+
+	ask := func(expr string) []devenv.Sample {
+		t.Helper()
+		samples, err := prom.Query(t.Context(), expr)
+		require.NoError(t, err)
+		return samples
+	}
+	value := func(expr string) string {
+		t.Helper()
+		samples := ask(expr)
+		require.Len(t, samples, 1, expr)
+		t.Logf("%s = %v", expr, samples[0].Value[1])
+		return samples[0].Value[1].(string)
+	}
+	this := `{mount_point="` + m.path + `/"`
+	require.Equal(t, "1", value(`up{job="vault-openai"}`))
+	require.Equal(t, "4", value(`vault_openai_credentials_issued_total`+this+`,role="app",outcome="ok"}`))
+	require.Equal(t, "2", value(`vault_openai_credentials_issued_total`+this+`,role="app",outcome="refused"}`))
+	require.Equal(t, "2", value(`vault_openai_credentials_renewed_total`+this+`,role="app",outcome="ok"}`))
+	require.Equal(t, "4", value(`vault_openai_credentials_revoked_total`+this+`,role="app",outcome="ok"}`))
+	require.Equal(t, "2", value(`vault_openai_admin_key_rotations_total`+this+`,outcome="ok"}`))
+	require.Equal(t, "3", value(`vault_openai_static_rotations_total`+this+`,static_role="batch",outcome="ok"}`))
+	require.Equal(t, "2", value(`sum(vault_openai_api_throttled_total`+this+`,by="openai"})`))
+	require.Equal(t, "4", value(`vault_openai_credential_issue_duration_seconds_count`+this+`,outcome="ok"}`))
+	require.Equal(t, strings.TrimPrefix(plugin.Version, "v"), ask(`vault_openai_build_info` + this + `}`)[0].Metric["version"])
+
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Name, Health, State string }
+		}
+	}
+	require.Eventually(t, func() bool {
+		require.NoError(t, prom.Get(t.Context(), "rules", url.Values{}, &rules))
+		for _, r := range rules.Groups[0].Rules {
+			if r.Health != "ok" {
+				return false
+			}
+		}
+		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == 10
+	}, 20*time.Second, 200*time.Millisecond, "%+v", &rules)
+	for _, r := range rules.Groups[0].Rules {
+		require.NotEqual(t, "firing", r.State, r.Name)
+	}
+
+	m.dashboard(prom)
+}
+
+// traffic does once what there is to count.
+func (m *mount) traffic() {
+	m.t.Helper()
+	m.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/service_accounts", Status: http.StatusTooManyRequests, Times: 1})
+	first, second := m.creds("app"), m.creds("app")
+	_, err := m.client.Sys().RenewWithContext(m.t.Context(), first.id, 60)
+	require.NoError(m.t, err)
+	m.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1}) // one retry
+	for _, l := range []lease{first, second} {
+		require.NoError(m.t, m.revoke(l))
+	}
+	m.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/service_accounts", Status: http.StatusBadRequest, Times: 1})
+	_, err = m.client.Logical().ReadWithContext(m.t.Context(), m.path+"/creds/app")
+	require.Error(m.t, err)
+	m.read("static-creds/batch")
+	m.write("rotate-role/batch", nil)
+	m.write("config", map[string]any{"rotation_period": "24h", "rotation_grace_period": "1h"})
+	m.write("config/rotate", nil)
+	m.write("tidy", map[string]any{"apply": true})
+	require.Eventually(m.t, func() bool { return m.read("tidy-status").Data["state"] == "Finished" }, 20*time.Second, 50*time.Millisecond)
+}
+
+// dashboard asks every query of the dashboard.
+func (m *mount) dashboard(prom *devenv.Prometheus) {
+	t := m.t
+	t.Helper()
+	var dashboard struct {
+		Templating struct {
+			List []struct{ Name, Definition string }
+		}
+		Panels []struct {
+			ID          int
+			Type, Title string
+			Targets     []struct{ Expr string }
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(deployed(t, "grafana", "openai.json")), &dashboard))
+	asked, ids := 0, map[int]bool{}
+	for _, p := range dashboard.Panels {
+		require.False(t, ids[p.ID], "two panels with id %d", p.ID)
+		ids[p.ID] = true
+		require.Equal(t, p.Type == "row", len(p.Targets) == 0, p.Title)
+		for _, target := range p.Targets {
+			expr := strings.NewReplacer("$mount_point", m.path+"/", "$__rate_interval", "1m").Replace(target.Expr)
+			require.NotContains(t, expr, "$", p.Title)
+			samples, err := prom.Query(t.Context(), expr)
+			require.NoError(t, err, p.Title)
+			require.NotEmpty(t, samples, "%s: %s", p.Title, expr)
+			some := false
+			for _, s := range samples {
+				some = some || s.Value[1] != "NaN"
+			}
+			require.True(t, some, "%s: nothing but NaN from %s", p.Title, expr)
+			t.Logf("%s: %d series, the first %v %v", p.Title, len(samples), samples[0].Metric, samples[0].Value[1])
+			asked++
+		}
+	}
+	require.Greater(t, asked, 30)
+	// The list of mounts is filled from a metric that is there.
+	definition := dashboard.Templating.List[1].Definition
+	metric, label, found := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(definition, "label_values("), ")"), ", ")
+	require.True(t, found, definition)
+	samples, err := prom.Query(t.Context(), "group by ("+label+") ("+metric+")")
+	require.NoError(t, err)
+	require.Equal(t, m.path+"/", samples[0].Metric["mount_point"])
+}

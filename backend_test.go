@@ -298,8 +298,10 @@ func (h *harness) checkSecrets() {
 	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
 	require.NoError(h.t, err)
 	texts["storage keys"] = strings.Join(keys, "\n")
-	if resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.ReadOperation, Path: "config", Storage: h.storage}); err == nil && resp != nil {
-		texts["config read"] = fmt.Sprint(resp.Data)
+	for _, at := range []string{"config", "metrics"} {
+		if resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.ReadOperation, Path: at, Storage: h.storage}); err == nil && resp != nil {
+			texts[at+" read"] = fmt.Sprint(resp.Data)
+		}
 	}
 	for _, secret := range h.sim.Secrets() {
 		for where, text := range texts {

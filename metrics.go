@@ -136,6 +136,10 @@ func newMeters() *meters {
 	for _, c := range []*metric{m.sweepDeleted, m.sweepFailed} {
 		c.counter.WithLabelValues()
 	}
+	for _, state := range []string{tidyFinished, tidyError, tidyCancelled} {
+		m.sweeps.counter.WithLabelValues(state, "true")
+		m.sweeps.counter.WithLabelValues(state, "false")
+	}
 	for _, outcome := range []string{outcomeOK, outcomeError} {
 		m.journalWorked.counter.WithLabelValues(outcome)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -138,6 +139,58 @@ func TestMetricsAreForWhomThePolicySaysAndTellNoSecret(t *testing.T) {
 	require.NotContains(t, body, "vault_openai_credentials_issued_total{")
 	require.NotContains(t, body, `"`+m.path+`/"`)
 	require.NoError(t, m.revoke(lease))
+}
+
+// cli runs a command of the documentation, by the server's own CLI.
+func (m *mount) cli(command string) string {
+	m.t.Helper()
+	env, err := m.vault.CLIEnv()
+	require.NoError(m.t, err)
+	cmd := exec.CommandContext(m.t.Context(), "bash", "-c", command)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	require.NoError(m.t, err, "%s: %s", command, out)
+	return string(out)
+}
+
+func TestMetricsCommandsOfTheDocumentationWork(t *testing.T) {
+	m := newMount(t)
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	page, err := os.ReadFile(filepath.Join(root, "docs", "metrics.md"))
+	require.NoError(t, err)
+	for command, want := range map[string]string{
+		"vault read -format=json openai/metrics":                  `"mount_point": "` + m.path + `/"`,
+		"vault read -format=raw openai/metrics format=prometheus": "# TYPE vault_openai_build_info gauge",
+	} {
+		require.Contains(t, string(page), command)
+		require.Contains(t, m.cli(strings.Replace(command, "openai/metrics", m.path+"/metrics", 1)), want)
+	}
+}
+
+func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
+	m := newMount(t) // for its server
+	heard, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer heard.Close()
+	// As documented, under another name so that the other mounts have no part in it.
+	const name = "openai-pushing"
+	m.cli("vault plugin register -sha256=" + plugin.SHA256 + " -version=" + plugin.Version + " -command=" + filepath.Base(plugin.Path) +
+		" -env=OPENAI_METRICS_DOGSTATSD_ADDR=" + heard.LocalAddr().String() + " secret " + name)
+	path := m.path + "-pushing"
+	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: name}))
+	defer func() { require.NoError(t, m.client.Sys().Unmount(path)) }()
+	config := m.adminConfig()
+	_, err = m.client.Logical().WriteWithContext(t.Context(), path+"/config", config)
+	require.NoError(t, err)
+
+	packet := make([]byte, 1<<16)
+	require.NoError(t, heard.SetReadDeadline(time.Now().Add(20*time.Second)))
+	for text := ""; !strings.Contains(text, "vault.openai.api_requests:1|c|#mount_point:"+path+"/,call:"); {
+		n, _, err := heard.ReadFrom(packet)
+		require.NoError(t, err, "heard only: %s", text)
+		text += string(packet[:n]) + "\n"
+	}
 }
 
 func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T) {

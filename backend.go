@@ -38,15 +38,28 @@ makes a service account of its own in the role's project and returns its key;
 when the lease ends the account is deleted, and should Vault be gone by then
 the key expires at OpenAI by itself.
 
-Start with an admin key of the organization (an "Organization Administration:
-Write" key made by an organization owner):
+Start with an admin key of the organization, which an organization owner makes
+with the permission "Organization Administration: Write" at
+` + adminKeysPage + `:
 
     $ vault write openai/config admin_api_key=@admin-key.txt
-    $ vault list openai/projects
-    $ vault write openai/roles/my-app project_id=proj_... ttl=1h
+    $ vault write -f openai/config/rotate
+    $ vault list -detailed openai/projects
+    $ vault write openai/roles/my-app project_id=proj_... ttl=1h scopes=api.model.request
     $ vault read openai/creds/my-app
 
-The engine replaces its own admin key with: vault write -f openai/config/rotate
+The second command replaces the key that you pasted: afterwards nobody but the
+engine knows the admin key. scopes say what a role's keys may do, and OpenAI
+enforces them; without any they may do all that their account may.
+
+For a consumer that cannot renew a lease, a static role keeps one account whose
+key is replaced on a schedule:
+
+    $ vault write openai/static-roles/batch project_id=proj_... rotation_period=24h
+    $ vault read openai/static-creds/batch
+
+What a crash has left at OpenAI, "vault write openai/tidy" finds; the engine
+sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
 `
 
 const (

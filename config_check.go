@@ -23,6 +23,12 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
+// Where OpenAI's own pages for a remedy are.
+const (
+	adminKeysPage = "platform.openai.com/settings/organization/admin-keys"
+	projectsPage  = "platform.openai.com/settings/organization/projects"
+)
+
 // mergeConfig applies a write to the stored config (nil when there is none)
 // and checks everything that can be checked without a call. The problem is for
 // the caller, "" when there is none.
@@ -143,7 +149,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 // nothing is. It names a key of another kind as what it is, since pasting the
 // wrong one is the likeliest mistake of all.
 func checkAdminKey(key string) string {
-	const remedy = "; an organization owner makes an admin key (sk-admin-...) at platform.openai.com/settings/organization/admin-keys"
+	const remedy = "; an organization owner makes an admin key (sk-admin-...) at " + adminKeysPage
 	if key == "" {
 		return "admin_api_key is empty"
 	}
@@ -220,9 +226,9 @@ func verdict(ctx context.Context, cfg *config, api *client.Client, err error) (*
 	case e.Status == 0 && !e.Sent:
 		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
 	case e.Status == http.StatusUnauthorized:
-		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key: %s", what, e), nil
+		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key; see %s: %s", what, adminKeysPage, e), nil
 	case e.Status == http.StatusForbidden:
-		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write": %s`, what, e), nil
+		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write", which an organization owner gives it at %s: %s`, what, adminKeysPage, e), nil
 	case e.Status == http.StatusNotFound, e.Status/100 == 2, e.Status/100 == 3:
 		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
 	}

@@ -237,7 +237,7 @@ func (b *backend) pathConfig() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:  b.configRead,
 				Summary:   "Read the engine's configuration, without the admin key.",
-				Responses: okFields("The configuration.", answer),
+				Responses: orNotFound(okFields("The configuration.", answer), "There is none yet; a warning says how to write one."),
 			},
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
@@ -273,8 +273,11 @@ rotations were missed and not before a week.
 
 func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	cfg, err := getConfig(ctx, req.Storage)
-	if cfg == nil || err != nil {
+	if err != nil {
 		return nil, err
+	}
+	if cfg == nil {
+		return noConfig(req)
 	}
 	journal, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {

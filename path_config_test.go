@@ -21,7 +21,8 @@ func TestConfig_AdminKeyAloneIsEnough(t *testing.T) {
 
 	resp, err := h.read("config")
 	require.NoError(t, err)
-	require.Nil(t, resp, "nothing there yet: Vault answers 404")
+	require.Equal(t, http.StatusNotFound, resp.Data[logical.HTTPStatusCode])
+	require.Contains(t, resp.Data[logical.HTTPRawBody], "vault write openai/config admin_api_key=@admin-key.txt")
 
 	h.must(h.write("config", map[string]any{"admin_api_key": key + "\n", "api_endpoint": h.sim.URL() + "/"}))
 	require.Equal(t, map[string]any{

@@ -19,11 +19,11 @@ import (
 )
 
 func (b *backend) pathCreds() *framework.Path {
-	issue := func(verb string) *framework.PathOperation {
+	issue := func(suffix string) *framework.PathOperation {
 		return &framework.PathOperation{
 			Callback:     strict(b.credsRead),
 			Summary:      "Issue a credential of a role, as a lease.",
-			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: verb},
+			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "issue", OperationSuffix: suffix},
 			Responses: okFields("The credential.", map[string]*framework.FieldSchema{
 				"api_key":            {Type: framework.TypeString, Description: "The API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
 				"api_key_id":         {Type: framework.TypeString, Description: "ID of the key, by which OpenAI reports its usage.", Required: true},
@@ -50,8 +50,8 @@ func (b *backend) pathCreds() *framework.Path {
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   issue("issue"),
-			logical.UpdateOperation: issue("issue-with-parameters"),
+			logical.ReadOperation:   issue("credentials"),
+			logical.UpdateOperation: issue("credentials-with-parameters"),
 		},
 		HelpSynopsis: "Issue an OpenAI API key as a lease.",
 		HelpDescription: strings.TrimSpace(`

@@ -392,7 +392,7 @@ func checkProject(ctx context.Context, req *logical.Request, api *client.Client,
 	case err != nil:
 		return nil, err
 	case project.Archived():
-		return fmt.Errorf("project %q is archived, and archived projects cannot be used again", id), nil
+		return fmt.Errorf("project %q is archived, and archived projects cannot be used again; make or choose another at %s", id, projectsPage), nil
 	}
 	return nil, nil
 }

@@ -76,7 +76,11 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 		return logical.ErrorResponse("admin_api_key must be one string"), nil
 	}
 	b.metrics.push.seen(req)
-	return b.Backend.HandleRequest(ctx, req)
+	resp, err := b.Backend.HandleRequest(ctx, req)
+	if req.Operation == logical.HelpOperation && resp != nil {
+		keepReferences(resp)
+	}
+	return resp, err
 }
 
 // shieldAdminKey removes an admin key that is not a string, and reports
@@ -142,7 +146,7 @@ func failure(what string, err error) (*logical.Response, error) {
 	case e.RateLimited():
 		return nil, logical.CodedError(http.StatusTooManyRequests, text)
 	case e.Denied() && !e.AboutExpiry(): // a policy may refuse with 403, too
-		return nil, fmt.Errorf("%s: the engine's admin key is refused or lacks a permission; check it with a write to the config path: %w", what, err)
+		return nil, fmt.Errorf("%s: the engine's admin key is refused or lacks a permission; see %s, and write a working one to the config path: %w", what, adminKeysPage, err)
 	case e.Status == 0, e.Ambiguous():
 		return nil, logical.CodedError(http.StatusBadGateway, text)
 	default:
@@ -153,6 +157,20 @@ func failure(what string, err error) (*logical.Response, error) {
 // notConfigured answers a request that needs a config where there is none.
 func notConfigured(req *logical.Request) *logical.Response {
 	return logical.ErrorResponse("this engine has no admin key yet: run `vault write %sconfig admin_api_key=...`", req.MountPoint)
+}
+
+// noConfig answers a read of the config where there is none: a 404, as Vault's
+// own, with a warning that says what to do.
+func noConfig(req *logical.Request) (*logical.Response, error) {
+	resp := &logical.Response{}
+	resp.AddWarning(fmt.Sprintf("This engine has no admin key yet: run `vault write %sconfig admin_api_key=@admin-key.txt`. An organization owner makes the key at %s.", req.MountPoint, adminKeysPage))
+	return logical.RespondWithStatusCode(resp, req, http.StatusNotFound)
+}
+
+// orNotFound adds to what is documented a 404 that says more than Vault's own.
+func orNotFound(responses map[int][]framework.Response, description string) map[int][]framework.Response {
+	responses[http.StatusNotFound] = []framework.Response{{Description: description}}
+	return responses
 }
 
 // noContent documents a write that answers with nothing, or with warnings.

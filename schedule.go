@@ -32,10 +32,18 @@ const (
 )
 
 // addScheduleFields adds Vault's own fields, but for the one that only the
-// rotation manager of Enterprise 2.0 knows.
+// rotation manager of Enterprise 2.0 knows, and says what they mean here.
 func addScheduleFields(fields map[string]*framework.FieldSchema) {
 	automatedrotationutil.AddAutomatedRotationFields(fields)
 	delete(fields, "rotation_policy")
+	for name, description := range map[string]string{
+		"rotation_period":            "Rotate by itself this often: 10s or more, 0 = not. Clears rotation_schedule.",
+		"rotation_schedule":          "Rotate by itself at these times: five cron fields, UTC; empty = not. Clears rotation_period.",
+		"rotation_window":            "How long after its time a missed rotation of rotation_schedule is still made up for: 1h or more, 0 = without limit.",
+		"disable_automated_rotation": "Keep the schedule but do not act on it.",
+	} {
+		fields[name].Description = description
+	}
 }
 
 // schedule is when something is to be rotated without being asked. Of period

@@ -27,9 +27,9 @@ import (
 // registration (vault plugin register -env=...): a setting of the mount would
 // let whoever may write its config send packets to any host.
 const (
-	envStatsd    = "OPENAI_METRICS_STATSD_ADDR"    // host:port
-	envDogstatsd = "OPENAI_METRICS_DOGSTATSD_ADDR" // host:port
-	envMaxRoles  = "OPENAI_METRICS_MAX_ROLES"
+	envStatsd    = "VAULT_OPENAI_METRICS_STATSD_ADDR"    // host:port
+	envDogstatsd = "VAULT_OPENAI_METRICS_DOGSTATSD_ADDR" // host:port
+	envMaxRoles  = "VAULT_OPENAI_METRICS_MAX_ROLES"
 )
 
 // configure applies the environment. What makes no sense there is left out and

@@ -176,7 +176,7 @@ func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
 	// As documented, under another name so that the other mounts have no part in it.
 	const name = "openai-pushing"
 	m.cli("vault plugin register -sha256=" + plugin.SHA256 + " -version=" + plugin.Version + " -command=" + filepath.Base(plugin.Path) +
-		" -env=OPENAI_METRICS_DOGSTATSD_ADDR=" + heard.LocalAddr().String() + " secret " + name)
+		" -env=VAULT_OPENAI_METRICS_DOGSTATSD_ADDR=" + heard.LocalAddr().String() + " secret " + name)
 	path := m.path + "-pushing"
 	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: name}))
 	defer func() { require.NoError(t, m.client.Sys().Unmount(path)) }()

@@ -30,12 +30,12 @@ const (
 )
 
 // agentTemplates are what the Agent renders in the test besides its example's
-// own template: file → the path that it reads. A static role belongs here, as
-// "static-key": "static-creds/my-app", with its role made in prepare.
-var agentTemplates = map[string]string{}
+// own template: file → the path that it reads.
+var agentTemplates = map[string]string{"static-key": "static-creds/my-app"}
 
 func prepare(m *mount) {
 	m.role("my-app", agentTTL, agentMaxTTL)
+	m.write("static-roles/my-app", map[string]any{"project_id": m.project, "rotation_period": "10s"})
 }
 
 func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {

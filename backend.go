@@ -85,7 +85,7 @@ var errNotConfigured = errors.New("the engine has no admin key: write one to the
 // Factory builds the backend for one mount. Vault calls it for registration,
 // too, with neither storage nor a system view that answers.
 func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
-	b := newBackend()
+	b := newBackend() //nolint:contextcheck // what it starts outlives this call
 	if err := b.Setup(ctx, conf); err != nil {
 		return nil, err
 	}
@@ -123,6 +123,7 @@ type backend struct {
 	static   *staticState
 	tidy     tidyState
 	metrics  *meters
+	notices  *notices
 
 	// storage is the mount's, for what Vault asks for without a request.
 	storage logical.Storage
@@ -138,7 +139,8 @@ type snapshot struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,

@@ -55,6 +55,7 @@ type harness struct {
 	sim     *openaitest.Server
 	project string
 	log     *lockedBuffer
+	told    *ear
 
 	mu     sync.Mutex
 	offset time.Duration
@@ -70,6 +71,7 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 		sim:     openaitest.Start(t, opts),
 		storage: &faultyStorage{inner: &logical.InmemStorage{}},
 		log:     &lockedBuffer{},
+		told:    &ear{},
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: 768 * time.Hour,
 			MaxLeaseTTLVal:     768 * time.Hour,
@@ -107,12 +109,16 @@ func (h *harness) configure(more map[string]any) {
 // restart makes a new backend on the same storage, as a new plugin process.
 func (h *harness) restart() {
 	h.t.Helper()
+	if h.told == nil {
+		h.told = &ear{}
+	}
 	b := newBackend()
 	b.now = h.now
 	require.NoError(h.t, b.Setup(context.Background(), &logical.BackendConfig{
-		System:      h.manager,
-		StorageView: h.storage,
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: h.log, JSONFormat: true}),
+		System:       h.manager,
+		StorageView:  h.storage,
+		EventsSender: h.told, ObservationRecorder: h.told,
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: h.log, JSONFormat: true}),
 	}))
 	h.b = b
 	h.t.Cleanup(func() { b.Cleanup(context.Background()) })
@@ -297,7 +303,7 @@ func (h *harness) journal() []string {
 // checkSecrets looks for every key that the simulator ever made.
 func (h *harness) checkSecrets() {
 	h.storage.heal()
-	texts := map[string]string{"log": h.log.String(), "errors": strings.Join(h.said, "\n")}
+	texts := map[string]string{"log": h.log.String(), "errors": strings.Join(h.said, "\n"), "events": h.told.text()}
 	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
 	require.NoError(h.t, err)
 	texts["storage keys"] = strings.Join(keys, "\n")

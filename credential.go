@@ -94,6 +94,11 @@ func (c credential) attrs() []any {
 	return attrs
 }
 
+// pairs names the credential in an event.
+func (c credential) pairs() []string {
+	return []string{"project_id", c.ProjectID, "service_account_id", c.ID, "service_account", c.Name, "api_key_id", c.KeyID}
+}
+
 // what names in an error what is to be destroyed.
 func (c credential) what() string {
 	if c.isKey() {
@@ -129,6 +134,8 @@ type made struct {
 	key   client.Key
 	snap  *snapshot
 	walID string
+	// requestID is OpenAI's, of the create.
+	requestID string
 }
 
 // obtain creates what is ordered and makes it ready: restricted to its scopes,
@@ -183,11 +190,12 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		}
 		// Once sent it is waited for, client or no client: its answer lets what
 		// nobody wants be destroyed at once.
+		call := client.Trace(client.Finish(ctx), &m.requestID)
 		if m.isKey() {
-			m.key, err = snap.api.CreateServiceAccountKey(client.Finish(ctx), m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
+			m.key, err = snap.api.CreateServiceAccountKey(call, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
 		} else {
 			var account client.ServiceAccount
-			account, m.key, err = snap.api.CreateServiceAccount(client.Finish(ctx), m.ProjectID, m.Name, o.expiry)
+			account, m.key, err = snap.api.CreateServiceAccount(call, m.ProjectID, m.Name, o.expiry)
 			m.ID = account.ID
 		}
 		if err == nil {
@@ -205,7 +213,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 				return nil, fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
 			}
 		}
-		b.Logger().Warn(m.noun()+" not created", "mount", req.MountPoint, "for", o.label, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
+		b.log(req).Warn(m.noun()+" not created", "for", o.label, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
 		if e.RateLimited() && e.Retryable() {
 			limited = err
 			continue // the pace knows when the next call fits, and says when that is too late
@@ -312,7 +320,7 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made) (fate string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
-	log := b.Logger().With("mount", req.MountPoint).With(m.attrs()...)
+	log := b.log(req).With(m.attrs()...)
 	entry, journalErr := journalRevoke(ctx, req.Storage, m.credential)
 	if err := b.destroy(ctx, m.snap.api, m.credential); err != nil {
 		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)

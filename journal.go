@@ -95,7 +95,7 @@ func (b *backend) kick(req *logical.Request) {
 // pass is all that this engine does by itself, in order of urgency. minAge is
 // how old a journal entry must be before it is acted upon.
 func (b *backend) pass(ctx context.Context, req *logical.Request, minAge time.Duration) {
-	log := b.Logger().With("mount", req.MountPoint)
+	log := b.log(req)
 	primary := b.WriteSafeReplicationState()
 	if primary {
 		if err := b.deleteRetired(ctx, req); err != nil && ctx.Err() == nil {
@@ -143,8 +143,8 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 		}
 	}
 	if err != nil {
-		b.Logger().Error("the mount is being disabled with a journal that is not worked off; its accounts are left at OpenAI",
-			"mount", req.MountPoint, "entries", b.work.entries.Load(), "error", err)
+		b.log(req).Error("the mount is being disabled with a journal that is not worked off; its accounts are left at OpenAI",
+			"entries", b.work.entries.Load(), "error", err)
 	}
 	return err
 }
@@ -279,7 +279,7 @@ func (p *journalPass) failed(err error) {
 		p.inRow++
 	} else if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
-		p.Logger().Warn("journal entry not worked off", "mount", p.req.MountPoint, "error", err)
+		p.log(p.req).Warn("journal entry not worked off", "error", err)
 	}
 }
 
@@ -310,7 +310,7 @@ func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 		if err != nil {
 			return err
 		}
-		log := p.Logger().With("mount", p.req.MountPoint).With(c.attrs()...)
+		log := p.log(p.req).With(c.attrs()...)
 		if held, err := p.staticHolds(ctx, p.req.Storage, c); err != nil || held {
 			return err // only the deletion of its entry had failed
 		}

@@ -384,7 +384,8 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	}
 	b.install(&snapshot{config: cfg, api: api, tag: tag})
 	b.rotation.stored(arranged)
-	b.Logger().Info("config stored", "mount", req.MountPoint, "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
+	b.notify(eventConfigWrite, req.MountPoint, configStorageKey, true, "admin_api_key_id", cfg.AdminKeyID)
+	b.log(req).Info("config stored", "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
 
 	if moved {
 		b.leave(ctx, req, old, cfg)
@@ -423,7 +424,7 @@ func (b *backend) leave(ctx context.Context, req *logical.Request, old, cfg *con
 		return
 	}
 	if err := putConfig(ctx, req.Storage, next); err != nil {
-		b.Logger().Warn("config not stored after deleting retired admin keys", "mount", req.MountPoint, "error", err)
+		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
 	}
 	b.dropSnapshot()
 }
@@ -458,10 +459,11 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 	b.dropSnapshot()
 	if cfg.RotationManager == managerVault {
 		if err := b.deregister(ctx, req.MountPoint); err != nil {
-			b.Logger().Warn("rotation job not ended at Vault; what it asks for is not done", "mount", req.MountPoint, "error", err)
+			b.log(req).Warn("rotation job not ended at Vault; what it asks for is not done", "error", err)
 		}
 	}
-	b.Logger().Info("config deleted", "mount", req.MountPoint)
+	b.notify(eventConfigDelete, req.MountPoint, configStorageKey, true)
+	b.log(req).Info("config deleted")
 
 	response := &logical.Response{}
 	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again. Their keys stay usable until they expire at OpenAI.")

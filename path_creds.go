@@ -150,8 +150,8 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	resp.Secret.Renewable = true
 	resp.Warnings = life.Warnings
 	if err == nil {
-		b.Logger().Info("credential issued", append([]any{"mount", req.MountPoint, "role", roleName,
-			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt), "request_id", req.ID}, m.attrs()...)...)
+		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
+			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt)}, m.attrs()...)...)
 		b.lastIssued.Store(time.Now().UnixNano())
 		if err = framework.DeleteWAL(ctx, req.Storage, m.walID); err == nil {
 			err = ctx.Err()
@@ -160,5 +160,6 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	if err != nil {
 		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, b.abandon(ctx, req, m), err)
 	}
+	b.notify(eventIssue, req.MountPoint, req.Path, false, append([]string{"name", roleName}, m.pairs()...)...)
 	return resp, nil
 }

@@ -208,7 +208,7 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 		set(m.rotationFailed, failing)
 	case !errors.Is(err, errNotConfigured):
 		// The rest is worth the more when storage is in trouble.
-		b.Logger().Warn("metrics are without what the config tells", "mount", req.MountPoint, "error", err)
+		b.log(req).Warn("metrics are without what the config tells", "error", err)
 	}
 
 	if count, failing, lag, known := b.static.late(now); known {

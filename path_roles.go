@@ -299,6 +299,8 @@ func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *frame
 	if err := req.Storage.Delete(ctx, roleStoragePrefix+d.Get("name").(string)); err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}
+	b.notify(eventRoleDelete, req.MountPoint, req.Path, true, "name", d.Get("name").(string))
+	b.log(req).Info("role deleted", "role", d.Get("name").(string))
 	return nil, nil
 }
 
@@ -376,7 +378,8 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if err := req.Storage.Put(ctx, entry); err != nil {
 		return nil, fmt.Errorf("storing role %q: %w", name, err)
 	}
-	b.Logger().Info("role stored", "mount", req.MountPoint, "role", name, "project_id", project)
+	b.notify(eventRoleWrite, req.MountPoint, req.Path, true, "name", name, "project_id", project)
+	b.log(req).Info("role stored", "role", name, "project_id", project)
 	if len(response.Warnings) == 0 {
 		return nil, nil
 	}

@@ -118,7 +118,12 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*co
 // rotateLocked is the rotation itself, whoever asked for it. The caller holds
 // configLock and has just read cfg from storage.
 func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (_ *config, _ []string, err error) {
-	defer func() { b.metrics.rotated(err) }()
+	defer func() {
+		b.metrics.rotated(err)
+		if err != nil {
+			b.notify(eventRotateFail, req.MountPoint, configStorageKey, false, "admin_api_key_id", cfg.AdminKeyID)
+		}
+	}()
 	if b.isDraining() { // one that has waited for the config while the drain had it
 		return nil, nil, errors.New("this mount is being disabled")
 	}
@@ -178,9 +183,10 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	var warnings []string
 	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
 		warnings = append(warnings, "The journal entry of the new key could not be deleted; the next rollback clears it.")
-		b.Logger().Warn("journal entry of a rotation not deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "error", err)
+		b.log(req).Warn("journal entry of a rotation not deleted", "admin_api_key_id", key.ID, "error", err)
 	}
-	b.Logger().Info("admin key rotated", "mount", req.MountPoint, "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(b.now().Add(next.RotationGracePeriod)),
+	b.notify(eventRotate, req.MountPoint, configStorageKey, true, "admin_api_key_id", key.ID)
+	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(b.now().Add(next.RotationGracePeriod)),
 		"expires_at", timeText(next.AdminKeyExpires), "next_rotation", timeText(next.NextRotation))
 	if next.RotationGracePeriod == 0 {
 		if left := b.sweepRetired(ctx, req, &snapshot{config: next, api: nextAPI, tag: tag}, false); len(left.Retired) > 0 {
@@ -273,7 +279,7 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 		err = framework.DeleteWAL(ctx, req.Storage, walID)
 	}
 	if err != nil {
-		b.Logger().Warn("discarded admin key is left to the journal", "mount", req.MountPoint, "admin_api_key_id", id, "error", err)
+		b.log(req).Warn("discarded admin key is left to the journal", "admin_api_key_id", id, "error", err)
 	}
 }
 
@@ -314,7 +320,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsGone(err) {
 			return err
 		}
-		b.Logger().Info("admin key of an unfinished rotation deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "name", key.Name)
+		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
 	}
 	return nil
 }
@@ -375,7 +381,7 @@ func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *
 	if err := putConfig(ctx, req.Storage, next); err != nil {
 		// The keys are deleted; deleting them again finds them gone.
 		b.dropSnapshot()
-		b.Logger().Warn("config not stored after deleting retired admin keys", "mount", req.MountPoint, "error", err)
+		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
 		return snap.config
 	}
 	b.install(&snapshot{config: next, api: snap.api, tag: snap.tag})
@@ -398,10 +404,10 @@ func (b *backend) deleteRetiredKeys(ctx context.Context, req *logical.Request, c
 		}
 		err := api.DeleteAdminKey(ctx, key.ID)
 		if err != nil && !client.IsGone(err) {
-			b.Logger().Warn("retired admin key not deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID, "error", err)
+			b.log(req).Warn("retired admin key not deleted", "admin_api_key_id", key.ID, "error", err)
 			return false
 		}
-		b.Logger().Info("retired admin key deleted", "mount", req.MountPoint, "admin_api_key_id", key.ID)
+		b.log(req).Info("retired admin key deleted", "admin_api_key_id", key.ID)
 		return true
 	})
 	return len(cfg.Retired) != before

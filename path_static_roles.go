@@ -248,7 +248,8 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		}
 		b.static.set(name, r.due(b.now()))
 	}
-	b.Logger().Info("static role stored", "mount", req.MountPoint, "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted, "request_id", req.ID)
+	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
+	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)
 	b.kickStatic(req) //nolint:contextcheck // it outlives this request
 	if len(response.Warnings) == 0 {
 		return nil, nil
@@ -398,7 +399,8 @@ func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name 
 		return "", fmt.Errorf("deleting static role %q: %w", name, err)
 	}
 	b.static.drop(name)
-	log := b.Logger().With("mount", req.MountPoint, "static_role", name, "request_id", req.ID)
+	log := b.log(req).With("static_role", name)
+	b.notify(eventStaticDelete, req.MountPoint, "static-roles/"+name, true, "name", name)
 	log.Info("static role deleted", "adopted", r.Adopted)
 	var lefts []string
 	for i, c := range owned {

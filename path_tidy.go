@@ -169,7 +169,7 @@ func (b *backend) beginTidy(req *logical.Request, apply, automatic bool, buffer 
 	b.tidy.cancel = cancel
 	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
 	// Of the request only what outlives it.
-	s := &sweep{backend: b, storage: req.Storage, log: b.Logger().With("mount", req.MountPoint), apply: apply, automatic: automatic, buffer: buffer}
+	s := &sweep{backend: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer}
 	return func() {
 		defer close(ended)
 		defer cancel()

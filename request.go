@@ -17,6 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -92,6 +93,17 @@ func shieldAdminKey(req *logical.Request) bool {
 		return false
 	}
 	return true
+}
+
+// log returns the logger of all that is done for a request: its lines name the
+// mount and, where there is one, the request, by the ID that Vault's audit log
+// has for it.
+func (b *backend) log(req *logical.Request) hclog.Logger {
+	log := b.Logger().With("mount", req.MountPoint)
+	if req.ID != "" {
+		log = log.With("request_id", req.ID)
+	}
+	return log
 }
 
 // checkText says what is wrong with a one-line field, "" when nothing is.

@@ -205,7 +205,7 @@ func (b *backend) arrangeStored(ctx context.Context, req *logical.Request) error
 		}
 	}
 	if cfg.scheduled() {
-		b.Logger().Info("rotation of the admin key is scheduled", "mount", req.MountPoint, "rotation_manager", cfg.RotationManager, "next_rotation", timeText(cfg.nextRotation(b.now(), 0)))
+		b.log(req).Info("rotation of the admin key is scheduled", "rotation_manager", cfg.RotationManager, "next_rotation", timeText(cfg.nextRotation(b.now(), 0)))
 	}
 	b.rotation.arranged.Store(true)
 	return nil
@@ -239,7 +239,7 @@ func (b *backend) kickSchedule(req *logical.Request) {
 		defer func() { <-b.rotation.busy }()
 		defer cancel()
 		if err := b.keepSchedule(ctx, req); err != nil && ctx.Err() == nil {
-			b.Logger().Warn("schedule of the admin key's rotation not kept", "mount", req.MountPoint, "error", err)
+			b.log(req).Warn("schedule of the admin key's rotation not kept", "error", err)
 		}
 	}()
 }
@@ -264,7 +264,7 @@ func (b *backend) stopSchedule(ctx context.Context) error {
 func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error {
 	if !b.rotation.arranged.Load() {
 		if err := b.arrangeStored(ctx, req); err != nil && b.rotation.mayWarn("arrange", b.now()) {
-			b.Logger().Warn("rotation schedule not arranged yet", "mount", req.MountPoint, "error", err)
+			b.log(req).Warn("rotation schedule not arranged yet", "error", err)
 		}
 	}
 	snap, err := b.current(ctx, req.Storage)
@@ -280,7 +280,7 @@ func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error 
 		return err
 	}
 	if by := snap.config.renewBy(); !by.IsZero() && !b.now().Before(by) && b.rotation.mayWarn("expiry", b.now()) {
-		b.Logger().Warn("the admin key's end is near", "mount", req.MountPoint, "admin_api_key_id", snap.config.AdminKeyID, "text", snap.config.expiryText())
+		b.log(req).Warn("the admin key's end is near", "admin_api_key_id", snap.config.AdminKeyID, "text", snap.config.expiryText())
 	}
 	return err
 }
@@ -292,13 +292,13 @@ func (b *backend) rotateCredential(ctx context.Context, req *logical.Request) er
 	asked := false
 	err := b.rotateByItself(ctx, req, func(cfg *config) bool { asked = cfg.scheduled(); return asked })
 	if err != nil {
-		b.Logger().Warn("rotation asked for by Vault has failed", "mount", req.MountPoint, "error", err)
+		b.log(req).Warn("rotation asked for by Vault has failed", "error", err)
 	} else if !asked {
 		// A job that outlived its schedule. To refuse it would only have it
 		// repeated.
-		b.Logger().Info("rotation asked for by Vault but not scheduled: nothing done", "mount", req.MountPoint)
+		b.log(req).Info("rotation asked for by Vault but not scheduled: nothing done")
 		if err := b.deregister(ctx, req.MountPoint); err != nil {
-			b.Logger().Warn("rotation job not ended at Vault", "mount", req.MountPoint, "error", err)
+			b.log(req).Warn("rotation job not ended at Vault", "error", err)
 		}
 	}
 	return err
@@ -323,7 +323,7 @@ func (b *backend) rotateByItself(parent context.Context, req *logical.Request, w
 	}
 	retry := b.rotation.failed(b.now(), cfg.RotationPeriod)
 	if noteErr := b.noteFailure(parent, req.Storage, cfg.AdminKey, err); noteErr != nil {
-		b.Logger().Warn("the failure of a rotation could not be stored", "mount", req.MountPoint, "error", noteErr)
+		b.log(req).Warn("the failure of a rotation could not be stored", "error", noteErr)
 	}
 	return fmt.Errorf("admin key %s not rotated, it stays in force; not tried again before %s: %w", cfg.AdminKeyID, timeText(retry), err)
 }

@@ -128,7 +128,11 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	resp := &logical.Response{Secret: req.Secret, Data: req.Data}
 	resp.Secret.TTL = r.TTL
 	resp.Secret.MaxTTL = min(r.MaxTTL, lease.MaxTTL)
+	notify := func() {
+		b.notify(eventRenew, req.MountPoint, req.Path, false, append([]string{"name", lease.Role}, lease.pairs()...)...)
+	}
 	if lease.KeyExpiry != expiryTTL {
+		notify()
 		return resp, nil
 	}
 
@@ -147,6 +151,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	// time until Vault has stored the lease.
 	asked := b.now()
 	if !lease.KeyExpires.Before(asked.Add(granted + clockSlack)) {
+		notify()
 		return resp, nil
 	}
 	snap, err := b.current(ctx, req.Storage)
@@ -161,7 +166,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		key, err = api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
 		return err
 	})
-	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role).With(lease.attrs()...)
+	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
 	if err != nil {
 		log.Warn("lease not renewed: the key's end could not be moved", "error", err)
 		return failure(fmt.Sprintf("lease of role %q not renewed, it and its key end as they would have", lease.Role), err)
@@ -173,7 +178,8 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	for name, value := range lease.internal() {
 		resp.Secret.InternalData[name] = value
 	}
-	log.Info("lease renewed", "ttl", granted.String(), "expires_at", timeText(key.ExpiresAt), "request_id", req.ID)
+	notify()
+	log.Info("lease renewed", "ttl", granted.String(), "expires_at", timeText(key.ExpiresAt))
 	if _, shown := resp.Data["expires_at"]; shown {
 		resp.Data["expires_at"] = timeText(key.ExpiresAt)
 	}
@@ -190,7 +196,10 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	if err != nil {
 		return nil, err
 	}
-	log := b.Logger().With("mount", req.MountPoint, "role", lease.Role).With(lease.attrs()...)
+	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
+	notify := func(kind string) {
+		b.notify(kind, req.MountPoint, req.Path, kind == eventRevoke, append([]string{"name", lease.Role}, lease.pairs()...)...)
+	}
 	// With key_expiry=ttl the key may live longer than the lease knows, if Vault
 	// could not store a renewal: the journal ends it within a minute then.
 	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) {
@@ -198,12 +207,16 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		// lease need not.
 		if _, err := journalRevoke(ctx, req.Storage, lease.credential); err == nil {
 			log.Info("credential had expired at OpenAI; what is left of it is the journal's")
+			notify(eventRevoke)
 			return nil, nil
 		}
 	}
+	requestID := ""
 	snap, err := b.current(ctx, req.Storage)
 	if err == nil {
-		err = b.withCurrent(ctx, req, &snap, func(api *client.Client) error { return b.destroy(ctx, api, lease.credential) })
+		err = b.withCurrent(ctx, req, &snap, func(api *client.Client) error {
+			return b.destroy(client.Trace(ctx, &requestID), api, lease.credential)
+		})
 	}
 	if err != nil {
 		// The request's context may be what ended the revoke.
@@ -211,8 +224,10 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		defer cancel()
 		_, journalErr := journalRevoke(cleanup, req.Storage, lease.credential)
 		log.Warn("credential not revoked yet; it is left to the journal", "error", err, "journal_error", journalErr)
+		notify(eventRevokeFail)
 		return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), err)
 	}
-	log.Info("credential revoked")
+	log.Info("credential revoked", "openai_request_id", requestID)
+	notify(eventRevoke)
 	return nil, nil
 }

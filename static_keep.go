@@ -148,7 +148,7 @@ func (b *backend) kickStatic(req *logical.Request) {
 		defer func() { <-b.static.busy }()
 		defer cancel()
 		if err := b.keepStatic(ctx, req); err != nil && ctx.Err() == nil {
-			b.Logger().Warn("static roles not kept", "mount", req.MountPoint, "error", err)
+			b.log(req).Warn("static roles not kept", "error", err)
 		}
 	}()
 }
@@ -366,7 +366,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 	if err != nil {
 		if parent.Err() == nil {
 			retry := b.static.failed(name, b.now(), 0)
-			b.Logger().Warn("static role not kept", "mount", req.MountPoint, "static_role", name, "retry_after", timeText(retry), "error", err)
+			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", timeText(retry), "error", err)
 		}
 		return err
 	}
@@ -388,11 +388,11 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		return err // a seal or a step-down is no failure of the rotation
 	}
 	retry := b.static.failed(name, b.now(), r.RotationPeriod)
-	b.Logger().Warn("static role not rotated, its key stays in force", "mount", req.MountPoint, "static_role", name, "retry_after", timeText(retry), "error", err)
+	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", timeText(retry), "error", err)
 	note, cancelNote := context.WithTimeout(parent, cleanupBudget)
 	defer cancelNote()
 	if noteErr := noteStaticFailure(note, req.Storage, name, r.Current.ID, err); noteErr != nil {
-		b.Logger().Warn("the failure of a rotation could not be stored", "mount", req.MountPoint, "static_role", name, "error", noteErr)
+		b.log(req).Warn("the failure of a rotation could not be stored", "static_role", name, "error", noteErr)
 	}
 	return err
 }

@@ -486,6 +486,7 @@ func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
+	<-h.b.static.busy
 	h.b.Cleanup(context.Background()) // a seal, a step-down, a reload
 	h.onlyStatic()
 	h.restartStatic()
@@ -628,4 +629,22 @@ func TestSchedule_LongestGap(t *testing.T) {
 	began := time.Now()
 	(&schedule{RotationSchedule: "* * * * *"}).longestGap(began)
 	require.Less(t, time.Since(began), time.Second)
+}
+
+// A request that was under way may ask for a pass when the drain has looked.
+func TestStaticKeep_NoPassGoesOnWhileTheMountIsDisabled(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	<-h.b.static.busy
+	h.manager.taint()
+	h.rollbackOnly()
+	h.b.kickStatic(&logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	select {
+	case h.b.static.busy <- struct{}{}:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a pass goes on")
+	}
+	h.manager.untaint()
+	h.gone("batch")
 }

@@ -261,7 +261,12 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, warnings []string, err error) {
 	b.issuing.Add(1) // the drain waits for it
 	defer b.issuing.Add(-1)
-	defer func() { b.metrics.staticRotated(name, err) }()
+	defer func() {
+		b.metrics.staticRotated(name, err)
+		if err != nil {
+			b.notify(eventStaticRotateFail, req.MountPoint, "static-creds/"+name, false, "name", name)
+		}
+	}()
 	if len(r.Retired) >= maxRetired {
 		return nil, nil, mistake(fmt.Sprintf("%d replaced keys wait for the end of revocation_delay or could not be deleted; the next rotation waits for them", len(r.Retired)))
 	}
@@ -290,10 +295,11 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 		return nil, nil, fmt.Errorf("%w: %w", errWhichStaticKey, err)
 	}
 	if err := framework.DeleteWAL(ctx, req.Storage, m.walID); err != nil {
-		b.Logger().Warn("journal entry of a rotation not deleted; the worker will find the key in use", "mount", req.MountPoint, "static_role", name, "error", err)
+		b.log(req).Warn("journal entry of a rotation not deleted; the worker will find the key in use", "static_role", name, "error", err)
 	}
-	b.Logger().Info("static role rotated", append([]any{"mount", req.MountPoint, "static_role", name, "retired_api_key_id", r.Current.ID,
-		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt), "request_id", req.ID}, m.attrs()...)...)
+	b.notify(eventStaticRotate, req.MountPoint, "static-creds/"+name, true, append([]string{"name", name}, m.pairs()...)...)
+	b.log(req).Info("static role rotated", append([]any{"static_role", name, "retired_api_key_id", r.Current.ID, "openai_request_id", m.requestID,
+		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt)}, m.attrs()...)...)
 	if next.RevocationDelay == 0 {
 		if next = b.endRetiredKeys(ctx, req, name, next); len(next.Retired) > 0 {
 			warnings = append(warnings, "The old key could not be deleted yet; the engine tries again every minute.")
@@ -315,7 +321,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 			return false
 		}
 		c := r.credential(name, &k)
-		log := b.Logger().With("mount", req.MountPoint, "static_role", name).With(c.attrs()...)
+		log := b.log(req).With("static_role", name).With(c.attrs()...)
 		snap, err := b.current(ctx, req.Storage)
 		if err == nil {
 			err = b.destroy(ctx, snap.api, c)
@@ -333,7 +339,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 	}
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
 		// The keys are deleted; deleting them again finds them gone.
-		b.Logger().Warn("static role not stored after deleting retired keys", "mount", req.MountPoint, "static_role", name, "error", err)
+		b.log(req).Warn("static role not stored after deleting retired keys", "static_role", name, "error", err)
 		return r
 	}
 	return next

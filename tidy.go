@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -109,6 +110,7 @@ func (o orphan) id() string {
 type sweep struct {
 	*backend
 	storage          logical.Storage
+	mount            string
 	log              hclog.Logger
 	apply, automatic bool
 	buffer           time.Duration
@@ -182,6 +184,8 @@ func (s *sweep) end(cancelled bool) {
 		t.state = tidyFinished
 	}
 	t.message = fmt.Sprintf("%d of %d projects looked through, %d orphans found, %d deleted", t.done, t.projects, t.orphans, t.deleted)
+	s.notify(eventTidy, s.mount, "tidy", t.deleted > 0, "state", t.state, "apply", strconv.FormatBool(t.apply),
+		"orphan_count", strconv.Itoa(t.orphans), "deleted_count", strconv.Itoa(t.deleted))
 	s.log.Info("sweep ended", "state", t.state, "apply", t.apply, "automatic", t.automatic,
 		"projects", t.projects, "done", t.done, "skipped", t.skipped, "accounts", t.accounts,
 		"orphans", t.orphans, "deleted", t.deleted, "failed", t.failed, "errors", len(t.errors),

@@ -82,6 +82,14 @@ func (c *Client) enter(ctx context.Context, v callKind, op string) (leave func()
 	return func() { <-c.slots; <-class }, nil
 }
 
+type requestIDKey struct{}
+
+// Trace has the x-request-id of the last answer to a call, which OpenAI's
+// support asks for, put into id. It is for calls of one goroutine.
+func Trace(ctx context.Context, id *string) context.Context {
+	return context.WithValue(ctx, requestIDKey{}, id)
+}
+
 type finishKey struct{}
 
 // Finish marks calls that, once sent, are waited for although their context is
@@ -147,6 +155,9 @@ func send[T any](ctx context.Context, c *Client, op string, valid func(*T) bool,
 	// (SDK v3.95.0), so the raw answer is always asked for.
 	var raw *http.Response
 	result, err := call(ctx, option.WithResponseInto(&raw))
+	if id, traced := ctx.Value(requestIDKey{}).(*string); traced && raw != nil {
+		*id = c.clean(raw.Header.Get("x-request-id"))
+	}
 	if err == nil && raw != nil && raw.StatusCode/100 == 2 && result != nil && valid(result) {
 		return result, nil
 	}

@@ -33,14 +33,12 @@ const (
 // own template: file → the path that it reads.
 var agentTemplates = map[string]string{"static-key": "static-creds/my-app"}
 
-func prepare(m *mount) {
-	m.role("my-app", agentTTL, agentMaxTTL)
-	m.write("static-roles/my-app", map[string]any{"project_id": m.project, "rotation_period": "10s"})
-}
+func prepare(m *mount) { m.role("my-app", agentTTL, agentMaxTTL) }
 
 func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 	m := newMount(t)
 	prepare(m)
+	m.write("static-roles/my-app", map[string]any{"project_id": m.project, "rotation_period": "10s"})
 	dir := t.TempDir()
 	m.login("application", dir)
 	config := m.example("vault-agent/agent.hcl", dir)

@@ -110,6 +110,10 @@ type backend struct {
 	// draining is set while the mount is being disabled: nothing is created
 	// then, and what is being created is destroyed instead of handed out.
 	draining atomic.Bool
+	// served says that this process has seen the mount without a taint, disabling
+	// that it has seen the taint begin, and revokeFailed that the last revoke has
+	// failed; see endStaticRoles.
+	served, disabling, revokeFailed atomic.Bool
 	// issuing counts the requests that may be creating something.
 	issuing atomic.Int64
 	// lastIssued is when the last credential was handed out, Unix nanoseconds.
@@ -302,6 +306,7 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
 	b.draining.Store(tainted)
+	b.disabling.Store(tainted && b.served.Load())
 	if tainted {
 		ctx, cancel := context.WithTimeout(ctx, drainBudget)
 		defer cancel()
@@ -313,6 +318,7 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 		}
 		return b.drain(ctx, req)
 	}
+	b.served.Store(true)
 	if b.WriteSafeReplicationState() {
 		b.kickSchedule(req) //nolint:contextcheck // it outlives this request
 		b.kickStatic(req)   //nolint:contextcheck // likewise

@@ -134,6 +134,9 @@ type made struct {
 	key   client.Key
 	snap  *snapshot
 	walID string
+	// ends is the key's end by this server's clock, zero without one: OpenAI's
+	// may be minutes off, and what is planned here goes by this one.
+	ends time.Time
 	// requestID is OpenAI's, of the create.
 	requestID string
 }
@@ -190,6 +193,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		}
 		// Once sent it is waited for, client or no client: its answer lets what
 		// nobody wants be destroyed at once.
+		began := b.now()
 		call := client.Trace(client.Finish(ctx), &m.requestID)
 		if m.isKey() {
 			m.key, err = snap.api.CreateServiceAccountKey(call, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
@@ -199,7 +203,10 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			m.ID = account.ID
 		}
 		if err == nil {
-			m.KeyID = m.key.ID
+			m.KeyID, m.ends = m.key.ID, m.key.ExpiresAt
+			if !m.ends.IsZero() && !m.key.CreatedAt.IsZero() {
+				m.ends = began.Add(m.key.ExpiresAt.Sub(m.key.CreatedAt)).UTC().Truncate(time.Second)
+			}
 			return m, nil
 		}
 
@@ -274,20 +281,26 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 	return nil
 }
 
-// withCurrent makes a call that may be made again and, if the admin key was
-// replaced under it, makes it again with the one then in force.
+// withCurrent makes a call that may be made again. If the admin key was replaced
+// under it, or is so new that one of OpenAI's servers may not know it, the call
+// is made again with the one then in force.
 func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*client.Client) error) error {
-	err := call((*snap).api)
-	if !client.IsDenied(err) || !b.replaced(*snap) {
-		return err
+	for attempt := 0; ; attempt++ {
+		err := call((*snap).api)
+		replaced := b.replaced(*snap)
+		if !client.IsDenied(err) || attempt >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
+			return err
+		}
+		if !replaced && client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+		// A rotation without grace has ended the key under this call.
+		current, currentErr := b.current(ctx, req.Storage)
+		if currentErr != nil {
+			return currentErr
+		}
+		*snap = current
 	}
-	// A rotation without grace has ended the key under this call.
-	current, currentErr := b.current(ctx, req.Storage)
-	if currentErr != nil {
-		return currentErr
-	}
-	*snap = current
-	return call(current.api)
 }
 
 // activate waits until OpenAI accepts a key, for timeout at most.

@@ -782,3 +782,15 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 	require.NotContains(t, err.Error(), "shorten")
 	h.onlyLeased()
 }
+
+func TestScopes_AnIssueOutlastsAServerThatDoesNotKnowTheNewKeyYet(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"scopes": scopeChat})
+	h.must(h.write("config/rotate", nil))
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/api_keys/{api_key_id}", Status: 401, Times: 1})
+	resp, err := h.read("creds/app")
+	h.sim.KeepAll() // the admin key that the rotation has made
+	require.NoError(t, err)
+	require.NoError(t, resp.Error())
+}

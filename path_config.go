@@ -466,7 +466,7 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 	b.log(req).Info("config deleted")
 
 	response := &logical.Response{}
-	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again. Their keys stay usable until they expire at OpenAI.")
+	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again, and static roles are not rotated. Their keys stay usable until they expire at OpenAI.")
 	var left []string
 	for _, key := range cfg.Retired {
 		left = append(left, key.ID)

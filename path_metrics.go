@@ -228,8 +228,8 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 func (s *staticState) late(now time.Time) (count, failing int, lag time.Duration, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, at := range s.due {
-		lag = max(lag, now.Sub(at))
+	for _, p := range s.due {
+		lag = max(lag, now.Sub(p.rotate))
 	}
 	return len(s.due), len(s.failures), lag, s.due != nil
 }

@@ -246,7 +246,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 			b.static.forget()
 			return nil, err
 		}
-		b.static.set(name, r.due(b.now()))
+		b.static.set(name, r.plan(b.now()))
 	}
 	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
 	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)

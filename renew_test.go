@@ -358,3 +358,35 @@ func TestRenew_OfALeaseOfAnEarlierRelease(t *testing.T) {
 	require.NoError(t, h.revoke(renewed))
 	h.onlyLeased()
 }
+
+func TestRenew_WithVaultTwoMinutesAhead(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.mu.Lock()
+	h.offset += 2 * time.Minute
+	h.mu.Unlock()
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h"})
+	lease := h.lease("creds/app", nil)
+	h.advance(5 * time.Minute)
+	renewed, err := h.renew(t.Context(), lease, 5*time.Minute, 0)
+	t.Log(err)
+	require.NoError(t, err)
+	require.NoError(t, h.revoke(renewed))
+}
+
+func TestRenew_WithVaultFiveMinutesBehind(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.mu.Lock()
+	h.offset -= 5 * time.Minute
+	h.mu.Unlock()
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h"})
+	lease := h.lease("creds/app", nil)
+	h.advance(5 * time.Minute)
+	renewed, err := h.renew(t.Context(), lease, 5*time.Minute, 0)
+	require.NoError(t, err)
+	require.NoError(t, renewed.Error())
+	end := h.sim.Now().Add(renewed.Secret.TTL)
+	require.False(t, h.keyEnd().Before(end), "the key ends at %s, its lease at %s", h.keyEnd(), end)
+	require.NoError(t, h.revoke(renewed))
+}

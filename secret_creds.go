@@ -19,7 +19,12 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-const secretType = "openai_api_key" // #nosec G101 -- a type's name
+const (
+	secretType = "openai_api_key" // #nosec G101 -- a type's name
+	// maxSkew is how far apart OpenAI's clock and this server's may be for an
+	// answer to be judged by its time.
+	maxSkew = 10 * time.Minute
+)
 
 // leaseData is what Vault keeps with a lease and hands back.
 type leaseData struct {
@@ -30,8 +35,8 @@ type leaseData struct {
 	// KeyExpiry is the role's at the issue; empty, as in format 1, is
 	// expiryMaxTTL.
 	KeyExpiry string `json:"key_expiry"`
-	// KeyExpires is the key's end at OpenAI as far as the lease knows, zero
-	// without one.
+	// KeyExpires is the key's end as far as the lease knows, by this server's
+	// clock; zero without one.
 	KeyExpires time.Time `json:"key_expires_at,omitzero"`
 }
 
@@ -171,10 +176,10 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		log.Warn("lease not renewed: the key's end could not be moved", "error", err)
 		return failure(fmt.Sprintf("lease of role %q not renewed, it and its key end as they would have", lease.Role), err)
 	}
-	if key.ExpiresAt.Before(asked.Add(granted)) {
-		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it", lease.Role, timeText(key.ExpiresAt))
+	if key.ExpiresAt.Before(asked.Add(granted - maxSkew)) {
+		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it; or the clocks are more than %s apart", lease.Role, timeText(key.ExpiresAt), maxSkew)
 	}
-	lease.KeyExpires = key.ExpiresAt
+	lease.KeyExpires = asked.Add(granted + expiryMargin).UTC().Truncate(time.Second)
 	for name, value := range lease.internal() {
 		resp.Secret.InternalData[name] = value
 	}
@@ -223,10 +228,12 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 		defer cancel()
 		_, journalErr := journalRevoke(cleanup, req.Storage, lease.credential)
+		b.revokeFailed.Store(true)
 		log.Warn("credential not revoked yet; it is left to the journal", "error", err, "journal_error", journalErr)
 		notify(eventRevokeFail)
 		return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), err)
 	}
+	b.revokeFailed.Store(false)
 	log.Info("credential revoked", "openai_request_id", requestID)
 	notify(eventRevoke)
 	return nil, nil

@@ -12,12 +12,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
 )
 
 const (
@@ -28,8 +32,10 @@ const (
 	// what becomes due. A tick comes once a minute, so that a pass ends only where
 	// ticks do.
 	staticShift = 90 * time.Second
-	// unmountWorkers bounds the deletes under way when the mount is disabled.
+	// unmountWorkers and unmountBudget bound the deletes when the mount is
+	// disabled, during which other mounts of the process wait.
 	unmountWorkers = 16
+	unmountBudget  = 15 * time.Second
 )
 
 // staticState is what this process knows of static roles.
@@ -41,8 +47,14 @@ type staticState struct {
 	wake  chan struct{} // a due time has changed
 
 	mu       sync.Mutex
-	due      map[string]time.Time // nil when storage must be read
+	due      map[string]plan // nil when storage must be read
 	failures map[string]failures
+}
+
+// plan is what is to be done for a role next.
+type plan struct {
+	rotate, deadline time.Time // from when, and until when a reader may rely on it
+	clean            time.Time // when a retired key is to be deleted; zero = none
 }
 
 // failures are those of a role in a row.
@@ -55,15 +67,21 @@ func newStaticState() *staticState {
 	return &staticState{locks: nameLocks{held: map[string]*nameLock{}}, busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), failures: map[string]failures{}}
 }
 
-// set notes when a role is due next, and that it has not failed.
-func (s *staticState) set(name string, at time.Time) {
+// set notes what is to be done for a role next.
+func (s *staticState) set(name string, p plan) {
 	s.mu.Lock()
-	delete(s.failures, name)
 	if s.due != nil {
-		s.due[name] = at
+		s.due[name] = p
 	}
 	s.mu.Unlock()
 	s.nudge()
+}
+
+// succeeded forgets a role's failures.
+func (s *staticState) succeeded(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.failures, name)
 }
 
 // drop notes that a role is gone.
@@ -89,13 +107,9 @@ func (s *staticState) nudge() {
 	}
 }
 
-// failed puts off a role whose rotation has failed: for a minute at first, and
-// at last for an hour, or the period where that is shorter.
-func (s *staticState) failed(name string, now time.Time, period time.Duration) time.Time {
-	longest := longestRetry
-	if period > 0 {
-		longest = min(longest, period)
-	}
+// failed puts off the rotation of a role that has failed: for a minute at first,
+// and at last for longest.
+func (s *staticState) failed(name string, now time.Time, longest time.Duration) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	count := s.failures[name].count
@@ -112,21 +126,35 @@ func (s *staticState) retry(name string) time.Time {
 	return s.failures[name].retry
 }
 
-// take returns the roles that are due, and when the next will be.
-func (s *staticState) take(now time.Time) (names []string, next time.Time) {
+// take returns up to n of the roles that are due, the most urgent first, and
+// when the next will be where there are none.
+func (s *staticState) take(now time.Time, n int) (names []string, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name, at := range s.due {
+	urgency := map[string]time.Time{}
+	consider := func(name string, at, deadline time.Time) {
+		if now.Before(at) {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+		} else if before, is := urgency[name]; !is || deadline.Before(before) {
+			urgency[name] = deadline
+		}
+	}
+	for name, p := range s.due {
+		at := p.rotate
 		if retry := s.failures[name].retry; at.Before(retry) {
 			at = retry
 		}
-		if !now.Before(at) {
-			names = append(names, name)
-		} else if next.IsZero() || at.Before(next) {
-			next = at
+		consider(name, at, p.deadline)
+		if !p.clean.IsZero() {
+			consider(name, p.clean, p.clean)
 		}
 	}
-	return names, next
+	// Not by the order of names, with which those that always fail would keep
+	// others of the same urgency from their turn.
+	names = slices.SortedFunc(maps.Keys(urgency), func(a, b string) int { return urgency[a].Compare(urgency[b]) })
+	return names[:min(n, len(names))], next
 }
 
 // kickStatic starts a pass, or has the one under way go on for longer. It
@@ -170,6 +198,7 @@ func (b *backend) stopStatic(ctx context.Context) error {
 // keepStatic is a pass: it rotates what is due, and what becomes due until it is
 // to end.
 func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
+	failed := 0 // in a row, for a reason that others share
 	for ctx.Err() == nil {
 		if _, err := b.current(ctx, req.Storage); err != nil {
 			if errors.Is(err, errNotConfigured) {
@@ -180,10 +209,12 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 		if err := b.loadStatic(ctx, req.Storage); err != nil {
 			return err
 		}
-		names, next := b.static.take(b.now())
+		// A few at a time, so that what becomes urgent meanwhile comes next.
+		names, next := b.static.take(b.now(), staticWorkers)
 		if len(names) > 0 {
-			if err := b.rotateDue(ctx, req, names); err != nil {
-				return err // it would meet the others, too: the next pass tries again
+			err := b.keepSome(ctx, req, names, &failed)
+			if failed >= patience || errors.Is(err, errNotConfigured) {
+				return fmt.Errorf("not all that were due were tried: %w", err) // they would meet it, too
 			}
 			continue
 		}
@@ -207,9 +238,11 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 
 // endStaticRoles destroys what the static roles own, and leaves their entries to
 // Vault, which wipes the mount's storage next: the mount is being disabled. It
-// is called where Vault unloads a mount for whatever reason; that it is disabled
-// is known by its taint, with which Vault otherwise unloads none but one whose
-// disabling or moving was broken off by a seal.
+// is called where Vault unloads a mount for whatever reason. Vault taints a mount
+// that is disabled, and one that moves, which it does not unload; but a move or
+// a disabling that has failed leaves the taint, and then a seal or a restart
+// unloads the mount all the same, perhaps to be moved later on. So what this
+// process has not seen begin, or where the last revoke has failed, is left alone.
 //
 // Until it returns, Vault's plugin protocol holds up the requests to all mounts
 // that this process serves, hence the bound, and the hurry within it.
@@ -218,7 +251,7 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 		return
 	}
 	b.draining.Store(true)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget)
 	defer cancel()
 	log := b.Logger()
 	if err := b.stopStatic(ctx); err != nil {
@@ -227,6 +260,13 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 	names, err := b.storage.List(ctx, staticStoragePrefix)
 	if err != nil {
 		log.Error("the mount is being disabled, and its static roles could not be listed; what they own is left at OpenAI", "error", err)
+		return
+	}
+	if len(names) == 0 {
+		return
+	}
+	if !b.disabling.Load() || b.revokeFailed.Load() {
+		log.Warn("unloaded with a taint, but perhaps not disabled: what static roles own is left at OpenAI", "static_roles", len(names))
 		return
 	}
 	var group sync.WaitGroup
@@ -243,6 +283,8 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 			switch {
 			case err == nil:
 				failed.Store(0)
+			case client.AsError(err) != nil && client.AsError(err).RateLimited():
+				failed.Store(unmountWorkers) // there is no waiting here
 			case shared(err):
 				failed.Add(1)
 			}
@@ -252,9 +294,7 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 		})
 	}
 	group.Wait()
-	if len(names) > 0 {
-		log.Info("static roles ended with their mount", "static_roles", len(names))
-	}
+	log.Info("static roles ended with their mount", "static_roles", len(names))
 }
 
 // endOwned destroys what one static role owns.
@@ -287,7 +327,7 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 	known := b.static.due != nil
 	if !known {
 		// From now on changes are noted, so that none is lost to what is read.
-		b.static.due = map[string]time.Time{}
+		b.static.due = map[string]plan{}
 	}
 	b.static.mu.Unlock()
 	if known {
@@ -303,9 +343,9 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 		if r == nil && err == nil {
 			continue
 		}
-		at := b.now() // what cannot be read is looked at again, and complained of then
+		at := plan{rotate: b.now()} // what cannot be read is looked at again, and complained of then
 		if err == nil {
-			at = r.due(at)
+			at = r.plan(at.rotate)
 		}
 		b.static.mu.Lock()
 		if _, changed := b.static.due[name]; !changed && b.static.due != nil {
@@ -316,56 +356,45 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 	return nil
 }
 
-// rotateDue works off roles that are due, a few at once. An error says that
-// there is no use in going on now.
-func (b *backend) rotateDue(ctx context.Context, req *logical.Request, names []string) error {
-	// In another order each time, so that those which always fail cannot keep
-	// others from their turn.
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] }) // #nosec G404 -- an order, not a secret
+// keepSome does what is due for some roles at once, and counts the failures in a
+// row that others would share. It returns the last failure.
+func (b *backend) keepSome(ctx context.Context, req *logical.Request, names []string, failed *int) error {
 	var group sync.WaitGroup
-	var mu sync.Mutex // guards inRow and last
-	inRow, last := 0, error(nil)
-	slots := make(chan struct{}, staticWorkers)
-	for _, name := range names {
-		slots <- struct{}{}
-		mu.Lock()
-		hopeless := inRow >= patience || errors.Is(last, errNotConfigured)
-		mu.Unlock()
-		if hopeless || ctx.Err() != nil {
-			break
-		}
-		group.Go(func() {
-			defer func() { <-slots }()
-			err := b.keepOne(ctx, req, name)
-			mu.Lock()
-			defer mu.Unlock()
-			if last = err; err == nil || !shared(err) {
-				inRow = 0
-			} else {
-				inRow++
-			}
-		})
+	errs := make([]error, len(names))
+	for i, name := range names {
+		group.Go(func() { errs[i] = b.keepOne(ctx, req, name) })
 	}
 	group.Wait()
-	if inRow >= patience || errors.Is(last, errNotConfigured) {
-		return fmt.Errorf("not all that were due were tried: %w", last)
+	var last error
+	for _, err := range errs {
+		switch {
+		case err == nil:
+			*failed = 0
+			continue
+		case shared(err):
+			*failed++
+		default:
+			*failed = 0
+		}
+		last = err
 	}
-	return ctx.Err()
+	return last
 }
 
-// keepOne does what is due for one role.
+// keepOne does what is due for one role: the rotation first, whose time does
+// not wait for the deletion of old keys.
 func (b *backend) keepOne(parent context.Context, req *logical.Request, name string) error {
 	ctx, cancel := context.WithTimeout(parent, requestBudget)
 	defer cancel()
 	unlock, err := b.lockStatic(ctx, name)
 	if err != nil {
-		return err // whoever holds it sets when the role is due next
+		return err // whoever holds it sets what is to be done next
 	}
 	defer unlock()
 	r, err := getStaticRole(ctx, req.Storage, name)
 	if err != nil {
 		if parent.Err() == nil {
-			retry := b.static.failed(name, b.now(), 0)
+			retry := b.static.failed(name, b.now(), longestRetry)
 			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", timeText(retry), "error", err)
 		}
 		return err
@@ -374,25 +403,50 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		b.static.drop(name)
 		return nil
 	}
-	r = b.endRetiredKeys(ctx, req, name, r)
-	if now := b.now(); now.Before(r.next(now)) {
-		due := r.due(now)
-		if !now.Before(due) { // a key that could not be deleted just now
-			due = now.Add(firstRetry)
+	if len(r.Retired) >= maxRetired { // without which there is no rotation
+		r, _ = b.endRetiredKeys(ctx, req, name, r)
+	}
+	var rotateErr error
+	if now := b.now(); !now.Before(r.next(now)) && !now.Before(b.static.retry(name)) {
+		next, _, err := b.rotateStatic(ctx, req, name, r)
+		if err == nil {
+			r = next
+		} else if parent.Err() != nil {
+			return err // a seal or a step-down is no failure of the rotation
+		} else {
+			rotateErr = err
+			b.rotationFailed(parent, req, name, r, err)
 		}
-		b.static.set(name, due)
-		return nil
 	}
-	_, _, err = b.rotateStatic(ctx, req, name, r)
-	if err == nil || parent.Err() != nil {
-		return err // a seal or a step-down is no failure of the rotation
+	clean, cancelClean := context.WithTimeout(parent, cleanupBudget)
+	defer cancelClean()
+	r, err = b.endRetiredKeys(clean, req, name, r)
+	p := r.plan(b.now())
+	if soonest := b.now().Add(firstRetry); err != nil && !p.clean.IsZero() && p.clean.Before(soonest) {
+		p.clean = soonest // of a key that could not be deleted just now
 	}
-	retry := b.static.failed(name, b.now(), r.RotationPeriod)
-	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", timeText(retry), "error", err)
-	note, cancelNote := context.WithTimeout(parent, cleanupBudget)
-	defer cancelNote()
-	if noteErr := noteStaticFailure(note, req.Storage, name, r.Current.ID, err); noteErr != nil {
-		b.log(req).Warn("the failure of a rotation could not be stored", "static_role", name, "error", noteErr)
+	if !errors.Is(rotateErr, errWhichStaticKey) { // after which storage is read again
+		b.static.set(name, p)
+	}
+	if rotateErr != nil {
+		return rotateErr
 	}
 	return err
+}
+
+// rotationFailed takes note of a rotation that nobody waits for and that has
+// failed. It is tried again before the key that stays in force ends.
+func (b *backend) rotationFailed(ctx context.Context, req *logical.Request, name string, r *staticRole, failure error) {
+	longest := longestRetry
+	if r.RotationPeriod > 0 {
+		longest = min(longest, r.RotationPeriod)
+	}
+	longest = min(longest, max(firstRetry, r.Current.ExpiresAt.Sub(b.now())/4))
+	retry := b.static.failed(name, b.now(), longest)
+	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", timeText(retry), "error", failure)
+	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
+	defer cancel()
+	if err := noteStaticFailure(ctx, req.Storage, name, r.Current.ID, failure); err != nil {
+		b.log(req).Warn("the failure of a rotation could not be stored", "static_role", name, "error", err)
+	}
 }

@@ -16,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
@@ -310,6 +312,7 @@ func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
 			}
 			// Nor does an unload of a disabled mount there end anything.
 			h.manager.taint()
+			h.rollbackOnly()
 			h.b.Cleanup(context.Background())
 			require.Len(t, h.liveAccounts(), map[bool]int{true: 0, false: 1}[test.rotate])
 			h.manager.untaint()
@@ -647,4 +650,163 @@ func TestStaticKeep_NoPassGoesOnWhileTheMountIsDisabled(t *testing.T) {
 	}
 	h.manager.untaint()
 	h.gone("batch")
+}
+
+func TestStaticKeep_ClocksApartAreNoReasonToRotateWithoutPause(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.mu.Lock()
+	h.offset += 2 * time.Minute
+	h.mu.Unlock()
+	h.static("batch", fields{"rotation_period": "1m", "revocation_delay": "1m", "key_ttl": "7m"})
+	h.sim.ResetRequests()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h.b.static.until.Store(0)
+	_ = h.b.keepStatic(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	n := 0
+	for _, r := range h.sim.Requests() {
+		if r.Method == http.MethodPost {
+			n++
+		}
+	}
+	t.Logf("%d creates; role: %v", n, h.staticRole("batch"))
+	require.Less(t, n, 3, "rotations in five seconds with rotation_period=1m")
+	h.sim.KeepAll()
+}
+
+func TestStaticKeep_ADeleteThatHangsKeepsNoRotationFromItsTime(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "5m"}) // revocation_delay 5m: both are due at once
+	h.must(h.write("rotate-role/batch", nil))
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Kind: openaitest.FaultHang})
+	before := h.staticRole("batch")["api_key_id"]
+	h.advance(5*time.Minute + time.Second)
+	h.b.static.until.Store(0)
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
+	defer cancel()
+	_ = h.b.keepStatic(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	t.Log(time.Since(began), h.staticRole("batch")["last_rotation_error"])
+	h.sim.ClearFaults()
+	h.sim.KeepAll()
+	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "rotated although the deletion of the old key hangs")
+}
+
+func TestStaticUnmount_AMoveThatFailsAndARestartLeaveTheRolesAlone(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	lease := h.lease("creds/app", nil)
+	h.manager.taint() // vault secrets move
+	<-h.b.static.busy
+	h.rollbackOnly()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
+	require.Error(t, h.revoke(lease)) // which fails it: the mount stays tainted
+	h.b.Cleanup(context.Background()) // vault plugin reload, a seal, a step-down, a shutdown
+	h.restartStatic()
+	<-h.b.static.busy
+	h.rollbackOnly()
+	h.b.Cleanup(context.Background()) // once more, in a process that has seen nothing but the taint
+	h.restartStatic()
+	h.manager.untaint() // the move, made again
+	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+	require.NoError(t, h.revoke(lease))
+	h.gone("batch")
+}
+
+func TestStaticSweep_KnowsARoleThatWasWrittenSinceItBegan(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	s := &sweep{backend: h.b, storage: h.storage, log: hclog.NewNullLogger(), apply: true, buffer: 10 * time.Minute, held: map[string]bool{}}
+	ctx := client.Background(context.Background())
+	_, err := s.covered(ctx) // the sweep begins; at ten calls a minute it lasts for hours
+	require.NoError(t, err)
+	h.static("batch", fields{"rotation_period": "10m", "revocation_delay": "6m", "key_ttl": "21m"})
+	h.advance(25 * time.Minute) // no rotation succeeds meanwhile
+	require.NoError(t, s.project(ctx, coveredProject{id: h.project, named: true}))
+	require.Contains(t, h.liveAccounts(), h.staticRole("batch")["service_account_id"])
+	h.keep()
+	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+	h.gone("batch")
+}
+
+// ticking is Vault's rollback tick, once a minute of a bubble.
+func (h *harness) ticking() (stop func()) {
+	ticking, cancel := context.WithCancel(context.Background())
+	var ticks sync.WaitGroup
+	ticks.Go(func() {
+		for {
+			select {
+			case <-time.After(time.Minute):
+				_, _ = h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
+			case <-ticking.Done():
+				return
+			}
+		}
+	})
+	return func() { cancel(); ticks.Wait(); h.b.Cleanup(context.Background()); h.sim.KeepAll() }
+}
+
+func TestStaticKeep_AQueueKeepsNoKeyFromItsRotation(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(map[string]any{"tidy_interval": 0})
+		const n = 300
+		for i := range n {
+			h.static(fmt.Sprint("daily-", i), fields{"rotation_schedule": "0 2 * * *", "activation_timeout": 0})
+		}
+		h.static("fast", fields{"rotation_period": "6m", "revocation_delay": "4m", "key_ttl": "15m", "activation_timeout": 0})
+		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 10 })
+		stop := h.ticking()
+		defer stop()
+		dead, overlong := time.Duration(0), time.Duration(0)
+		said := time.Time{}
+		day := time.Date(2000, 1, 1, 2, 0, 0, 0, time.UTC)
+		time.Sleep(time.Until(day.Add(-20 * time.Minute)))
+		for time.Since(day) < time.Hour {
+			time.Sleep(10 * time.Second)
+			creds := h.staticCreds("fast")
+			if end, _ := time.Parse(time.RFC3339, creds["expires_at"].(string)); time.Now().After(end) {
+				dead += 10 * time.Second
+			}
+			if p, ok := h.staticCreds("daily-0")["previous_api_key_expires_at"]; ok {
+				said, _ = time.Parse(time.RFC3339, p.(string))
+			}
+			if !said.IsZero() && time.Now().After(said) && h.staticRole("daily-0")["retired_keys"] != 0 {
+				overlong += 10 * time.Second
+			}
+		}
+		t.Logf("fast's key in force was dead for %s; daily-0's old key outlived previous_api_key_expires_at by %s so far", dead, overlong)
+		require.Zero(t, dead)
+		require.Less(t, overlong, 5*time.Minute)
+	})
+}
+
+func TestStaticKeep_ARetryComesBeforeTheKeysEnd(t *testing.T) {
+	t.Parallel()
+	died := 0
+	for range 10 {
+		inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+			h.configure(map[string]any{"tidy_interval": 0, "request_timeout": "5s"})
+			h.static("batch", fields{"rotation_period": "24h", "revocation_delay": "6m", "key_ttl": "24h11m", "activation_timeout": 0})
+			stop := h.ticking()
+			defer stop()
+			due := h.staticTime("batch", "next_vault_rotation")
+			time.Sleep(time.Until(due.Add(-time.Minute)))
+			h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Status: 503})
+			time.Sleep(time.Until(due.Add(8 * time.Minute)))
+			h.sim.ClearFaults()
+			for time.Since(due) < 20*time.Minute {
+				time.Sleep(5 * time.Second)
+				if end, _ := time.Parse(time.RFC3339, h.staticCreds("batch")["expires_at"].(string)); time.Now().After(end) {
+					died++
+					return
+				}
+			}
+		})
+	}
+	require.Zero(t, died, "of 10 keys in force died after an outage that had ended three minutes before their end")
 }

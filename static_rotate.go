@@ -143,21 +143,32 @@ func (r *staticRole) keyLife(now time.Time) time.Duration {
 // where it would otherwise end before its successor has taken over.
 func (r *staticRole) next(now time.Time) time.Time {
 	at := r.tick(now)
-	if by := r.Current.ExpiresAt.Add(-r.RevocationDelay - staticLead); by.Before(at) {
+	if by := r.renewBy(); by.Before(at) {
 		return by
 	}
 	return at
 }
 
-// due is when something is to be done for the role next.
-func (r *staticRole) due(now time.Time) time.Time {
-	at := r.next(now)
+// renewBy is when the key must be replaced at the latest, for it to live on for
+// revocation_delay then.
+func (r *staticRole) renewBy() time.Time {
+	by := r.Current.ExpiresAt.Add(-r.RevocationDelay - staticLead)
+	// Whatever the clocks say: no rotation follows upon another at once.
+	if soonest := r.LastRotated.Add(minRotationPeriod); by.Before(soonest) {
+		return soonest
+	}
+	return by
+}
+
+// plan is what is to be done for the role next.
+func (r *staticRole) plan(now time.Time) plan {
+	p := plan{rotate: r.next(now), deadline: r.renewBy()}
 	for _, k := range r.Retired {
-		if k.DeleteAfter.Before(at) {
-			at = k.DeleteAfter
+		if p.clean.IsZero() || k.DeleteAfter.Before(p.clean) {
+			p.clean = k.DeleteAfter
 		}
 	}
-	return at
+	return p
 }
 
 // credential is the role's account, or one of its keys, as destroy takes it.
@@ -285,7 +296,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 		next.Retired = append(next.Retired, old)
 	}
 	next.ServiceAccountID, next.ServiceAccount = m.ID, m.Name
-	next.Current = staticKey{ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.key.ExpiresAt}
+	next.Current = staticKey{ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.ends}
 	next.LastRotated, next.RotationError = now.UTC().Truncate(time.Second), ""
 	next.planFrom(now)
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
@@ -301,21 +312,23 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	b.log(req).Info("static role rotated", append([]any{"static_role", name, "retired_api_key_id", r.Current.ID, "openai_request_id", m.requestID,
 		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt)}, m.attrs()...)...)
 	if next.RevocationDelay == 0 {
-		if next = b.endRetiredKeys(ctx, req, name, next); len(next.Retired) > 0 {
+		if next, _ = b.endRetiredKeys(ctx, req, name, next); len(next.Retired) > 0 {
 			warnings = append(warnings, "The old key could not be deleted yet; the engine tries again every minute.")
 		}
 	}
-	b.static.set(name, next.due(b.now()))
+	b.static.succeeded(name)
+	b.static.set(name, next.plan(b.now()))
 	return next, warnings, nil
 }
 
 var errWhichStaticKey = errors.New("storage failed while the new key was put in force; it is in force, or all is as it was and the journal deletes it")
 
 // endRetiredKeys deletes the retired keys that are due and stores the rest. The
-// caller holds the role's lock. Failures are logged and tried again.
-func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name string, r *staticRole) *staticRole {
+// caller holds the role's lock. Failures are logged, the last is returned, and
+// they are tried again.
+func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, last error) {
 	now := b.now()
-	next := r.clone()
+	next = r.clone()
 	next.Retired = slices.DeleteFunc(next.Retired, func(k staticKey) bool {
 		if now.Before(k.DeleteAfter) {
 			return false
@@ -329,20 +342,21 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 		b.metrics.staticKeyRevoked(name, err)
 		if err != nil {
 			log.Warn("retired key not deleted", "error", err)
+			last = err
 			return false
 		}
 		log.Info("retired key deleted")
 		return true
 	})
 	if len(next.Retired) == len(r.Retired) {
-		return r
+		return r, last
 	}
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
 		// The keys are deleted; deleting them again finds them gone.
 		b.log(req).Warn("static role not stored after deleting retired keys", "static_role", name, "error", err)
-		return r
+		return r, err
 	}
-	return next
+	return next, last
 }
 
 // staticHolds reports whether the static role that a credential was made for

@@ -117,9 +117,8 @@ type sweep struct {
 	// partial says that not every role could be read, so that nothing is known
 	// to be named by none.
 	partial bool
-	// held are the accounts and keys, by ID and by name, that a role names when
-	// the sweep begins. One made since works, or has a key that does, and is no
-	// orphan.
+	// held are the accounts that roles name when the sweep begins. One of this
+	// mount's own cannot be named later, see checkAdopted.
 	held map[string]bool
 	// keysGo and keysStay say what the first delete of an expired key has shown:
 	// OpenAI's documents disagree on whether it deletes keys of service accounts.
@@ -235,17 +234,14 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 		return nil, fmt.Errorf("listing the static roles: %w", err)
 	}
 	for _, name := range static {
-		// Unlike a role's, its account may have no working key and be in use.
 		r, err := getStaticRole(ctx, s.storage, name)
 		if err != nil {
-			return nil, err
+			s.partial = true
+			s.fail(ctx, err)
+			continue
 		}
 		if r != nil {
 			named[r.ProjectID] = true
-			s.held[r.ServiceAccountID], s.held[r.ServiceAccount] = true, true
-			for _, k := range append([]staticKey{r.Current}, r.Retired...) {
-				s.held[k.ID], s.held[k.Name] = true, true
-			}
 		}
 	}
 	delete(named, "") // a role without a project has made nothing
@@ -400,6 +396,25 @@ func (s *sweep) claimed(ctx context.Context) (map[string]bool, error) {
 		return nil, fmt.Errorf("listing the journal: %w", err)
 	}
 	claimed := maps.Clone(s.held)
+	// Unlike a role's, a static role's account may have no working key and still
+	// be in use. One that cannot be read may name any.
+	static, err := s.storage.List(ctx, staticStoragePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("listing the static roles: %w", err)
+	}
+	for _, name := range static {
+		r, err := getStaticRole(ctx, s.storage, name)
+		if err != nil {
+			return nil, err
+		}
+		if r == nil {
+			continue
+		}
+		claimed[r.ServiceAccountID], claimed[r.ServiceAccount] = true, true
+		for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+			claimed[k.ID], claimed[k.Name] = true, true
+		}
+	}
 	for _, id := range ids {
 		entry, err := framework.GetWAL(ctx, s.storage, id)
 		if err != nil {

@@ -122,7 +122,10 @@ func (e *Error) Refused() bool {
 // a policy on that answers is not published (docs/openai-api.md), so this is
 // for a hint to the reader and nothing is decided by it.
 func (e *Error) AboutExpiry() bool {
-	return e.Refused() && (e.Param == "expires_in_seconds" || strings.Contains(strings.ToLower(e.Message), "expir") || strings.Contains(strings.ToLower(e.Message), "lifetime"))
+	text := strings.ToLower(e.Message)
+	// A 403 may be for the admin key, which may have expired.
+	expiry := strings.Contains(text, "expir") && !(e.Denied() && strings.Contains(text, "expired"))
+	return e.Refused() && (e.Param == "expires_in_seconds" || strings.Contains(text, "lifetime") || expiry)
 }
 
 // RateLimited reports a 429.

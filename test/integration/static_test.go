@@ -96,6 +96,7 @@ func TestDisablingTheMountInAnOutageNamesWhatIsLeft(t *testing.T) {
 	}
 	t.Logf("disabled within %s; another mount answered within %s all the while", time.Since(began).Round(time.Millisecond), slowest.Round(time.Millisecond))
 	require.Less(t, time.Since(began), 90*time.Second)
+	require.Less(t, slowest, 25*time.Second, "another mount of the process, within the 15 s that the end of static roles may take")
 	cancel()
 	require.NotZero(t, m.inLog("is left at OpenAI", "static_role=batch", left))
 	other.write("rotate-role/batch", nil)
@@ -119,6 +120,28 @@ func TestMovingTheMountKeepsItsStaticRoles(t *testing.T) {
 	// And the schedule goes on, from Vault's next tick on.
 	require.Eventually(t, func() bool { return m.read("static-creds/made").Data["api_key_id"] != made["api_key_id"] }, 150*time.Second, 500*time.Millisecond)
 	m.requireWorks(to + "/static-creds/made")
+}
+
+// A move that fails leaves Vault's taint on the mount, as a disabling does. A
+// restart then must not take it for one.
+func TestAMoveThatFailedAndARestartKeepStaticRoles(t *testing.T) {
+	m := newMountOn(t, ownVault(t))
+	made := m.static("made", nil)
+	m.role("r", "1h", "24h")
+	l := m.creds("r")
+	to := m.path + "-moved"
+	cancel := m.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden}) // one revoke that fails
+	require.Error(t, m.client.Sys().RemountWithContext(t.Context(), m.path, to))
+	cancel()
+	require.NoError(t, m.vault.Restart(t.Context()))
+	require.Equal(t, http.StatusOK, infer(t, m.sim, made["api_key"].(string)))
+	require.NoError(t, m.client.Sys().RemountWithContext(t.Context(), m.path, to))
+	m.path = to
+	t.Cleanup(func() { require.NoError(t, m.client.Sys().Unmount(to)) })
+	m.requireWorks(to + "/static-creds/made")
+	m.write("rotate-role/made", nil)
+	m.requireWorks(to + "/static-creds/made")
+	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, l.key), "the lease ended with the move")
 }
 
 func TestStaticRolesOutliveSealsReloadsAndCrashes(t *testing.T) {

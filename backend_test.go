@@ -592,3 +592,12 @@ func (h *harness) routes() []string {
 	}
 	return all
 }
+
+// about fails the test unless a time in an answer is want, but for the second or
+// so by which the clocks of engine and simulator are cut differently.
+func about(t *testing.T, want time.Time, text any) {
+	t.Helper()
+	got, err := time.Parse(time.RFC3339, fmt.Sprint(text))
+	require.NoError(t, err)
+	require.WithinDuration(t, want, got, 3*time.Second)
+}

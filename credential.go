@@ -152,7 +152,7 @@ func (b *backend) obtain(ctx context.Context, req *logical.Request, o order) (*m
 	}
 	if err := b.ready(ctx, req, m, o); err != nil {
 		// The unrestricted or untried key ends here, and with it the journal entry.
-		return nil, fmt.Errorf("%w; %s", err, b.abandon(ctx, req, m))
+		return nil, fmt.Errorf("%w; %s", err, b.abandon(ctx, req, m, o.label, err))
 	}
 	return m, nil
 }
@@ -330,10 +330,10 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 // abandon destroys what cannot be handed over and says what became of it. It is
 // journalled anew, by its ID, before anything else, since the first entry may be
 // gone already.
-func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made) (fate string) {
+func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, label string, why error) (fate string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
-	log := b.log(req).With(m.attrs()...)
+	log := b.log(req).With("for", label, "why", why, "openai_request_id", m.requestID).With(m.attrs()...)
 	entry, journalErr := journalRevoke(ctx, req.Storage, m.credential)
 	if err := b.destroy(ctx, m.snap.api, m.credential); err != nil {
 		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)

@@ -190,6 +190,9 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 	if err != nil {
 		return fmt.Errorf("listing the journal: %w", err)
 	}
+	// A pass can last for hours where OpenAI's pace is slow, and meanwhile what is
+	// known is this.
+	b.work.entries.Store(int64(len(ids)))
 	// In another order each time, so that entries which always fail cannot keep
 	// others from their turn.
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }) // #nosec G404 -- an order, not a secret
@@ -217,6 +220,9 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 		if entry == nil {
 			continue
 		}
+		if seen := b.work.oldest.Load(); entry.CreatedAt != 0 && (seen == 0 || entry.CreatedAt < seen) {
+			b.work.oldest.Store(entry.CreatedAt)
+		}
 		revoked := entry.Kind == journalRevoked || entry.Kind == journalRevokedKey
 		young := !revoked && began.Sub(time.Unix(entry.CreatedAt, 0)) < minAge
 		if young || p.hopeless() || ctx.Err() != nil {
@@ -233,7 +239,9 @@ func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge 
 				err = framework.DeleteWAL(ctx, req.Storage, id)
 			}
 			p.failed(err)
-			if err != nil {
+			if err == nil {
+				b.work.entries.Add(-1)
+			} else {
 				mu.Lock()
 				keep(entry)
 				mu.Unlock()

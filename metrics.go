@@ -202,9 +202,18 @@ func outcome(resp *logical.Response, err error) string {
 	return outcomeError
 }
 
+// outcomeFor is outcome of a request: an error that is answered with a status no
+// longer says that its client had gone, but the request's context does.
+func outcomeFor(ctx context.Context, resp *logical.Response, err error) string {
+	if o := outcome(resp, err); o == outcomeOK || !errors.Is(ctx.Err(), context.Canceled) {
+		return o
+	}
+	return outcomeCancelled
+}
+
 // issue takes note of a request for a credential of a role that exists.
-func (m *meters) issue(role string, began time.Time, resp *logical.Response, err error) {
-	o := outcome(resp, err)
+func (m *meters) issue(ctx context.Context, role string, began time.Time, resp *logical.Response, err error) {
+	o := outcomeFor(ctx, resp, err)
 	m.add(m.issued, 1, m.roles.label(role), o)
 	m.time(m.issueTime, time.Since(began), o)
 }
@@ -217,7 +226,7 @@ func (m *meters) countLeases(d *metric, handler framework.OperationFunc) framewo
 			role, _ = req.Secret.InternalData["role"].(string)
 		}
 		resp, err := handler(ctx, req, data)
-		m.add(d, 1, m.roles.label(role), outcome(resp, err))
+		m.add(d, 1, m.roles.label(role), outcomeFor(ctx, resp, err))
 		return resp, err
 	}
 }

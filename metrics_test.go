@@ -317,7 +317,7 @@ func TestMetrics_AThousandRolesAreAHundredLabels(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for i := range 1000 {
-		h.b.metrics.issue(fmt.Sprintf("role-%d", i), time.Now(), nil, nil)
+		h.b.metrics.issue(t.Context(), fmt.Sprintf("role-%d", i), time.Now(), nil, nil)
 	}
 	now := h.measured()
 	require.Len(t, now.of("credentials_issued_total"), defaultMaxRoles+1)
@@ -454,4 +454,23 @@ func TestMetrics_TheDocumentationNamesThemAll(t *testing.T) {
 	for _, env := range []string{envStatsd, envDogstatsd, envMaxRoles} {
 		require.Contains(t, want, env)
 	}
+}
+
+// A replaced key that cannot be deleted is a key alive beyond its time.
+func TestMetrics_AReplacedStaticKeyThatStaysIsOverdue(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "24h", "revocation_delay": "1h"})
+	h.must(h.write("rotate-role/batch", nil))
+	h.sim.Fail(openaitest.Fault{Route: routeKey, Status: http.StatusForbidden})
+	for range 4 {
+		h.advance(time.Hour)
+		h.keep()
+	}
+	require.Greater(t, h.measured().one(t, "static_role_lag_seconds"), 2.5*3600)
+	h.sim.ClearFaults()
+	h.advance(time.Hour)
+	h.keep()
+	require.Zero(t, h.measured().one(t, "static_role_lag_seconds"))
+	h.gone("batch")
 }

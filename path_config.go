@@ -9,6 +9,7 @@ package openaisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -346,6 +347,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		keys, resp, err := verifyConfig(ctx, cfg, api)
 		if resp != nil || err != nil {
 			api.Close()
+			b.log(req).Warn("config not stored: the check has failed", "endpoint", api.Host(), "error", errors.Join(err, resp.Error()))
 			return resp, err
 		}
 		if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {

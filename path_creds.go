@@ -86,7 +86,7 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 	}
 	began := time.Now()
 	resp, err := b.issue(ctx, req, name, r, r.lifetime(b.System().MaxLeaseTTL(), asked))
-	b.metrics.issue(name, began, resp, err)
+	b.metrics.issue(ctx, name, began, resp, err)
 	return resp, err
 }
 
@@ -158,7 +158,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, b.abandon(ctx, req, m), err)
+		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, b.abandon(ctx, req, m, fmt.Sprintf("role %q", roleName), err), err)
 	}
 	b.notify(eventIssue, req.MountPoint, req.Path, false, append([]string{"name", roleName}, m.pairs()...)...)
 	return resp, nil

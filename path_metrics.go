@@ -230,6 +230,9 @@ func (s *staticState) late(now time.Time) (count, failing int, lag time.Duration
 	defer s.mu.Unlock()
 	for _, p := range s.due {
 		lag = max(lag, now.Sub(p.rotate))
+		if !p.owed.IsZero() {
+			lag = max(lag, now.Sub(p.owed))
+		}
 	}
 	return len(s.due), len(s.failures), lag, s.due != nil
 }

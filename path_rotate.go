@@ -70,6 +70,9 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *fram
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestBudget)
 	defer cancel()
 	cfg, warnings, err := b.rotateAdminKey(ctx, req)
+	if err != nil { // a rotation on schedule says so itself
+		b.log(req).Warn("admin key not rotated", "error", err)
+	}
 	switch {
 	case errors.Is(err, errNotConfigured):
 		return notConfigured(req), nil
@@ -213,8 +216,10 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
 		}
-		key, value, err := api.CreateAdminKey(ctx, name, life)
+		requestID := ""
+		key, value, err := api.CreateAdminKey(client.Trace(ctx, &requestID), name, life)
 		if err == nil {
+			b.Logger().Info("admin key created", "admin_api_key_id", key.ID, "openai_request_id", requestID)
 			return key, value, walID, nil
 		}
 		e := client.AsError(err)

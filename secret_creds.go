@@ -127,17 +127,20 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, err
 	}
 	if r == nil {
+		b.log(req).Warn("lease not renewed: its role is gone", append([]any{"role", lease.Role}, lease.attrs()...)...)
 		return logical.ErrorResponse("role %q no longer exists: its leases end, and are not renewed", lease.Role), nil
 	}
 	// Vault replaces the lease's data by what is returned, so all of it is.
 	resp := &logical.Response{Secret: req.Secret, Data: req.Data}
 	resp.Secret.TTL = r.TTL
 	resp.Secret.MaxTTL = min(r.MaxTTL, lease.MaxTTL)
-	notify := func() {
+	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
+	renewed := func() {
+		log.Info("lease renewed", "ttl", resp.Secret.TTL.String(), "key_expires_at", timeText(lease.KeyExpires))
 		b.notify(eventRenew, req.MountPoint, req.Path, false, append([]string{"name", lease.Role}, lease.pairs()...)...)
 	}
 	if lease.KeyExpiry != expiryTTL {
-		notify()
+		renewed()
 		return resp, nil
 	}
 
@@ -156,7 +159,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	// time until Vault has stored the lease.
 	asked := b.now()
 	if !lease.KeyExpires.Before(asked.Add(granted + clockSlack)) {
-		notify()
+		renewed()
 		return resp, nil
 	}
 	snap, err := b.current(ctx, req.Storage)
@@ -171,7 +174,6 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		key, err = api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
 		return err
 	})
-	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
 	if err != nil {
 		log.Warn("lease not renewed: the key's end could not be moved", "error", err)
 		return failure(fmt.Sprintf("lease of role %q not renewed, it and its key end as they would have", lease.Role), err)
@@ -183,8 +185,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	for name, value := range lease.internal() {
 		resp.Secret.InternalData[name] = value
 	}
-	notify()
-	log.Info("lease renewed", "ttl", granted.String(), "expires_at", timeText(key.ExpiresAt))
+	renewed()
 	if _, shown := resp.Data["expires_at"]; shown {
 		resp.Data["expires_at"] = timeText(key.ExpiresAt)
 	}

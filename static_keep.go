@@ -54,7 +54,8 @@ type staticState struct {
 // plan is what is to be done for a role next.
 type plan struct {
 	rotate, deadline time.Time // from when, and until when a reader may rely on it
-	clean            time.Time // when a retired key is to be deleted; zero = none
+	clean            time.Time // when a retired key is to be deleted, or tried again; zero = none
+	owed             time.Time // since when the first of them should be gone; zero = none
 }
 
 // failures are those of a role in a row.
@@ -421,6 +422,9 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 	clean, cancelClean := context.WithTimeout(parent, cleanupBudget)
 	defer cancelClean()
 	r, err = b.endRetiredKeys(clean, req, name, r)
+	if err != nil && parent.Err() != nil {
+		return err // it stays due
+	}
 	p := r.plan(b.now())
 	if soonest := b.now().Add(firstRetry); err != nil && !p.clean.IsZero() && p.clean.Before(soonest) {
 		p.clean = soonest // of a key that could not be deleted just now

@@ -168,6 +168,7 @@ func (r *staticRole) plan(now time.Time) plan {
 			p.clean = k.DeleteAfter
 		}
 	}
+	p.owed = p.clean
 	return p
 }
 

@@ -183,10 +183,11 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 		"project_id": h.project, "service_account_id": made.ID, "service_account": made.Name, "service_account_adopted": false, "service_account_description": "",
 		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "activation_timeout": int64(10),
 		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
-		"api_key_id": key.ID, "api_key_expires_at": timeText(key.ExpiresAt), "retired_keys": 0,
+		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0,
 		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
 		"last_rotation_error": "", "next_rotation_retry": "",
 	}, h.staticRole("batch"))
+	about(t, key.ExpiresAt, h.staticRole("batch")["api_key_expires_at"])
 	require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), 5*time.Second)
 
 	h.static("etl.nightly-2", fields{
@@ -449,8 +450,9 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	got := h.staticCreds("batch")
 	require.Equal(t, fields{
 		"api_key": account.Keys[0].Value, "api_key_id": account.Keys[0].ID, "service_account": account.Name, "service_account_id": account.ID, "project_id": h.project,
-		"expires_at": timeText(account.Keys[0].ExpiresAt), "ttl": got["ttl"], "last_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation")), "rotation_period": int64(86400),
+		"expires_at": got["expires_at"], "ttl": got["ttl"], "last_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation")), "rotation_period": int64(86400),
 	}, got)
+	about(t, account.Keys[0].ExpiresAt, got["expires_at"])
 	require.InDelta(t, 86400, got["ttl"], 3)
 
 	h.advance(20 * time.Hour)
@@ -463,7 +465,7 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	next := h.staticCreds("batch")
 	require.NotEqual(t, got["api_key_id"], next["api_key_id"])
 	require.InDelta(t, 86400, next["ttl"], 3)
-	require.Equal(t, timeText(h.now().Add(defaultRevocationDelay)), next["previous_api_key_expires_at"])
+	about(t, h.now().Add(defaultRevocationDelay), next["previous_api_key_expires_at"])
 	require.True(t, h.accepted(got["api_key"].(string)), "the overlap")
 	h.advance(defaultRevocationDelay - 2*time.Second)
 	h.keep()

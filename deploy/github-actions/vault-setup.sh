@@ -24,7 +24,7 @@ vault write auth/github/role/openai-ci - <<'JSON'
   },
   "token_policies": ["openai-ci"],
   "token_type": "service",
-  "token_ttl": "15m",
+  "token_ttl": "30m",
   "token_explicit_max_ttl": "1h"
 }
 JSON

@@ -45,7 +45,7 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 50*time.Millisecond)
 }
 
-func TestADispatcherHandsOutKeysThatItCannotSee(t *testing.T) {
+func TestADispatcherHandsOutKeysOnlyWrapped(t *testing.T) {
 	m := newMount(t)
 	m.role("ci", "1h", "2h")
 	m.role("other", "1h", "2h")
@@ -63,6 +63,13 @@ func TestADispatcherHandsOutKeysThatItCannotSee(t *testing.T) {
 
 	_, err = m.vault.ClientFor(dispatcher).Logical().Read(m.path + "/creds/ci")
 	requireStatus(t, http.StatusForbidden, err, "a dispatcher that reads a key")
+	// It can open what it has wrapped, and the job notices.
+	wrapping, err = m.script(dispatcher, wrap, "ci")
+	require.NoError(t, err)
+	_, err = m.vault.ClientFor(dispatcher).Logical().Unwrap(wrapping)
+	require.NoError(t, err)
+	_, err = m.script(wrapping, unwrap, "ci")
+	require.Error(t, err, "the alarm")
 	_, err = m.script(dispatcher, wrap, "other")
 	require.Error(t, err)
 

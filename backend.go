@@ -64,6 +64,7 @@ sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
 
 const (
 	mountStorageKey = "mount"
+	mountVersion    = 1
 	tagLength       = 5
 
 	// requestBudget bounds an issue or a rotation in all. Vault puts no
@@ -368,6 +369,9 @@ func getTag(ctx context.Context, s logical.Storage) (string, error) {
 	if err := entry.DecodeJSON(&m); err != nil {
 		return "", fmt.Errorf("decoding the mount's tag: %w", err)
 	}
+	if m.Version > mountVersion {
+		return "", fmt.Errorf("the mount's tag was written by a newer version of this plugin (format %d, this one knows %d)", m.Version, mountVersion)
+	}
 	return m.Tag, nil
 }
 
@@ -383,7 +387,7 @@ func ensureTag(ctx context.Context, s logical.Storage) (string, error) {
 	if tag, err = randomText(tagLength); err != nil {
 		return "", err
 	}
-	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: 1, Tag: tag})
+	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: mountVersion, Tag: tag})
 	if err != nil {
 		return "", err
 	}

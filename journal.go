@@ -344,6 +344,9 @@ func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 		if err := decodeInto(&entry, data); err != nil {
 			return fmt.Errorf("a journal entry cannot be read: %w", err)
 		}
+		if entry.Version > adminKeyVersion {
+			return fmt.Errorf("a journal entry cannot be used: it was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, adminKeyVersion)
+		}
 		if entry.Name == "" {
 			return errors.New("a journal entry cannot be used: it has no name")
 		}

@@ -31,6 +31,8 @@ const (
 	// settleBudget is how long a new admin key may take to work. Nothing is
 	// published on it (docs/openai-api.md).
 	settleBudget = 20 * time.Second
+
+	adminKeyVersion = 1
 )
 
 // adminKeyEntry is the journal's record of an admin key about to be made.
@@ -212,7 +214,7 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 			return client.AdminKey{}, client.Secret{}, "", err
 		}
 		name := "vault-admin-" + tag + random
-		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: 1, Name: name})
+		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: adminKeyVersion, Name: name})
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
 		}

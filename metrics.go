@@ -196,8 +196,11 @@ func outcome(resp *logical.Response, err error) string {
 	case errors.As(err, &coded) && coded.Code() == http.StatusTooManyRequests:
 		return outcomeThrottled
 	}
-	if e := client.AsError(err); e != nil && e.RateLimited() {
+	switch e := client.AsError(err); {
+	case e != nil && e.RateLimited():
 		return outcomeThrottled
+	case e != nil && e.Refused() && !e.Denied():
+		return outcomeRefused
 	}
 	return outcomeError
 }

@@ -64,7 +64,7 @@ func deployed(t *testing.T, path ...string) string {
 func TestTheAlertsFireAndAreDocumented(t *testing.T) {
 	t.Parallel()
 	bin := prometheusBin(t)
-	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), "10 rules found")
+	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), "11 rules found")
 	promtool(t, bin, "test", "rules", "openai-alerts.test.yml")
 	root, err := devenv.Root()
 	require.NoError(t, err)
@@ -273,7 +273,7 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 				return false
 			}
 		}
-		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == 10
+		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == 11
 	}, 20*time.Second, 200*time.Millisecond, "%+v", &rules)
 	for _, r := range rules.Groups[0].Rules {
 		require.NotEqual(t, "firing", r.State, r.Name)

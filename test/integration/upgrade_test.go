@@ -41,7 +41,7 @@ const (
 	oldEnough = 2*time.Minute + aTick
 	// delay is how long what was replaced lives on: longer than it takes to move
 	// the mount, so that the other version finds it.
-	delay = 40 * time.Second
+	delay = 90 * time.Second
 )
 
 // upgrade is a mount at openai/ and the two versions that the page names.

@@ -21,12 +21,12 @@ import (
 )
 
 // Short enough that a lease is renewed twice and then comes to its end, all
-// within twenty seconds. Real roles have hours; the tools act at fractions of
-// them, and with these the new key comes about three seconds before the old one
+// within half a minute. Real roles have hours; the tools act at fractions of
+// them, and with these the new key comes about four seconds before the old one
 // ends, which a busy machine needs.
 const (
-	agentTTL    = "8s"
-	agentMaxTTL = "20s"
+	agentTTL    = "12s"
+	agentMaxTTL = "30s"
 )
 
 // agentTemplates are what the Agent renders in the test besides its example's
@@ -57,7 +57,7 @@ func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 			t.Parallel()
 			watched := *m
 			watched.t = t
-			watched.watch("vault agent", 3, 2*time.Minute, file(filepath.Join(dir, name)))
+			watched.watch("vault agent", 3, 3*time.Minute, file(filepath.Join(dir, name)))
 		})
 	}
 	t.Cleanup(func() { require.True(t, agent.Running(), "the Agent has ended") })
@@ -125,7 +125,7 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 	require.Equal(t, l.id, newLease(t, again, err).id)
 	require.Len(t, m.alive(), 1, "accounts for three reads")
 
-	m.watch("vault proxy", 3, 2*time.Minute, func() (string, error) {
+	m.watch("vault proxy", 3, 3*time.Minute, func() (string, error) {
 		secret, err := read()
 		if err != nil || secret == nil {
 			return "", err
@@ -156,7 +156,7 @@ func TestConsulTemplateAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 	require.NoError(t, devenv.BuildTool(t.Context(), program, "tools/consul-template", "github.com/hashicorp/consul-template"))
 	config := m.exampleFile("consul-template/config.hcl", dir)
 	m.tool(dir, []string{"VAULT_TOKEN=" + m.tokenOf("application")}, program, "-config="+config)
-	m.watch("consul-template", 3, 2*time.Minute, file(filepath.Join(dir, "api-key")))
+	m.watch("consul-template", 3, 3*time.Minute, file(filepath.Join(dir, "api-key")))
 	info, err := os.Stat(filepath.Join(dir, "api-key"))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())

@@ -404,10 +404,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if text := cfg.expiryText(); text != "" && (!cfg.scheduled() || cfg.NextRotation.After(cfg.renewBy())) {
 		response.AddWarning(text)
 	}
-	if len(response.Warnings) == 0 {
-		return nil, nil
-	}
-	return response, nil
+	return unlessEmpty(response), nil
 }
 
 // leave deletes the retired admin keys with the admin key in force until now,

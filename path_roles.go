@@ -1,24 +1,19 @@
 package openaisecrets
 
-// This file owns the role entry: its rules, how what is made for a role is
-// named, and how long a lease of it lasts.
+// This file owns the role entry: its fields, how a write changes it, and how long
+// a lease of it lasts. What a write must stand up to is in role_check.go.
 //
-// What must stay true: a name always carries the mount's tag and a random
-// tail, whatever is cut; what a request asks for and does not get is said in a
+// What must stay true: what a request asks for and does not get is said in a
 // warning.
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
-	"github.com/hashicorp/go-secure-stdlib/base62"
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/template"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
@@ -34,18 +29,6 @@ const (
 	defaultActivation   = 10 * time.Second
 	// maxActivation leaves room for the create in a request's budget.
 	maxActivation = 45 * time.Second
-
-	// maxScopes and maxScope bound the list and each of it, in characters.
-	// OpenAI publishes no limit; its longest known identifier has 48.
-	maxScopes = 100
-	maxScope  = 128
-
-	// randomLength is how many random characters follow the mount's tag in
-	// .RandomSuffix: about fifty bits.
-	randomLength = 10
-	// maxNameLength bounds an account's name, in characters. OpenAI publishes
-	// no limit; this is what the tools around it use.
-	maxNameLength = 64
 
 	// expiryMargin is how much longer a key lives at OpenAI than its lease can
 	// last: the lease begins when Vault stores it, after the key was made, but
@@ -129,27 +112,30 @@ func roleNameField() *framework.FieldSchema {
 	}
 }
 
-func (b *backend) pathRoles() *framework.Path {
+func (b *backend) pathRoles() *framework.Path { return pathNames("roles", "roles", roleStoragePrefix) }
+
+// pathNames lists what is stored under a prefix, by its name.
+func pathNames(at, what, prefix string) *framework.Path {
 	return &framework.Path{
-		Pattern:      "roles/?$",
-		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: "roles"},
+		Pattern:      at + "/?$",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: at},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ListOperation: &framework.PathOperation{
 				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-					names, err := req.Storage.List(ctx, roleStoragePrefix)
+					names, err := req.Storage.List(ctx, prefix)
 					if err != nil {
-						return nil, fmt.Errorf("listing roles: %w", err)
+						return nil, fmt.Errorf("listing the %s: %w", what, err)
 					}
 					return logical.ListResponse(names), nil
 				},
-				Summary: "List the roles.",
-				Responses: okFields("Names of the roles.", map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeStringSlice, Description: "Role names."},
+				Summary: "List the " + what + ".",
+				Responses: okFields("Names of the "+what+".", map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeStringSlice, Description: "Names of the " + what + "."},
 				}),
 			},
 		},
-		HelpSynopsis:    "List the roles.",
-		HelpDescription: "Lists the names of all roles of this mount.",
+		HelpSynopsis:    "List the " + what + ".",
+		HelpDescription: "Lists the names of all " + what + " of this mount.",
 	}
 }
 
@@ -380,246 +366,7 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	}
 	b.notify(eventRoleWrite, req.MountPoint, req.Path, true, "name", name, "project_id", project)
 	b.log(req).Info("role stored", "role", name, "project_id", project)
-	if len(response.Warnings) == 0 {
-		return nil, nil
-	}
-	return response, nil
-}
-
-// checkProject says why a project cannot be used; an error is OpenAI's.
-func checkProject(ctx context.Context, req *logical.Request, api *client.Client, id string) (refusal, err error) {
-	project, err := api.GetProject(ctx, id)
-	switch {
-	case client.IsGone(err):
-		return fmt.Errorf("the admin key's organization has no project %q; `vault list %sprojects` shows those it has: %w", id, req.MountPoint, err), nil
-	case err != nil:
-		return nil, err
-	case project.Archived():
-		return fmt.Errorf("project %q is archived, and archived projects cannot be used again; make or choose another at %s", id, projectsPage), nil
-	}
-	return nil, nil
-}
-
-// checkAdopted looks at an account that is to be used and not to be owned. It
-// returns its name, or why it cannot be used; an error is OpenAI's.
-func checkAdopted(ctx context.Context, snap *snapshot, project, id string, response *logical.Response) (name string, refusal, err error) {
-	account, err := snap.api.GetServiceAccount(ctx, project, id)
-	if client.IsGone(err) {
-		return "", fmt.Errorf("project %q has no service account %q: %w", project, id, err), nil
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	ours, err := bearsTag(snap.tag)
-	if err != nil {
-		return "", nil, err
-	}
-	if ours(account.Name) {
-		return "", fmt.Errorf("service account %q (%s) was made by this mount, for a lease or a static role, and ends with that; make one that is nobody's", id, account.Name), nil
-	}
-	if account.Role == "none" {
-		response.AddWarning(fmt.Sprintf("Service account %s (%s) has no role in project %s: its keys can do nothing until it is given one.", id, account.Name, project))
-	}
-	return account.Name, nil, nil
-}
-
-// mergeRole applies a write to the stored role (nil when there is none) and
-// checks everything that can be checked without a call.
-func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem string) {
-	r = newRole()
-	if old != nil {
-		*r = *old
-	}
-	for field, target := range map[string]*string{
-		"project_id":                    &r.ProjectID,
-		"service_account_name_template": &r.NameTemplate,
-		"service_account_description":   &r.Description,
-	} {
-		if raw, ok := d.GetOk(field); ok {
-			value := raw.(string)
-			if problem := checkText(field, value); problem != "" {
-				return nil, problem
-			}
-			*target = strings.TrimSpace(value)
-		}
-	}
-	if problem := checkID("project_id", r.ProjectID); problem != "" {
-		return nil, problem
-	}
-	if r.NameTemplate == "" {
-		r.NameTemplate = defaultNameTemplate
-	}
-	example, err := accountName(r.NameTemplate, nameData{
-		RoleName: name, DisplayName: "token", ProjectID: r.ProjectID, UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn",
-	})
-	if err != nil {
-		return nil, fmt.Sprintf("service_account_name_template: %s", err)
-	}
-	if example == "" {
-		return nil, "service_account_name_template gives an empty name"
-	}
-
-	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {
-		if raw, ok := d.GetOk(field); ok {
-			*target = time.Duration(raw.(int)) * time.Second
-			if *target < 0 {
-				return nil, field + " must not be negative"
-			}
-		}
-	}
-	if r.MaxTTL == 0 {
-		r.MaxTTL = defaultMaxTTL
-	}
-	if r.TTL == 0 {
-		r.TTL = min(defaultTTL, r.MaxTTL)
-	}
-	if r.TTL > r.MaxTTL {
-		return nil, fmt.Sprintf("ttl %s is longer than max_ttl %s", r.TTL, r.MaxTTL)
-	}
-	if r.ActivationTimeout > maxActivation {
-		return nil, fmt.Sprintf("activation_timeout must be between 0 (hand keys out untried) and %s", maxActivation)
-	}
-
-	if problem := takeScopes(d, &r.Scopes); problem != "" {
-		return nil, problem
-	}
-	if problem := choose(d, "key_expiry", &r.KeyExpiry, expiryMaxTTL, expiryTTL, expiryNone); problem != "" {
-		return nil, problem
-	}
-	if problem := choose(d, "credential_type", &r.CredentialType, typeAccount, typeKey); problem != "" {
-		return nil, problem
-	}
-	raw, given := d.GetOk("service_account_id")
-	if given {
-		id := strings.TrimSpace(raw.(string))
-		if problem := checkID("service_account_id", id); problem != "" {
-			return nil, problem
-		}
-		if id != r.ServiceAccountID {
-			r.ServiceAccountID, r.ServiceAccount = id, "" // whose name is yet to be read
-		}
-	}
-	switch {
-	case r.CredentialType == typeKey && r.ServiceAccountID == "":
-		return nil, "service_account_id is required with credential_type=api_key: the ID of an existing service account of the project"
-	case r.CredentialType == typeAccount && given && r.ServiceAccountID != "":
-		return nil, "service_account_id is of use only with credential_type=api_key; otherwise each lease gets an account of its own"
-	case r.CredentialType == typeAccount:
-		r.ServiceAccountID, r.ServiceAccount = "", "" // of the type that it had before
-	}
-	return r, ""
-}
-
-// choose takes a field that must be one of some values, of which the first is
-// the default.
-func choose(d *framework.FieldData, field string, target *string, values ...string) (problem string) {
-	if raw, ok := d.GetOk(field); ok {
-		if *target = raw.(string); *target == "" {
-			*target = values[0]
-		}
-	}
-	if !slices.Contains(values, *target) {
-		return fmt.Sprintf("%s %.64q is not one of %s", field, *target, strings.Join(values, ", "))
-	}
-	return ""
-}
-
-// takeScopes takes the field scopes. A list without any is given as "" or [] and
-// not as null or {}, which are what is left of a variable that was not set.
-func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
-	raw, ok := d.GetOk("scopes")
-	if !ok {
-		return ""
-	}
-	switch d.Raw["scopes"].(type) {
-	case nil, map[string]any:
-		return "scopes must be a list, or text with commas between them"
-	}
-	scopes, problem := parseScopes(raw.([]string))
-	if problem == "" {
-		*target = scopes
-	}
-	return problem
-}
-
-// parseScopes checks and deduplicates a list of scopes and keeps its order.
-// There is no list of those that exist, so only their shape is checked.
-func parseScopes(raw []string) (scopes []string, problem string) {
-	for _, scope := range raw {
-		scope = strings.TrimSpace(scope)
-		switch {
-		case scope == "":
-			// It may be what is left of a variable that was not set, and a list
-			// without any scope means all of them.
-			return nil, "scopes contains an empty one"
-		case len(scope) > maxScope:
-			return nil, fmt.Sprintf("scopes: %.64q... has %d characters; the limit is %d", scope, len(scope), maxScope)
-		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' || r == '"' }):
-			return nil, fmt.Sprintf("scopes: %.64q is not an identifier like api.model.request", scope)
-		}
-		if !slices.Contains(scopes, scope) {
-			scopes = append(scopes, scope)
-		}
-	}
-	if len(scopes) > maxScopes {
-		return nil, fmt.Sprintf("scopes has %d entries; the limit is %d", len(scopes), maxScopes)
-	}
-	return scopes, ""
-}
-
-// nameData is what a name template can use.
-type nameData struct {
-	RoleName, DisplayName, ProjectID string
-	UnixTime                         int64
-	// RandomSuffix is the mount's tag and randomLength random characters.
-	RandomSuffix string
-}
-
-// accountName renders a name of at most maxNameLength characters in which
-// RandomSuffix stands whole. An error says what the template gave.
-func accountName(text string, data nameData) (string, error) {
-	parsed, err := template.NewTemplate(template.Template(text), template.Function("random", shortRandom))
-	if err != nil {
-		return "", err
-	}
-	rendered, err := parsed.Generate(data)
-	if err != nil {
-		return "", err
-	}
-	before, after, found := strings.Cut(rendered, data.RandomSuffix)
-	if !found {
-		return "", fmt.Errorf("it must contain {{.RandomSuffix}} unchanged, which makes each name unique; it gives %.80q", rendered)
-	}
-	// No space at either end, which OpenAI might trim: the journal finds an
-	// account by exactly this name.
-	before, after = strings.TrimLeft(plainName(before), " "), strings.TrimRight(plainName(after), " ")
-	// What follows the suffix is cut before what precedes it.
-	room := maxNameLength - len(data.RandomSuffix)
-	before = before[:min(len(before), room)]
-	after = after[:min(len(after), room-len(before))]
-	return before + data.RandomSuffix + strings.TrimRight(after, " "), nil
-}
-
-// shortRandom is the template function random, for as much as fits a name.
-func shortRandom(length int) (string, error) {
-	if length < 1 || length > maxNameLength {
-		return "", fmt.Errorf("random takes a length between 1 and %d", maxNameLength)
-	}
-	return base62.Random(length)
-}
-
-// plainName replaces all that is not sure to be allowed in a name, one dash
-// for each character, so that the result is ASCII.
-func plainName(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune(" ._@-", r):
-			return r
-		case r == utf8.RuneError:
-			return '-'
-		}
-		return '-'
-	}, text)
+	return unlessEmpty(response), nil
 }
 
 // lifetime is how long a lease lasts, and its key.

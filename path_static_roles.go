@@ -21,27 +21,7 @@ import (
 )
 
 func (b *backend) pathStaticRoles() *framework.Path {
-	return &framework.Path{
-		Pattern:      "static-roles/?$",
-		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: "static-roles"},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ListOperation: &framework.PathOperation{
-				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-					names, err := req.Storage.List(ctx, staticStoragePrefix)
-					if err != nil {
-						return nil, fmt.Errorf("listing static roles: %w", err)
-					}
-					return logical.ListResponse(names), nil
-				},
-				Summary: "List the static roles.",
-				Responses: okFields("Names of the static roles.", map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeStringSlice, Description: "Names of the static roles."},
-				}),
-			},
-		},
-		HelpSynopsis:    "List the static roles.",
-		HelpDescription: "Lists the names of all static roles of this mount.",
-	}
+	return pathNames("static-roles", "static roles", staticStoragePrefix)
 }
 
 func (b *backend) pathStaticRole() *framework.Path {
@@ -251,10 +231,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
 	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)
 	b.kickStatic(req) //nolint:contextcheck // it outlives this request
-	if len(response.Warnings) == 0 {
-		return nil, nil
-	}
-	return response, nil
+	return unlessEmpty(response), nil
 }
 
 // mergeStaticRole applies a write to the stored role (nil when there is none)

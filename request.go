@@ -188,6 +188,15 @@ func orNotFound(responses map[int][]framework.Response, description string) map[
 	return responses
 }
 
+// unlessEmpty returns a response of warnings, or nil, which Vault answers with
+// 204, when there are none.
+func unlessEmpty(resp *logical.Response) *logical.Response {
+	if len(resp.Warnings) == 0 {
+		return nil
+	}
+	return resp
+}
+
 // noContent documents a write that answers with nothing, or with warnings.
 func noContent(description string) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusNoContent: {{Description: description}}}

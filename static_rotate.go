@@ -181,12 +181,15 @@ func (r *staticRole) credential(name string, k *staticKey) credential {
 	return c
 }
 
+// keys are all that the role names, the one in force first.
+func (r *staticRole) keys() []staticKey { return append([]staticKey{r.Current}, r.Retired...) }
+
 // names reports whether the role still needs a credential.
 func (r *staticRole) names(c credential) bool {
 	if !c.isKey() {
 		return c.ID == r.ServiceAccountID || (c.ID == "" && c.Name == r.ServiceAccount)
 	}
-	return slices.ContainsFunc(append([]staticKey{r.Current}, r.Retired...), func(k staticKey) bool {
+	return slices.ContainsFunc(r.keys(), func(k staticKey) bool {
 		return c.KeyID == k.ID || (c.KeyID == "" && c.KeyName == k.Name)
 	})
 }
@@ -198,7 +201,7 @@ func (r *staticRole) owned(name string) []credential {
 		return []credential{r.credential(name, nil)}
 	}
 	var owned []credential
-	for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+	for _, k := range r.keys() {
 		owned = append(owned, r.credential(name, &k))
 	}
 	return owned

@@ -150,7 +150,7 @@ func (h *harness) onlyStatic(others ...string) {
 		if !r.Adopted {
 			accounts = append(accounts, r.ServiceAccountID)
 		}
-		for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+		for _, k := range r.keys() {
 			keys = append(keys, k.ID)
 		}
 		require.True(h.t, h.accepted(h.staticCreds(name)["api_key"].(string)), "the key of %s works", name)

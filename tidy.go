@@ -411,7 +411,7 @@ func (s *sweep) claimed(ctx context.Context) (map[string]bool, error) {
 			continue
 		}
 		claimed[r.ServiceAccountID], claimed[r.ServiceAccount] = true, true
-		for _, k := range append([]staticKey{r.Current}, r.Retired...) {
+		for _, k := range r.keys() {
 			claimed[k.ID], claimed[k.Name] = true, true
 		}
 	}

@@ -112,8 +112,8 @@ type backend struct {
 	// then, and what is being created is destroyed instead of handed out.
 	draining atomic.Bool
 	// served says that this process has seen the mount without a taint, disabling
-	// that it has seen the taint begin, and revokeFailed that the last revoke has
-	// failed; see endStaticRoles.
+	// that it has seen the taint begin, and revokeFailed that the last revoke since
+	// then has failed; see endStaticRoles.
 	served, disabling, revokeFailed atomic.Bool
 	// issuing counts the requests that may be creating something.
 	issuing atomic.Int64
@@ -307,7 +307,9 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
 	b.draining.Store(tainted)
-	b.disabling.Store(tainted && b.served.Load())
+	if begins := tainted && b.served.Load(); b.disabling.Swap(begins) != begins {
+		b.revokeFailed.Store(false) // what failed before is not of this disabling
+	}
 	if tainted {
 		ctx, cancel := context.WithTimeout(ctx, drainBudget)
 		defer cancel()

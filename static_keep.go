@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
-
-	"vault-plugin-secrets-openai/client"
 )
 
 const (
@@ -243,7 +241,8 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 // that is disabled, and one that moves, which it does not unload; but a move or
 // a disabling that has failed leaves the taint, and then a seal or a restart
 // unloads the mount all the same, perhaps to be moved later on. So what this
-// process has not seen begin, or where the last revoke has failed, is left alone.
+// process has not seen begin, or where the last revoke since has failed, is left
+// alone.
 //
 // Until it returns, Vault's plugin protocol holds up the requests to all mounts
 // that this process serves, hence the bound, and the hurry within it.
@@ -284,8 +283,6 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 			switch {
 			case err == nil:
 				failed.Store(0)
-			case client.AsError(err) != nil && client.AsError(err).RateLimited():
-				failed.Store(unmountWorkers) // there is no waiting here
 			case shared(err):
 				failed.Add(1)
 			}
@@ -417,6 +414,9 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		} else {
 			rotateErr = err
 			b.rotationFailed(parent, req, name, r, err)
+			if errors.Is(err, errWhichStaticKey) {
+				return err // r may be what was in force: writing it would undo the rotation
+			}
 		}
 	}
 	clean, cancelClean := context.WithTimeout(parent, cleanupBudget)
@@ -429,9 +429,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 	if soonest := b.now().Add(firstRetry); err != nil && !p.clean.IsZero() && p.clean.Before(soonest) {
 		p.clean = soonest // of a key that could not be deleted just now
 	}
-	if !errors.Is(rotateErr, errWhichStaticKey) { // after which storage is read again
-		b.static.set(name, p)
-	}
+	b.static.set(name, p)
 	if rotateErr != nil {
 		return rotateErr
 	}

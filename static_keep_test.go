@@ -484,6 +484,22 @@ func TestStaticUnmount_LeavesNothing(t *testing.T) {
 	require.NotContains(t, h.log.String(), "is left at OpenAI")
 }
 
+// A revoke that failed before the mount was disabled says nothing about whether
+// Vault has given the disabling up.
+func TestStaticUnmount_AnEarlierFailureKeepsNothingAlive(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.must(h.write("roles/app", fields{"project_id": h.project}))
+	h.static("batch", nil)
+	lease := h.lease("creds/app", nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
+	require.Error(t, h.revoke(lease))
+	h.tick() // which ends the account
+	h.unmount()
+	require.Empty(t, h.liveAccounts())
+	require.Empty(t, h.liveKeys())
+}
+
 // Vault unloads a mount for other reasons, too, and moves one under a taint.
 func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
 	t.Parallel()
@@ -783,6 +799,26 @@ func TestStaticKeep_AQueueKeepsNoKeyFromItsRotation(t *testing.T) {
 		require.Zero(t, dead)
 		require.Less(t, overlong, 5*time.Minute)
 	})
+}
+
+// What was read before a rotation may be what is no longer in force.
+func TestStaticKeep_ARotationThatMayBeStoredIsNotWrittenOver(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "10m", "revocation_delay": "10m"})
+	h.must(h.write("rotate-role/batch", nil))
+	before := h.staticRole("batch")["api_key_id"]
+	h.advance(10*time.Minute + time.Second) // a rotation and a replaced key are due
+	h.storage.fail(storageFault{write: 1, after: true})
+	h.keep()
+	h.storage.heal()
+	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "the rotation, which storage has taken")
+	h.tick() // the journal
+	h.advance(time.Minute)
+	h.keep()
+	h.onlyStatic()
+	require.Equal(t, 1, h.staticRole("batch")["retired_keys"])
+	h.gone("batch")
 }
 
 func TestStaticKeep_ARetryComesBeforeTheKeysEnd(t *testing.T) {

@@ -279,6 +279,21 @@ func TestRevoke_OfAKey_EveryFaultEndsWithItDead(t *testing.T) {
 	}
 }
 
+// The entry of the create may be gone although its deletion says that it failed.
+func TestCreds_WhatCannotBeHandedOutIsJournalledAnew(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.storage.fail(storageFault{write: 1, after: true})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
+	_, err := h.read("creds/app")
+	require.ErrorContains(t, err, "is left to the journal")
+	h.storage.heal()
+	require.Len(t, h.sim.Accounts(), 1)
+	require.Len(t, h.journal(), 1)
+	h.tick()
+	h.onlyLeased()
+}
+
 func TestRevoke_EveryFaultEndsWithTheAccountGone(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {

@@ -288,13 +288,12 @@ func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **
 	for attempt := 0; ; attempt++ {
 		err := call((*snap).api)
 		replaced := b.replaced(*snap)
-		if !client.IsDenied(err) || attempt >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
+		if !client.IsDenied(err) || attempt+1 >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
 			return err
 		}
 		if !replaced && client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
 			return err
 		}
-		// A rotation without grace has ended the key under this call.
 		current, currentErr := b.current(ctx, req.Storage)
 		if currentErr != nil {
 			return currentErr

@@ -206,8 +206,9 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	notify := func(kind string) {
 		b.notify(kind, req.MountPoint, req.Path, kind == eventRevoke, append([]string{"name", lease.Role}, lease.pairs()...)...)
 	}
-	// With key_expiry=ttl the key may live longer than the lease knows, if Vault
-	// could not store a renewal: the journal ends it within a minute then.
+	// The slack covers a request's whole budget, for which the call that set the
+	// key's end may have waited for its turn. With key_expiry=ttl the key may live
+	// longer still, if Vault could not store a renewal: then the journal ends it.
 	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) {
 		// The key is dead by itself. What is left may wait for its turn; the
 		// lease need not.

@@ -21,12 +21,12 @@ import (
 )
 
 // Short enough that a lease is renewed twice and then comes to its end, all
-// within half a minute. Real roles have hours; the tools act at fractions of
-// them, and with these the new key comes about four seconds before the old one
-// ends, which a busy machine needs.
+// within a minute. Real roles have hours; the tools renew after two thirds of
+// them, and a renewal that a busy disk holds up for longer than the last third
+// comes too late: Vault answers it and revokes the lease all the same.
 const (
-	agentTTL    = "12s"
-	agentMaxTTL = "30s"
+	agentTTL    = "18s"
+	agentMaxTTL = "45s"
 )
 
 // agentTemplates are what the Agent renders in the test besides its example's

@@ -16,7 +16,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net/http/httptest"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -30,9 +30,16 @@ const (
 	family = "vault-live-"
 	// abandoned is the age from which a thing of another run has no run any more.
 	abandoned = time.Hour
+	// oneCall is what OpenAI has for an answer, whether or not it is waited for.
+	oneCall = time.Minute
 	// cleanupTime is what deleting everything may take at ten calls a minute.
 	cleanupTime = 5 * time.Minute
 )
+
+// wholeName is the form of a run's names from end to end. Less would not do: many
+// words are numbers in base 36, and the engine itself calls the accounts of a role
+// live-stable-east vault-live-stable-east-….
+var wholeName = regexp.MustCompile(`^` + family + `([0-9a-z]{6})-[a-z2-7]{4}-((Az09 ._@-|long)\d+x*|(only|twice|key|admin)\d+)$`)
 
 // Config says what to probe, and how patiently. AdminKey and Project are needed.
 type Config struct {
@@ -54,14 +61,12 @@ func Defaults() Config {
 
 type run struct {
 	Config
-	prefix   string
-	wire     *wire
-	api      *client.Client
-	report   *Report
-	made     int
-	accounts []string // ids to delete in the end
-	admins   []string
-	main     made // the account that most probes are about
+	prefix string
+	wire   *wire
+	api    *client.Client
+	report *Report
+	named  int
+	main   made // the account that most probes are about
 }
 
 type made struct {
@@ -76,9 +81,8 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy := httptest.NewServer(wire) // on loopback
+	proxy := wire.serve()
 	defer proxy.Close()
-	wire.base = proxy.URL
 	r := &run{Config: cfg, wire: wire, report: &Report{Host: wire.upstream.Host, Began: time.Now()}}
 	r.prefix = family + strconv.FormatInt(r.report.Began.Unix(), 36) + "-" + strings.ToLower(rand.Text()[:4]) + "-"
 	if r.api, err = r.connect(cfg.AdminKey); err != nil {
@@ -97,6 +101,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 		// The reason for cleaning up may well be that the context has ended.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
+		proxy.Close() // not before all that is under way has ended
 		if cleanupErr := r.cleanUp(ctx); cleanupErr != nil {
 			err = errors.Join(err, fmt.Errorf("what may be left has a name that begins with %s: %w", r.prefix, cleanupErr))
 		}
@@ -121,8 +126,8 @@ func (r *run) connect(key client.Secret) (*client.Client, error) {
 
 // name is a name that nothing else has, and by which it is found again.
 func (r *run) name(kind string) string {
-	r.made++
-	return r.prefix + kind + strconv.Itoa(r.made)
+	r.named++
+	return r.prefix + kind + strconv.Itoa(r.named)
 }
 
 // account makes a service account; one that OpenAI has no time for is asked for
@@ -133,9 +138,6 @@ func (r *run) account(ctx context.Context, name string) (made, error) {
 		m.ServiceAccount, m.key, err = r.api.CreateServiceAccount(ctx, r.Project, name, time.Hour)
 		return err
 	})
-	if err == nil {
-		r.accounts = append(r.accounts, m.ID)
-	}
 	return m, err
 }
 
@@ -166,33 +168,41 @@ func (r *run) patiently(ctx context.Context, create func() error) error {
 }
 
 // cleanUp deletes what this run made, and what abandoned ones have left. The ids
-// come first: a listing may lag behind. The names find what an answer that was
-// lost has made.
+// that the recorder saw come first: a listing may lag behind. The names find what
+// an answer that was lost has made.
 func (r *run) cleanUp(ctx context.Context) error {
+	proxy := r.wire.serve()
+	defer proxy.Close()
+	api, err := r.connect(r.AdminKey)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
 	var errs []error
 	gone := func(err error) {
 		if err != nil && !client.IsGone(err) {
 			errs = append(errs, err)
 		}
 	}
-	for _, id := range r.accounts {
-		gone(r.api.DeleteServiceAccount(ctx, r.Project, id))
+	accountIDs, adminIDs := r.wire.made()
+	for _, id := range accountIDs {
+		gone(api.DeleteServiceAccount(ctx, r.Project, id))
 	}
-	for _, id := range r.admins {
-		gone(r.api.DeleteAdminKey(ctx, id))
+	for _, id := range adminIDs {
+		gone(api.DeleteAdminKey(ctx, id))
 	}
-	accounts, err := r.api.ListServiceAccounts(ctx, r.Project)
+	accounts, err := api.ListServiceAccounts(ctx, r.Project)
 	gone(err)
 	for _, a := range accounts {
 		if r.ours(a.Name) {
-			gone(r.api.DeleteServiceAccount(ctx, r.Project, a.ID))
+			gone(api.DeleteServiceAccount(ctx, r.Project, a.ID))
 		}
 	}
-	keys, err := r.api.ListAdminKeys(ctx)
+	keys, err := api.ListAdminKeys(ctx)
 	gone(err)
 	for _, k := range keys {
 		if r.ours(k.Name) {
-			gone(r.api.DeleteAdminKey(ctx, k.ID))
+			gone(api.DeleteAdminKey(ctx, k.ID))
 		}
 	}
 	return errors.Join(errs...)
@@ -203,8 +213,10 @@ func (r *run) ours(name string) bool {
 	if strings.HasPrefix(name, r.prefix) {
 		return true
 	}
-	rest, ok := strings.CutPrefix(name, family)
-	stamp, _, complete := strings.Cut(rest, "-")
-	began, err := strconv.ParseInt(stamp, 36, 64)
-	return ok && complete && err == nil && time.Since(time.Unix(began, 0)) > abandoned
+	parts := wholeName.FindStringSubmatch(name)
+	if parts == nil {
+		return false
+	}
+	began, err := strconv.ParseInt(parts[1], 36, 64)
+	return err == nil && time.Since(time.Unix(began, 0)) > abandoned
 }

@@ -34,7 +34,7 @@ func TestLive(t *testing.T) {
 		}
 	}
 	// Its own variables are all that this reads of the environment.
-	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 40*time.Minute)
 	defer cancel()

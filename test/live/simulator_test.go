@@ -6,6 +6,7 @@ package live
 import (
 	"context"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -81,6 +82,25 @@ func TestRun_CleansUpHoweverItEnds(t *testing.T) {
 	}
 }
 
+// What is broken off while it is being made comes to be afterwards.
+func TestRun_CleansUpWhatComesToBeAfterTheInterruption(t *testing.T) {
+	t.Parallel()
+	for _, route := range []string{"/organization/projects/{project_id}/service_accounts", "/organization/admin_api_keys"} {
+		sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+		sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: route, Kind: openaitest.FaultSlow, Delay: time.Second, Times: 1})
+		ctx, interrupt := context.WithCancel(t.Context())
+		go func() {
+			for !slices.ContainsFunc(sim.Requests(), func(r openaitest.Request) bool { return r.Method == http.MethodPost && r.Route == route }) {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(100 * time.Millisecond)
+			interrupt()
+		}()
+		_, err := Run(ctx, against(sim))
+		require.ErrorContains(t, err, "cut short", route)
+	}
+}
+
 func TestRun_FindsWhatALostAnswerMade(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{})
@@ -97,10 +117,13 @@ func TestRun_CleansUpAfterARunThatWasKilled(t *testing.T) {
 	require.NoError(t, err)
 	defer admin.Close()
 	for name, stays := range map[string]bool{
-		"vault-live-sobzz0-abcd-Az09": false, // of 2024
-		"vault-live-zzzzzz-abcd-Az09": true,  // of a clock that is ahead
-		"vault-live-":                 true,
-		"somebody's":                  true,
+		"vault-live-sobzz0-abcd-Az09 ._@-1xxx":   false, // of 2024
+		"vault-live-sobzz0-abcd-key12":           false,
+		"vault-live-zzzzzz-abcd-key12":           true, // of a clock that is ahead
+		"vault-live-prod-ab3defghij4klmn":        true, // the engine's own, of roles named live-…
+		"vault-live-stable-east-ab3defghij4klmn": true,
+		"vault-live-":                            true,
+		"somebody's":                             true,
 	} {
 		a, k, err := admin.CreateServiceAccount(t.Context(), cfg.Project, name, time.Hour)
 		require.NoError(t, err)
@@ -112,7 +135,7 @@ func TestRun_CleansUpAfterARunThatWasKilled(t *testing.T) {
 	require.NoError(t, err)
 	accounts, err := admin.ListServiceAccounts(t.Context(), cfg.Project)
 	require.NoError(t, err)
-	assert.Len(t, accounts, 3)
+	assert.Len(t, accounts, 5)
 }
 
 func TestRun_RefusesWhatItCannotUse(t *testing.T) {
@@ -123,4 +146,8 @@ func TestRun_RefusesWhatItCannotUse(t *testing.T) {
 	_, err := Run(t.Context(), cfg)
 	require.Error(t, err)
 	assert.NotContains(t, err.Error(), cfg.AdminKey.Reveal())
+
+	cfg.BaseURL = "http://gateway.example.com/v1"
+	_, err = Run(t.Context(), cfg)
+	require.ErrorContains(t, err, "clear text")
 }

@@ -22,8 +22,10 @@ ACTIONS := bin/actionlint
 VULN    := bin/govulncheck
 
 # How the plugin is compiled, wherever it is going to run: static, and the same
-# bytes from the same sources in any folder.
-GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
+# bytes from the same sources in any folder, whatever the environment asks of Go
+# (tools/release sets the same).
+GO_BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly GOEXPERIMENT= GOFIPS140=off GOWORK=off \
+	go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
 
 .PHONY: help demo dev test build image release lint fuzz vuln clean
 
@@ -68,14 +70,15 @@ image: ARCHIVE = $(DIST)/$(MODULE)_$(VERSION:v%=%)_linux_$(ARCH).oci.tar
 image: ## The container image, into dist/ and into Docker where it runs (VERSION=, ARCH=arm64); nothing is pulled
 	@GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$(MODULE) ./cmd/$(MODULE)
 	@GOOS= GOARCH= go run ./tools/image -binary $(DIST)/linux_$(ARCH)/$(MODULE) -version $(VERSION) -arch $(ARCH) \
-	  -revision "$$(git describe --always --dirty --abbrev=40 --exclude "*" 2>/dev/null)" -o $(ARCHIVE)
+	  -revision "$$(git rev-parse HEAD 2>/dev/null)$$(git status --porcelain --untracked-files=normal 2>/dev/null | sed -n '1s/.*/-dirty/p')" \
+	  -o $(ARCHIVE)
 	@echo "$(ARCHIVE)"
 	@if [ "$$(docker version -f '{{.Server.Arch}}' 2>/dev/null)" = $(ARCH) ]; then \
 	  docker load -q -i $(ARCHIVE); docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
 	  else echo "not loaded: no Docker engine for $(ARCH) answers"; fi
 
 release: ## All binaries, SBOMs and sums, into dist/ (VERSION=vX.Y.Z; COSIGN_KEY or GPG_KEY signs)
-	@cd tools/release && go run . -root ../.. -version '$(VERSION)'
+	@cd tools/release && GOOS= GOARCH= go run . -root ../.. -version '$(VERSION)'
 
 lint: $(LINT) $(ACTIONS) ## Format check, go vet, golangci-lint, actionlint and shellcheck (FIX=1 repairs what it can)
 	@$(if $(FIX),$(LINT) fmt)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -67,14 +68,16 @@ func (i Image) Reference() string {
 }
 
 // MakeImage makes and loads the plugin's image with `make image`; the archive
-// and the binary go into dir. The caller must Remove the image.
-func MakeImage(ctx context.Context, dir, version string) (Image, error) {
+// and the binary go into dir. env is added to the environment. The caller must
+// Remove the image.
+func MakeImage(ctx context.Context, dir, version string, env ...string) (Image, error) {
 	root, err := Root()
 	if err != nil {
 		return Image{}, err
 	}
 	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "image", "VERSION="+version, "DIST="+dir)
 	cmd.Dir = root
+	cmd.Env = append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return Image{}, fmt.Errorf("make image: %w\n%s", err, out)
 	}

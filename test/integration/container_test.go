@@ -220,16 +220,17 @@ func revision(t *testing.T, image devenv.Image) string {
 	return out
 }
 
-// makeImage makes the image twice, to see that it is the same.
+// makeImage makes the image twice, to see that it is the same, the second time
+// for a developer with preferences.
 func makeImage(t *testing.T, version string) devenv.Image {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	var archives [2][]byte
 	var image devenv.Image
-	for i := range archives {
+	for i, env := range [][]string{nil, {"GOAMD64=v3", "GOARM64=v9.0", "GOFLAGS=-tags=anything", "TZ=Asia/Tokyo"}} {
 		dir := t.TempDir()
-		made, err := devenv.MakeImage(ctx, dir, version)
+		made, err := devenv.MakeImage(ctx, dir, version, env...)
 		require.NoError(t, err)
 		if i == 0 {
 			image = made

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -61,7 +62,13 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 		return "", err
 	}
 	fmt.Fprintf(out, "%s %s, built with %s\n", plugin, version, toolchain)
-	if strings.Contains(version, "-dev.") {
+	sources := root
+	if version == tag(asked) {
+		if sources, err = clone(ctx, root, version); err != nil {
+			return "", err
+		}
+		defer func() { _ = os.RemoveAll(filepath.Dir(sources)) }() // a temporary folder
+	} else {
 		fmt.Fprintln(out, "This is no clean commit with the tag "+tag(asked)+", and the version says so.")
 	}
 
@@ -73,7 +80,7 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 		return "", err
 	}
 	for _, platform := range platforms {
-		binary, err := build(ctx, root, dist, version, platform)
+		binary, err := build(ctx, sources, dist, version, platform)
 		if err != nil {
 			return "", err
 		}
@@ -103,7 +110,8 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	changes, err := command(ctx, root, nil, "git", "status", "--porcelain")
+	// The option since a developer's settings can hide files that Go compiles.
+	changes, err := command(ctx, root, nil, "git", "status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return "", err
 	}
@@ -126,6 +134,27 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 		version += "+dirty"
 	}
 	return version, nil
+}
+
+// clone makes a clone of a tagged commit that has no other tag, in a temporary
+// folder. A release is built from that because Go compiles files that git ignores,
+// and stamps into the binary the highest tag that the commit has.
+func clone(ctx context.Context, root, version string) (string, error) {
+	parent, err := os.MkdirTemp("", "release-")
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(parent, plugin)
+	for _, args := range [][]string{
+		{"clone", "--quiet", "--no-tags", "--no-checkout", root, dir},
+		{"-C", dir, "fetch", "--quiet", "--no-tags", "origin", "tag", version},
+		{"-C", dir, "-c", "advice.detachedHead=false", "checkout", "--quiet", version},
+	} {
+		if _, err := command(ctx, parent, nil, "git", args...); err != nil {
+			return "", errors.Join(err, os.RemoveAll(parent))
+		}
+	}
+	return dir, nil
 }
 
 // build compiles the plugin for one platform. All settings that change the

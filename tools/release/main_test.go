@@ -62,6 +62,8 @@ func TestVersion_SaysWhatTheTreeIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("0.1.0", "v0.1.0-dev.g", "+dirty")
+	git(t, dir, "config", "status.showUntrackedFiles", "no")
+	expect("0.1.0", "v0.1.0-dev.g", "+dirty")
 	for _, bad := range []string{"", "v1", "1.2", "v1.2.3+meta", "v01.2.3", "latest"} {
 		if got, err := versionOf(context.Background(), dir, bad); err == nil {
 			t.Errorf("%q was taken, as %q", bad, got)
@@ -82,6 +84,14 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 		root := filepath.Join(t.TempDir(), name)
 		git(t, ".", "clone", "-q", "../..", root)
 		git(t, root, "tag", "-f", "v9.9.9")
+		if len(dists) > 0 { // what must make no difference: another tag, a file that only git does not see
+			git(t, root, "tag", "v9.9.10")
+			for path, content := range map[string]string{".git/info/exclude": "hidden.go\n", "hidden.go": "package openaisecrets\n\nfunc init() { println() }\n"} {
+				if err := os.WriteFile(filepath.Join(root, path), []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		dist, err := run(context.Background(), t.Output(), root, "9.9.9", []string{host})
 		if err != nil {
 			t.Fatal(err)

@@ -12,9 +12,10 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 case ${1:-} in
-  --integration) shift ;;
+  --integration)
+    [ $# = 1 ] || die "--integration takes nothing after it; VAULT_VERSION and VAULT_BIN are read from the environment" ;;
   -h | --help)
-    say "usage: scripts/run_tests.sh [--integration] [VARIABLE=value for make]..."
+    say "usage: scripts/run_tests.sh [--integration | VARIABLE=value for make...]"
     exit 0 ;;
   *) exec make --no-print-directory test "$@" ;;
 esac
@@ -25,17 +26,33 @@ done
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
 
-# Ctrl-C ends what runs, which cleans up first, and then all of it.
-trap 'exit 130' INT TERM
+# A signal ends what runs, which cleans up first, and then all of it. It may have
+# been sent to this script alone, and bash would wait with it for its child.
+child='' ended=''
+trap 'ended=1; [ -z "$child" ] || kill "$child" 2>/dev/null || :' INT TERM HUP
+finish() { # pid
+  local status
+  child=$1
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break # or else the signal has ended only the wait
+  done
+  child=''
+  [ -z "$ended" ] || exit 130
+  return "$status"
+}
 
 say "== What the engine assumes of OpenAI"
 # The binary is run and not go test, so that a signal reaches what cleans up.
 mkdir -p bin dist
 go test -c -buildvcs=false -tags live -o bin/live.test ./test/live
 failed=0
-LIVE_REPORT=$PWD/dist/live-report.md bin/live.test -test.run '^TestLive$' || failed=1
+LIVE_REPORT=$PWD/dist/live-report.md bin/live.test -test.run '^TestLive$' &
+finish $! || failed=1
 say "The report is in dist/live-report.md."
 
 say "== The life of a key, on a real Vault"
 OPENAI_PROJECT_ID=$OPENAI_TEST_PROJECT_ID make --no-print-directory demo || failed=1
+[ -z "$ended" ] || exit 130
 exit "$failed"

@@ -57,27 +57,44 @@ func TestRunTests_SaysWhatIsMissing(t *testing.T) {
 	out, err := script(t, []string{"OPENAI_ADMIN_KEY=", "OPENAI_TEST_PROJECT_ID="}, "scripts/run_tests.sh", "--integration")
 	require.Error(t, err)
 	require.Contains(t, out, "needs OPENAI_ADMIN_KEY")
+	out, err = script(t, nil, "scripts/run_tests.sh", "--integration", "VAULT_VERSION=oldest")
+	require.Error(t, err, "it must not drop what it is given")
+	require.Contains(t, out, "takes nothing after it")
 }
 
 func TestLiveTests_CleanUpOnASignal(t *testing.T) {
 	t.Parallel()
-	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
-	_, key := sim.AdminKey()
+	root, err := devenv.Root()
+	require.NoError(t, err)
 	binary := filepath.Join(t.TempDir(), "live.test")
 	built, err := script(t, nil, "go", "test", "-c", "-buildvcs=false", "-tags", "live", "-o", binary, "./test/live")
 	require.NoError(t, err, built)
-	cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^TestLive$")
-	cmd.Env = append(os.Environ(), "OPENAI_ADMIN_KEY="+key, "OPENAI_TEST_PROJECT_ID="+sim.AddProject("tests"), "OPENAI_BASE_URL="+sim.URL())
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	require.NoError(t, cmd.Start())
-	for len(sim.Requests()) < 40 {
-		time.Sleep(time.Millisecond)
+	for name, c := range map[string]struct {
+		command []string
+		signal  os.Signal
+	}{
+		"interrupted":           {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGINT},
+		"the terminal closed":   {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGHUP},
+		"only the script ended": {[]string{"scripts/run_tests.sh", "--integration"}, syscall.SIGTERM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+			_, key := sim.AdminKey()
+			cmd := exec.CommandContext(t.Context(), c.command[0], c.command[1:]...)
+			cmd.Dir = root
+			cmd.Env = append(os.Environ(), "OPENAI_ADMIN_KEY="+key, "OPENAI_TEST_PROJECT_ID="+sim.AddProject("tests"), "OPENAI_BASE_URL="+sim.URL())
+			var out strings.Builder
+			cmd.Stdout, cmd.Stderr = &out, &out
+			require.NoError(t, cmd.Start())
+			require.Eventually(t, func() bool { return len(sim.Requests()) >= 40 }, 2*time.Minute, time.Millisecond)
+			require.NoError(t, cmd.Process.Signal(c.signal))
+			require.Error(t, cmd.Wait())
+			require.Contains(t, out.String(), "cut short")
+			require.NotContains(t, out.String(), "The life of a key", "what comes after")
+			require.NotContains(t, out.String(), key)
+		})
 	}
-	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
-	require.Error(t, cmd.Wait())
-	require.Contains(t, out.String(), "cut short")
-	require.NotContains(t, out.String(), key)
 }
 
 func TestProvisioning_AsRoot(t *testing.T) {

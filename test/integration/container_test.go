@@ -56,7 +56,7 @@ func TestContainer(t *testing.T) {
 	}
 	t.Parallel()
 	t.Logf("on Docker %s", engine.ServerVersion)
-	version := fmt.Sprintf("v0.0.0-test.%d.%d", os.Getpid(), time.Now().Unix())
+	version := ownVersion()
 	image := makeImage(t, version)
 
 	for _, oci := range []string{"runc", "runsc"} {
@@ -211,6 +211,14 @@ func sameAsDockerfile(t *testing.T, image devenv.Image) {
 		require.NoError(t, err)
 		require.Equal(t, ours, theirs, format)
 	}
+}
+
+var versions atomic.Int32
+
+// ownVersion is a version that no other test has, in this run or another: what
+// one removes from the engine would otherwise be missing to the other.
+func ownVersion() string {
+	return fmt.Sprintf("v0.0.0-test.%d.%d.%d", os.Getpid(), time.Now().Unix(), versions.Add(1))
 }
 
 func revision(t *testing.T, image devenv.Image) string {

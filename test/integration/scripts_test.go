@@ -6,7 +6,6 @@ package integration
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -122,7 +121,7 @@ func TestProvisioning_AsUser(t *testing.T) {
 	require.NoError(t, err)
 	address := listener.Addr().String()
 	require.NoError(t, listener.Close())
-	version := fmt.Sprintf("v0.0.0-test.%d.%d", os.Getpid(), time.Now().Unix())
+	version := ownVersion()
 	command := []string{"scripts/vagrant_provision_as_user.sh"}
 	if exec.Command("docker", "version").Run() != nil {
 		t.Log("no Docker engine answers here: without the container")

@@ -29,7 +29,7 @@ func main() {
 	dev := flag.Bool("dev", false, "set everything up, print what to paste, and wait for Ctrl-C")
 	flag.Parse()
 
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	began := time.Now()
 	if err := run(ctx, *dev); err != nil {

@@ -73,7 +73,9 @@ func (d *demo) start(ctx context.Context, user *api) (err error) {
 	}
 
 	d.keyName = "vault-demo-" + strings.ToLower(rand.Text()[:6])
-	id, value, err := user.makeAdminKey(ctx, d.keyName)
+	// Seen to its end, also when interrupted: what is broken off may come to be
+	// after all was cleaned up.
+	id, value, err := user.makeAdminKey(context.WithoutCancel(ctx), d.keyName)
 	if err != nil {
 		return err
 	}
@@ -285,7 +287,15 @@ func (d *demo) cleanUp(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("disabling the engine, so that its leases end: %w\n%s", err, d.shorten(out)))
 		}
 	}
-	if d.live && len(d.adminKeys) > 0 {
+	if d.live && d.keyName != "" {
+		// By name, too: an answer that was lost has told no ID.
+		keys, err := d.api.adminKeys(ctx)
+		errs = append(errs, err)
+		for _, k := range keys {
+			if d.isOurs(k) && !slices.Contains(d.adminKeys, k.ID) {
+				d.adminKeys = append(d.adminKeys, k.ID)
+			}
+		}
 		errs = append(errs, d.removeAdminKeys(ctx))
 	}
 	if d.live && len(d.accounts) > 0 {

@@ -7,6 +7,7 @@ package integration
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,13 @@ import (
 
 func demo(t *testing.T, env ...string) string {
 	t.Helper()
+	out, err := tryDemo(t, env...)
+	require.NoError(t, err, out)
+	return out
+}
+
+func tryDemo(t *testing.T, env ...string) (string, error) {
+	t.Helper()
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	program := filepath.Join(t.TempDir(), "demo")
@@ -33,8 +41,7 @@ func demo(t *testing.T, env ...string) string {
 	cmd.Dir = root
 	cmd.Env = append(cmd.Environ(), env...)
 	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	return string(out)
+	return string(out), err
 }
 
 func TestTheDemoGoesThrough(t *testing.T) {
@@ -59,4 +66,14 @@ func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
 	require.Equal(t, person, sim.Accounts()[0].ID)
 	require.Len(t, sim.AdminKeys(), 1)
 	require.Equal(t, id, sim.AdminKeys()[0].ID)
+}
+
+func TestTheDemoLeavesNoAdminKeyOfALostAnswer(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+	_, key := sim.AdminKey()
+	sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Kind: openaitest.FaultLost, Times: 1})
+	out, err := tryDemo(t, "OPENAI_ADMIN_KEY="+key, "OPENAI_PROJECT_ID="+sim.AddProject("mine"), "OPENAI_BASE_URL="+sim.URL())
+	require.Error(t, err, out)
+	require.Len(t, sim.AdminKeys(), 1)
 }

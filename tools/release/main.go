@@ -61,6 +61,14 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 	if err != nil {
 		return "", err
 	}
+	// An empty variable does not undo what `go env -w` has set.
+	experiments, err := command(ctx, root, []string{"GOEXPERIMENT="}, "go", "env", "GOEXPERIMENT")
+	if err != nil {
+		return "", err
+	}
+	if experiments != "" {
+		return "", fmt.Errorf("go env -w GOEXPERIMENT=%s would change the binaries: go env -u GOEXPERIMENT undoes it", experiments)
+	}
 	fmt.Fprintf(out, "%s %s, built with %s\n", plugin, version, toolchain)
 	sources := root
 	if version == tag(asked) {

@@ -111,6 +111,20 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 	checkSBOM(t, binary+".cdx.json", read(t, "../../go.mod"))
 }
 
+func TestRelease_RefusesAnotherCompiler(t *testing.T) {
+	dir := t.TempDir()
+	git(t, dir, "init", "-q")
+	git(t, dir, "commit", "-q", "--allow-empty", "-m", "one")
+	settings := filepath.Join(dir, ".git", "goenv")
+	if err := os.WriteFile(settings, []byte("GOEXPERIMENT=nogreenteagc\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOENV", settings)
+	if _, err := run(context.Background(), t.Output(), dir, "v0.1.0", nil); err == nil || !strings.Contains(err.Error(), "GOEXPERIMENT") {
+		t.Errorf("a compiler with experiments was taken: %v", err)
+	}
+}
+
 // checkSBOM holds an SBOM against the go.mod that its binary was built from.
 func checkSBOM(t *testing.T, path, gomod string) {
 	t.Helper()

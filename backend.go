@@ -28,6 +28,7 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/useragent"
 	"github.com/hashicorp/vault/sdk/logical"
+	"golang.org/x/sync/singleflight"
 
 	"vault-plugin-secrets-openai/client"
 )
@@ -120,6 +121,7 @@ type backend struct {
 	// lastIssued is when the last credential was handed out, Unix nanoseconds.
 	lastIssued atomic.Int64
 
+	roles *roleCache
 	// pace is what is known of OpenAI's rate limits.
 	pace *client.Pace
 	work *background
@@ -144,7 +146,7 @@ type snapshot struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now}
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
@@ -190,7 +192,30 @@ func newBackend() *backend {
 // Setup is framework.Backend's, which forgets the storage.
 func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
 	b.storage = conf.StorageView
-	return b.Backend.Setup(ctx, conf)
+	shared := *conf
+	if conf.System != nil {
+		shared.System = &sharedView{SystemView: conf.System}
+	}
+	return b.Backend.Setup(ctx, &shared)
+}
+
+// sharedView is Vault's system view, of which requests at the same time share an
+// answer. Each is a round trip through the plugin protocol; the framework makes
+// one for every request, and an issue another. Vault does not tell a plugin when
+// an answer changes, so none outlives its question.
+type sharedView struct {
+	logical.SystemView
+	questions singleflight.Group
+}
+
+func (v *sharedView) ReplicationState() consts.ReplicationState {
+	state, _, _ := v.questions.Do("replication state", func() (any, error) { return v.SystemView.ReplicationState(), nil })
+	return state.(consts.ReplicationState)
+}
+
+func (v *sharedView) MaxLeaseTTL() time.Duration {
+	ttl, _, _ := v.questions.Do("maximum lease ttl", func() (any, error) { return v.SystemView.MaxLeaseTTL(), nil })
+	return ttl.(time.Duration)
 }
 
 // current returns the snapshot, from memory or else from storage.
@@ -255,6 +280,9 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 	if strings.HasPrefix(key, staticStoragePrefix) {
 		b.static.forget()
+	}
+	if name, ok := strings.CutPrefix(key, roleStoragePrefix); ok {
+		b.roles.forget(name, nil)
 	}
 }
 

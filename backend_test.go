@@ -75,7 +75,7 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: 768 * time.Hour,
 			MaxLeaseTTLVal:     768 * time.Hour,
-			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2"},
+			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2", VaultVersionMetadata: "ent"}, // which takes events
 		},
 	}
 	h.manager = &rotationManager{StaticSystemView: h.system, refusal: errCommunity}

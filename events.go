@@ -4,7 +4,7 @@ package openaisecrets
 // both of which only Enterprise passes on.
 //
 // What must stay true: nobody waits for a server's answer, a server that knows
-// neither is asked once, and no event carries a key.
+// neither is asked once, Community is told nothing, and no event carries a key.
 
 import (
 	"context"
@@ -88,8 +88,18 @@ func (b *backend) notify(kind, mount, path string, modified bool, pairs ...strin
 	}
 }
 
-// tell sends what is queued, until the backend ends.
+// tell sends what is queued, until the backend ends. Community takes it all, and
+// drops it: it has nothing to subscribe with. That is two round trips for each
+// credential which are better not made.
 func (b *backend) tell() {
+	ctx, cancel := context.WithTimeout(b.work.ctx, eventTimeout)
+	env, err := b.System().PluginEnv(ctx)
+	cancel()
+	if err == nil && env != nil && env.VaultVersionMetadata == "" { // "ent…" on Enterprise
+		b.notices.noEvents.Store(true)
+		b.notices.noObservations.Store(true)
+		return
+	}
 	for {
 		select {
 		case e := <-b.notices.queue:

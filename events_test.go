@@ -161,6 +161,19 @@ func TestEvents_AServerWithoutThemIsAskedOnce(t *testing.T) {
 	require.LessOrEqual(t, h.told.asked, 2, "once for events and once for observations")
 }
 
+func TestEvents_CommunityIsToldNothing(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.system.PluginEnvironment = &logical.PluginEnvironment{VaultVersion: "1.21.2"}
+	h.configure(nil)
+	require.Eventually(t, func() bool { return h.b.notices.noEvents.Load() && h.b.notices.noObservations.Load() }, 5*time.Second, 5*time.Millisecond)
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	h.told.mu.Lock()
+	defer h.told.mu.Unlock()
+	require.Zero(t, h.told.asked)
+}
+
 // A server that does not answer costs nobody any time.
 func TestEvents_NobodyWaitsForThem(t *testing.T) {
 	t.Parallel()

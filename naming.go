@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/hashicorp/go-secure-stdlib/base62"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/helper/template"
 )
 
@@ -20,7 +21,14 @@ const (
 	// maxNameLength bounds an account's name, in characters. OpenAI publishes
 	// no limit; this is what the tools around it use.
 	maxNameLength = 64
+	// maxParsedNames is for the roles of a mount that have a template of their
+	// own, which are few.
+	maxParsedNames = 256
 )
+
+// parsedNames are the templates last used, by their text: to parse one costs
+// more than to render it.
+var parsedNames, _ = lru.New[string, template.StringTemplate](maxParsedNames) // its only error is a size below 1
 
 // nameData is what a name template can use.
 type nameData struct {
@@ -33,9 +41,13 @@ type nameData struct {
 // accountName renders a name of at most maxNameLength characters in which
 // RandomSuffix stands whole. An error says what the template gave.
 func accountName(text string, data nameData) (string, error) {
-	parsed, err := template.NewTemplate(template.Template(text), template.Function("random", shortRandom))
-	if err != nil {
-		return "", err
+	parsed, known := parsedNames.Get(text)
+	if !known {
+		var err error
+		if parsed, err = template.NewTemplate(template.Template(text), template.Function("random", shortRandom)); err != nil {
+			return "", err
+		}
+		parsedNames.Add(text, parsed)
 	}
 	rendered, err := parsed.Generate(data)
 	if err != nil {

@@ -187,7 +187,7 @@ func (b *backend) pathConfig() *framework.Path {
 		},
 		"max_concurrent_requests": {
 			Type:         framework.TypeInt,
-			Description:  "How many requests to OpenAI may be under way at once: 4 to 1024, of which issues and revokes each leave a quarter to the other. Default 256.",
+			Description:  "How many requests to OpenAI may be under way at once: 4 to 1024, of which issues and revokes each leave an eighth to the other. Default 256.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum concurrent requests"},
 		},
 		"tidy_interval": {

@@ -77,7 +77,7 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 			return logical.ErrorResponse("ttl must not be negative"), nil
 		}
 	}
-	r, err := getRole(ctx, req.Storage, name)
+	r, err := b.roles.get(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}

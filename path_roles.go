@@ -84,7 +84,7 @@ func (r *role) project(cfg *config) string {
 	return r.ProjectID
 }
 
-// getRole returns nil when there is no such role.
+// getRole reads a role from storage; nil when there is no such role.
 func getRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
 	entry, err := s.Get(ctx, roleStoragePrefix+name)
 	if err != nil {
@@ -282,11 +282,14 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 }
 
 func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	if err := req.Storage.Delete(ctx, roleStoragePrefix+d.Get("name").(string)); err != nil {
+	name := d.Get("name").(string)
+	err := req.Storage.Delete(ctx, roleStoragePrefix+name)
+	b.roles.forget(name, err)
+	if err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}
-	b.notify(eventRoleDelete, req.MountPoint, req.Path, true, "name", d.Get("name").(string))
-	b.log(req).Info("role deleted", "role", d.Get("name").(string))
+	b.notify(eventRoleDelete, req.MountPoint, req.Path, true, "name", name)
+	b.log(req).Info("role deleted", "role", name)
 	return nil, nil
 }
 
@@ -361,7 +364,9 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if err != nil {
 		return nil, err
 	}
-	if err := req.Storage.Put(ctx, entry); err != nil {
+	err = req.Storage.Put(ctx, entry)
+	b.roles.forget(name, err)
+	if err != nil {
 		return nil, fmt.Errorf("storing role %q: %w", name, err)
 	}
 	b.notify(eventRoleWrite, req.MountPoint, req.Path, true, "name", name, "project_id", project)

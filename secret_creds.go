@@ -122,7 +122,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	if err != nil {
 		return nil, err
 	}
-	r, err := getRole(ctx, req.Storage, lease.Role)
+	r, err := b.roles.get(ctx, req.Storage, lease.Role)
 	if err != nil {
 		return nil, err
 	}

@@ -47,24 +47,24 @@ const (
 )
 
 // turn waits until a call fits the pace. What waits for that holds no slot.
-func (c *Client) turn(ctx context.Context, v callKind, op string) (ticket, *Error) {
+func (c *Client) turn(ctx context.Context, v callKind) (ticket, *Error) {
 	t, tooLong, err := c.pace.take(ctx, string(v))
 	if tooLong > 0 {
 		return t, &Error{
-			Op: op, Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
+			Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
 			Message: fmt.Sprintf("OpenAI limits the rate of these calls, and the next one fits in about %s", tooLong.Round(time.Second)),
 		}
 	}
 	if err != nil {
-		return t, &Error{Op: op, Host: c.host, Cause: err}
+		return t, &Error{Host: c.host, Cause: err}
 	}
 	return t, nil
 }
 
 // enter waits until a call fits the number of calls in flight, and says how to
 // leave.
-func (c *Client) enter(ctx context.Context, v callKind, op string) (leave func(), failure *Error) {
-	// Issues and revokes each leave a quarter of the slots to the other.
+func (c *Client) enter(ctx context.Context, v callKind) (leave func(), failure *Error) {
+	// Issues leave some of the slots to all other calls, and those to issues.
 	class := c.others
 	if v == createServiceAccount || v == createKey || v == probeKey {
 		class = c.creates
@@ -76,7 +76,7 @@ func (c *Client) enter(ctx context.Context, v callKind, op string) (leave func()
 			if i > 0 {
 				<-class
 			}
-			return nil, &Error{Op: op, Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
+			return nil, &Error{Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
 		}
 	}
 	return func() { <-c.slots; <-class }, nil
@@ -106,22 +106,31 @@ type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
 // valid says whether a decoded answer is what was asked for: the SDK decodes
 // {} or a page of another service without complaint.
 func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
-	op = c.clean(op) // names and ids in it came from elsewhere
+	result, failure := attempt(ctx, c, v, valid, call)
+	if failure != nil {
+		failure.Op = c.clean(op) // names and ids in it came from elsewhere
+		return nil, failure
+	}
+	return result, nil
+}
+
+// attempt is once with errors that do not say yet what it was.
+func attempt[T any](ctx context.Context, c *Client, v callKind, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
 	asked := time.Now()
-	t, failure := c.turn(ctx, v, op)
+	t, failure := c.turn(ctx, v)
 	if failure != nil {
 		if failure.RateLimited() {
 			c.observer.Throttled(string(v), true)
 		}
 		return nil, failure
 	}
-	leave, failure := c.enter(ctx, v, op)
+	leave, failure := c.enter(ctx, v)
 	if failure != nil {
 		return nil, failure
 	}
 	defer leave()
 	if err := ctx.Err(); err != nil {
-		return nil, &Error{Op: op, Host: c.host, Cause: err}
+		return nil, &Error{Host: c.host, Cause: err}
 	}
 	if ctx.Value(finishKey{}) != nil {
 		deadline, bounded := ctx.Deadline()
@@ -132,16 +141,13 @@ func once[T any](ctx context.Context, c *Client, v callKind, op string, valid fu
 			defer cancel()
 		}
 	}
-	result, failure := observed(c, v, asked, func() (*T, *Error) { return send(ctx, c, op, valid, call) })
+	result, failure := observed(c, v, asked, func() (*T, *Error) { return send(ctx, c, valid, call) })
 	c.pace.learn(t, failure)
-	if failure != nil {
-		return nil, failure
-	}
-	return result, nil
+	return result, failure
 }
 
 // send is the attempt itself.
-func send[T any](ctx context.Context, c *Client, op string, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
+func send[T any](ctx context.Context, c *Client, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var sent atomic.Bool
@@ -162,11 +168,11 @@ func send[T any](ctx context.Context, c *Client, op string, valid func(*T) bool,
 		return result, nil
 	}
 
-	failure := &Error{Op: op, Host: c.host, Sent: sent.Load()}
+	failure := &Error{Host: c.host, Sent: sent.Load()}
 	if raw == nil {
 		var transport *url.Error
 		if !failure.Sent && ctx.Err() == nil && !errors.As(err, &transport) {
-			return nil, c.refuse(op, c.clean(err.Error())) // the SDK never got as far as a request
+			return nil, c.refuse("", c.clean(err.Error())) // the SDK never got as far as a request
 		}
 		failure.Cause = &cause{text: c.clean(withoutURL(err).Error()), err: err}
 		return nil, failure

@@ -36,6 +36,10 @@ const (
 	// DefaultConcurrency bounds the calls in flight and is the size of the
 	// idle connection pool. Vault can send 180 revokes at a time.
 	DefaultConcurrency = 256
+	// reserved is the part of the calls in flight, 1 in so many, that issues leave
+	// to all other calls, and those to issues: of 256 that is 32, which at a tenth
+	// of a second each are 320 calls a second.
+	reserved = 8
 	// MinExpiry is the shortest expires_in_seconds of any key.
 	MinExpiry = time.Second
 	// MaxExpiry is the longest: one year (API reference).
@@ -157,13 +161,14 @@ func New(o Options) (*Client, error) {
 	if o.Organization != "" {
 		options = append(options, option.WithOrganization(o.Organization))
 	}
+	reserve := max(o.Concurrency/reserved, min(o.Concurrency/4, 1)) // below 4 there is none to spare
 	return &Client{
 		host:     base.Host,
 		adminKey: o.AdminKey,
 		timeout:  o.Timeout,
 		slots:    make(chan struct{}, o.Concurrency),
-		creates:  make(chan struct{}, o.Concurrency-o.Concurrency/4),
-		others:   make(chan struct{}, o.Concurrency-o.Concurrency/4),
+		creates:  make(chan struct{}, o.Concurrency-reserve),
+		others:   make(chan struct{}, o.Concurrency-reserve),
 		pace:     o.Pace,
 		observer: o.Observer,
 		http:     transport,

@@ -24,8 +24,9 @@ import (
 func (c *Client) Probe(ctx context.Context, key Secret) error {
 	const op = "try the new key"
 	asked := time.Now()
-	leave, failure := c.enter(ctx, probeKey, op)
+	leave, failure := c.enter(ctx, probeKey)
 	if failure != nil {
+		failure.Op = op
 		return failure
 	}
 	defer leave()
@@ -33,7 +34,7 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 	sender.adminKey = key // the one of which texts are cleaned
 	type models = pagination.Page[openai.Model]
 	_, failure = observed(c, probeKey, asked, func() (*models, *Error) {
-		return send(ctx, &sender, op,
+		return send(ctx, &sender,
 			func(m *models) bool { return m.JSON.Data.Valid() },
 			func(ctx context.Context, o ...option.RequestOption) (*models, error) {
 				return c.models.List(ctx, append(o, option.WithAPIKey(key.Reveal()))...)
@@ -42,6 +43,7 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 	if failure == nil || failure.keyIsKnown() {
 		return nil
 	}
+	failure.Op = op
 	return failure
 }
 

@@ -19,6 +19,7 @@ type account struct {
 	entity
 	project *project
 	role    string
+	keys    []*apiKey // its own, those of the project are many
 }
 
 func (s *Server) newAccount(p *project, name, role, requestID string) *account {
@@ -41,6 +42,10 @@ func (s *Server) AddServiceAccount(projectID, name string) string {
 	if p == nil {
 		panic("openaitest: no project " + projectID)
 	}
+	return s.addAccount(p, name)
+}
+
+func (s *Server) addAccount(p *project, name string) string {
 	a := s.newAccount(p, name, roleMember, "")
 	s.kept[a.id] = true
 	return a.id
@@ -57,15 +62,11 @@ func (s *Server) DeleteServiceAccount(projectID, id string) {
 }
 
 func (s *Server) removeAccount(a *account, requestID string) {
-	for _, k := range a.keys() {
+	for _, k := range slices.Clone(a.keys) {
 		s.removeKey(k, requestID)
 	}
 	a.project.accounts.remove(a)
 	s.record(EventDeleted, KindAccount, a.id, a.name, a.project.id, requestID)
-}
-
-func (a *account) keys() []*apiKey {
-	return slices.DeleteFunc(slices.Clone(a.project.keys.list), func(k *apiKey) bool { return k.account != a })
 }
 
 // account finds the account of the path.

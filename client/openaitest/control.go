@@ -6,6 +6,7 @@ package openaitest
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -19,6 +20,11 @@ const ControlPath = "/_sim/"
 //	GET    /_sim/ledger    all that happened
 //	GET    /_sim/alive     accounts with their keys, and admin keys
 //	GET    /_sim/requests  the log of requests
+//	DELETE /_sim/requests  empty it
+//	GET    /_sim/stats     connections, accounts alive, and requests by method, route and status
+//	POST   /_sim/options   change what is named: {"latency":"100ms","rate_per_minute":600,"rate_burst":0,
+//	                       "retry_after":false,"activation_delay":"1s"}
+//	POST   /_sim/accounts  {"project_id":"proj_…","count":5000}: accounts that nobody's lease made
 //	POST   /_sim/faults    install a Fault: {"kind":"status","method":"POST","route":"/organization/*","times":2,
 //	                       "skip":0,"probability":0,"status":503,"body":"","header":{"Retry-After":["1"]},
 //	                       "message":"","code":"","delay":"1s"}
@@ -37,6 +43,15 @@ func (s *Server) WithControl() http.Handler {
 	mux.HandleFunc("GET "+ControlPath+"requests", func(w http.ResponseWriter, _ *http.Request) {
 		controlReply(w, http.StatusOK, s.Requests())
 	})
+	mux.HandleFunc("DELETE "+ControlPath+"requests", func(w http.ResponseWriter, _ *http.Request) {
+		s.ResetRequests()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET "+ControlPath+"stats", func(w http.ResponseWriter, _ *http.Request) {
+		controlReply(w, http.StatusOK, s.Stats())
+	})
+	mux.HandleFunc("POST "+ControlPath+"options", s.controlOptions)
+	mux.HandleFunc("POST "+ControlPath+"accounts", s.controlAccounts)
 	mux.HandleFunc("POST "+ControlPath+"faults", s.controlFail)
 	mux.HandleFunc("DELETE "+ControlPath+"faults", func(w http.ResponseWriter, _ *http.Request) {
 		s.ClearFaults()
@@ -92,6 +107,74 @@ func (s *Server) controlFail(w http.ResponseWriter, r *http.Request) {
 	}
 	s.Fail(f)
 	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) controlOptions(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Latency         *duration `json:"latency"`
+		RatePerMinute   *int      `json:"rate_per_minute"`
+		RateBurst       *int      `json:"rate_burst"`
+		RetryAfter      *bool     `json:"retry_after"`
+		ActivationDelay *duration `json:"activation_delay"`
+	}
+	if !controlBody(w, r, &in) {
+		return
+	}
+	for _, d := range []*duration{in.Latency, in.ActivationDelay} {
+		if d != nil && *d < 0 {
+			controlReply(w, http.StatusBadRequest, object{"error": "durations must not be negative"})
+			return
+		}
+	}
+	for _, n := range []*int{in.RatePerMinute, in.RateBurst} {
+		if n != nil && *n < 0 {
+			controlReply(w, http.StatusBadRequest, object{"error": "rates must not be negative"})
+			return
+		}
+	}
+	s.Configure(func(o *Options) {
+		set(&o.Latency, (*time.Duration)(in.Latency))
+		set(&o.RatePerMinute, in.RatePerMinute)
+		set(&o.RateBurst, in.RateBurst)
+		set(&o.RetryAfter, in.RetryAfter)
+		set(&o.ActivationDelay, (*time.Duration)(in.ActivationDelay))
+	})
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// set changes what was named and leaves the rest.
+func set[T any](target, value *T) {
+	if value != nil {
+		*target = *value
+	}
+}
+
+func (s *Server) controlAccounts(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		ProjectID string `json:"project_id"`
+		Count     int    `json:"count"`
+	}
+	if !controlBody(w, r, &in) {
+		return
+	}
+	if !s.addAccounts(in.ProjectID, in.Count) {
+		controlReply(w, http.StatusBadRequest, object{"error": "project_id must name a project and count be positive"})
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *Server) addAccounts(projectID string, count int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.projects.byID[projectID]
+	if p == nil || count < 1 {
+		return false
+	}
+	for i := range count {
+		s.addAccount(p, fmt.Sprintf("somebody-%d", i+1))
+	}
+	return true
 }
 
 func (s *Server) controlClock(w http.ResponseWriter, r *http.Request) {

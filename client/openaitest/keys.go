@@ -6,6 +6,7 @@ package openaitest
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -34,6 +35,7 @@ func (s *Server) newKey(a *account, name string, scopes []string, seconds int64,
 	k.activeAt = k.createdAt.Add(s.opts.ActivationDelay)
 	s.setExpiry(&k.credential, seconds)
 	a.project.keys.add(k)
+	a.keys = append(a.keys, k)
 	s.keyByValue[k.value] = k
 	s.idByValue[k.value] = k.id
 	s.record(EventCreated, KindKey, k.id, k.name, a.project.id, requestID)
@@ -43,6 +45,7 @@ func (s *Server) newKey(a *account, name string, scopes []string, seconds int64,
 func (s *Server) removeKey(k *apiKey, requestID string) {
 	delete(s.keyByValue, k.value)
 	k.account.project.keys.remove(k)
+	k.account.keys = slices.DeleteFunc(k.account.keys, func(other *apiKey) bool { return other == k })
 	s.record(EventDeleted, KindKey, k.id, k.name, k.account.project.id, requestID)
 }
 

@@ -4,6 +4,7 @@
 package openaitest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -139,6 +140,45 @@ func (s *Server) Count(method, route string) int {
 	return n
 }
 
+// Stats are the numbers of a run, for those who would otherwise have to read
+// all that happened.
+type Stats struct {
+	Connections int     `json:"connections"` // accepted since the start
+	Accounts    int     `json:"accounts"`    // service accounts alive
+	Calls       []Calls `json:"calls"`       // since the log of requests was last emptied
+}
+
+// Calls is how many requests had the same method, route and status; the
+// fields are those of Request.
+type Calls struct {
+	Method string `json:"method"`
+	Route  string `json:"route"`
+	Status int    `json:"status"`
+	Count  int    `json:"count"`
+}
+
+// Stats counts what there is.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Stats{Connections: s.Connections(), Calls: []Calls{}}
+	for _, p := range s.projects.list {
+		st.Accounts += len(p.accounts.list)
+	}
+	counts := map[Calls]int{}
+	for _, r := range s.requests {
+		counts[Calls{Method: r.Method, Route: r.Route, Status: r.Status}]++
+	}
+	for c, n := range counts {
+		c.Count = n
+		st.Calls = append(st.Calls, c)
+	}
+	slices.SortFunc(st.Calls, func(a, b Calls) int {
+		return cmp.Or(strings.Compare(a.Route, b.Route), strings.Compare(a.Method, b.Method), cmp.Compare(a.Status, b.Status))
+	})
+	return st
+}
+
 // Accounts is every service account alive, oldest first within its project.
 func (s *Server) Accounts() []Account {
 	s.mu.Lock()
@@ -221,7 +261,7 @@ func (s *Server) Leaks() []string {
 	for _, p := range s.projects.list {
 		for _, a := range p.accounts.list {
 			if leaked(&a.entity) {
-				out = append(out, fmt.Sprintf("service account %s %q in project %s (%s)", a.id, a.name, p.name, describe(a.keys(), now)))
+				out = append(out, fmt.Sprintf("service account %s %q in project %s (%s)", a.id, a.name, p.name, describe(a.keys, now)))
 			}
 		}
 		for _, k := range p.keys.list {

@@ -171,8 +171,13 @@ func (s *Server) SetURL(base string) {
 	s.url = strings.TrimSuffix(base, "/")
 }
 
-// CACert is the PEM certificate of a server started with Options.TLS.
-func (s *Server) CACert() string { return s.caCert }
+// CACert is the PEM certificate of a server started with Options.TLS or served
+// with Certificate.
+func (s *Server) CACert() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.caCert
+}
 
 // OrganizationID is the id of the one organization.
 func (s *Server) OrganizationID() string { return s.orgID }

@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -43,6 +44,7 @@ func main() {
 type settings struct {
 	listen      string
 	allowRemote bool
+	tls         bool
 	projects    []string
 	options     openaitest.Options
 }
@@ -53,6 +55,7 @@ func parse(args []string, errOut io.Writer) (settings, error) {
 	fs.SetOutput(errOut)
 	fs.StringVar(&in.listen, "listen", "127.0.0.1:0", "`address` to listen on; port 0 picks a free one")
 	fs.BoolVar(&in.allowRemote, "allow-remote", false, "allow an address that is not loopback")
+	fs.BoolVar(&in.tls, "tls", false, "serve HTTPS with HTTP/2, under a certificate made for this run, which the line carries")
 	fs.StringVar(&in.options.AdminKey, "admin-key", "", "`value` of the first admin key (default: generated)")
 	fs.Func("project", "`name` of a project; may be repeated (default: one named demo)", func(name string) error {
 		if name == "" {
@@ -87,6 +90,7 @@ func parse(args []string, errOut io.Writer) (settings, error) {
 // introduction is the line on standard output.
 type introduction struct {
 	URL        string        `json:"url"`
+	CACert     string        `json:"ca_cert,omitempty"` // PEM, with -tls
 	AdminKey   string        `json:"admin_key"`
 	AdminKeyID string        `json:"admin_key_id"`
 	Projects   []projectLine `json:"projects"`
@@ -108,21 +112,30 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		return err
 	}
 	sim := openaitest.New(in.options)
-	sim.SetURL("http://" + listener.Addr().String() + "/v1")
-	line := introduction{URL: sim.URL()}
-	line.AdminKeyID, line.AdminKey = sim.AdminKey()
-	for _, name := range in.projects {
-		line.Projects = append(line.Projects, projectLine{ID: sim.AddProject(name), Name: name})
-	}
-
 	server := &http.Server{
 		Handler:           sim.WithControl(),
 		ConnState:         sim.ConnState,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          log.New(errOut, "openai-sim: ", 0),
 	}
+	scheme, serve := "http://", func() error { return server.Serve(listener) }
+	if in.tls {
+		cert, err := sim.Certificate()
+		if err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		scheme, serve = "https://", func() error { return server.ServeTLS(listener, "", "") }
+	}
+	sim.SetURL(scheme + listener.Addr().String() + "/v1")
+	line := introduction{URL: sim.URL(), CACert: sim.CACert()}
+	line.AdminKeyID, line.AdminKey = sim.AdminKey()
+	for _, name := range in.projects {
+		line.Projects = append(line.Projects, projectLine{ID: sim.AddProject(name), Name: name})
+	}
+
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- serve() }()
 	if err := json.NewEncoder(out).Encode(line); err != nil {
 		_ = server.Close() // the error to report is the one of the line
 		return err

@@ -6,6 +6,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -84,6 +86,20 @@ func TestCommand(t *testing.T) {
 	}, 5*time.Second, 10*time.Millisecond)
 	require.NoError(t, stop(), "a request that hangs must not hold up the end")
 	<-hung
+}
+
+func TestServesHTTP2WithACertificateOfItsOwn(t *testing.T) {
+	line, stop := start(t, "-tls")
+	pool := x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM([]byte(line.CACert)))
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
+	resp, err := client.Get(line.URL + "/models")
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, 401, resp.StatusCode)
+	require.Equal(t, 2, resp.ProtoMajor)
+	client.CloseIdleConnections()
+	require.NoError(t, stop())
 }
 
 func TestListensOnLoopbackOnly(t *testing.T) {

@@ -1,8 +1,9 @@
 package devenv
 
-// Building the plugin, and the simulator beside it, from this checkout.
+// Building plugins, and the simulator beside them, from this checkout.
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,32 +16,48 @@ import (
 
 // Plugin is a built plugin binary, as Vault's catalog wants to know it.
 type Plugin struct {
+	Name    string // its name in the catalog; PluginName when empty
 	Path    string
 	Version string // what the binary says with -version
 	SHA256  string
 }
 
-// BuildOptions say how a plugin is built. The zero value is the plugin as it is
+// BuildOptions say how a plugin is built. The zero value is this engine as it is
 // in the code.
 type BuildOptions struct {
-	Version string // replaces the version in the code, for tests with two of them
-	Race    bool   // with the race detector, where RaceAvailable
+	Name    string   // of another plugin than this engine, with its
+	Package string   // package in this checkout
+	Version string   // replaces the version in the code, for tests with two of them
+	Race    bool     // with the race detector, where RaceAvailable
+	Release bool     // as make build compiles it: static, without symbols
+	Tags    []string // build tags
 }
 
-// BuildPlugin builds the plugin into dir, which is or becomes a Vault's plugin
+// BuildPlugin builds a plugin into dir, which is or becomes a Vault's plugin
 // directory. Plugins of different versions can lie in one folder.
 func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, error) {
-	name := PluginName
-	var args []string
+	name, pkg := cmp.Or(opts.Name, PluginName), cmp.Or(opts.Package, "./cmd/"+PluginName)
+	path := filepath.Join(dir, name)
+	var env, args, ldflags []string
 	if opts.Race {
 		args = append(args, "-race")
 	}
-	if opts.Version != "" {
-		name += "_" + opts.Version
-		args = append(args, "-ldflags", "-X "+PluginName+".version="+opts.Version)
+	if opts.Release {
+		env = append(env, "CGO_ENABLED=0")
+		args = append(args, "-trimpath")
+		ldflags = append(ldflags, "-s", "-w")
 	}
-	path := filepath.Join(dir, name)
-	if err := Build(ctx, path, "./cmd/"+PluginName, args...); err != nil {
+	if opts.Version != "" {
+		path += "_" + opts.Version
+		ldflags = append(ldflags, "-X", PluginName+".version="+opts.Version)
+	}
+	if len(ldflags) > 0 {
+		args = append(args, "-ldflags", strings.Join(ldflags, " "))
+	}
+	if len(opts.Tags) > 0 {
+		args = append(args, "-tags", strings.Join(opts.Tags, ","))
+	}
+	if err := build(ctx, env, path, pkg, args...); err != nil {
 		return Plugin{}, err
 	}
 	content, err := os.ReadFile(path)
@@ -53,7 +70,7 @@ func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, er
 		return Plugin{}, fmt.Errorf("asking %s for its version: %q, %w", path, said, err)
 	}
 	sum := sha256.Sum256(content)
-	return Plugin{Path: path, Version: fields[len(fields)-1], SHA256: hex.EncodeToString(sum[:])}, nil
+	return Plugin{Name: name, Path: path, Version: fields[len(fields)-1], SHA256: hex.EncodeToString(sum[:])}, nil
 }
 
 // Build runs go build for one package of this checkout. The flags are those of
@@ -61,6 +78,10 @@ func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, er
 // on a fresh machine that is minutes. The version-control stamp is off, since it
 // fails where git distrusts the folder's owner, as in many containers.
 func Build(ctx context.Context, output, pkg string, args ...string) error {
+	return build(ctx, nil, output, pkg, args...)
+}
+
+func build(ctx context.Context, env []string, output, pkg string, args ...string) error {
 	root, err := Root()
 	if err != nil {
 		return err
@@ -68,6 +89,7 @@ func Build(ctx context.Context, output, pkg string, args ...string) error {
 	args = append([]string{"build", "-buildvcs=false", "-o", output}, args...)
 	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = root
+	cmd.Env = append(cmd.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
 	}

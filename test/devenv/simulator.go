@@ -16,6 +16,7 @@ import (
 // Simulator is a running openai-sim, as it introduced itself.
 type Simulator struct {
 	URL        string `json:"url"`
+	CACert     string `json:"ca_cert"` // PEM, of one started with -tls
 	AdminKey   string `json:"admin_key"`
 	AdminKeyID string `json:"admin_key_id"`
 	Projects   []struct {
@@ -26,9 +27,10 @@ type Simulator struct {
 	process *process
 }
 
-// StartSimulator starts a simulator with one project. The caller must Stop it.
-func StartSimulator(ctx context.Context, bin, project string) (*Simulator, error) {
-	cmd := exec.Command(bin, "-listen", "127.0.0.1:0", "-project", project)
+// StartSimulator starts a simulator with one project, and more of its flags.
+// The caller must Stop it.
+func StartSimulator(ctx context.Context, bin, project string, flags ...string) (*Simulator, error) {
+	cmd := exec.Command(bin, append([]string{"-listen", "127.0.0.1:0", "-project", project}, flags...)...)
 	cmd.Stderr = os.Stderr
 	stdout, out, err := os.Pipe()
 	if err != nil {
@@ -70,6 +72,9 @@ func StartSimulator(ctx context.Context, bin, project string) (*Simulator, error
 	}
 	return s, nil
 }
+
+// PID is the process's id.
+func (s *Simulator) PID() int { return s.process.pid() }
 
 // Stop ends the simulator, and with it all that it remembers.
 func (s *Simulator) Stop() { s.process.terminate() }

@@ -4,6 +4,7 @@ package devenv
 // stopped, crashed and started again on the same storage.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -263,7 +264,7 @@ func (v *Vault) Register(ctx context.Context, p Plugin) error {
 		return err
 	}
 	err := v.Client().Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{
-		Name:    PluginName,
+		Name:    cmp.Or(p.Name, PluginName),
 		Type:    api.PluginTypeSecrets,
 		Command: filepath.Base(p.Path),
 		SHA256:  p.SHA256,
@@ -294,6 +295,9 @@ func (v *Vault) Mount(ctx context.Context, path string, config api.MountConfigIn
 	}
 	return nil
 }
+
+// PID is the server's process id.
+func (v *Vault) PID() int { return v.process.pid() }
 
 // PluginPIDs lists the plugin processes that the server has started.
 func (v *Vault) PluginPIDs() ([]int, error) { return children(v.process.pid()) }

@@ -27,7 +27,7 @@ VULN    := bin/govulncheck
 GO_BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly GOEXPERIMENT= GOFIPS140=off GOWORK=off \
 	go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
 
-.PHONY: help demo dev test build image release lint fuzz vuln clean
+.PHONY: help demo dev test bench build image release lint fuzz vuln clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -57,6 +57,9 @@ test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or in
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed
 
+bench: ## The engine measured beside one that does nothing, on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
+	@go run ./test/bench $(BENCH)
+
 build: ## The plugin, into bin/ (VERSION=vX.Y.Z sets what it says it is)
 	$(GO_BUILD) -o bin/$(MODULE) ./cmd/$(MODULE)
 
@@ -84,7 +87,7 @@ lint: $(LINT) $(ACTIONS) ## Format check, go vet, golangci-lint, actionlint and 
 	@$(if $(FIX),$(LINT) fmt)
 	@failed=0; \
 	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
-	go vet -tags integration,live ./... || failed=1; \
+	go vet -tags integration,live,bench ./... || failed=1; \
 	for module in . tools/release; do \
 	  (cd $$module && $(CURDIR)/$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./...) || failed=1; done; \
 	$(ACTIONS) .github/workflows/*.yml || failed=1; \

@@ -1,0 +1,260 @@
+package main
+
+// The figures: what was measured in each repetition, the medians, the ratios
+// and the targets, as a table for a reader and as JSON for a program.
+//
+// What must stay true: the ratio is of the medians, and its spread is that of
+// the repetitions, in each of which both engines were measured; a target is
+// about the engine's ratio to the floor or about the engine's own figure, never
+// about the floor.
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// stat is a figure of one engine, over the repetitions.
+type stat struct {
+	Median float64   `json:"median"`
+	Min    float64   `json:"min"`
+	Max    float64   `json:"max"`
+	Runs   []float64 `json:"runs"`
+}
+
+func newStat(runs []float64) *stat {
+	if len(runs) == 0 {
+		return nil
+	}
+	sorted := slices.Sorted(slices.Values(runs))
+	middle := len(sorted) / 2
+	s := &stat{Median: sorted[middle], Min: sorted[0], Max: sorted[len(sorted)-1], Runs: runs}
+	if len(sorted)%2 == 0 {
+		s.Median = (sorted[middle-1] + sorted[middle]) / 2
+	}
+	return s
+}
+
+// ratio is the engine's figure by the floor's.
+type ratio struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+// target is what is to be reached.
+type target struct {
+	OfFloor bool    `json:"of_floor"` // the ratio is meant, else the engine's figure
+	Most    bool    `json:"most"`     // the limit is one from above
+	Limit   float64 `json:"limit"`
+	Peer    float64 `json:"best_known_peer,omitempty"` // in the target's unit
+	Reached bool    `json:"reached"`
+}
+
+func (t *target) String() string {
+	sign := "≥ "
+	if t.Most {
+		sign = "≤ "
+	}
+	if t.OfFloor {
+		return sign + show(t.Limit) + " of floor"
+	}
+	return sign + show(t.Limit)
+}
+
+// figure is one line of the table.
+type figure struct {
+	Section string  `json:"section"`
+	ID      string  `json:"id"`
+	Title   string  `json:"title"`
+	Unit    string  `json:"unit"`
+	Ratio   *ratio  `json:"ratio,omitempty"` // without one where the floor is zero or not measured
+	Floor   *stat   `json:"floor,omitempty"`
+	Engine  *stat   `json:"engine,omitempty"`
+	Target  *target `json:"target,omitempty"`
+
+	floor, engine []float64
+}
+
+// targets are what the issue of this benchmark asks for, by the figures' IDs.
+var targets = map[string]target{
+	"issue/admin_calls":          {Most: true, Limit: 1, Peer: 2},
+	"issue/c32/0ms/rate":         {OfFloor: true, Limit: 0.60, Peer: 0.41},
+	"issue/c1/100ms/p50":         {Most: true, Limit: 105, Peer: 204},
+	"issue/c256/100ms/rate":      {Limit: 2000, Peer: 1095},
+	"connections/http1":          {Most: true, Limit: 32, Peer: 2409},
+	"leases/revoke/each":         {Limit: 3500, Peer: 3103},
+	"issue/rss/c256":             {Most: true, Limit: 55, Peer: 51.8},
+	"growth/10000/issue/against": {Most: true, Limit: 1.1},
+}
+
+// book collects figures in the order in which they are first noted.
+type book struct {
+	section string
+	figures []*figure
+	byID    map[string]*figure
+}
+
+func newBook() *book { return &book{byID: map[string]*figure{}} }
+
+// which is whose figure it is.
+type which bool
+
+const (
+	floor  which = false
+	engine which = true
+)
+
+// note takes down one repetition's value. IDs begin with their section.
+func (b *book) note(id, title, unit string, whose which, value float64) {
+	f := b.byID[id]
+	if f == nil {
+		f = &figure{Section: b.section, ID: id, Title: title, Unit: unit}
+		b.byID[id] = f
+		b.figures = append(b.figures, f)
+	}
+	if whose == engine {
+		f.engine = append(f.engine, value)
+	} else {
+		f.floor = append(f.floor, value)
+	}
+}
+
+// settle turns what was noted into medians, ratios and verdicts.
+func (b *book) settle() error {
+	for _, f := range b.figures {
+		f.Floor, f.Engine = newStat(f.floor), newStat(f.engine)
+		for _, v := range slices.Concat(f.floor, f.engine) {
+			if math.IsNaN(v) || math.IsInf(v, 0) {
+				return fmt.Errorf("%s is not a number: floor %v, engine %v", f.ID, f.floor, f.engine)
+			}
+		}
+		f.Ratio = ratioOf(f)
+		t, asked := targets[f.ID]
+		value, has := f.value(t)
+		if !asked || !has {
+			continue
+		}
+		if t.Reached = value >= t.Limit; t.Most {
+			t.Reached = value <= t.Limit
+		}
+		f.Target = &t
+	}
+	return nil
+}
+
+func (f *figure) value(t target) (float64, bool) {
+	switch {
+	case t.OfFloor && f.Ratio != nil:
+		return f.Ratio.Median, true
+	case !t.OfFloor && f.Engine != nil:
+		return f.Engine.Median, true
+	}
+	return 0, false
+}
+
+func ratioOf(f *figure) *ratio {
+	if f.Floor == nil || f.Engine == nil || f.Floor.Min <= 0 {
+		return nil
+	}
+	r := &ratio{Median: f.Engine.Median / f.Floor.Median, Min: math.Inf(1)}
+	for i := range min(len(f.engine), len(f.floor)) {
+		of := f.engine[i] / f.floor[i]
+		r.Min, r.Max = min(r.Min, of), max(r.Max, of)
+	}
+	return r
+}
+
+// table writes the figures for a reader, the ratios first.
+func (b *book) table(out io.Writer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ratio\tspread\tfigure\tfloor\tengine\tunit\tto reach\tpeer\t")
+	section := ""
+	for _, f := range b.figures {
+		if f.Section != section {
+			section = f.Section
+			fmt.Fprintf(w, "\t\t\t\t\t\t\t\t\n\t\t%s\t\t\t\t\t\t\n", strings.ToUpper(section))
+		}
+		share, spread, wanted, peer, verdict := "", "", "", "", ""
+		if f.Ratio != nil {
+			share, spread = fmt.Sprintf("%.2f", f.Ratio.Median), fmt.Sprintf("%.2f..%.2f", f.Ratio.Min, f.Ratio.Max)
+		}
+		if t := f.Target; t != nil {
+			wanted, verdict = t.String(), "short"
+			if t.Reached {
+				verdict = "ok"
+			}
+			if t.Peer != 0 {
+				peer = show(t.Peer)
+			}
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", share, spread, f.Title, f.Floor.show(), f.Engine.show(), f.Unit, wanted, peer, verdict)
+	}
+	return w.Flush()
+}
+
+func (s *stat) show() string {
+	if s == nil {
+		return "–"
+	}
+	return show(s.Median)
+}
+
+// show writes a number with the digits that mean something.
+func show(v float64) string {
+	switch a := math.Abs(v); {
+	case a >= 100 || v == math.Trunc(v):
+		return fmt.Sprintf("%.0f", v)
+	case a >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case a >= 0.1:
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
+// report is the JSON file.
+type report struct {
+	Machine  machine   `json:"machine"`
+	Settings settings  `json:"settings"`
+	Figures  []*figure `json:"figures"`
+	// Functions is what the Go benchmarks printed, for benchstat.
+	Functions []string `json:"functions,omitempty"`
+}
+
+func (r report) write(path string) error {
+	content, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(content, '\n'), 0o644)
+}
+
+// verdict says in one line what of the targets was reached.
+func (b *book) verdict() string {
+	var reached int
+	var short []string
+	for _, f := range b.figures {
+		switch {
+		case f.Target == nil:
+		case f.Target.Reached:
+			reached++
+		default:
+			short = append(short, f.ID)
+		}
+	}
+	text := fmt.Sprintf("%d targets reached, %d short", reached, len(short))
+	if len(short) > 0 {
+		text += ": " + strings.Join(short, ", ")
+	}
+	return text
+}

@@ -1,0 +1,168 @@
+// Command bench measures the engine beside one that does nothing, on a real
+// Vault and against the simulator, in one run. It prints a table and writes
+// JSON; docs/performance.md says what each figure means.
+//
+// What must stay true: times are compared only within a run, and the two engines
+// take turns within each repetition, since a machine is never the same for two
+// minutes; the load, the paths and the leases are the same for both; a missed
+// target is a result, and only what could not be measured, or leaves something
+// behind, is a failure. However it ends, nothing that it started is left.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"vault-plugin-secrets-openai/test/devenv"
+)
+
+// settings are what a run can be told, and part of its report.
+type settings struct {
+	Repetitions int      `json:"repetitions"`
+	Quick       bool     `json:"quick"` // everything once and small: to see that it works, not how fast
+	Only        []string `json:"only,omitempty"`
+	Output      string   `json:"-"`
+	Profile     bool     `json:"profile,omitempty"`
+}
+
+// size is how much of something a run does.
+func (s settings) size(usual, quick int) int {
+	if s.Quick {
+		return quick
+	}
+	return usual
+}
+
+// section is a part of the run that can be asked for by name.
+type section struct {
+	name string
+	run  func(context.Context, *lab) error
+}
+
+var sections = []section{
+	{"issue", issue},
+	{"leases", leases},
+	{"static", static},
+	{"crowd", crowd},
+	{"connections", connections},
+	{"raft", raft},
+	{"growth", growth},
+	{"startup", startup},
+	{"limit", limit},
+}
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		if ctx.Err() != nil {
+			err = fmt.Errorf("interrupted, then %w", err)
+		}
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string, errOut io.Writer) (settings, error) {
+	var s settings
+	var names []string
+	for _, section := range sections {
+		names = append(names, section.name)
+	}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	fs.IntVar(&s.Repetitions, "count", 3, "repetitions, of which the median counts")
+	fs.BoolVar(&s.Quick, "quick", false, "everything once and small, to see that it works")
+	fs.BoolVar(&s.Profile, "profile", false, "measure nothing, but take profiles of the plugin, of Vault and of this program under load")
+	fs.StringVar(&s.Output, "o", "", "`folder` for bench.json and the profiles (default: dist in the checkout)")
+	only := fs.String("only", "", "`sections`, with commas: "+strings.Join(names, ", "))
+	if err := fs.Parse(args); err != nil {
+		return s, err
+	}
+	if fs.NArg() > 0 {
+		return s, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if s.Repetitions < 1 {
+		return s, errors.New("-count must be positive")
+	}
+	if *only != "" {
+		s.Only = strings.Split(*only, ",")
+	}
+	for _, name := range s.Only {
+		if !slices.Contains(names, name) {
+			return s, fmt.Errorf("there is no section %q, only %s", name, strings.Join(names, ", "))
+		}
+	}
+	if s.Quick {
+		s.Repetitions = 1
+	}
+	if s.Output == "" {
+		root, err := devenv.Root()
+		if err != nil {
+			return s, err
+		}
+		s.Output = filepath.Join(root, "dist")
+	}
+	return s, nil
+}
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) {
+	s, err := parse(args, errOut)
+	if err != nil {
+		return err
+	}
+	devenv.IsolateEnv()
+	began := time.Now()
+	m, err := describe(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := open(ctx, s, errOut)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	if s.Profile {
+		return profile(ctx, l, out)
+	}
+	for _, section := range sections {
+		if len(s.Only) > 0 && !slices.Contains(s.Only, section.name) {
+			continue
+		}
+		l.say("%s (%d s)", section.name, int(time.Since(began).Seconds()))
+		l.book.section = section.name
+		if err := section.run(ctx, l); err != nil {
+			return fmt.Errorf("%s: %w", section.name, err)
+		}
+	}
+	if err := l.book.settle(); err != nil {
+		return err
+	}
+	m.Vault = l.version
+	m.finish(l)
+	m.Seconds = int(time.Since(began).Seconds())
+	m.print(out, s)
+	if err := l.book.table(out); err != nil {
+		return err
+	}
+	r := report{Machine: m, Settings: s, Figures: l.book.figures}
+	path := filepath.Join(s.Output, "bench.json")
+	if err := r.write(path); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\n%s. All figures: %s\n", l.book.verdict(), path)
+	return nil
+}

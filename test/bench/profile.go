@@ -1,0 +1,144 @@
+package main
+
+// Profiles under load: of the plugin, which is built with the tag bench for
+// that, of Vault, which has its own way, and of this program, to see that the
+// load stays cheap.
+//
+// What must stay true: nothing is measured on such a plugin, whose counting of
+// locks and waits costs time by itself.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+	"sync"
+	"time"
+)
+
+// envProfileDir is cmd's, where the plugin's sockets are.
+const envProfileDir = "VAULT_OPENAI_PROFILE_DIR"
+
+func profile(ctx context.Context, l *lab, out io.Writer) error {
+	dir := filepath.Join(l.settings.Output, "profiles")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	s, err := l.startServer(ctx, "inmem", envProfileDir+"="+l.dir)
+	if err != nil {
+		return err
+	}
+	p, err := s.pair(ctx, "profile", l.sim)
+	if err != nil {
+		return err
+	}
+	m := p.engine
+	seconds := l.settings.size(10, 1)
+	// The rates of a first batch say how much to ask for, so that the load lasts
+	// for as long as the profiles.
+	n := l.settings.size(2000, 200)
+	issued, err := m.run(ctx, m.issue(32, n))
+	if err != nil {
+		return err
+	}
+	revoked, err := m.clear(ctx, issued.leaseID, 0)
+	if err != nil {
+		return err
+	}
+	var leased outcome
+	if err := m.profiled(ctx, out, dir, "issue", seconds, func() (err error) {
+		leased, err = m.run(ctx, m.issue(32, int(issued.rate()*(float64(seconds)+1))))
+		return err
+	}); err != nil {
+		return err
+	}
+	lasts := max(1, int(float64(leased.count)/revoked.rate())-1)
+	if err := m.profiled(ctx, out, dir, "revoke", lasts, func() (err error) {
+		_, err = m.clear(ctx, leased.leaseID, 0)
+		return err
+	}); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "go tool pprof -top %s\n", filepath.Join(dir, "issue-plugin-profile.pprof"))
+	return nil
+}
+
+// profiled takes all profiles while a load lasts.
+func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, seconds int, under func() error) error {
+	plugin := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(m.lab.dir, fmt.Sprintf("%d.sock", m.plugin)))
+		},
+	}}
+	defer plugin.CloseIdleConnections()
+	var mu sync.Mutex
+	var errs []error
+	note := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	save := func(who, kind string, content []byte, err error) {
+		path := filepath.Join(dir, phase+"-"+who+"-"+kind+".pprof")
+		if err == nil {
+			err = os.WriteFile(path, content, 0o600)
+		}
+		if err != nil {
+			note(fmt.Errorf("%s of %s under %s: %w", kind, who, phase, err))
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintln(out, path)
+	}
+	var group sync.WaitGroup
+	for _, kind := range []string{"profile", "mutex", "block", "allocs"} {
+		group.Go(func() {
+			content, err := fetch(ctx, plugin, fmt.Sprintf("http://plugin/debug/pprof/%s?seconds=%d", kind, seconds))
+			save("plugin", kind, content, err)
+		})
+	}
+	group.Go(func() {
+		content, err := m.do(ctx, http.MethodGet, fmt.Sprintf("sys/pprof/profile?seconds=%d", seconds), "")
+		save("vault", "profile", content, err)
+		// Since its start: Vault takes no difference.
+		content, err = m.do(ctx, http.MethodGet, "sys/pprof/allocs", "")
+		save("vault", "allocs", content, err)
+	})
+	group.Go(func() {
+		var own bytes.Buffer
+		if err := pprof.StartCPUProfile(&own); err != nil {
+			note(err)
+			return
+		}
+		err := pause(ctx, time.Duration(seconds)*time.Second)
+		pprof.StopCPUProfile()
+		save("load", "profile", own.Bytes(), err)
+	})
+	note(under())
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+func fetch(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %.200s", resp.Status, content)
+	}
+	return content, err
+}

@@ -106,6 +106,12 @@ func (rt *route) fit(segments []string) (map[string]string, bool) {
 	if len(segments) != len(rt.segments) {
 		return nil, false
 	}
+	// Most routes are ruled out by a word, before anything is made.
+	for i, want := range rt.segments {
+		if !strings.HasPrefix(want, "{") && want != segments[i] && !strings.Contains(segments[i], "%") {
+			return nil, false
+		}
+	}
 	vars := map[string]string{}
 	for i, want := range rt.segments {
 		got, err := url.PathUnescape(segments[i])

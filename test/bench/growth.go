@@ -13,14 +13,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"time"
+	"slices"
 )
 
 // grown is both engines on a server, each with so many leases; the engine has as
 // many roles.
 type grown struct {
 	pair
-	n int
+	n     int
+	level string // the name of that number, in the figures' IDs
 }
 
 func growth(ctx context.Context, l *lab) error {
@@ -31,37 +32,64 @@ func growth(ctx context.Context, l *lab) error {
 		return err
 	}
 	var all []grown
-	for _, n := range sizes {
+	for i, n := range sizes {
 		g, err := fill(ctx, l, sim, n)
 		if err != nil {
 			return err
 		}
+		g.level = []string{"few", "more", "many"}[i]
 		all = append(all, g)
 	}
-	batch := l.settings.size(800, 60)
+	var turns []turn
+	for _, g := range all {
+		for _, m := range g.each() {
+			turns = append(turns, turn{m, g.issue(m, l.settings.size(300, 60))})
+		}
+	}
 	for range l.settings.Repetitions {
-		few := map[which]map[string]float64{}
-		for _, g := range all {
-			for _, m := range g.each() {
-				now, err := g.costs(ctx, m, batch)
-				if err != nil {
-					return err
-				}
-				if few[m.whose] == nil {
-					few[m.whose] = now
-				}
-				for _, c := range growing {
-					l.book.note(fmt.Sprintf("growth/%d/%s", g.n, c.id), fmt.Sprintf("%s, %d leases and roles", c.title, g.n), c.unit, m.whose, now[c.id])
-					if g.n != sizes[0] {
-						l.book.note(fmt.Sprintf("growth/%d/%s/against", g.n, c.id), fmt.Sprintf("  against %d", sizes[0]), "×", m.whose, against(now[c.id], few[m.whose][c.id]))
-					}
-				}
-			}
+		if err := growthOnce(ctx, l, all, turns); err != nil {
+			return err
 		}
 	}
 	for _, g := range all {
 		if err := l.stop(g.null.server); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func growthOnce(ctx context.Context, l *lab, all []grown, turns []turn) error {
+	results, err := takeTurns(ctx, l.settings.size(4, 1), turns)
+	if err != nil {
+		return err
+	}
+	st, err := turns[0].sim.stats(ctx)
+	if err != nil {
+		return err
+	}
+	few := map[which]map[string]float64{}
+	for i, t := range turns {
+		r, g := results[i], all[i/2]
+		if t.whose == engine {
+			st.Accounts -= r.count
+		}
+		revoked, err := t.clear(ctx, r.leaseID, st.Accounts)
+		if err != nil {
+			return err
+		}
+		now := map[string]float64{
+			"issue": r.each(), "cpu/plugin": r.cpuEach(r.plugin), "cpu/vault": r.cpuEach(r.vault), "storage": r.storageEach(), "revoke": revoked.each(),
+		}
+		if i < 2 {
+			few[t.whose] = now
+		}
+		for _, c := range growing {
+			id := "growth/" + g.level + "/" + c.id
+			l.book.note(id, fmt.Sprintf("%s, %d leases and roles", c.title, g.n), c.unit, t.whose, now[c.id])
+			if i >= 2 {
+				l.book.note(id+"/against", fmt.Sprintf("%s, %d leases and roles against %d", c.title, g.n, all[0].n), "×", t.whose, against(now[c.id], few[t.whose][c.id]))
+			}
 		}
 	}
 	return nil
@@ -120,33 +148,6 @@ func (g grown) issue(m *mount, count int) load {
 	}}
 }
 
-// costs issues a batch and revokes it, so that the next one finds the same.
-func (g grown) costs(ctx context.Context, m *mount, batch int) (map[string]float64, error) {
-	before, err := m.sim.stats(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := m.measure(ctx, g.issue(m, batch))
-	if err != nil {
-		return nil, err
-	}
-	revoked, err := m.clear(ctx, r.leaseID, before.Accounts)
-	if err != nil {
-		return nil, err
-	}
-	storage := 0.0
-	for _, kind := range kinds {
-		storage += r.storageEach(kind)
-	}
-	return map[string]float64{
-		"issue":      r.each(),
-		"cpu/plugin": r.cpuEach(func(u usage) time.Duration { return u.plugin }),
-		"cpu/vault":  r.cpuEach(func(u usage) time.Duration { return u.vault }),
-		"storage":    storage,
-		"revoke":     revoked.each(),
-	}, nil
-}
-
 // crowd issues in a project with 5,000 accounts, and in one with none, in turns.
 func crowd(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
@@ -168,28 +169,23 @@ func crowd(ctx context.Context, l *lab) error {
 	if err := p.engine.role(ctx, "crowded", sim.Projects[1].ID, 0); err != nil {
 		return err
 	}
-	if err := p.engine.warmUp(ctx); err != nil {
+	if err := p.engine.warmUp(ctx, 32, l.settings.size(500, 50)); err != nil {
 		return err
 	}
-	title := fmt.Sprintf("wall time per credential, c=32, %d accounts in the project", accounts)
+	m := p.engine
+	turns := []turn{{m, m.issueOf(32, l.settings.size(300, 60), "app")}, {m, m.issueOf(32, l.settings.size(300, 60), "crowded")}}
 	for range l.settings.Repetitions {
-		few := 0.0
-		for _, role := range []string{"app", "crowded"} {
-			r, err := p.engine.measure(ctx, p.engine.issueOf(32, l.settings.size(1000, 60), role))
-			if err != nil {
-				return err
-			}
-			if _, err := p.engine.clear(ctx, r.leaseID, 0); err != nil {
-				return err
-			}
-			if role == "app" {
-				few = r.each()
-				continue
-			}
-			l.book.note("crowd/issue", title, "ms", engine, r.each())
-			l.book.note("crowd/issue/against", "  against none", "×", engine, against(r.each(), few))
-			l.book.note("crowd/admin_calls", "  Admin calls per credential", "", engine, r.callsEach())
+		r, err := takeTurns(ctx, l.settings.size(4, 1), turns)
+		if err != nil {
+			return err
 		}
+		if _, err := m.clear(ctx, slices.Concat(r[0].leaseID, r[1].leaseID), 0); err != nil {
+			return err
+		}
+		title := fmt.Sprintf("wall time per credential, c=32, %d accounts in the project", accounts)
+		l.book.note("crowd/issue", title, "ms", engine, r[1].each())
+		l.book.note("crowd/issue/against", title+" against none", "×", engine, against(r[1].each(), r[0].each()))
+		l.book.note("crowd/admin_calls", "Admin calls per credential there", "", engine, r[1].callsEach())
 	}
 	return nil
 }

@@ -19,14 +19,18 @@ const (
 
 // stage is a number of clients, and how many credentials they ask for: enough
 // for a second or two, each client many in turn where the API is far.
-type stage struct{ workers, near, far int }
+type stage struct {
+	workers   int
+	rounds    int // in which the engines take turns
+	near, far int // near is of each round
+}
 
 func (l *lab) stages() []stage {
 	s := l.settings
 	return []stage{
-		{1, s.size(300, 20), s.size(20, 3)},
-		{32, s.size(2000, 100), s.size(640, 64)},
-		{256, s.size(2000, 300), s.size(5120, 300)},
+		{1, s.size(3, 1), s.size(100, 20), s.size(20, 3)},
+		{32, s.size(4, 1), s.size(500, 100), s.size(640, 64)},
+		{256, s.size(2, 1), s.size(1000, 300), s.size(5120, 300)},
 	}
 }
 
@@ -51,26 +55,26 @@ func issue(ctx context.Context, l *lab) error {
 			return err
 		}
 		l.book.note("issue/rss/idle", "plugin RSS, idle", "MiB", m.whose, idle)
-		if err := m.warmUp(ctx); err != nil {
-			return err
+		// At the most clients, too: their connections are opened once.
+		for _, at := range l.stages()[1:] {
+			if err := m.warmUp(ctx, at.workers, at.near); err != nil {
+				return err
+			}
 		}
 	}
 	for range l.settings.Repetitions {
 		for _, at := range l.stages() {
-			peak := map[which]float64{}
-			for _, m := range p.each() {
-				stop := peakRSS(ctx, m.plugin)
-				err := issueNear(ctx, m, at)
-				if err == nil && m.whose == engine {
-					err = issueFar(ctx, m, at)
-				}
-				peak[m.whose] = stop()
-				if err != nil {
-					return err
-				}
-				if at.workers == 256 {
-					l.book.note("issue/rss/c256", "plugin RSS, c=256", "MiB", m.whose, peak[m.whose])
-				}
+			near, err := p.near(ctx, "issue", at)
+			if err != nil {
+				return err
+			}
+			away, err := issueFar(ctx, p.engine, at)
+			if err != nil {
+				return err
+			}
+			if at.workers == 256 {
+				l.book.note("issue/rss/c256", "plugin RSS, c=256", "MiB", floor, near[0].peak)
+				l.book.note("issue/rss/c256", "plugin RSS, c=256", "MiB", engine, max(near[1].peak, away.peak))
 			}
 		}
 		if err := issueProbed(ctx, p.engine, l.stages()); err != nil {
@@ -81,8 +85,8 @@ func issue(ctx context.Context, l *lab) error {
 }
 
 // warmUp opens connections and lets the runtimes find their sizes.
-func (m *mount) warmUp(ctx context.Context) error {
-	o, err := m.run(ctx, m.issue(32, m.lab.settings.size(500, 50)))
+func (m *mount) warmUp(ctx context.Context, workers, count int) error {
+	o, err := m.run(ctx, m.issue(workers, count))
 	if err != nil {
 		return err
 	}
@@ -90,12 +94,8 @@ func (m *mount) warmUp(ctx context.Context) error {
 	return err
 }
 
-// timed measures a load of issues, takes down its times, and clears up.
-func (m *mount) timed(ctx context.Context, id, title string, load load) (measured, error) {
-	r, err := m.measure(ctx, load)
-	if err != nil {
-		return r, err
-	}
+// times takes down how long a load took.
+func (m *mount) times(id, title string, r measured) {
 	note := func(what, name, unit string, value float64) {
 		m.lab.book.note(id+"/"+what, title+", "+name, unit, m.whose, value)
 	}
@@ -103,16 +103,41 @@ func (m *mount) timed(ctx context.Context, id, title string, load load) (measure
 	note("p50", "p50", "ms", r.percentile(50))
 	note("p95", "p95", "ms", r.percentile(95))
 	note("p99", "p99", "ms", r.percentile(99))
-	_, err = m.clear(ctx, r.leaseID, 0)
-	return r, err
 }
 
-func issueNear(ctx context.Context, m *mount, at stage) error {
-	r, err := m.timed(ctx, fmt.Sprintf("issue/c%d/0ms", at.workers), fmt.Sprintf("issue, c=%d, API 0 ms", at.workers), m.issue(at.workers, at.near))
-	if err == nil && at.workers == 32 {
-		m.costs("issue", r)
+// near measures both engines in turns, without latency, and clears up. What
+// comes back is the null engine's and the engine's.
+func (p pair) near(ctx context.Context, section string, at stage) ([]measured, error) {
+	turns := []turn{{p.null, p.null.issue(at.workers, at.near)}, {p.engine, p.engine.issue(at.workers, at.near)}}
+	all, err := takeTurns(ctx, at.rounds, turns)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	for i, m := range p.each() {
+		m.times(fmt.Sprintf("%s/c%d/0ms", section, at.workers), fmt.Sprintf("%s, c=%d, API 0 ms", title(section), at.workers), all[i])
+		if at.workers == 32 {
+			m.costs(section, all[i])
+		}
+	}
+	for i, m := range p.each() {
+		// The other's leases are still there, and the null engine's have no account.
+		alive := 0
+		if m.whose == floor {
+			alive = all[1].count
+		}
+		if _, err := m.clear(ctx, all[i].leaseID, alive); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// title is what lines about an issue begin with.
+func title(section string) string {
+	if section == "raft" {
+		return "raft: issue"
+	}
+	return "issue"
 }
 
 // costs takes down what a credential costs besides time.
@@ -121,32 +146,38 @@ func (m *mount) costs(section string, r measured) {
 		m.lab.book.note(section+"/"+id, title, unit, m.whose, value)
 	}
 	note("admin_calls", "Admin calls per credential", "", r.callsEach())
-	all := 0.0
-	for _, kind := range kinds {
-		all += r.storageEach(kind)
-	}
-	note("storage/all", "storage operations per credential", "", all)
+	note("storage/all", "storage operations per credential", "", r.storageEach())
 	for _, kind := range kinds {
 		note("storage/"+kind, "  of which "+kind, "", r.storageEach(kind))
 	}
-	note("cpu/plugin", "CPU per credential, plugin", "ms", r.cpuEach(func(u usage) time.Duration { return u.plugin }))
-	note("cpu/vault", "CPU per credential, Vault", "ms", r.cpuEach(func(u usage) time.Duration { return u.vault }))
-	note("cpu/simulator", "CPU per credential, simulator", "ms", r.cpuEach(func(u usage) time.Duration { return u.sim }))
-	note("cpu/load", "CPU per credential, load generator", "ms", r.cpuEach(func(u usage) time.Duration { return u.self }))
+	note("cpu/plugin", "CPU per credential, plugin", "ms", r.cpuEach(r.plugin))
+	note("cpu/vault", "CPU per credential, Vault", "ms", r.cpuEach(r.vault))
+	note("cpu/simulator", "CPU per credential, simulator", "ms", r.cpuEach(r.sim))
+	note("cpu/load", "CPU per credential, load generator", "ms", r.cpuEach(r.self))
 }
 
-func issueFar(ctx context.Context, m *mount, at stage) error {
-	if err := m.sim.latency(ctx, far); err != nil {
-		return err
+// timed measures a load of issues by itself and clears up.
+func (m *mount) timed(ctx context.Context, id, title string, load load) (measured, error) {
+	r, err := m.measure(ctx, load)
+	if err != nil {
+		return r, err
 	}
-	_, err := m.timed(ctx, fmt.Sprintf("issue/c%d/100ms", at.workers), fmt.Sprintf("issue, c=%d, API 100 ms", at.workers), m.issue(at.workers, at.far))
-	return err
+	m.times(id, title, r)
+	_, err = m.clear(ctx, r.leaseID, 0)
+	return r, err
+}
+
+func issueFar(ctx context.Context, m *mount, at stage) (measured, error) {
+	if err := m.sim.latency(ctx, far); err != nil {
+		return measured{}, err
+	}
+	return m.timed(ctx, fmt.Sprintf("issue/c%d/100ms", at.workers), fmt.Sprintf("issue, c=%d, API 100 ms", at.workers), m.issue(at.workers, at.far))
 }
 
 // issueProbed is with the wait for the key's activation, which takes one call of
 // the inference side where the key works at once.
 func issueProbed(ctx context.Context, m *mount, stages []stage) error {
-	_, err := m.timed(ctx, "issue/c32/0ms/probed", "issue, c=32, API 0 ms, activation wait", m.issueOf(32, stages[1].near/2, "probed"))
+	_, err := m.timed(ctx, "issue/c32/0ms/probed", "issue, c=32, API 0 ms, activation wait", m.issueOf(32, 2*stages[1].near, "probed"))
 	if err == nil {
 		err = m.sim.latency(ctx, far)
 	}
@@ -166,21 +197,16 @@ func raft(ctx context.Context, l *lab) error {
 	if err != nil {
 		return err
 	}
+	size := l.settings.size
 	for _, m := range p.each() {
-		if err := m.warmUp(ctx); err != nil {
+		if err := m.warmUp(ctx, 32, size(500, 50)); err != nil {
 			return err
 		}
 	}
 	for range l.settings.Repetitions {
-		for _, at := range []stage{{workers: 1, near: l.settings.size(100, 10)}, {workers: 32, near: l.settings.size(1000, 64)}, {workers: 256, near: l.settings.size(1000, 256)}} {
-			for _, m := range p.each() {
-				r, err := m.timed(ctx, fmt.Sprintf("raft/c%d/0ms", at.workers), fmt.Sprintf("raft: issue, c=%d, API 0 ms", at.workers), m.issue(at.workers, at.near))
-				if err != nil {
-					return err
-				}
-				if at.workers == 32 {
-					m.costs("raft", r)
-				}
+		for _, at := range []stage{{workers: 1, rounds: 2, near: size(50, 5)}, {workers: 32, rounds: 2, near: size(500, 64)}, {workers: 256, rounds: 1, near: size(1000, 256)}} {
+			if _, err := p.near(ctx, "raft", at); err != nil {
+				return err
 			}
 		}
 	}
@@ -214,7 +240,7 @@ func connections(ctx context.Context, l *lab) error {
 					return err
 				}
 				l.book.note("connections/"+way.id, fmt.Sprintf("connections for %d issues, c=32, %s", n, way.title), "", m.whose,
-					float64(r.after.stats.Connections-r.before.stats.Connections))
+					float64(r.connections))
 				l.book.note("connections/"+way.id+"/rate", "issue, c=32, API 0 ms, from the first on, "+way.title, "/s", m.whose, r.rate())
 				if _, err := m.clear(ctx, r.leaseID, 0); err != nil {
 					return err

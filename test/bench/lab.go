@@ -46,13 +46,15 @@ type lab struct {
 	engine   devenv.Plugin
 	null     devenv.Plugin
 
-	version string  // Vault's
+	version   string   // Vault's
+	functions []string // what the Go benchmarks printed
+
 	memory  *server // the in-memory server that most sections share
 	sim     *simulator
 	servers []*server
 	sims    []*simulator
 
-	used, others, lasted time.Duration // processor time of ours and of others in measured windows
+	others, lasted time.Duration // processor time of other processes while measuring, and how long that was
 }
 
 // open builds what is measured. The caller must close the lab.
@@ -284,7 +286,7 @@ func (s *server) pair(ctx context.Context, suffix string, sim *simulator) (p pai
 	if p.engine, err = s.mount(ctx, "openai-"+suffix, engine, sim); err != nil {
 		return p, err
 	}
-	if err := p.engine.configure(ctx); err != nil {
+	if err = p.engine.configure(ctx); err != nil {
 		return p, err
 	}
 	return p, p.engine.role(ctx, "app", sim.Projects[0].ID, 0)
@@ -364,12 +366,13 @@ func (m *mount) clear(ctx context.Context, ids []string, alive int) (outcome, er
 	return o, errors.Join(err, m.sim.forget(ctx))
 }
 
-// usage is what had been used at a moment.
+// usage is what processes have used of the processor since their start, Vault of
+// its storage, and the simulator's counts.
 type usage struct {
 	at                                  time.Time
 	plugin, vault, sim, self, everybody time.Duration
 	storage                             operations
-	stats                               stats
+	calls, connections                  int
 }
 
 // operations are counts of Vault's on its storage, by kind.
@@ -381,9 +384,12 @@ func (m *mount) usage(ctx context.Context) (u usage, err error) {
 	if u.storage, err = m.operations(ctx); err != nil {
 		return u, err
 	}
-	if u.stats, err = m.sim.stats(ctx); err != nil {
+	st, err := m.sim.stats(ctx)
+	if err != nil {
 		return u, err
 	}
+	u.connections = st.Connections
+	u.calls, _ = st.admin("")
 	for pid, target := range map[int]*time.Duration{m.plugin: &u.plugin, m.vault.PID(): &u.vault, m.sim.PID(): &u.sim, os.Getpid(): &u.self} {
 		if *target, err = cpuTime(pid); err != nil {
 			return u, err
@@ -400,10 +406,14 @@ func (s *server) operations(ctx context.Context) (operations, error) {
 	if err != nil {
 		return nil, err
 	}
+	return barrier(text)
+}
+
+func barrier(text []byte) (operations, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
 	if err != nil {
-		return nil, fmt.Errorf("Vault's metrics: %w", err)
+		return nil, fmt.Errorf("reading the metrics of Vault: %w", err)
 	}
 	counts := operations{}
 	for _, kind := range kinds {
@@ -412,48 +422,103 @@ func (s *server) operations(ctx context.Context) (operations, error) {
 		}
 	}
 	if counts["get"] == 0 {
-		return nil, errors.New("Vault's metrics have no operations on storage")
+		return nil, errors.New("the metrics of Vault have no operations on storage")
 	}
 	return counts, nil
 }
 
-// measured is an outcome and what it cost.
+// measured is what came of one load or several of the same kind, and what they
+// cost.
 type measured struct {
 	outcome
-	before, after usage
+	plugin, vault, sim, self time.Duration // of the processor
+	storage                  operations
+	calls, connections       int
+	peak                     float64 // of the plugin's memory, MiB
 }
 
 // measure runs a load and reads what was used before it and after it.
 func (m *mount) measure(ctx context.Context, l load) (r measured, err error) {
-	if r.before, err = m.usage(ctx); err != nil {
+	before, err := m.usage(ctx)
+	if err != nil {
 		return r, err
 	}
-	if r.outcome, err = m.run(ctx, l); err != nil {
+	stop := peakRSS(ctx, m.plugin)
+	r.outcome, err = m.run(ctx, l)
+	r.peak = stop()
+	if err != nil {
 		return r, err
 	}
-	r.after, err = m.usage(ctx)
-	used := r.cpu(func(u usage) time.Duration { return u.plugin + u.vault + u.sim + u.self })
-	m.lab.used += used
-	m.lab.others += max(0, r.cpu(func(u usage) time.Duration { return u.everybody })-used)
-	m.lab.lasted += r.after.at.Sub(r.before.at)
-	return r, err
+	after, err := m.usage(ctx)
+	if err != nil {
+		return r, err
+	}
+	r.plugin, r.vault, r.sim, r.self = after.plugin-before.plugin, after.vault-before.vault, after.sim-before.sim, after.self-before.self
+	r.calls, r.connections = after.calls-before.calls, after.connections-before.connections
+	r.storage = operations{}
+	for _, kind := range kinds {
+		r.storage[kind] = after.storage[kind] - before.storage[kind]
+	}
+	used := r.plugin + r.vault + r.sim + r.self
+	m.lab.others += max(0, after.everybody-before.everybody-used)
+	m.lab.lasted += after.at.Sub(before.at)
+	return r, nil
 }
 
-func (r measured) cpu(of func(usage) time.Duration) time.Duration { return of(r.after) - of(r.before) }
+// add puts a further load of the same kind to those before.
+func (r *measured) add(next measured) {
+	r.count += next.count
+	r.took += next.took
+	r.waits = append(r.waits, next.waits...)
+	slices.Sort(r.waits)
+	r.leaseID = append(r.leaseID, next.leaseID...)
+	r.plugin, r.vault, r.sim, r.self = r.plugin+next.plugin, r.vault+next.vault, r.sim+next.sim, r.self+next.self
+	if r.storage == nil {
+		r.storage = operations{}
+	}
+	for kind, n := range next.storage {
+		r.storage[kind] += n
+	}
+	r.calls, r.connections = r.calls+next.calls, r.connections+next.connections
+	r.peak = max(r.peak, next.peak)
+}
+
+// turn is one of several loads that take turns.
+type turn struct {
+	*mount
+	load load // of each round
+}
+
+// takeTurns measures each load once in a round, so that what disturbs the
+// machine for a second disturbs all of them.
+func takeTurns(ctx context.Context, rounds int, turns []turn) ([]measured, error) {
+	all := make([]measured, len(turns))
+	for range rounds {
+		for i, t := range turns {
+			r, err := t.measure(ctx, t.load)
+			if err != nil {
+				return nil, err
+			}
+			all[i].add(r)
+		}
+	}
+	return all, nil
+}
 
 // cpuEach is milliseconds of processor time for each request.
-func (r measured) cpuEach(of func(usage) time.Duration) float64 {
-	return milliseconds(r.cpu(of)) / float64(r.count)
-}
+func (r measured) cpuEach(used time.Duration) float64 { return milliseconds(used) / float64(r.count) }
 
-// storageEach is operations on storage for each request.
-func (r measured) storageEach(kind string) float64 {
-	return (r.after.storage[kind] - r.before.storage[kind]) / float64(r.count)
+// storageEach is operations on storage for each request, of a kind or of all.
+func (r measured) storageEach(only ...string) float64 {
+	if len(only) == 0 {
+		only = kinds
+	}
+	sum := 0.0
+	for _, kind := range only {
+		sum += r.storage[kind]
+	}
+	return sum / float64(r.count)
 }
 
 // callsEach is calls of the Admin API for each request.
-func (r measured) callsEach() float64 {
-	after, _ := r.after.stats.admin("")
-	before, _ := r.before.stats.admin("")
-	return float64(after-before) / float64(r.count)
-}
+func (r measured) callsEach() float64 { return float64(r.calls) / float64(r.count) }

@@ -38,7 +38,8 @@ func (m *mount) leased(ctx context.Context) (int, error) {
 }
 
 // gone waits until there is no lease of the role, nor anything at the API.
-func (m *mount) gone(ctx context.Context, within time.Duration) error {
+func (m *mount) gone(ctx context.Context) error {
+	const within = time.Minute
 	for deadline := time.Now().Add(within); ; {
 		left, err := m.leased(ctx)
 		if err != nil {
@@ -71,7 +72,7 @@ func leases(ctx context.Context, l *lab) error {
 		return err
 	}
 	for _, m := range p.each() {
-		if err := m.warmUp(ctx); err != nil {
+		if err := m.warmUp(ctx, 32, l.settings.size(500, 50)); err != nil {
 			return err
 		}
 	}
@@ -95,8 +96,6 @@ func renewAndRevoke(ctx context.Context, m *mount, n int) error {
 	note := func(id, title, unit string, value float64) {
 		m.lab.book.note("leases/"+id, title, unit, m.whose, value)
 	}
-	plugin := func(u usage) time.Duration { return u.plugin }
-	vault := func(u usage) time.Duration { return u.vault }
 	issued, err := m.run(ctx, m.issue(32, n))
 	if err != nil {
 		return err
@@ -108,7 +107,7 @@ func renewAndRevoke(ctx context.Context, m *mount, n int) error {
 	note("renew", fmt.Sprintf("renew, %d leases, c=%d", n, revokers), "/s", r.rate())
 	note("renew/p50", "renew, p50", "ms", r.percentile(50))
 	note("renew/admin_calls", "Admin calls per renewal", "", r.callsEach())
-	note("renew/cpu/plugin", "CPU per renewal, plugin", "ms", r.cpuEach(plugin))
+	note("renew/cpu/plugin", "CPU per renewal, plugin", "ms", r.cpuEach(r.plugin))
 
 	r, err = m.measure(ctx, revoke(issued.leaseID))
 	if err != nil {
@@ -117,9 +116,9 @@ func renewAndRevoke(ctx context.Context, m *mount, n int) error {
 	note("revoke/each", fmt.Sprintf("revoke, %d leases one by one, c=%d", n, revokers), "/s", r.rate())
 	note("revoke/p50", "revoke, p50", "ms", r.percentile(50))
 	note("revoke/admin_calls", "Admin calls per revocation", "", r.callsEach())
-	note("revoke/cpu/plugin", "CPU per revocation, plugin", "ms", r.cpuEach(plugin))
-	note("revoke/cpu/vault", "CPU per revocation, Vault", "ms", r.cpuEach(vault))
-	return m.gone(ctx, time.Minute)
+	note("revoke/cpu/plugin", "CPU per revocation, plugin", "ms", r.cpuEach(r.plugin))
+	note("revoke/cpu/vault", "CPU per revocation, Vault", "ms", r.cpuEach(r.vault))
+	return m.gone(ctx)
 }
 
 func revokePrefix(ctx context.Context, m *mount, n int) error {
@@ -133,7 +132,7 @@ func revokePrefix(ctx context.Context, m *mount, n int) error {
 		began := time.Now()
 		err := m.prefix(ctx, way.sync)
 		if err == nil {
-			err = m.gone(ctx, time.Minute)
+			err = m.gone(ctx)
 		}
 		if err != nil {
 			return err
@@ -200,7 +199,7 @@ func limit(ctx context.Context, l *lab) error {
 	if err := m.sim.set(ctx, map[string]any{"rate_per_minute": 0}); err != nil {
 		return err
 	}
-	return m.gone(ctx, time.Minute)
+	return m.gone(ctx)
 }
 
 // static reads the key in force of a static role.
@@ -230,8 +229,8 @@ func static(ctx context.Context, l *lab) error {
 				return err
 			}
 			l.book.note("static/rate", "static role reads, c=32", "/s", m.whose, many.rate())
-			l.book.note("static/cpu/plugin", "CPU per read, plugin", "ms", m.whose, many.cpuEach(func(u usage) time.Duration { return u.plugin }))
-			l.book.note("static/storage", "storage operations per read", "", m.whose, many.storageEach("get")+many.storageEach("put")+many.storageEach("list")+many.storageEach("delete"))
+			l.book.note("static/cpu/plugin", "CPU per read, plugin", "ms", m.whose, many.cpuEach(many.plugin))
+			l.book.note("static/storage", "storage operations per read", "", m.whose, many.storageEach())
 			one, err := m.run(ctx, read(1, l.settings.size(500, 20)))
 			if err != nil {
 				return err
@@ -243,5 +242,5 @@ func static(ctx context.Context, l *lab) error {
 	if err != nil {
 		return err
 	}
-	return p.engine.gone(ctx, time.Minute)
+	return p.engine.gone(ctx)
 }

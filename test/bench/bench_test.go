@@ -103,6 +103,30 @@ func TestLoad(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
+func TestLeasesAreCounted(t *testing.T) {
+	answer, status := `{"data":{"keys":["a1","b2","c3"]},"wrap_info":null,"warnings":null}`, http.StatusOK
+	vault := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		require.Equal(t, "LIST", r.Method)
+		w.WriteHeader(status)
+		fmt.Fprint(w, answer)
+	}))
+	defer vault.Close()
+	c, err := newCaller(vault.URL, "root")
+	require.NoError(t, err)
+	defer c.http.CloseIdleConnections()
+	m := &mount{server: &server{caller: c}, path: "openai"}
+	n, err := m.leased(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
+	answer, status = `{"errors":[]}`, http.StatusNotFound
+	n, err = m.leased(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, n)
+	status = http.StatusForbidden
+	_, err = m.leased(t.Context())
+	require.ErrorContains(t, err, "403")
+}
+
 func TestPercentiles(t *testing.T) {
 	o := outcome{}
 	for i := range 100 {

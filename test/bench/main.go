@@ -177,6 +177,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	if err := r.write(path); err != nil {
 		return err
 	}
+	if err := l.book.page(filepath.Join(s.Output, "bench.md"), m); err != nil {
+		return err
+	}
 	fmt.Fprintf(out, "\n%s. All figures: %s\n", l.book.verdict(), path)
 	return nil
 }

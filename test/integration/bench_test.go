@@ -83,6 +83,10 @@ func TestTheBenchmarkMeasuresEverything(t *testing.T) {
 	}
 	require.Equal(t, 8, targets, "figures with a target")
 
+	page, err := os.ReadFile(filepath.Join(written, "bench.md"))
+	require.NoError(t, err)
+	require.Equal(t, 34+4, strings.Count(string(page), "\n"), "a figure that the documentation shows is missing: %s", page)
+
 	// What can be known beforehand.
 	for _, section := range []string{"issue", "raft"} {
 		require.Equal(t, 1.0, engine[section+"/admin_calls"], section)

@@ -89,7 +89,7 @@ var targets = map[string]target{
 	"issue/c1/100ms/p50":        {Most: true, Limit: 105, Peer: 204},
 	"issue/c256/100ms/rate":     {Limit: 2000, Peer: 1095},
 	"connections/http1":         {Most: true, Limit: 32, Peer: 2409},
-	"leases/revoke/async":       {Limit: 3500, Peer: 3103},
+	"leases/revoke/each":        {Limit: 3500, Peer: 3103},
 	"issue/rss/c256":            {Most: true, Limit: 55, Peer: 51.8},
 	"growth/many/issue/against": {Most: true, Limit: 1.1},
 }
@@ -240,7 +240,7 @@ func (s *stat) show() string {
 // show writes a number with the digits that mean something.
 func show(v float64) string {
 	switch a := math.Abs(v); {
-	case a >= 100 || v == math.Trunc(v):
+	case a >= 1000 || v == math.Trunc(v):
 		return fmt.Sprintf("%.0f", v)
 	case a >= 10:
 		return fmt.Sprintf("%.1f", v)

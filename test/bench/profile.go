@@ -40,37 +40,35 @@ func profile(ctx context.Context, l *lab, out io.Writer) error {
 	}
 	m := p.engine
 	seconds := l.settings.size(10, 1)
-	// The rates of a first batch say how much to ask for, so that the load lasts
-	// for as long as the profiles.
+	// Batch after batch, for as long as the profiles take.
 	n := l.settings.size(2000, 200)
-	issued, err := m.run(ctx, m.issue(32, n))
-	if err != nil {
-		return err
-	}
-	revoked, err := m.clear(ctx, issued.leaseID, 0)
-	if err != nil {
-		return err
-	}
-	var leased outcome
-	if err := m.profiled(ctx, out, dir, "issue", seconds, func() (err error) {
-		leased, err = m.run(ctx, m.issue(32, int(issued.rate()*(float64(seconds)+1))))
-		return err
+	var ids []string
+	if err := m.profiled(ctx, out, dir, "issue", seconds, func() (bool, error) {
+		issued, err := m.run(ctx, m.issue(32, n))
+		ids = append(ids, issued.leaseID...)
+		return true, err
 	}); err != nil {
 		return err
 	}
-	lasts := max(1, int(float64(leased.count)/revoked.rate())-1)
-	if err := m.profiled(ctx, out, dir, "revoke", lasts, func() (err error) {
-		_, err = m.clear(ctx, leased.leaseID, 0)
-		return err
+	// Revoked is what there is, which does not take as long.
+	if err := m.profiled(ctx, out, dir, "revoke", (seconds+2)/3, func() (bool, error) {
+		batch := ids[:min(n, len(ids))]
+		ids = ids[len(batch):]
+		_, err := m.run(ctx, revoke(batch))
+		return len(ids) > 0, err
 	}); err != nil {
+		return err
+	}
+	if _, err := m.clear(ctx, ids, 0); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "go tool pprof -top %s\n", filepath.Join(dir, "issue-plugin-profile.pprof"))
 	return nil
 }
 
-// profiled takes all profiles while a load lasts.
-func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, seconds int, under func() error) error {
+// profiled takes all profiles under a load, which is repeated until they are
+// taken or it says that there is no more.
+func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, seconds int, batch func() (more bool, err error)) error {
 	plugin := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(m.lab.dir, fmt.Sprintf("%d.sock", m.plugin)))
@@ -121,8 +119,21 @@ func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, 
 		pprof.StopCPUProfile()
 		save("load", "profile", own.Bytes(), err)
 	})
-	note(under())
-	group.Wait()
+	taken := make(chan struct{})
+	go func() { group.Wait(); close(taken) }()
+	for more := true; more; {
+		var err error
+		if more, err = batch(); err != nil {
+			note(err)
+			break
+		}
+		select {
+		case <-taken:
+			more = false
+		default:
+		}
+	}
+	<-taken
 	return errors.Join(errs...)
 }
 

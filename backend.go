@@ -28,7 +28,6 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/useragent"
 	"github.com/hashicorp/vault/sdk/logical"
-	"golang.org/x/sync/singleflight"
 
 	"vault-plugin-secrets-openai/client"
 )
@@ -192,30 +191,11 @@ func newBackend() *backend {
 // Setup is framework.Backend's, which forgets the storage.
 func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
 	b.storage = conf.StorageView
-	shared := *conf
+	calm := *conf
 	if conf.System != nil {
-		shared.System = &sharedView{SystemView: conf.System}
+		calm.System = &calmView{SystemView: conf.System}
 	}
-	return b.Backend.Setup(ctx, &shared)
-}
-
-// sharedView is Vault's system view, of which requests at the same time share an
-// answer. Each is a round trip through the plugin protocol; the framework makes
-// one for every request, and an issue another. Vault does not tell a plugin when
-// an answer changes, so none outlives its question.
-type sharedView struct {
-	logical.SystemView
-	questions singleflight.Group
-}
-
-func (v *sharedView) ReplicationState() consts.ReplicationState {
-	state, _, _ := v.questions.Do("replication state", func() (any, error) { return v.SystemView.ReplicationState(), nil })
-	return state.(consts.ReplicationState)
-}
-
-func (v *sharedView) MaxLeaseTTL() time.Duration {
-	ttl, _, _ := v.questions.Do("maximum lease ttl", func() (any, error) { return v.SystemView.MaxLeaseTTL(), nil })
-	return ttl.(time.Duration)
+	return b.Backend.Setup(ctx, &calm)
 }
 
 // current returns the snapshot, from memory or else from storage.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
@@ -84,6 +85,18 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 	h.restart()
 	t.Cleanup(h.checkSecrets)
 	return h
+}
+
+// tune sets the mount's max_lease_ttl, as vault secrets tune does.
+func (h *harness) tune(maxLeaseTTL time.Duration) {
+	h.system.MaxLeaseTTLVal = maxLeaseTTL
+	time.Sleep(viewAge)
+}
+
+// become puts the node into another replication state.
+func (h *harness) become(state consts.ReplicationState) {
+	h.system.ReplicationStateVal = state
+	time.Sleep(viewAge)
 }
 
 // configured is newHarness with a config and the role "app".

@@ -691,7 +691,7 @@ func TestKeyExpiry_WhatIsAskedOfOpenAI(t *testing.T) {
 				t.Parallel()
 				h := configured(t, openaitest.Options{})
 				if test.mountMax != 0 {
-					h.system.MaxLeaseTTLVal = max(test.mountMax, 0)
+					h.tune(max(test.mountMax, 0))
 				}
 				data := map[string]any{"activation_timeout": 0}
 				maps.Copy(data, test.role)

@@ -91,7 +91,7 @@ func TestCreds_TTL(t *testing.T) {
 		"role over mount":    {nil, 30 * time.Minute, 30 * time.Minute, 30 * time.Minute, true},
 		"mount is no matter": {"90m", 100 * time.Minute, 90 * time.Minute, 100 * time.Minute, false},
 	} {
-		h.system.MaxLeaseTTLVal = test.mountMax
+		h.tune(test.mountMax)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
 			data := map[string]any{}
 			if test.asked != nil {

@@ -129,7 +129,7 @@ func TestRoles_LongMaxTTLIsWarnedOf(t *testing.T) {
 	h.configure(nil)
 	resp := h.must(h.write("roles/app", map[string]any{"project_id": h.project, "max_ttl": "1000h"}))
 	require.Contains(t, resp.Warnings[0], "max_lease_ttl of the mount")
-	h.system.MaxLeaseTTLVal = 100000 * time.Hour
+	h.tune(100000 * time.Hour)
 	resp = h.must(h.write("roles/app", map[string]any{"max_ttl": "9000h"}))
 	require.Contains(t, resp.Warnings[0], "longer than a key can live at OpenAI")
 	lease := h.lease("creds/app", nil)
@@ -292,7 +292,7 @@ func TestRoles_WarnOfWhatMayBeMeantOtherwise(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	require.Contains(t, h.role(map[string]any{"key_expiry": "none"}).Warnings[0], "works until somebody deletes it by hand")
-	h.system.MaxLeaseTTLVal = 100000 * time.Hour
+	h.tune(100000 * time.Hour)
 	require.Contains(t, h.role(map[string]any{"max_ttl": "9000h"}).Warnings[0], "leases end after "+maxLease.String())
 	require.Nil(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "ttl"}), "renewals go beyond")
 	require.Contains(t, h.role(map[string]any{"ttl": "9000h", "max_ttl": "9000h", "key_expiry": "ttl"}).Warnings[0], "and longer with renewals")

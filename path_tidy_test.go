@@ -566,11 +566,11 @@ func TestTidy_ByItselfOnlyWhereThisClusterMayWrite(t *testing.T) {
 	for _, state := range []consts.ReplicationState{
 		consts.ReplicationPerformanceSecondary, consts.ReplicationPerformanceStandby, consts.ReplicationDRSecondary,
 	} {
-		h.system.ReplicationStateVal = state
+		h.become(state)
 		h.rollback()
 		require.Empty(t, h.b.tidy.current().state)
 	}
-	h.system.ReplicationStateVal = 0
+	h.become(0)
 	h.rollback()
 	require.Equal(t, 1, h.swept()["deleted_count"])
 }

@@ -165,7 +165,7 @@ func TestRenew_BeyondAYear(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
 	require.NoError(t, h.revoke(lease))
-	h.system.MaxLeaseTTLVal = 30000 * time.Hour
+	h.tune(30000 * time.Hour)
 	resp := h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "9000h", "max_ttl": "20000h"})
 	require.Contains(t, resp.Warnings[0], "ttl 9000h0m0s is longer than a key can live at OpenAI")
 	lease = h.lease("creds/app", nil)

@@ -102,11 +102,10 @@ func shieldAdminKey(req *logical.Request) bool {
 // mount and, where there is one, the request, by the ID that Vault's audit log
 // has for it.
 func (b *backend) log(req *logical.Request) hclog.Logger {
-	log := b.Logger().With("mount", req.MountPoint)
-	if req.ID != "" {
-		log = log.With("request_id", req.ID)
+	if req.ID == "" {
+		return b.Logger().With("mount", req.MountPoint)
 	}
-	return log
+	return b.Logger().With("mount", req.MountPoint, "request_id", req.ID)
 }
 
 // checkText says what is wrong with a one-line field, "" when nothing is.

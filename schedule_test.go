@@ -573,7 +573,8 @@ func TestSchedule_OnlyWhereThisClusterMayWrite(t *testing.T) {
 			h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
 			id := h.adminKeyID()
 			h.until(h.time("next_rotation"))
-			h.system.ReplicationStateVal, h.system.LocalMountVal = test.state, test.local
+			h.system.LocalMountVal = test.local
+			h.become(test.state)
 			h.restart()
 			h.rollback()
 			require.Equal(t, test.rotate, id != h.adminKeyID())
@@ -586,7 +587,7 @@ func TestSchedule_OnlyWhereThisClusterMayWrite(t *testing.T) {
 			}
 			asked, _ := h.manager.calls()
 			require.Equal(t, map[bool]int{true: 2, false: 1}[test.rotate], asked)
-			h.system.ReplicationStateVal = 0
+			h.become(0)
 			h.tick()
 			h.oneAdminKey()
 		})

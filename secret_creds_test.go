@@ -337,7 +337,7 @@ func TestJournal_APerformanceSecondaryWorksOffItsOwn(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
-	h.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
+	h.become(consts.ReplicationPerformanceSecondary)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
@@ -360,11 +360,11 @@ func TestPeriodic_OnlyWhereThisNodeMayWrite(t *testing.T) {
 		h.must(h.write("config/rotate", nil))
 		h.advance(time.Hour)
 
-		h.system.ReplicationStateVal = state
+		h.become(state)
 		h.sim.ResetRequests()
 		h.rollback()
 		require.Zero(t, h.sim.Count("", ""))
-		h.system.ReplicationStateVal = 0
+		h.become(0)
 		h.rollback()
 		h.onlyLeased()
 		require.Len(t, h.adminKeyIDs(), 1)
@@ -379,11 +379,11 @@ func TestForwarding_StandbysAndSecondariesCreateNothing(t *testing.T) {
 	for at, secondaryToo := range map[string]bool{
 		"creds/app": false, "config": true, "config/rotate": true, "rotate-root": true, "roles/app": true, "tidy": true, "tidy-cancel": true,
 	} {
-		h.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
+		h.become(consts.ReplicationPerformanceStandby)
 		_, err := h.write(at, nil)
 		require.ErrorIs(t, err, logical.ErrReadOnly, at)
 		if secondaryToo {
-			h.system.ReplicationStateVal = consts.ReplicationPerformanceSecondary
+			h.become(consts.ReplicationPerformanceSecondary)
 			_, err := h.write(at, nil)
 			require.ErrorIs(t, err, logical.ErrReadOnly, at)
 		}

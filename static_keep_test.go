@@ -301,7 +301,8 @@ func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
 			h.static("batch", nil)
 			id := h.keyOf("batch")
 			h.until(h.staticTime("batch", "next_vault_rotation"))
-			h.system.ReplicationStateVal, h.system.LocalMountVal = test.state, test.local
+			h.system.LocalMountVal = test.local
+			h.become(test.state)
 			h.restart()
 			h.rollback()
 			if test.rotate {
@@ -316,7 +317,7 @@ func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
 			h.b.Cleanup(context.Background())
 			require.Len(t, h.liveAccounts(), map[bool]int{true: 0, false: 1}[test.rotate])
 			h.manager.untaint()
-			h.system.ReplicationStateVal = 0
+			h.become(0)
 			h.restartStatic()
 			h.gone("batch")
 		})

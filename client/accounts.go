@@ -37,25 +37,37 @@ func (c *Client) CreateServiceAccount(ctx context.Context, project, name string,
 		return ServiceAccount{}, Key{}, c.refuse(op, negative)
 	}
 	params := openai.AdminOrganizationProjectServiceAccountNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
-	type created = openai.AdminOrganizationProjectServiceAccountNewResponse
 	answer, err := once(ctx, c, createServiceAccount, op,
-		func(a *created) bool {
-			return isText(a.JSON.ID) && isText(a.APIKey.JSON.ID) && isText(a.APIKey.JSON.Value)
-		},
-		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
+		func(a *createdAccount) bool { return a.ID != "" && a.APIKey.ID != "" && a.APIKey.Value != "" },
+		plain[createdAccount](func(ctx context.Context, o ...option.RequestOption) (*openai.AdminOrganizationProjectServiceAccountNewResponse, error) {
 			return c.accounts.New(ctx, project, params, o...)
-		})
+		}))
 	if err != nil {
 		return ServiceAccount{}, Key{}, err
 	}
-	return ServiceAccount{ID: answer.ID, Name: answer.Name, Role: string(answer.Role), CreatedAt: at(answer.CreatedAt)},
+	return ServiceAccount{ID: answer.ID, Name: string(answer.Name), Role: string(answer.Role), CreatedAt: at(int64(answer.CreatedAt))},
 		Key{
 			ID:        answer.APIKey.ID,
-			Name:      answer.APIKey.Name,
+			Name:      string(answer.APIKey.Name),
 			Value:     NewSecret(answer.APIKey.Value),
-			CreatedAt: at(answer.APIKey.CreatedAt),
-			ExpiresAt: at(answer.APIKey.ExpiresAt),
+			CreatedAt: at(int64(answer.APIKey.CreatedAt)),
+			ExpiresAt: at(int64(answer.APIKey.ExpiresAt)),
 		}, nil
+}
+
+// createdAccount is the part of the answer to a create that is used.
+type createdAccount struct {
+	ID        string   `json:"id"`
+	Name      label    `json:"name"`
+	Role      label    `json:"role"`
+	CreatedAt unixTime `json:"created_at"`
+	APIKey    struct {
+		ID        string   `json:"id"`
+		Name      label    `json:"name"`
+		Value     string   `json:"value"` // #nosec G117 -- read here, and never written
+		CreatedAt unixTime `json:"created_at"`
+		ExpiresAt unixTime `json:"expires_at"`
+	} `json:"api_key"`
 }
 
 // GetServiceAccount returns one account. IsGone holds for an unknown one.
@@ -74,12 +86,14 @@ func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (Ser
 // DeleteServiceAccount deletes an account and with it all its keys. An account
 // that does not exist is an error for which IsGone holds.
 func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
-	type deleted = openai.AdminOrganizationProjectServiceAccountDeleteResponse
+	type deleted struct {
+		Deleted bool `json:"deleted"`
+	}
 	_, err := repeat(ctx, c, deleteServiceAccount, "delete service account "+id+" in project "+project,
 		func(d *deleted) bool { return d.Deleted },
-		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
+		plain[deleted](func(ctx context.Context, o ...option.RequestOption) (*openai.AdminOrganizationProjectServiceAccountDeleteResponse, error) {
 			return c.accounts.Delete(ctx, project, id, o...)
-		})
+		}))
 	return err
 }
 

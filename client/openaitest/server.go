@@ -259,8 +259,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	limited := s.limit(c)
 	s.mu.Unlock()
 	s.pause(half)
+	// Timers are late by a millisecond or so, of which one is enough.
+	rest := func() { s.pause(time.Until(c.began.Add(2 * half))) }
 	if limited != nil {
-		s.pause(half)
+		rest()
 		s.reply(w, c, *limited)
 		return
 	}
@@ -270,7 +272,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	result := s.perform(c)
-	s.pause(half)
+	rest()
 	if f != nil && s.playAfter(w, c, f, result) {
 		return
 	}

@@ -18,20 +18,28 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
+// hold is where somebody is held up, once.
+type hold struct{ entered, release chan struct{} }
+
+func newHold() *hold { return &hold{make(chan struct{}), make(chan struct{})} }
+
+func (h *hold) up() {
+	close(h.entered)
+	<-h.release
+}
+
 // slowStorage counts reads, and holds one up on its way back when told to.
 type slowStorage struct {
 	logical.Storage
 	reads atomic.Int64
-	held  chan chan struct{} // takes the release of the next read
+	next  atomic.Pointer[hold]
 }
 
 func (s *slowStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	s.reads.Add(1)
 	entry, err := s.Storage.Get(ctx, key)
-	select {
-	case release := <-s.held:
-		<-release
-	default:
+	if h := s.next.Swap(nil); h != nil {
+		h.up()
 	}
 	return entry, err
 }
@@ -75,10 +83,11 @@ func TestRoles_AreReadOnce(t *testing.T) {
 func TestRoles_WhatWasBeingReadWhileItChangedIsNotKept(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	s := &slowStorage{Storage: &logical.InmemStorage{}, held: make(chan chan struct{})}
+	s := &slowStorage{Storage: &logical.InmemStorage{}}
 	c := newRoleCache()
 	putRole(t, s, "app", time.Hour)
-	release := make(chan struct{})
+	held := newHold()
+	s.next.Store(held)
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		r, err := c.get(ctx, s, "app")
@@ -86,10 +95,10 @@ func TestRoles_WhatWasBeingReadWhileItChangedIsNotKept(t *testing.T) {
 			t.Error(r, err)
 		}
 	})
-	s.held <- release // it has the old role in its hands
+	<-held.entered // it has the old role in its hands
 	putRole(t, s, "app", 2*time.Hour)
 	c.forget("app", nil)
-	close(release)
+	close(held.release)
 	reading.Wait()
 	r, err := c.get(ctx, s, "app")
 	require.NoError(t, err)

@@ -262,7 +262,7 @@ func (b *backend) invalidate(_ context.Context, key string) {
 		b.static.forget()
 	}
 	if name, ok := strings.CutPrefix(key, roleStoragePrefix); ok {
-		b.roles.forget(name, nil)
+		b.roles.forget(name)
 	}
 }
 

@@ -283,8 +283,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 
 func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	err := req.Storage.Delete(ctx, roleStoragePrefix+name)
-	b.roles.forget(name, err)
+	err := b.roles.change(name, func() error { return req.Storage.Delete(ctx, roleStoragePrefix+name) })
 	if err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}
@@ -364,8 +363,7 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if err != nil {
 		return nil, err
 	}
-	err = req.Storage.Put(ctx, entry)
-	b.roles.forget(name, err)
+	err = b.roles.change(name, func() error { return req.Storage.Put(ctx, entry) })
 	if err != nil {
 		return nil, fmt.Errorf("storing role %q: %w", name, err)
 	}

@@ -4,9 +4,11 @@ package openaisecrets
 // nothing that it has told before: each question is a round trip through the
 // plugin protocol.
 //
-// What must stay true: a role is here only as storage has it. Whoever writes or
-// deletes one says so afterwards, and so does Vault where it changed under this
-// node; what was being read meanwhile is not kept. A role here is never changed.
+// What must stay true: a role is here only as storage has it, and not while that
+// is in doubt: from the begin of a write on, whose effect others may see before
+// its answer comes, and for good after one that has failed. Vault says where one
+// changed under this node; what was being read meanwhile is not kept. A role here
+// is never changed.
 
 import (
 	"context"
@@ -22,16 +24,16 @@ const maxKeptRoles = 10_000
 type roleCache struct {
 	mu   sync.RWMutex
 	kept map[string]*role
-	// unsure are the roles whose last write has failed: storage may take it yet,
-	// whatever it says now.
-	unsure map[string]bool
+	// unsure counts the writes of a role that are under way or have failed: storage
+	// may take such a one yet, even after a later one that it has confirmed.
+	unsure map[string]int
 	// changes counts what was forgotten, so that a role read before a change is
 	// not kept after it.
 	changes uint64
 }
 
 func newRoleCache() *roleCache {
-	return &roleCache{kept: map[string]*role{}, unsure: map[string]bool{}}
+	return &roleCache{kept: map[string]*role{}, unsure: map[string]int{}}
 }
 
 // get returns a role that must not be changed, nil when there is none.
@@ -48,7 +50,7 @@ func (c *roleCache) get(ctx context.Context, s logical.Storage, name string) (*r
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.changes == changes && !c.unsure[name] {
+	if c.changes == changes && c.unsure[name] == 0 {
 		if len(c.kept) >= maxKeptRoles {
 			clear(c.kept)
 		}
@@ -57,14 +59,34 @@ func (c *roleCache) get(ctx context.Context, s logical.Storage, name string) (*r
 	return r, nil
 }
 
-// forget is for a role that has been written or deleted, or may have been: err
-// is what the write said.
-func (c *roleCache) forget(name string, err error) {
+// change writes or deletes a role's entry.
+func (c *roleCache) change(name string, write func() error) error {
+	c.mu.Lock()
+	c.drop(name)
+	c.unsure[name]++
+	c.mu.Unlock()
+	err := write()
+	if err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.drop(name) // what was read while it was written
+	if c.unsure[name]--; c.unsure[name] == 0 {
+		delete(c.unsure, name)
+	}
+	return nil
+}
+
+// forget is for a role that has changed under this node.
+func (c *roleCache) forget(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drop(name)
+}
+
+// drop is forget under the lock.
+func (c *roleCache) drop(name string) {
 	c.changes++
 	delete(c.kept, name)
-	if delete(c.unsure, name); err != nil {
-		c.unsure[name] = true
-	}
 }

@@ -97,7 +97,7 @@ func TestRoles_WhatWasBeingReadWhileItChangedIsNotKept(t *testing.T) {
 	})
 	<-held.entered // it has the old role in its hands
 	putRole(t, s, "app", 2*time.Hour)
-	c.forget("app", nil)
+	c.forget("app")
 	close(held.release)
 	reading.Wait()
 	r, err := c.get(ctx, s, "app")
@@ -105,29 +105,86 @@ func TestRoles_WhatWasBeingReadWhileItChangedIsNotKept(t *testing.T) {
 	require.Equal(t, 2*time.Hour, r.TTL)
 }
 
+// What others can read of a change is in force, though its answer is not there
+// yet: from an operator who reads a narrowed role, nobody may get the wide one.
+func TestRoles_AChangeIsInForceBeforeItsAnswer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := &slowStorage{Storage: &logical.InmemStorage{}}
+	c := newRoleCache()
+	ttl := func() time.Duration {
+		r, err := c.get(ctx, s, "app")
+		require.NoError(t, err)
+		return r.TTL
+	}
+	putRole(t, s, "app", time.Hour)
+	require.Equal(t, time.Hour, ttl())
+	require.NoError(t, c.change("app", func() error {
+		require.Equal(t, time.Hour, ttl(), "not yet")
+		putRole(t, s, "app", 2*time.Hour)
+		require.Equal(t, 2*time.Hour, ttl())
+		return nil
+	}))
+	reads := s.reads.Load()
+	for range 2 {
+		require.Equal(t, 2*time.Hour, ttl())
+	}
+	require.Equal(t, reads+1, s.reads.Load(), "and then it is kept")
+	require.Empty(t, c.unsure)
+}
+
 // What failed may yet take effect, as a write does that Vault's storage has
-// given up waiting for.
+// given up waiting for, even after a later one.
 func TestRoles_AFailedWriteIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := &slowStorage{Storage: &logical.InmemStorage{}}
 	c := newRoleCache()
-	putRole(t, s, "app", time.Hour)
-	c.forget("app", errors.New("timed out"))
-	r, err := c.get(ctx, s, "app")
-	require.NoError(t, err)
-	require.Equal(t, time.Hour, r.TTL)
-	putRole(t, s, "app", 2*time.Hour) // only now
-	r, err = c.get(ctx, s, "app")
-	require.NoError(t, err)
-	require.Equal(t, 2*time.Hour, r.TTL)
-	c.forget("app", nil) // the next write, which succeeds
-	reads := s.reads.Load()
-	for range 2 {
-		_, err = c.get(ctx, s, "app")
+	ttl := func() time.Duration {
+		r, err := c.get(ctx, s, "app")
 		require.NoError(t, err)
+		return r.TTL
 	}
-	require.Equal(t, reads+1, s.reads.Load())
+	putRole(t, s, "app", time.Hour)
+	require.Error(t, c.change("app", func() error { return errors.New("timed out") }))
+	require.Equal(t, time.Hour, ttl())
+	putRole(t, s, "app", 2*time.Hour) // only now
+	require.Equal(t, 2*time.Hour, ttl())
+	require.NoError(t, c.change("app", func() error { putRole(t, s, "app", 3*time.Hour); return nil }))
+	c.forget("app")
+	require.Equal(t, 3*time.Hour, ttl())
+	putRole(t, s, "app", 2*time.Hour) // the first, on a longer way
+	require.Equal(t, 2*time.Hour, ttl())
+}
+
+// Whatever goes on at once, in the end what storage has is in force.
+func TestRoles_AreAsInStorageAfterManyChangesAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s := &logical.InmemStorage{}
+	c := newRoleCache()
+	putRole(t, s, "app", time.Hour)
+	var many sync.WaitGroup
+	for w := range 8 {
+		many.Go(func() {
+			for i := range 200 {
+				if w < 2 {
+					_ = c.change("app", func() error { putRole(t, s, "app", time.Duration(2+i*2+w)*time.Minute); return nil })
+				} else if w == 2 {
+					c.forget("app")
+				} else if _, err := c.get(ctx, s, "app"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	many.Wait()
+	stored, err := getRole(ctx, s, "app")
+	require.NoError(t, err)
+	kept, err := c.get(ctx, s, "app")
+	require.NoError(t, err)
+	require.Equal(t, stored, kept)
+	require.Empty(t, c.unsure)
 }
 
 func TestRoles_AChangeIsInForceAtOnce(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
@@ -184,6 +185,28 @@ func TestRenew_BeyondAYear(t *testing.T) {
 	}
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
+}
+
+// Vault asks for the mount's maximum after the engine has, which may be long
+// after: the call that moves the key's end waits for its turn.
+func TestRenew_AMountThatIsTunedMeanwhileGivesNoLongerLease(t *testing.T) {
+	t.Parallel()
+	h, lease := following(t, openaitest.Options{}, nil)
+	h.tune(time.Hour)
+	secret := *lease.Secret
+	secret.InternalData = throughJSON(t, lease.Secret.InternalData)
+	secret.IssueTime, secret.Increment = time.Now(), 90*time.Minute
+	req := &logical.Request{Operation: logical.RenewOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: throughJSON(t, lease.Data)}
+	resp, err := h.b.HandleRequest(t.Context(), req)
+	require.NoError(t, err)
+	h.tune(24 * time.Hour)
+	granted, _, err := framework.CalculateTTL(h.system, 90*time.Minute, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, secret.IssueTime)
+	require.NoError(t, err)
+	require.False(t, h.keyEnd().Before(h.now().Add(granted)), "the key covers the lease, which is of %s", granted)
+	renewed, err := h.renew(t.Context(), h.stored(resp), 0, 90*time.Minute)
+	require.NoError(t, err)
+	require.InDelta(t, 90*time.Minute, renewed.Secret.TTL, float64(time.Second), "the next renewal goes by the new maximum")
+	require.NoError(t, h.revoke(renewed))
 }
 
 func TestRenew_OtherModesCallNobody(t *testing.T) {

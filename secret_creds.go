@@ -144,7 +144,12 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return resp, nil
 	}
 
-	// What Vault will make of it, by the same function that it uses.
+	// What Vault will make of it, by the same function that it uses. It does so
+	// once the key has its new end, and must not go beyond that although the
+	// mount's maximum may have been raised meanwhile: an increment would.
+	if mountMax := b.System().MaxLeaseTTL(); mountMax > 0 {
+		resp.Secret.MaxTTL = min(resp.Secret.MaxTTL, mountMax)
+	}
 	granted, _, err := framework.CalculateTTL(b.System(), req.Secret.Increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, req.Secret.IssueTime)
 	if err != nil {
 		return logical.ErrorResponse("lease of role %q not renewed: %s", lease.Role, err), nil

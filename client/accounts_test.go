@@ -236,4 +236,20 @@ func TestCreate_AnAnswerThatIsNotTheObjectIsAmbiguous(t *testing.T) {
 		require.True(t, made.ExpiresAt.IsZero() && made.CreatedAt.IsZero(), "what is not a time is none, and never one that looks safe")
 		require.True(t, made.Value.Equal(NewSecret(testKey)))
 	})
+	t.Run("no number is a time that nobody has said", func(t *testing.T) {
+		t.Parallel()
+		for text, want := range map[string]time.Time{
+			"1e400": {}, "1e300": {}, "-1e300": {}, "9223372036854775808": {}, "253402300800": {}, "null": {}, "true": {}, `"1767323045"`: {}, "[1767323045]": {}, "{}": {},
+			"1767323045":                      time.Unix(1767323045, 0).UTC(),
+			"1767323045.9":                    time.Unix(1767323045, 0).UTC(),
+			"1.767323045e9":                   time.Unix(1767323045, 0).UTC(),
+			"-1":                              time.Unix(-1, 0).UTC(), // long over, and not without end
+			`1767323045,"expires_at":"never"`: {},                     // the last word counts
+		} {
+			c := answering(t, http.StatusOK, nil, `{"id":"a1","api_key":{"id":"k1","value":"`+testKey+`","expires_at":`+text+`}}`)
+			_, made, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
+			require.NoError(t, err, text)
+			require.Equal(t, want, made.ExpiresAt, text)
+		}
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
@@ -114,13 +115,17 @@ func plain[T, S any](call sdkCall[S]) sdkCall[T] {
 	}
 }
 
-// unixTime is a time in seconds, 0 for anything that is no number, and label is a
-// text, "" for anything else: whether an answer can do without them is for its
-// reader to say.
+// unixTime is a time in seconds, 0 for anything that is no number or no time that
+// can be written down, and label is a text, "" for anything else: whether an
+// answer can do without them is for its reader to say.
 type (
 	unixTime int64
 	label    string
 )
+
+// maxUnix is the end of the year 9999. Beyond an int64, what a conversion gives
+// differs between processors.
+const maxUnix = 253402300799
 
 func (l *label) UnmarshalJSON(raw []byte) error {
 	_ = json.Unmarshal(raw, (*string)(l))
@@ -128,7 +133,8 @@ func (l *label) UnmarshalJSON(raw []byte) error {
 }
 
 func (u *unixTime) UnmarshalJSON(text []byte) error {
-	if seconds, err := strconv.ParseFloat(string(text), 64); err == nil {
+	*u = 0
+	if seconds, err := strconv.ParseFloat(string(text), 64); err == nil && math.Abs(seconds) <= maxUnix {
 		*u = unixTime(seconds)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Plugin is a built plugin binary, as Vault's catalog wants to know it.
@@ -87,13 +88,28 @@ func build(ctx context.Context, env []string, output, pkg string, args ...string
 		return err
 	}
 	args = append([]string{"build", "-buildvcs=false", "-o", output}, args...)
-	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
-	cmd.Dir = root
-	cmd.Env = append(cmd.Environ(), env...)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := runGo(ctx, root, env, append(args, pkg)...); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
 	}
 	return nil
+}
+
+// runGo runs a go command in a folder, and returns what it printed. When the
+// context ends it is asked to end, too, and waits for its compilers; killed, it
+// would leave them, and its temporary folder. That it also leaves if the wish
+// comes while it is still looking for what to build, so it is removed here.
+func runGo(ctx context.Context, dir string, env []string, args ...string) ([]byte, error) {
+	temporary, err := os.MkdirTemp("", "vault-openai-build-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(temporary) }()
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(append(cmd.Environ(), "GOTMPDIR="+temporary), env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	return cmd.CombinedOutput()
 }
 
 // RaceAvailable says whether the race detector can be built in here: it needs

@@ -1,8 +1,11 @@
 package devenv
 
 import (
+	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +30,29 @@ func TestIsolateEnvKeepsTheChoiceOfServer(t *testing.T) {
 	IsolateEnv()
 	require.Equal(t, "/a/vault", os.Getenv("VAULT_BIN"))
 	require.Empty(t, os.Getenv("VAULT_TOKEN"))
+}
+
+func TestABuildThatIsInterruptedLeavesNothing(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no process can be interrupted there")
+	}
+	temporary := t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	t.Setenv("GOCACHE", t.TempDir()) // there is much to build
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	built := make(chan error, 1)
+	output := filepath.Join(t.TempDir(), "sim")
+	go func() { built <- Build(ctx, output, "./cmd/openai-sim") }()
+	inTemporary := func() int {
+		entries, err := os.ReadDir(temporary)
+		require.NoError(t, err)
+		return len(entries)
+	}
+	require.Eventually(t, func() bool { return inTemporary() > 0 }, time.Minute, 10*time.Millisecond)
+	cancel()
+	require.Error(t, <-built)
+	require.Zero(t, inTemporary(), "what it did not clean up")
 }
 
 func TestOnlyOwnProcessesAreEnded(t *testing.T) {

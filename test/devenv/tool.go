@@ -65,9 +65,7 @@ func BuildTool(ctx context.Context, output, module, pkg string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", output, pkg)
-	cmd.Dir = filepath.Join(root, module)
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := runGo(ctx, filepath.Join(root, module), nil, "build", "-buildvcs=false", "-o", output, pkg); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
 	}
 	return nil

@@ -59,6 +59,12 @@ func (m *rotationManager) Tainted() bool {
 	return m.tainting || m.TaintedVal
 }
 
+// PluginEnv is asked for beside the requests, when a test may be changing another
+// field: StaticSystemView's methods copy them all.
+func (m *rotationManager) PluginEnv(context.Context) (*logical.PluginEnvironment, error) {
+	return m.PluginEnvironment, nil
+}
+
 func (m *rotationManager) RegisterRotationJob(_ context.Context, req *rotation.RotationJobConfigureRequest) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

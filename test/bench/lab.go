@@ -490,11 +490,17 @@ type turn struct {
 }
 
 // takeTurns measures each load once in a round, so that what disturbs the
-// machine for a second disturbs all of them.
+// machine for a second disturbs all of them. Every other round goes backwards:
+// what one load leaves to be done falls on the next, which is not to be always
+// the same one.
 func takeTurns(ctx context.Context, rounds int, turns []turn) ([]measured, error) {
 	all := make([]measured, len(turns))
-	for range rounds {
-		for i, t := range turns {
+	for round := range rounds {
+		order := slices.All(turns)
+		if round%2 == 1 {
+			order = slices.Backward(turns)
+		}
+		for i, t := range order {
 			r, err := t.measure(ctx, t.load)
 			if err != nil {
 				return nil, err

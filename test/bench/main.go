@@ -67,7 +67,7 @@ var sections = []section{
 }
 
 func main() {
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
 	debug.SetGCPercent(400) // this program shares the cores with what it measures
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

@@ -76,3 +76,32 @@ func TestOnlyOwnProcessesAreEnded(t *testing.T) {
 	<-p.done // the shell waited for it
 	require.NoError(t, killOwn(found[0], p.pid()), "one that has ended is no error")
 }
+
+// A Vault that dies by itself leaves its plugins to whoever stops it.
+func TestTheProgramsOfAFolderAreFound(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("there is no /proc")
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	sleep, err := exec.LookPath("sleep")
+	require.NoError(t, err)
+	content, err := os.ReadFile(sleep)
+	require.NoError(t, err)
+	program := filepath.Join(dir, filepath.Base(sleep))
+	require.NoError(t, os.WriteFile(program, content, 0o700))
+	require.Empty(t, runningFrom(dir))
+	cmd := exec.Command(program, "60")
+	cmd.Args[0] = "sleep" // which may be one program of many names
+	p, err := startProcess(cmd)
+	require.NoError(t, err)
+	defer p.kill()
+	require.NoError(t, poll(t.Context(), 10*time.Second, "the program", func() error {
+		if len(runningFrom(dir)) == 0 {
+			return os.ErrNotExist
+		}
+		return nil
+	}))
+	require.Equal(t, []int{p.pid()}, runningFrom(dir))
+	require.Empty(t, runningFrom(filepath.Dir(dir)), "of that folder only")
+}

@@ -103,6 +103,21 @@ func children(pid int) ([]int, error) {
 	return found, nil
 }
 
+// runningFrom lists the processes whose program is in a folder, where /proc says so.
+func runningFrom(dir string) (found []int) {
+	links, _ := filepath.Glob("/proc/[0-9]*/exe") // its only error is a bad pattern
+	for _, link := range links {
+		program, err := os.Readlink(link)
+		if err != nil || filepath.Dir(program) != dir {
+			continue // somebody else's, or none any more
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
 // killOwn ends a process that a process of ours with the given id had started,
 // provided that it still is one, which its being in the group that we made shows.
 func killOwn(pid, group int) error {

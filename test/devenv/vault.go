@@ -346,6 +346,10 @@ func (v *Vault) Restart(ctx context.Context) error {
 // Stop ends the server and removes what it wrote.
 func (v *Vault) Stop() error {
 	if v.process != nil {
+		// One that has died by itself, for want of memory or so, left its plugins.
+		for _, pid := range runningFrom(v.PluginDir) {
+			v.orphans = append(v.orphans, orphan{pid, v.process.pid()})
+		}
 		// A graceful stop ends the plugins too; they are noted for the other case.
 		pids, err := v.PluginPIDs()
 		if err == nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// maxKeptRoles bounds them. At about 2 KiB each, with what its name template
-// was compiled to, they take 20 MiB if so many are in use.
+// maxKeptRoles bounds them. At less than 1 KiB each, unless their texts are long,
+// they take 10 MiB if so many are in use; name templates are kept by naming.go.
 const maxKeptRoles = 10_000
 
 type roleCache struct {

@@ -11,6 +11,8 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
 )
 
 // countedView counts the questions, and answers with what it is set to.
@@ -121,4 +123,10 @@ func TestSystemView_IsAskedOnceForMany(t *testing.T) {
 	v.ttl.Store(int64(3 * time.Hour))
 	time.Sleep(viewAge)
 	require.Equal(t, 3*time.Hour, calm.MaxLeaseTTL(), "an answer older than viewAge is asked for anew")
+}
+
+func TestSystemView_IsTheBackends(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.IsType(t, &calmView{}, h.b.System())
 }

@@ -548,6 +548,54 @@ func TestConcurrency_BoundsTheCallsInFlight(t *testing.T) {
 	})
 }
 
+// Either kind, asked for without end, leaves some of the calls in flight to the
+// other, or an API that hangs for one of them would end both.
+func TestConcurrency_IssuesAndOtherCallsLeaveRoomForEachOther(t *testing.T) {
+	t.Parallel()
+	for total, left := range map[int]int{4: 1, 7: 1, 16: 2, 64: 8} {
+		for _, method := range []string{http.MethodPost, http.MethodGet} {
+			t.Run(fmt.Sprintf("%d, %s hangs", total, method), func(t *testing.T) {
+				t.Parallel()
+				sim := openaitest.Start(t, openaitest.Options{})
+				sim.KeepAll()
+				project := sim.AddProject("apps")
+				c := connect(t, sim, withConcurrency(total))
+				calls := map[string]func(context.Context) error{
+					http.MethodPost: func(ctx context.Context) error {
+						_, _, err := c.CreateServiceAccount(ctx, project, "n", time.Hour)
+						return err
+					},
+					http.MethodGet: func(ctx context.Context) error {
+						_, err := c.ListProjects(ctx)
+						return err
+					},
+				}
+				holding := make(chan struct{}, 2*total)
+				sim.Fail(openaitest.Fault{Method: method, Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { holding <- struct{}{} }})
+				ctx, release := context.WithCancel(context.Background())
+				defer release()
+				var wg sync.WaitGroup
+				for range 2 * total {
+					wg.Go(func() { _ = calls[method](ctx) })
+				}
+				for range total - left {
+					<-holding
+				}
+				other := http.MethodGet
+				if method == other {
+					other = http.MethodPost
+				}
+				bounded, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				require.NoError(t, calls[other](bounded))
+				require.Empty(t, holding, "no more than these are in flight")
+				release()
+				wg.Wait()
+			})
+		}
+	}
+}
+
 // newCA makes a certificate authority that signed nobody.
 func newCA(t *testing.T) []byte {
 	t.Helper()

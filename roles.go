@@ -5,7 +5,7 @@ package openaisecrets
 // plugin protocol.
 //
 // What must stay true: a role is here only as storage has it, and not while that
-// is in doubt: from the begin of a write on, whose effect others may see before
+// is in doubt: from the start of a write on, whose effect others may see before
 // its answer comes, and for good after one that has failed. Vault says where one
 // changed under this node; what was being read meanwhile is not kept. A role here
 // is never changed.

@@ -135,6 +135,8 @@ type backend struct {
 	storage logical.Storage
 
 	now func() time.Time
+	// settling is notFinalBefore, but for tests.
+	settling time.Duration
 }
 
 // snapshot is what a request works with from start to end. It is immutable.
@@ -142,10 +144,23 @@ type snapshot struct {
 	config *config
 	api    *client.Client
 	tag    string
+	// shown belongs to api: a snapshot that takes over the one takes the other.
+	shown *shownProjects
+}
+
+func newSnapshot(cfg *config, api *client.Client, tag string) *snapshot {
+	return &snapshot{config: cfg, api: api, tag: tag, shown: &shownProjects{}}
+}
+
+// with returns the snapshot with another config for the same client.
+func (s *snapshot) with(cfg *config) *snapshot {
+	next := *s
+	next.config = cfg
+	return &next
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
@@ -223,7 +238,7 @@ func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, er
 	if err != nil {
 		return nil, fmt.Errorf("the stored config does not give a client: %w", err)
 	}
-	snap = &snapshot{config: cfg, api: api, tag: tag}
+	snap = newSnapshot(cfg, api, tag)
 
 	b.snapshotMu.Lock()
 	defer b.snapshotMu.Unlock()

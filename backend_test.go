@@ -291,6 +291,8 @@ func (h *harness) tick() {
 	if err := h.b.keepSchedule(context.Background(), req); err != nil {
 		h.hear(nil, err)
 	}
+	h.b.settling = 0
+	defer func() { h.b.settling = notFinalBefore }()
 	h.b.pass(ctx, req, 0)
 }
 

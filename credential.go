@@ -59,6 +59,11 @@ type credential struct {
 	// StaticRole is the static role that it is made for or was taken from. What
 	// that role still names is not destroyed, whatever else says so.
 	StaticRole string `json:"static_role,omitempty"`
+	// CreatedAt is when its create was sent and KeyExpires when its key ends, as
+	// far as the entry or lease knows, both by this server's clock. CreatedAt is
+	// zero where it is unknown, KeyExpires where there is no end.
+	CreatedAt  time.Time `json:"created_at,omitzero"`
+	KeyExpires time.Time `json:"key_expires_at,omitzero"`
 }
 
 func (c credential) isKey() bool { return c.Type == typeKey }
@@ -134,9 +139,6 @@ type made struct {
 	key   client.Key
 	snap  *snapshot
 	walID string
-	// ends is the key's end by this server's clock, zero without one: OpenAI's
-	// may be minutes off, and what is planned here goes by this one.
-	ends time.Time
 	// requestID is OpenAI's, of the create.
 	requestID string
 }
@@ -178,8 +180,9 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		if err != nil {
 			return nil, mistake("service_account_name_template: " + err.Error())
 		}
+		began := b.now()
 		m := &made{credential: o.credential, snap: snap}
-		m.Version = credentialVersion
+		m.Version, m.CreatedAt = credentialVersion, began.UTC().Truncate(time.Second)
 		if m.isKey() {
 			m.KeyName = name
 		} else {
@@ -193,7 +196,6 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		}
 		// Once sent it is waited for, client or no client: its answer lets what
 		// nobody wants be destroyed at once.
-		began := b.now()
 		call := client.Trace(client.Finish(ctx), &m.requestID)
 		if m.isKey() {
 			m.key, err = snap.api.CreateServiceAccountKey(call, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
@@ -203,9 +205,10 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			m.ID = account.ID
 		}
 		if err == nil {
-			m.KeyID, m.ends = m.key.ID, m.key.ExpiresAt
-			if !m.ends.IsZero() && !m.key.CreatedAt.IsZero() {
-				m.ends = began.Add(m.key.ExpiresAt.Sub(m.key.CreatedAt)).UTC().Truncate(time.Second)
+			m.KeyID, m.KeyExpires = m.key.ID, m.key.ExpiresAt
+			if !m.KeyExpires.IsZero() && !m.key.CreatedAt.IsZero() {
+				// OpenAI's clock may be minutes off, and plans are made by this one.
+				m.KeyExpires = began.Add(m.key.ExpiresAt.Sub(m.key.CreatedAt)).UTC().Truncate(time.Second)
 			}
 			return m, nil
 		}
@@ -260,8 +263,8 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", timeText(m.key.ExpiresAt), o.covers))
 	}
 	if len(o.scopes) > 0 && !m.isKey() { // those of a lone key went with its create
-		err := b.withCurrent(ctx, req, &m.snap, func(api *client.Client) error {
-			_, err := api.UpdateProjectKey(ctx, m.ProjectID, m.KeyID, o.scopes, 0)
+		err := b.withCurrent(ctx, req, &m.snap, func(snap *snapshot) error {
+			_, err := snap.api.UpdateProjectKey(ctx, m.ProjectID, m.KeyID, o.scopes, 0)
 			return err
 		})
 		if err != nil {
@@ -284,9 +287,9 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 // withCurrent makes a call that may be made again. If the admin key was replaced
 // under it, or is so new that one of OpenAI's servers may not know it, the call
 // is made again with the one then in force.
-func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*client.Client) error) error {
+func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*snapshot) error) error {
 	for attempt := 0; ; attempt++ {
-		err := call((*snap).api)
+		err := call(*snap)
 		replaced := b.replaced(*snap)
 		if !client.IsDenied(err) || attempt+1 >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
 			return err
@@ -334,7 +337,7 @@ func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, la
 	defer cancel()
 	log := b.log(req).With("for", label, "why", why, "openai_request_id", m.requestID).With(m.attrs()...)
 	entry, journalErr := journalRevoke(ctx, req.Storage, m.credential)
-	if err := b.destroy(ctx, m.snap.api, m.credential); err != nil {
+	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
 		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)
 		return "its " + m.noun() + " is left to the journal"
 	}
@@ -360,62 +363,55 @@ func (b *backend) replaced(snap *snapshot) bool {
 	return b.snapshot != snap
 }
 
-// destroy makes sure that a credential of known ID does not exist, or that its
-// key is dead. Without error it is so.
-func (b *backend) destroy(ctx context.Context, api *client.Client, c credential) error {
-	var err error
-	if c.isKey() {
-		err = b.destroyKey(ctx, api, c)
-	} else {
-		err = api.DeleteServiceAccount(ctx, c.ProjectID, c.ID)
-	}
-	if err == nil || client.IsGone(err) {
-		return nil
-	}
-	return unlessProjectGone(ctx, api, c.ProjectID, err)
-}
-
-// destroyKey deletes a key or, where OpenAI does not delete keys of service
-// accounts, has it expire within a second: its documents disagree on that
-// (docs/openai-api.md).
-func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) error {
-	err := api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
-	if e := client.AsError(err); e == nil || !e.Refused() {
+// destroy deletes a credential of known ID, or has its key end. Without an error
+// it is deleted or invalid; errNotFinal says that it must be looked for again.
+func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential) error {
+	remove, read := snap.api.DeleteServiceAccount, func(ctx context.Context) error {
+		_, err := snap.api.GetServiceAccount(ctx, c.ProjectID, c.ID)
 		return err
 	}
-	soon := b.now().Add(2 * clockSlack)
-	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry)
-	if updateErr != nil {
-		// An expired key cannot be updated, so that may be why.
-		if key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID); updateErr == nil {
-			soon = b.now()
+	id := c.ID
+	if c.isKey() {
+		id, remove, read = c.KeyID, b.destroyKey(snap.api), func(ctx context.Context) error {
+			_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
+			return err
 		}
 	}
-	switch {
-	case client.IsGone(updateErr):
+	err := remove(ctx, c.ProjectID, id)
+	if err == nil {
 		return nil
-	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
-		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", timeText(key.ExpiresAt), "error", err)...)
-		return nil
+	}
+	notFound := client.IsNotFound(err)
+	if err = snap.proveDeleted(ctx, c.ProjectID, err, read); err == nil && notFound && !b.isFinal(c.CreatedAt) {
+		return errNotFinal
 	}
 	return err
 }
 
-// unlessProjectGone returns err, or nil if it means all the same that what is
-// in the project is gone. Archived projects have no accounts, and what OpenAI answers
-// to a delete in one is not published (docs/openai-api.md), so the project's
-// own status decides.
-func unlessProjectGone(ctx context.Context, api *client.Client, id string, err error) error {
-	e := client.AsError(err)
-	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
+// destroyKey returns what deletes a key or, where OpenAI does not delete keys of
+// service accounts, has it expire within a second: its documents disagree on
+// that (docs/openai-api.md).
+func (b *backend) destroyKey(api *client.Client) func(ctx context.Context, project, id string) error {
+	return func(ctx context.Context, project, id string) error {
+		err := api.DeleteProjectKey(ctx, project, id)
+		if e := client.AsError(err); e == nil || !e.Refused() {
+			return err
+		}
+		soon := b.now().Add(2 * clockSlack)
+		key, updateErr := api.UpdateProjectKey(ctx, project, id, nil, client.MinExpiry)
+		if updateErr != nil {
+			// An expired key cannot be updated, so that may be why.
+			if key, updateErr = api.GetProjectKey(ctx, project, id); updateErr == nil {
+				soon = b.now()
+			}
+		}
+		switch {
+		case client.IsNotFound(updateErr):
+			return updateErr
+		case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
+			b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", "project_id", project, "api_key_id", id, "expires_at", timeText(key.ExpiresAt), "error", err)
+			return nil
+		}
 		return err
 	}
-	if e.Gone() {
-		return nil
-	}
-	project, readErr := api.GetProject(ctx, id)
-	if client.IsGone(readErr) || (readErr == nil && project.Archived()) {
-		return nil
-	}
-	return err
 }

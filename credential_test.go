@@ -230,7 +230,7 @@ func TestAPIKey_ALostAnswerIsJournalledByTheKeysName(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestAPIKey_AnAccountThatIsGoneIsTheRolesFault(t *testing.T) {
+func TestAPIKey_AnAccountThatIsNotFoundIsTheRolesFault(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)

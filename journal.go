@@ -273,6 +273,9 @@ var errForbidden = errors.New("the admin key may not delete in this project")
 
 // failed takes note of an entry's outcome.
 func (p *journalPass) failed(err error) {
+	if errors.Is(err, errNotFinal) {
+		return // it only waits
+	}
 	p.metrics.journalled(err)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -328,7 +331,7 @@ func (p *journalPass) act(ctx context.Context, kind string, data any) error {
 		if hopeless {
 			return errForbidden
 		}
-		if err := p.destroyNamed(ctx, snap.api, c); err != nil {
+		if err := p.destroyNamed(ctx, snap, c); err != nil {
 			if client.IsDenied(err) {
 				p.mu.Lock()
 				p.forbidden[c.ProjectID]++
@@ -362,24 +365,24 @@ type named struct{ id, name string }
 // destroyNamed destroys a credential whose ID may not be known. It reads each
 // project's accounts, and keys, once in a pass: an entry is older than any
 // request that could still create what it names, so one reading holds for all.
-func (p *journalPass) destroyNamed(ctx context.Context, api *client.Client, c credential) error {
+func (p *journalPass) destroyNamed(ctx context.Context, snap *snapshot, c credential) error {
 	id, name := &c.ID, c.Name
 	if c.isKey() {
 		id, name = &c.KeyID, c.KeyName
 	}
 	if *id != "" {
-		return p.destroy(ctx, api, c)
+		return p.destroy(ctx, snap, c)
 	}
-	found, err := p.listing(ctx, api, c)()
+	found, err := p.listing(ctx, snap.api, c)()
 	if err != nil {
-		return unlessProjectGone(ctx, api, c.ProjectID, err)
+		return snap.unlessArchived(ctx, c.ProjectID, err)
 	}
 	for _, n := range found {
 		if n.name != name {
 			continue
 		}
 		*id = n.id
-		if err := p.destroy(ctx, api, c); err != nil {
+		if err := p.destroy(ctx, snap, c); err != nil {
 			return err
 		}
 	}

@@ -384,7 +384,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		b.dropSnapshot()
 		return nil, err
 	}
-	b.install(&snapshot{config: cfg, api: api, tag: tag})
+	b.install(newSnapshot(cfg, api, tag))
 	b.rotation.stored(arranged)
 	b.notify(eventConfigWrite, req.MountPoint, configStorageKey, true, "admin_api_key_id", cfg.AdminKeyID)
 	b.log(req).Info("config stored", "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())

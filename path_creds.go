@@ -136,7 +136,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	// Complete before the entry goes: what is done between the last look at the
 	// context and Vault's receipt of the answer is done in the gap that only
 	// the sweep covers.
-	lease := leaseData{credential: m.credential, Role: roleName, MaxTTL: life.Max, KeyExpiry: keyExpiry, KeyExpires: m.ends}
+	lease := leaseData{credential: m.credential, Role: roleName, MaxTTL: life.Max, KeyExpiry: keyExpiry}
 	resp := b.Secret(secretType).Response(map[string]any{
 		"api_key":            m.key.Value.Reveal(),
 		"api_key_id":         m.KeyID,

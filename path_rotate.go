@@ -169,7 +169,7 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if err := settle(ctx, nextAPI, key.ID); err != nil {
 		nextAPI.Close()
 		b.discardAdminKey(ctx, req, api, key.ID, walID)
-		if client.IsDenied(err) || client.IsGone(err) {
+		if client.IsDenied(err) || client.IsNotFound(err) {
 			return nil, nil, fmt.Errorf("the new admin key does not work: %w", err)
 		}
 		return nil, nil, fmt.Errorf("the new admin key could not be verified: %w", err)
@@ -182,7 +182,8 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 		nextAPI.Close()
 		return nil, nil, fmt.Errorf("%w: %w", errWhichKey, err)
 	}
-	b.install(&snapshot{config: next, api: nextAPI, tag: tag})
+	snap := newSnapshot(next, nextAPI, tag)
+	b.install(snap)
 	b.rotation.settled()
 
 	var warnings []string
@@ -194,7 +195,7 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(b.now().Add(next.RotationGracePeriod)),
 		"expires_at", timeText(next.AdminKeyExpires), "next_rotation", timeText(next.NextRotation))
 	if next.RotationGracePeriod == 0 {
-		if left := b.sweepRetired(ctx, req, &snapshot{config: next, api: nextAPI, tag: tag}, false); len(left.Retired) > 0 {
+		if left := b.sweepRetired(ctx, req, snap, false); len(left.Retired) > 0 {
 			warnings = append(warnings, "The old admin key could not be deleted yet; the engine tries again every minute.")
 		}
 	}
@@ -260,9 +261,9 @@ func settle(ctx context.Context, api *client.Client, id string) error {
 			worked = true
 			api.Close()
 		default:
-			if e := client.AsError(err); verdict == nil || e.Denied() || e.Gone() {
+			if e := client.AsError(err); verdict == nil || e.Denied() || e.NotFound() {
 				verdict = err
-				worked = worked && !e.Denied() && !e.Gone()
+				worked = worked && !e.Denied() && !e.NotFound()
 			}
 			pause = client.Backoff(attempt, 0)
 			attempt++
@@ -282,7 +283,7 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	err := api.DeleteAdminKey(ctx, id)
-	if err == nil || client.IsGone(err) {
+	if err == nil || client.IsNotFound(err) {
 		err = framework.DeleteWAL(ctx, req.Storage, walID)
 	}
 	if err != nil {
@@ -324,7 +325,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		if recorded {
 			continue
 		}
-		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsGone(err) {
+		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsNotFound(err) {
 			return err
 		}
 		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
@@ -391,7 +392,7 @@ func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *
 		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
 		return snap.config
 	}
-	b.install(&snapshot{config: next, api: snap.api, tag: snap.tag})
+	b.install(snap.with(next))
 	return next
 }
 
@@ -410,7 +411,7 @@ func (b *backend) deleteRetiredKeys(ctx context.Context, req *logical.Request, c
 			return false
 		}
 		err := api.DeleteAdminKey(ctx, key.ID)
-		if err != nil && !client.IsGone(err) {
+		if err != nil && !client.IsNotFound(err) {
 			b.log(req).Warn("retired admin key not deleted", "admin_api_key_id", key.ID, "error", err)
 			return false
 		}

@@ -383,7 +383,7 @@ func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name 
 	for i, c := range owned {
 		snap, err := b.current(ctx, req.Storage)
 		if err == nil {
-			err = b.destroy(ctx, snap.api, c)
+			err = b.destroy(ctx, snap, c)
 		}
 		if err != nil {
 			log.Warn("what the static role owned is left to the journal", append(c.attrs(), "error", err)...)

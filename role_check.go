@@ -31,7 +31,7 @@ const (
 func checkProject(ctx context.Context, req *logical.Request, api *client.Client, id string) (refusal, err error) {
 	project, err := api.GetProject(ctx, id)
 	switch {
-	case client.IsGone(err):
+	case client.IsNotFound(err):
 		return fmt.Errorf("the admin key's organization has no project %q; `vault list %sprojects` shows those it has: %w", id, req.MountPoint, err), nil
 	case err != nil:
 		return nil, err
@@ -45,7 +45,7 @@ func checkProject(ctx context.Context, req *logical.Request, api *client.Client,
 // returns its name, or why it cannot be used; an error is OpenAI's.
 func checkAdopted(ctx context.Context, snap *snapshot, project, id string, response *logical.Response) (name string, refusal, err error) {
 	account, err := snap.api.GetServiceAccount(ctx, project, id)
-	if client.IsGone(err) {
+	if client.IsNotFound(err) {
 		return "", fmt.Errorf("project %q has no service account %q: %w", project, id, err), nil
 	}
 	if err != nil {

@@ -35,9 +35,6 @@ type leaseData struct {
 	// KeyExpiry is the role's at the issue; empty, as in format 1, is
 	// expiryMaxTTL.
 	KeyExpiry string `json:"key_expiry"`
-	// KeyExpires is the key's end as far as the lease knows, by this server's
-	// clock; zero without one.
-	KeyExpires time.Time `json:"key_expires_at,omitzero"`
 }
 
 // internal returns the lease's data as Vault stores it.
@@ -55,6 +52,9 @@ func (l leaseData) internal() map[string]any {
 	}
 	if l.isKey() {
 		data["api_key_name"] = l.KeyName
+	}
+	if !l.CreatedAt.IsZero() {
+		data["created_at"] = l.CreatedAt.UTC().Format(time.RFC3339)
 	}
 	if !l.KeyExpires.IsZero() {
 		data["key_expires_at"] = l.KeyExpires.UTC().Format(time.RFC3339)
@@ -81,6 +81,9 @@ func decodeLease(req *logical.Request) (leaseData, error) {
 		return lease, fmt.Errorf("the lease's data cannot be read: %w", err)
 	}
 	lease.KeyExpires = lease.KeyExpires.UTC().Truncate(time.Second)
+	if lease.CreatedAt.IsZero() { // as in leases of before it was kept
+		lease.CreatedAt = req.Secret.IssueTime
+	}
 	err := lease.check()
 	switch {
 	case err != nil:
@@ -175,8 +178,8 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, err
 	}
 	var key client.ProjectKey
-	err = b.withCurrent(ctx, req, &snap, func(api *client.Client) (err error) {
-		key, err = api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
+	err = b.withCurrent(ctx, req, &snap, func(snap *snapshot) (err error) {
+		key, err = snap.api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
 		return err
 	})
 	if err != nil {
@@ -226,9 +229,18 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	requestID := ""
 	snap, err := b.current(ctx, req.Storage)
 	if err == nil {
-		err = b.withCurrent(ctx, req, &snap, func(api *client.Client) error {
-			return b.destroy(client.Trace(ctx, &requestID), api, lease.credential)
+		err = b.withCurrent(ctx, req, &snap, func(snap *snapshot) error {
+			return b.destroy(client.Trace(ctx, &requestID), snap, lease.credential)
 		})
+	}
+	if errors.Is(err, errNotFinal) {
+		// Deleted, as far as OpenAI can say yet: the lease ends, and the WAL looks
+		// again.
+		if _, err = journalRevoke(ctx, req.Storage, lease.credential); err == nil {
+			log.Info("credential revoked: OpenAI does not find it, and is asked again since it is new", "openai_request_id", requestID)
+			notify(eventRevoke)
+			return nil, nil
+		}
 	}
 	if err != nil {
 		// The request's context may be what ended the revoke.

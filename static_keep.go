@@ -310,7 +310,7 @@ func (b *backend) endOwned(ctx context.Context, name string) error {
 	for _, c := range r.owned(name) {
 		snap, err := b.current(ctx, b.storage)
 		if err == nil {
-			err = b.destroy(ctx, snap.api, c)
+			err = b.destroy(ctx, snap, c)
 		}
 		if err != nil {
 			failures = append(failures, fmt.Errorf("%s: %w", c.what(), err))

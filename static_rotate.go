@@ -286,7 +286,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 		return nil, nil, mistake(fmt.Sprintf("%d replaced keys wait for the end of revocation_delay or could not be deleted; the next rotation waits for them", len(r.Retired)))
 	}
 	m, err := b.obtain(ctx, req, r.order(name, req.DisplayName, b.now()))
-	if client.IsGone(err) && r.ServiceAccountID != "" {
+	if client.IsNotFound(err) && r.ServiceAccountID != "" {
 		err = fmt.Errorf("service account %s is not there any more; delete the static role and write it anew: %w", r.ServiceAccountID, err)
 	}
 	if err != nil {
@@ -300,7 +300,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 		next.Retired = append(next.Retired, old)
 	}
 	next.ServiceAccountID, next.ServiceAccount = m.ID, m.Name
-	next.Current = staticKey{ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.ends}
+	next.Current = staticKey{ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.KeyExpires}
 	next.LastRotated, next.RotationError = now.UTC().Truncate(time.Second), ""
 	next.planFrom(now)
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
@@ -341,7 +341,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 		log := b.log(req).With("static_role", name).With(c.attrs()...)
 		snap, err := b.current(ctx, req.Storage)
 		if err == nil {
-			err = b.destroy(ctx, snap.api, c)
+			err = b.destroy(ctx, snap, c)
 		}
 		b.metrics.staticKeyRevoked(name, err)
 		if err != nil {

@@ -182,14 +182,14 @@ func TestGolden_Leases(t *testing.T) {
 	t.Parallel()
 	const name = "vault-app-ab3defghij4klmn"
 	expires := time.Date(2026, 1, 3, 3, 6, 5, 0, time.UTC)
-	v1 := leaseData{credential: credential{Version: 1, ProjectID: "proj_1", Name: name, ID: "user-1"}, Role: "app", MaxTTL: 24 * time.Hour, KeyExpires: expires}
+	v1 := leaseData{credential: credential{Version: 1, ProjectID: "proj_1", Name: name, ID: "user-1", KeyExpires: expires}, Role: "app", MaxTTL: 24 * time.Hour}
 	v2 := leaseData{
-		credential: credential{Version: 2, Type: typeAccount, ProjectID: "proj_1", Name: name, ID: "user-1", KeyID: "key_1"},
-		Role:       "app", MaxTTL: 24 * time.Hour, KeyExpiry: expiryMaxTTL, KeyExpires: expires,
+		credential: credential{Version: 2, Type: typeAccount, ProjectID: "proj_1", Name: name, ID: "user-1", KeyID: "key_1", KeyExpires: expires},
+		Role:       "app", MaxTTL: 24 * time.Hour, KeyExpiry: expiryMaxTTL,
 	}
 	key := v2
 	key.credential = credential{Version: 2, Type: typeKey, ProjectID: "proj_1", Name: "batch", ID: "user-1", KeyName: name, KeyID: "key_1"}
-	key.KeyExpiry, key.KeyExpires = expiryNone, time.Time{}
+	key.KeyExpiry = expiryNone
 	for file, want := range map[string]leaseData{"lease.v1.json": v1, "lease.v2.json": v2, "lease_api_key.v2.json": key} {
 		var data map[string]any
 		require.NoError(t, json.Unmarshal(golden(t, file), &data))

@@ -493,11 +493,11 @@ func (s *sweep) remove(ctx context.Context, found finding, tried map[string]bool
 		// Anew for each: a rotation may have replaced the admin key.
 		snap, err := s.current(ctx, s.storage)
 		if err == nil {
-			err = s.destroy(ctx, snap.api, o.credential)
+			err = s.destroy(ctx, snap, o.credential)
 		}
 		if err == nil && o.isKey() && !s.keysGo {
 			_, readErr := snap.api.GetProjectKey(ctx, o.ProjectID, o.KeyID)
-			s.keysGo, s.keysStay = client.IsGone(readErr), readErr == nil
+			s.keysGo, s.keysStay = client.IsNotFound(readErr), readErr == nil
 			if s.keysStay {
 				s.log.Info("OpenAI does not delete keys of service accounts; expired ones stay listed there", "project_id", o.ProjectID, "api_key_id", o.KeyID)
 				s.tidy.note(func(t *tidyStatus) { t.dropKeys(found.orphans) })
@@ -538,7 +538,7 @@ func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error
 		return failure
 	}
 	project, err := snap.api.GetProject(ctx, p.id)
-	archived, unknown := err == nil && project.Archived(), client.IsGone(err)
+	archived, unknown := err == nil && project.Archived(), client.IsNotFound(err)
 	if !archived && !unknown {
 		return failure
 	}

@@ -70,7 +70,7 @@ type createdAccount struct {
 	} `json:"api_key"`
 }
 
-// GetServiceAccount returns one account. IsGone holds for an unknown one.
+// GetServiceAccount returns one account. IsNotFound holds for an unknown one.
 func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (ServiceAccount, error) {
 	answer, err := repeat(ctx, c, getServiceAccount, "read service account "+id+" in project "+project,
 		func(a *openai.ProjectServiceAccount) bool { return a.ID != "" },
@@ -84,7 +84,7 @@ func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (Ser
 }
 
 // DeleteServiceAccount deletes an account and with it all its keys. An account
-// that does not exist is an error for which IsGone holds.
+// that does not exist is an error for which IsNotFound holds.
 func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
 	type deleted struct {
 		Deleted bool `json:"deleted"`

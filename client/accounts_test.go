@@ -46,12 +46,12 @@ func TestServiceAccount_LifeFromCreateToDelete(t *testing.T) {
 		require.Equal(t, account, read)
 		require.Equal(t, "member", read.Role)
 		_, err = c.GetServiceAccount(ctx, sim.AddProject("another"), account.ID)
-		require.True(t, IsGone(err), "an account is one of its project")
+		require.True(t, IsNotFound(err), "an account is one of its project")
 
 		require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
 		require.Empty(t, sim.Accounts())
 		require.Empty(t, sim.Keys(), "an account takes its keys with it")
-		require.True(t, IsGone(c.DeleteServiceAccount(ctx, project, account.ID)))
+		require.True(t, IsNotFound(c.DeleteServiceAccount(ctx, project, account.ID)))
 	})
 }
 
@@ -140,8 +140,8 @@ func TestStrangeID_StaysWithinItsPlaceInThePath(t *testing.T) {
 			t.Parallel()
 			sim := simulate(t, openaitest.Options{})
 			c := connect(t, sim)
-			require.True(t, IsGone(c.DeleteServiceAccount(context.Background(), id, id)))
-			require.True(t, IsGone(c.DeleteAdminKey(context.Background(), id)))
+			require.True(t, IsNotFound(c.DeleteServiceAccount(context.Background(), id, id)))
+			require.True(t, IsNotFound(c.DeleteAdminKey(context.Background(), id)))
 			require.Equal(t, 1, sim.Count(http.MethodDelete, accountRoute))
 			require.Equal(t, 1, sim.Count(http.MethodDelete, adminKeyRoute))
 		})
@@ -159,7 +159,7 @@ func TestArchivedProject_RefusesButIsNotGone(t *testing.T) {
 		e := failed(t, verbs[name].call(ctx, c, on))
 		assert.Equal(t, http.StatusBadRequest, e.Status, name)
 		assert.Equal(t, "project_archived", e.Code, name)
-		assert.False(t, e.Gone() || e.Ambiguous() || e.Retryable(), name)
+		assert.False(t, e.NotFound() || e.Ambiguous() || e.Retryable(), name)
 	}
 }
 
@@ -209,7 +209,7 @@ func TestCreate_AnAnswerThatIsNotTheObjectIsAmbiguous(t *testing.T) {
 			require.Equal(t, http.StatusOK, e.Status)
 			require.Equal(t, "req_1", e.RequestID)
 			require.True(t, e.Sent && e.Ambiguous() && e.Retryable())
-			require.False(t, e.Gone() || e.Denied())
+			require.False(t, e.NotFound() || e.Denied())
 			requireFit(t, e, testKey)
 		})
 	}

@@ -22,6 +22,9 @@ type AdminKey struct {
 	Name          string // may be empty
 	RedactedValue string // such as "sk-admin...def"
 	ExpiresAt     time.Time
+	// LastUsedAt is when the key was last used, zero if it never was or if the
+	// API does not say. How exact it is is undocumented.
+	LastUsedAt time.Time
 }
 
 // Matches reports whether the redacted value can be that of key. OpenAI shows
@@ -66,7 +69,7 @@ func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Du
 	return adminKey(answer.AdminAPIKey), NewSecret(answer.Value), nil
 }
 
-// GetAdminKey reads one admin key; IsGone holds for an unknown one.
+// GetAdminKey reads one admin key; IsNotFound holds for an unknown one.
 func (c *Client) GetAdminKey(ctx context.Context, id string) (AdminKey, error) {
 	answer, err := repeat(ctx, c, getAdminKey, "read admin key "+id,
 		func(k *openai.AdminAPIKey) bool { return k.ID != "" },
@@ -101,7 +104,7 @@ func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
 		})
 }
 
-// DeleteAdminKey deletes an admin key; IsGone holds for an unknown one.
+// DeleteAdminKey deletes an admin key; IsNotFound holds for an unknown one.
 func (c *Client) DeleteAdminKey(ctx context.Context, id string) error {
 	type deleted = openai.AdminOrganizationAdminAPIKeyDeleteResponse
 	_, err := repeat(ctx, c, deleteAdminKey, "delete admin key "+id,
@@ -121,7 +124,7 @@ func (c *Client) CheckWrite(ctx context.Context) error {
 	var unique [12]byte
 	_, _ = rand.Read(unique[:]) // never fails: crypto/rand aborts the process instead
 	e := AsError(c.DeleteAdminKey(ctx, "key_vaultpermissioncheck"+hex.EncodeToString(unique[:])))
-	if e == nil || e.Gone() || e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity {
+	if e == nil || e.NotFound() || e.documented && (e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity) {
 		return nil
 	}
 	e.Op = "check that the admin key may write"
@@ -129,5 +132,5 @@ func (c *Client) CheckWrite(ctx context.Context) error {
 }
 
 func adminKey(k openai.AdminAPIKey) AdminKey {
-	return AdminKey{ID: k.ID, Name: k.Name, RedactedValue: k.RedactedValue, ExpiresAt: at(k.ExpiresAt)}
+	return AdminKey{ID: k.ID, Name: k.Name, RedactedValue: k.RedactedValue, ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt)}
 }

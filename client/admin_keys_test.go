@@ -43,12 +43,12 @@ func TestAdminKey_LifeFromCreateToDelete(t *testing.T) {
 		require.Equal(t, made, keys[1])
 
 		require.NoError(t, c.DeleteAdminKey(ctx, made.ID))
-		require.True(t, IsGone(c.DeleteAdminKey(ctx, made.ID)))
+		require.True(t, IsNotFound(c.DeleteAdminKey(ctx, made.ID)))
 		_, err = c.GetAdminKey(ctx, made.ID)
-		require.True(t, IsGone(err))
+		require.True(t, IsNotFound(err))
 		_, err = next.ListAdminKeys(ctx)
 		require.True(t, IsDenied(err))
-		require.False(t, IsGone(err), "a key that is refused says nothing about what exists")
+		require.False(t, IsNotFound(err), "a key that is refused says nothing about what exists")
 	})
 }
 

@@ -170,7 +170,7 @@ func TestRedirects_AreNotFollowed(t *testing.T) {
 					require.Equal(t, int64(1), asked.Load(), name)
 					require.Equal(t, status, e.Status, name)
 					require.ErrorContains(t, e, "redirects are not followed", name)
-					require.False(t, e.Gone() || e.Retryable(), name)
+					require.False(t, e.NotFound() || e.Retryable(), name)
 					requireFit(t, e, testKey)
 				}
 			})
@@ -264,7 +264,7 @@ func TestReadsAndDeletes_OutlastWhatPasses(t *testing.T) {
 				calls[id] = func() error { return v.call(context.Background(), c, on) }
 				check[id] = func(err error) {
 					// A delete whose answer was lost has happened: the next finds nothing.
-					if v.method != http.MethodDelete || !IsGone(err) {
+					if v.method != http.MethodDelete || !IsNotFound(err) {
 						require.NoError(t, err, id)
 						require.Equal(t, struck, strikes.Load(), id)
 					}

@@ -1,8 +1,8 @@
 package client
 
 // This file owns what the engine knows about a failed call: one type, Error,
-// that answers the three questions every caller has: is the thing gone, may it
-// exist although no answer came, and is it worth trying again.
+// that answers the three questions every caller has: does OpenAI not find the
+// thing, may it exist although no answer came, and is it worth trying again.
 //
 // What must stay true: an Error never carries a key, its text is printable and
 // bounded, and nobody outside decides by matching the text.
@@ -49,6 +49,9 @@ type Error struct {
 	// refused says that this package or the SDK did not make the call: because
 	// it makes no sense or, with Status 429, because its turn is too far off.
 	refused bool
+	// documented says that the answer's body is OpenAI's error object: a message
+	// with a type or a code, and nothing in it of another type than documented.
+	documented bool
 }
 
 // Error implements error.
@@ -99,12 +102,18 @@ func (e *Error) Error() string {
 // Unwrap returns the cause, so that errors.Is sees context errors.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Gone reports whether OpenAI says that what was named does not exist. A missing
-// permission (401, 403) is never that, nor is a 404 which is not in OpenAI's
-// form: a gateway in between may not know the path.
-func (e *Error) Gone() bool {
-	return e.Status == http.StatusNotFound && (e.Message != "" || e.Code != "" || e.Type != "")
+// NotFound reports whether OpenAI says that it does not find the thing that was
+// named. That alone proves no deletion: one of OpenAI's servers may not know the
+// thing yet, and a gateway may imitate the form. A 404 in another form never
+// counts, nor does one for a URL that OpenAI does not know.
+func (e *Error) NotFound() bool {
+	return e.Status == http.StatusNotFound && e.documented && !aboutURL.MatchString(e.Message) && !aboutURL.MatchString(e.Code)
 }
+
+// aboutURL matches a message or a code that complains of the URL and not of the
+// thing: OpenAI's "Unknown request URL: …", "Invalid URL (DELETE …)" and
+// "unknown_url", and what gateways say of a route that they do not have.
+var aboutURL = regexp.MustCompile(`(?i)(^|[^a-z])(ur[li]s?|routes?|routing|paths?|endpoints?|methods?|hosts?|upstream|backend)([^a-z]|$)|/organization/|(get|post|put|delete|patch) +/`)
 
 // Denied reports whether the admin key was refused or lacks a permission.
 // OpenAI answers either with 401 or with 403 (docs/openai-api.md).
@@ -115,7 +124,7 @@ func (e *Error) Denied() bool {
 // Refused reports whether OpenAI has said no to this very call: not to the
 // admin key as such (401), not for its rate, and not that there is no such thing.
 func (e *Error) Refused() bool {
-	return e.Status/100 == 4 && e.Status != http.StatusUnauthorized && !e.Gone() && !e.RateLimited() && !e.Ambiguous()
+	return e.Status/100 == 4 && e.Status != http.StatusUnauthorized && !e.NotFound() && !e.RateLimited() && !e.Ambiguous()
 }
 
 // AboutExpiry reports whether a refusal seems to be for a key's lifetime. What
@@ -171,7 +180,7 @@ func (e *Error) Retryable() bool {
 		return true
 	case e.Status == http.StatusNotImplemented:
 		return false
-	case e.Status/100 == 2, e.Status == http.StatusNotFound && !e.Gone():
+	case e.Status/100 == 2, e.Status == http.StatusNotFound && !e.documented:
 		return true // not OpenAI's words
 	default:
 		return e.Status >= 500
@@ -187,10 +196,10 @@ func AsError(err error) *Error {
 	return nil
 }
 
-// IsGone reports whether err says that the thing does not exist.
-func IsGone(err error) bool {
+// IsNotFound reports whether err says that OpenAI does not find the thing.
+func IsNotFound(err error) bool {
 	e := AsError(err)
-	return e != nil && e.Gone()
+	return e != nil && e.NotFound()
 }
 
 // IsDenied reports whether err says that the admin key was refused.
@@ -220,14 +229,18 @@ func (e *Error) decodeBody(body []byte, clean func(string) string) {
 	if json.Unmarshal(envelope.Error, &fields) != nil {
 		return
 	}
+	asDocumented := true
 	for name, target := range map[string]*string{
 		"message": &e.Message, "code": &e.Code, "type": &e.Type, "param": &e.Param,
 	} {
 		var value string
-		if json.Unmarshal(fields[name], &value) == nil {
+		if json.Unmarshal(fields[name], &value) == nil { // null, too
 			*target = clean(value)
+		} else if len(fields[name]) > 0 {
+			asDocumented = false
 		}
 	}
+	e.documented = asDocumented && e.Message != "" && (e.Type != "" || e.Code != "")
 }
 
 // keyLike matches anything shaped like an OpenAI key. OpenAI masks keys in its

@@ -169,7 +169,7 @@ func TestError_AnswersTheThreeQuestions(t *testing.T) {
 			e := failed(t, err)
 			got := 0
 			for bit, holds := range map[int]bool{
-				gone: e.Gone(), denied: e.Denied(), ambiguous: e.Ambiguous(), retryable: e.Retryable(), limited: e.RateLimited(),
+				gone: e.NotFound(), denied: e.Denied(), ambiguous: e.Ambiguous(), retryable: e.Retryable(), limited: e.RateLimited(),
 			} {
 				if holds {
 					got |= bit
@@ -177,13 +177,13 @@ func TestError_AnswersTheThreeQuestions(t *testing.T) {
 			}
 			require.Equal(t, test.want, got, "%v", e)
 			wrapped := fmt.Errorf("revoke: %w", err)
-			require.Equal(t, e.Gone(), IsGone(wrapped))
+			require.Equal(t, e.NotFound(), IsNotFound(wrapped))
 			require.Equal(t, e.Denied(), IsDenied(wrapped))
 		})
 	}
 	for _, err := range []error{nil, errors.New("other")} {
 		require.Nil(t, AsError(err))
-		require.False(t, IsGone(err) || IsDenied(err))
+		require.False(t, IsNotFound(err) || IsDenied(err))
 	}
 }
 
@@ -230,7 +230,7 @@ func TestError_StatusSurvivesABodyThatBreaksOff(t *testing.T) {
 		e := failed(t, err)
 		require.Equal(t, ambiguous, e.Ambiguous(), status)
 		require.True(t, e.Sent)
-		require.False(t, e.Gone(), "a 404 counts for nothing without OpenAI's words")
+		require.False(t, e.NotFound(), "a 404 counts for nothing without OpenAI's words")
 		if status == http.StatusOK {
 			require.Zero(t, e.Status, "half an answer is none")
 			require.ErrorContains(t, e, "broke off")

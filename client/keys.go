@@ -21,6 +21,9 @@ type ProjectKey struct {
 	UserID    string // that user
 	CreatedAt time.Time
 	ExpiresAt time.Time // zero = never
+	// LastUsedAt is when the key was last used, zero if it never was or if the
+	// API does not say. How exact it is is undocumented.
+	LastUsedAt time.Time
 }
 
 // CreateServiceAccountKey makes a key of an existing account. No scopes means
@@ -75,7 +78,7 @@ func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]Project
 		})
 }
 
-// GetProjectKey returns one key, expired ones included. IsGone holds for an
+// GetProjectKey returns one key, expired ones included. IsNotFound holds for an
 // unknown one.
 func (c *Client) GetProjectKey(ctx context.Context, project, id string) (ProjectKey, error) {
 	answer, err := repeat(ctx, c, getKey, "read key "+id+" in project "+project,
@@ -116,7 +119,7 @@ func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scope
 	return projectKey(*answer), nil
 }
 
-// DeleteProjectKey deletes one key; its account and other keys stay. IsGone
+// DeleteProjectKey deletes one key; its account and other keys stay. IsNotFound
 // holds for an unknown one.
 func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error {
 	type deleted = openai.AdminOrganizationProjectAPIKeyDeleteResponse
@@ -131,6 +134,6 @@ func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error
 func projectKey(k openai.ProjectAPIKey) ProjectKey {
 	return ProjectKey{
 		ID: k.ID, Name: k.Name, AccountID: k.Owner.ServiceAccount.ID, UserID: k.Owner.User.ID,
-		CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt),
+		CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt),
 	}
 }

@@ -51,9 +51,9 @@ func TestProjectKey_LifeFromCreateToDelete(t *testing.T) {
 		require.NoError(t, c.DeleteProjectKey(ctx, project, key.ID))
 		require.Empty(t, sim.Keys())
 		require.Len(t, sim.Accounts(), 1, "the account stays")
-		require.True(t, IsGone(c.DeleteProjectKey(ctx, project, key.ID)))
+		require.True(t, IsNotFound(c.DeleteProjectKey(ctx, project, key.ID)))
 		_, err = c.GetProjectKey(ctx, project, key.ID)
-		require.True(t, IsGone(err))
+		require.True(t, IsNotFound(err))
 	})
 }
 

@@ -43,7 +43,7 @@ func TestPace_ManyDeletesAtFiftyASecondMakeNoStorm(t *testing.T) {
 	for range at {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < n; i = next.Add(1) - 1 {
-				if err := c.DeleteServiceAccount(ctx, project, ids[i]); err != nil && !IsGone(err) {
+				if err := c.DeleteServiceAccount(ctx, project, ids[i]); err != nil && !IsNotFound(err) {
 					failed.Add(1)
 				}
 			}
@@ -140,7 +140,7 @@ func TestPace_CleaningUpLetsOthersGoFirst(t *testing.T) {
 	require.Equal(t, 4, late, "%v", order)
 }
 
-func TestPace_RisesAgainWhenTheLimitIsGone(t *testing.T) {
+func TestPace_RisesAgainWhenTheLimitIsNotFound(t *testing.T) {
 	t.Parallel()
 	p := NewPace()
 	turn, _, err := p.take(context.Background(), "x")

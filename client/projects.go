@@ -25,7 +25,7 @@ type Project struct {
 // un-archive, and an archived project has no service accounts (OpenAPI document).
 func (p Project) Archived() bool { return p.Status == "archived" }
 
-// GetProject reads one project; IsGone holds for an unknown one.
+// GetProject reads one project; IsNotFound holds for an unknown one.
 func (c *Client) GetProject(ctx context.Context, id string) (Project, error) {
 	answer, err := repeat(ctx, c, getProject, "read project "+id,
 		func(p *openai.Project) bool { return p.ID != "" },

@@ -35,7 +35,7 @@ func TestProjects_ArchivedOnesAreListedAsSuch(t *testing.T) {
 		require.Equal(t, want, got)
 	}
 	_, err = c.GetProject(ctx, "proj_none")
-	require.True(t, IsGone(err))
+	require.True(t, IsNotFound(err))
 }
 
 // The API declares name and status nullable.
@@ -108,7 +108,7 @@ func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 		require.Error(t, err, name)
 		e := failed(t, err)
 		require.ErrorContains(t, e, want[name], name)
-		require.False(t, e.Gone() || e.Denied(), name)
+		require.False(t, e.NotFound() || e.Denied(), name)
 	}
 }
 

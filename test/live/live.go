@@ -180,7 +180,7 @@ func (r *run) cleanUp(ctx context.Context) error {
 	defer api.Close()
 	var errs []error
 	gone := func(err error) {
-		if err != nil && !client.IsGone(err) {
+		if err != nil && !client.IsNotFound(err) {
 			errs = append(errs, err)
 		}
 	}

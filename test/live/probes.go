@@ -66,7 +66,7 @@ func (r *run) errors(ctx context.Context) error {
 	r.report.expect(1, "An unknown admin key is a 401 or 403", client.IsDenied(err), r.said(err))
 
 	_, err = r.api.GetProject(ctx, "proj_"+nobody)
-	r.report.expect(1, "An unknown project is a 404 in OpenAI's form", client.IsGone(err), r.said(err))
+	r.report.expect(1, "An unknown project is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
 	for _, thing := range []struct {
 		name   string
 		remove func() error
@@ -76,7 +76,7 @@ func (r *run) errors(ctx context.Context) error {
 		{"admin key", func() error { return r.api.DeleteAdminKey(ctx, "key_"+nobody) }},
 	} {
 		err := thing.remove()
-		r.report.expect(1, "Deleting an unknown "+thing.name+" is a 404 in OpenAI's form", client.IsGone(err), r.said(err))
+		r.report.expect(1, "Deleting an unknown "+thing.name+" is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
 	}
 	err = r.api.CheckWrite(ctx)
 	r.report.expect(1, "The check without side effect finds that this key may write", err == nil, r.said(err))
@@ -177,7 +177,7 @@ func (r *run) deleteKey(ctx context.Context) error {
 		ended, after := r.becomes(ctx, deleted, k.Value, exchange.refused)
 		r.report.expect(3, "A deleted key stops working", ended, shown(ended, after))
 		err = r.api.DeleteProjectKey(ctx, r.Project, k.ID)
-		r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsGone(err), r.said(err))
+		r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
 		x := r.inference(ctx, r.main.key.Value)
 		r.report.expect(2, "The account's other key still works", x.ok(), x.String())
 	}
@@ -272,7 +272,7 @@ func (r *run) expiry(ctx context.Context) error {
 	_, err = r.api.UpdateProjectKey(ctx, r.Project, short.ID, nil, time.Hour)
 	r.report.add(3, "An expired key can be given a new end", Learned, r.said(err))
 	err = r.api.DeleteProjectKey(ctx, r.Project, short.ID)
-	r.report.expect(2, "Deleting an expired key succeeds or is a 404", err == nil || client.IsGone(err), r.said(err))
+	r.report.expect(2, "Deleting an expired key succeeds or is a 404", err == nil || client.IsNotFound(err), r.said(err))
 	return nil
 }
 
@@ -488,7 +488,7 @@ func (r *run) deleteAccount(ctx context.Context) error {
 	ended, after := r.becomes(ctx, deleted, r.main.key.Value, exchange.refused)
 	r.report.expect(2, "Its keys stop working with it", ended, shown(ended, after))
 	err = r.api.DeleteServiceAccount(ctx, r.Project, r.main.ID)
-	r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsGone(err), r.said(err))
+	r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
 	keys, err := r.api.ListProjectKeys(ctx, r.Project)
 	if err != nil {
 		return err

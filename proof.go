@@ -1,0 +1,127 @@
+package openaisecrets
+
+// This file owns what counts as proof that something no longer exists at OpenAI.
+//
+// What must stay true: deleted is what OpenAI itself says is deleted. That is its
+// own "deleted" answer, an archived project that was read as such, or a 404 that
+// is proven: in OpenAI's form and for a thing, while with the same endpoint,
+// organization and admin key the thing's project has answered a read, and a read
+// of the thing itself answers 404 in the same form. Of an admin key the proof is
+// a complete listing that shows the current key and not that one. A missing
+// permission, any other 404 and silence prove nothing.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+// notFinalBefore is how old something must be for a 404 or its absence from a
+// listing to be final: one of OpenAI's servers may not know it yet. Nothing is
+// published; Vault's AWS engine waits as long for IAM.
+const notFinalBefore = 5 * time.Minute
+
+// errNotFinal is returned where OpenAI does not find something so young that it
+// may appear yet. It must be looked for again.
+var errNotFinal = errors.New("OpenAI does not find it, but it was created so recently that it may appear yet")
+
+// isFinal reports whether OpenAI's not finding something that was created at a
+// time, zero if unknown, is final.
+func (b *backend) isFinal(created time.Time) bool {
+	return created.IsZero() || b.now().Sub(created) >= b.settling
+}
+
+// shownProjects are the projects that OpenAI has shown to an admin key. They are
+// kept with the snapshot whose endpoint, organization and key they belong to.
+type shownProjects struct{ ids sync.Map }
+
+// proveDeleted returns nil if failure, that of a call about a thing in a project,
+// means that the thing is deleted, and otherwise an error that says why that is
+// not proven. read reads the thing. It makes two reads at most for the first 404
+// in a project, and one for each later one.
+func (s *snapshot) proveDeleted(ctx context.Context, project string, failure error, read func(context.Context) error) error {
+	if !client.IsNotFound(failure) {
+		return s.unlessArchived(ctx, project, failure)
+	}
+	if _, shown := s.shown.ids.Load(project); !shown {
+		if archived, err := s.readProject(ctx, project, failure); archived || err != nil {
+			return err
+		}
+	}
+	err := read(ctx)
+	switch {
+	case client.IsNotFound(err):
+		return nil
+	case err == nil:
+		return fmt.Errorf("%w; not taken for deleted: OpenAI still shows it", failure)
+	case s.unlessArchived(ctx, project, err) == nil: // since it was shown
+		return nil
+	}
+	return unconfirmed(failure, err)
+}
+
+// unlessArchived returns failure, that of a call about something in a project, or
+// nil if the project is archived and therefore has no accounts or keys. What OpenAI
+// answers to calls about those is not published (docs/openai-api.md).
+func (s *snapshot) unlessArchived(ctx context.Context, project string, failure error) error {
+	e := client.AsError(failure)
+	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
+		return failure
+	}
+	if archived, _ := s.readProject(ctx, project, failure); archived {
+		return nil
+	}
+	return failure
+}
+
+// readProject notes that OpenAI shows the project, or returns why that is not so.
+func (s *snapshot) readProject(ctx context.Context, id string, failure error) (archived bool, err error) {
+	project, err := s.api.GetProject(ctx, id)
+	switch {
+	case client.IsNotFound(err):
+		return false, fmt.Errorf("%w; not taken for deleted: the admin key's organization does not have project %s", failure, id)
+	case err != nil:
+		return false, unconfirmed(failure, err)
+	case project.ID != id:
+		return false, fmt.Errorf("%w; not taken for deleted: the read of project %s was answered with project %.64q", failure, id, project.ID)
+	case project.Archived():
+		return true, nil
+	}
+	s.shown.ids.Store(id, true)
+	return false, nil
+}
+
+// unconfirmed is the error of a 404 that another call was to confirm. The cause
+// is what kept that call from it, if others would share it.
+func unconfirmed(failure, err error) error {
+	if shared(err) || client.IsDenied(err) {
+		return fmt.Errorf("%s; whether it is deleted could not be confirmed: %w", failure, err)
+	}
+	return fmt.Errorf("%w; whether it is deleted could not be confirmed: %w", failure, err)
+}
+
+// deleteAdminKey deletes an admin key. Without an error it is deleted.
+func (s *snapshot) deleteAdminKey(ctx context.Context, id string) error {
+	failure := s.api.DeleteAdminKey(ctx, id)
+	if !client.IsNotFound(failure) {
+		return failure
+	}
+	keys, err := s.api.ListAdminKeys(ctx)
+	has := func(id string) bool {
+		return slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == id })
+	}
+	switch {
+	case err != nil:
+		return unconfirmed(failure, err)
+	case s.config.AdminKeyID == "" || !has(s.config.AdminKeyID):
+		return fmt.Errorf("%w; not taken for deleted: the list of admin keys does not show the current key %s", failure, s.config.AdminKeyID)
+	case has(id):
+		return fmt.Errorf("%w; not taken for deleted: OpenAI still lists it", failure)
+	}
+	return nil
+}

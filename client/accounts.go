@@ -4,6 +4,7 @@ package client
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/openai/openai-go/v3"
@@ -99,25 +100,37 @@ func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) e
 
 // ListServiceAccounts returns all accounts of a project.
 func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]ServiceAccount, error) {
+	return gather(func(each func([]ServiceAccount) error) error {
+		return c.EachServiceAccount(ctx, project, each)
+	})
+}
+
+// EachServiceAccount reads the accounts of a project without holding more than
+// a page of them. It calls each with every page that is not empty, in the
+// API's order, and stops at its first error. Only nil means that each has seen
+// the whole listing.
+func (c *Client) EachServiceAccount(ctx context.Context, project string, each func([]ServiceAccount) error) error {
 	op := "list service accounts of project " + project
-	return collect(c, op, func(a ServiceAccount) string { return a.ID },
+	return walk(c, op, func(a ServiceAccount) string { return a.ID },
 		func(after string) (page[ServiceAccount], error) {
 			params := openai.AdminOrganizationProjectServiceAccountListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
-			answer, err := repeat(ctx, c, listServiceAccounts, op, isListing[openai.ProjectServiceAccount],
+			answer, err := repeat(ctx, c, listServiceAccounts, op, saysWhetherMore[openai.ProjectServiceAccount],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectServiceAccount], error) {
 					return c.accounts.List(ctx, project, params, o...)
 				})
 			if err != nil {
 				return page[ServiceAccount]{}, err
 			}
-			p := page[ServiceAccount]{last: answer.LastID, more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
+			p := page[ServiceAccount]{last: answer.LastID, more: answer.HasMore}
 			for _, a := range answer.Data {
 				p.items = append(p.items, serviceAccount(a))
 			}
 			return p, nil
-		})
+		}, each)
 }
 
+// serviceAccount copies the texts: the SDK's are parts of the item as it came,
+// all of which they would keep in memory.
 func serviceAccount(a openai.ProjectServiceAccount) ServiceAccount {
-	return ServiceAccount{ID: a.ID, Name: a.Name, Role: string(a.Role), CreatedAt: at(a.CreatedAt)}
+	return ServiceAccount{ID: strings.Clone(a.ID), Name: strings.Clone(a.Name), Role: strings.Clone(string(a.Role)), CreatedAt: at(a.CreatedAt)}
 }

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -318,42 +319,64 @@ type page[T any] struct {
 	more  bool
 }
 
-// collect reads a listing to its end. The next cursor is the answer's last_id
-// or else the id of the last item (OpenAPI document). Whoever asks decides by what is
-// absent, so a listing that cannot be read to its end is an error, never a
-// shorter one: that is a cursor that repeats, a further page that nothing leads
-// to, and an item without an id.
-func collect[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error)) ([]T, error) {
-	var all []T
+// walk reads a listing to its end, a page at a time. The next cursor is the
+// answer's last_id or else the id of the last item (OpenAPI document). Callers
+// decide by what is absent, so a listing that cannot be read to its end is an
+// error: a cursor that repeats, a further page without a cursor, or an item
+// without an id. An error of each ends the listing and is returned unchanged.
+func walk[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error), each func([]T) error) error {
+	items := 0
 	broken := func(format string, args ...any) error {
 		return &Error{Op: c.clean(op), Host: c.host, Status: http.StatusOK, Sent: true, Message: fmt.Sprintf(format, args...)}
 	}
 	after := ""
-	seen := map[string]bool{"": true}
+	// Hashes, because a cursor is as long as the server likes. The seed is new
+	// for each listing, so that a collision does not come back.
+	seed := maphash.MakeSeed()
+	seen := map[uint64]bool{maphash.String(seed, after): true}
 	for range maxPages {
 		p, err := next(after)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, item := range p.items {
 			if id(item) == "" {
-				return nil, broken("the listing has an item without an id")
+				return broken("the listing has an item without an id")
 			}
 		}
-		all = append(all, p.items...)
+		if items += len(p.items); len(p.items) > 0 {
+			if err := each(p.items); err != nil {
+				return err
+			}
+		}
 		if !p.more {
-			return all, nil
+			return nil
 		}
 		after = p.last
 		if after == "" && len(p.items) > 0 {
 			after = id(p.items[len(p.items)-1])
 		}
-		if seen[after] {
-			return nil, broken("the listing repeats itself after %d items", len(all))
+		hash := maphash.String(seed, after)
+		if seen[hash] {
+			return broken("the listing repeats itself after %d items", items)
 		}
-		seen[after] = true
+		seen[hash] = true
 	}
-	return nil, broken("the listing has more than %d pages", maxPages)
+	return broken("the listing has more than %d pages", maxPages)
+}
+
+// collect is walk into one list.
+func collect[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error)) ([]T, error) {
+	return gather(func(each func([]T) error) error { return walk(c, op, id, next, each) })
+}
+
+// gather returns all that a listing has, and nothing after an error.
+func gather[T any](listing func(each func([]T) error) error) ([]T, error) {
+	var all []T
+	if err := listing(func(items []T) error { all = append(all, items...); return nil }); err != nil {
+		return nil, err
+	}
+	return all, nil
 }
 
 // hasMore reads has_more. Without one, the end is where nothing comes any more:

@@ -53,9 +53,9 @@ const (
 	// maxWait is the longest wait between them. One that OpenAI wants longer is
 	// its caller's to plan, who alone knows what else is waiting.
 	maxWait = time.Minute
-	// maxPages ends a listing whose cursor never does: 2,000 projects, the
-	// documented maximum, are 20 pages.
-	maxPages = 1000
+	// maxPages ends a listing whose cursor never does. A million items fit, and
+	// 200,000 accounts even where the API gives its default of 20 to a page.
+	maxPages = 10_000
 	pageSize = 100
 )
 

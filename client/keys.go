@@ -6,6 +6,7 @@ package client
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/openai/openai-go/v3"
@@ -56,26 +57,34 @@ func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, 
 // ListProjectKeys returns all keys of a project, those included whose owner
 // has lost access to it: without that filter the API may hide live keys.
 func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]ProjectKey, error) {
+	return gather(func(each func([]ProjectKey) error) error {
+		return c.EachProjectKey(ctx, project, each)
+	})
+}
+
+// EachProjectKey is ListProjectKeys without holding more than a page. See
+// EachServiceAccount for when it calls each and what nil means.
+func (c *Client) EachProjectKey(ctx context.Context, project string, each func([]ProjectKey) error) error {
 	op := "list keys of project " + project
-	return collect(c, op, func(k ProjectKey) string { return k.ID },
+	return walk(c, op, func(k ProjectKey) string { return k.ID },
 		func(after string) (page[ProjectKey], error) {
 			params := openai.AdminOrganizationProjectAPIKeyListParams{
 				Limit: param.NewOpt[int64](pageSize), After: cursor(after),
 				OwnerProjectAccess: openai.AdminOrganizationProjectAPIKeyListParamsOwnerProjectAccessAny,
 			}
-			answer, err := repeat(ctx, c, listKeys, op, isListing[openai.ProjectAPIKey],
+			answer, err := repeat(ctx, c, listKeys, op, saysWhetherMore[openai.ProjectAPIKey],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectAPIKey], error) {
 					return c.keys.List(ctx, project, params, o...)
 				})
 			if err != nil {
 				return page[ProjectKey]{}, err
 			}
-			p := page[ProjectKey]{last: answer.LastID, more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
+			p := page[ProjectKey]{last: answer.LastID, more: answer.HasMore}
 			for _, k := range answer.Data {
 				p.items = append(p.items, projectKey(k))
 			}
 			return p, nil
-		})
+		}, each)
 }
 
 // GetProjectKey returns one key, expired ones included. IsNotFound holds for an
@@ -131,9 +140,11 @@ func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error
 	return err
 }
 
+// projectKey copies the texts, as serviceAccount does.
 func projectKey(k openai.ProjectAPIKey) ProjectKey {
 	return ProjectKey{
-		ID: k.ID, Name: k.Name, AccountID: k.Owner.ServiceAccount.ID, UserID: k.Owner.User.ID,
+		ID: strings.Clone(k.ID), Name: strings.Clone(k.Name),
+		AccountID: strings.Clone(k.Owner.ServiceAccount.ID), UserID: strings.Clone(k.Owner.User.ID),
 		CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt),
 	}
 }

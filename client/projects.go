@@ -66,6 +66,14 @@ type listing[T any] = pagination.ConversationCursorPage[T]
 // isListing tells a page from any other JSON object.
 func isListing[T any](l *listing[T]) bool { return l.JSON.Data.Valid() }
 
+// saysWhetherMore is isListing for listings by whose gaps something is deleted:
+// an answer without has_more, which OpenAI's document requires, may come from
+// anything, and its end proves nothing.
+func saysWhetherMore[T any](l *listing[T]) bool {
+	more := l.JSON.HasMore.Raw()
+	return isListing(l) && (more == "true" || more == "false")
+}
+
 func cursor(after string) param.Opt[string] {
 	if after == "" {
 		return param.Opt[string]{}

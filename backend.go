@@ -115,6 +115,8 @@ type backend struct {
 	// that it has seen the taint begin, and revokeFailed that the last revoke since
 	// then has failed; see endStaticRoles.
 	served, disabling, revokeFailed atomic.Bool
+	// drainEnds is drainEnd's, nil before the first disabling.
+	drainEnds atomic.Pointer[time.Time]
 	// issuing counts the requests that may be creating something.
 	issuing atomic.Int64
 	// lastIssued is when the last credential was handed out, Unix nanoseconds.
@@ -127,6 +129,7 @@ type backend struct {
 	// rotation is what this process knows of the schedule beyond the config.
 	rotation *rotationState
 	static   *staticState
+	renewals renewals
 	tidy     tidyState
 	metrics  *meters
 	notices  *notices
@@ -160,7 +163,7 @@ func (s *snapshot) with(cfg *config) *snapshot {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),

@@ -278,22 +278,34 @@ func (h *harness) revoke(lease *logical.Response) error {
 	return err
 }
 
-// tick is a pass of the worker as after Vault's rollback tick, but the
-// journal's entries count as old enough.
+// tick is what Vault's rollback tick starts, but the WAL's entries count as old
+// enough, and what OpenAI does not find counts as deleted.
 func (h *harness) tick() {
 	h.t.Helper()
-	h.b.work.busy <- struct{}{}
-	defer func() { <-h.b.work.busy }()
-	ctx, req := client.Background(context.Background()), &logical.Request{Storage: h.storage, MountPoint: "openai/"}
+	for _, j := range h.b.work.jobs() {
+		release, err := j.wait(context.Background())
+		require.NoError(h.t, err)
+		defer release()
+	}
 	if !h.b.WriteSafeReplicationState() {
 		return
 	}
-	if err := h.b.keepSchedule(context.Background(), req); err != nil {
-		h.hear(nil, err)
+	ctx, req := client.Background(context.Background()), &logical.Request{Storage: h.storage, MountPoint: "openai/"}
+	for _, run := range []func() error{
+		func() error { return h.b.keepSchedule(context.Background(), req) },
+		func() error { return h.b.deleteRetired(ctx, req) },
+		func() error { return h.b.tidyIfDue(ctx, req) },
+		func() error { return h.b.refreshWAL(ctx, req) },
+	} {
+		if err := run(); err != nil {
+			h.hear(nil, err)
+		}
 	}
 	h.b.settling = 0
 	defer func() { h.b.settling = notFinalBefore }()
-	h.b.pass(ctx, req, 0)
+	for _, kind := range journalKinds {
+		h.b.complainWAL(ctx, req, kind, h.b.runWAL(ctx, req, kind, 0))
+	}
 }
 
 // rollback is Vault's rollback tick itself, and the end of what it started.
@@ -301,9 +313,18 @@ func (h *harness) rollback() {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
 	h.hear(resp, err)
-	for _, busy := range []chan struct{}{h.b.rotation.busy, h.b.work.busy} {
-		busy <- struct{}{}
-		<-busy
+	h.b.rotation.busy <- struct{}{}
+	<-h.b.rotation.busy
+	h.settle()
+}
+
+// settle waits for what the last tick started.
+func (h *harness) settle() {
+	h.t.Helper()
+	for _, j := range h.b.work.jobs() {
+		release, err := j.wait(context.Background())
+		require.NoError(h.t, err)
+		release()
 	}
 }
 

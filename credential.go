@@ -16,7 +16,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
@@ -188,8 +187,11 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		} else {
 			m.Name = name
 		}
-		if m.walID, err = framework.PutWAL(ctx, req.Storage, journalKind(m.credential, false), m.credential); err != nil {
-			return nil, fmt.Errorf("writing the journal, before anything was created: %w", err)
+		if o.expiry != 0 {
+			m.KeyExpires = began.Add(o.expiry).UTC().Truncate(time.Second)
+		}
+		if m.walID, err = b.beginWAL(ctx, req.Storage, journalKind(m.credential, false), m.credential); err != nil {
+			return nil, fmt.Errorf("writing the WAL, before anything was created: %w", err)
 		}
 		if again {
 			b.metrics.Repeated(m.createCall())
@@ -213,11 +215,12 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			return m, nil
 		}
 
+		b.work.wal.release(m.walID)
 		e := client.AsError(err)
 		if !e.Ambiguous() {
 			// Nothing was made, so a client that has gone changes nothing.
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
-			walErr := framework.DeleteWAL(cleanup, req.Storage, m.walID)
+			walErr := b.deleteWAL(cleanup, req.Storage, m.walID)
 			cancel()
 			if walErr != nil {
 				return nil, fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
@@ -263,7 +266,7 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", timeText(m.key.ExpiresAt), o.covers))
 	}
 	if len(o.scopes) > 0 && !m.isKey() { // those of a lone key went with its create
-		err := b.withCurrent(ctx, req, &m.snap, func(snap *snapshot) error {
+		err := b.updateKey(ctx, req, &m.snap, m.credential, func(snap *snapshot) error {
 			_, err := snap.api.UpdateProjectKey(ctx, m.ProjectID, m.KeyID, o.scopes, 0)
 			return err
 		})
@@ -305,6 +308,25 @@ func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **
 	}
 }
 
+// updateKey is withCurrent for an update of a key. While OpenAI does not find the
+// key the update is repeated, within the context: one of its servers may not know
+// the key yet. It ends early if the key is proven to be deleted.
+func (b *backend) updateKey(ctx context.Context, req *logical.Request, snap **snapshot, c credential, call func(*snapshot) error) error {
+	for attempt := 0; ; attempt++ {
+		err := b.withCurrent(ctx, req, snap, call)
+		if !isNotFoundAtAll(err) || b.isFinal(c.CreatedAt) && b.proveKeyDeleted(ctx, *snap, c, err) == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+	}
+}
+
+func (b *backend) proveKeyDeleted(ctx context.Context, snap *snapshot, c credential, failure error) error {
+	return snap.proveDeleted(ctx, c.ProjectID, failure, func(ctx context.Context) error {
+		_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
+		return err
+	})
+}
+
 // activate waits until OpenAI accepts a key, for timeout at most.
 func activate(ctx context.Context, api *client.Client, key client.Secret, timeout time.Duration) error {
 	if timeout == 0 {
@@ -336,14 +358,15 @@ func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, la
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	log := b.log(req).With("for", label, "why", why, "openai_request_id", m.requestID).With(m.attrs()...)
-	entry, journalErr := journalRevoke(ctx, req.Storage, m.credential)
+	defer b.work.wal.release(m.walID)
+	entry, journalErr := b.journalRevoke(ctx, req.Storage, m.credential)
 	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
 		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)
 		return "its " + m.noun() + " is left to the journal"
 	}
 	log.Info("credential not handed out; it is destroyed")
 	for _, id := range []string{m.walID, entry} {
-		if err := framework.DeleteWAL(ctx, req.Storage, id); err != nil {
+		if err := b.deleteWAL(ctx, req.Storage, id); err != nil {
 			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
 		}
 	}
@@ -366,52 +389,45 @@ func (b *backend) replaced(snap *snapshot) bool {
 // destroy deletes a credential of known ID, or has its key end. Without an error
 // it is deleted or invalid; errNotFinal says that it must be looked for again.
 func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential) error {
-	remove, read := snap.api.DeleteServiceAccount, func(ctx context.Context) error {
-		_, err := snap.api.GetServiceAccount(ctx, c.ProjectID, c.ID)
-		return err
-	}
-	id := c.ID
+	var failure, err error
 	if c.isKey() {
-		id, remove, read = c.KeyID, b.destroyKey(snap.api), func(ctx context.Context) error {
-			_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
-			return err
+		if failure = b.destroyKey(ctx, snap.api, c); failure != nil {
+			err = b.proveKeyDeleted(ctx, snap, c, failure)
 		}
+	} else if failure = snap.api.DeleteServiceAccount(ctx, c.ProjectID, c.ID); failure != nil {
+		err = snap.proveDeleted(ctx, c.ProjectID, failure, func(ctx context.Context) error {
+			_, err := snap.api.GetServiceAccount(ctx, c.ProjectID, c.ID)
+			return err
+		})
 	}
-	err := remove(ctx, c.ProjectID, id)
-	if err == nil {
-		return nil
-	}
-	notFound := client.IsNotFound(err)
-	if err = snap.proveDeleted(ctx, c.ProjectID, err, read); err == nil && notFound && !b.isFinal(c.CreatedAt) {
+	if err == nil && client.IsNotFound(failure) && !b.isFinal(c.CreatedAt) {
 		return errNotFinal
 	}
 	return err
 }
 
-// destroyKey returns what deletes a key or, where OpenAI does not delete keys of
-// service accounts, has it expire within a second: its documents disagree on
-// that (docs/openai-api.md).
-func (b *backend) destroyKey(api *client.Client) func(ctx context.Context, project, id string) error {
-	return func(ctx context.Context, project, id string) error {
-		err := api.DeleteProjectKey(ctx, project, id)
-		if e := client.AsError(err); e == nil || !e.Refused() {
-			return err
-		}
-		soon := b.now().Add(2 * clockSlack)
-		key, updateErr := api.UpdateProjectKey(ctx, project, id, nil, client.MinExpiry)
-		if updateErr != nil {
-			// An expired key cannot be updated, so that may be why.
-			if key, updateErr = api.GetProjectKey(ctx, project, id); updateErr == nil {
-				soon = b.now()
-			}
-		}
-		switch {
-		case client.IsNotFound(updateErr):
-			return updateErr
-		case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
-			b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", "project_id", project, "api_key_id", id, "expires_at", timeText(key.ExpiresAt), "error", err)
-			return nil
-		}
+// destroyKey deletes a key or, where OpenAI does not delete keys of service
+// accounts, has it expire within a second: its documents disagree on that
+// (docs/openai-api.md).
+func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) error {
+	err := api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
+	if e := client.AsError(err); e == nil || !e.Refused() {
 		return err
 	}
+	soon := b.now().Add(2 * clockSlack)
+	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry)
+	if updateErr != nil {
+		// An expired key cannot be updated, so that may be why.
+		if key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID); updateErr == nil {
+			soon = b.now()
+		}
+	}
+	switch {
+	case client.IsNotFound(updateErr):
+		return updateErr
+	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
+		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", timeText(key.ExpiresAt), "error", err)...)
+		return nil
+	}
+	return err
 }

@@ -61,6 +61,7 @@ func TestScopes_GoWithTheOneCreateOfAKey(t *testing.T) {
 	require.Equal(t, 403, h.inference(lease, http.MethodPost, "/responses"))
 	h.onlyKeys(account, lease)
 	require.NoError(t, h.revoke(lease))
+	h.tick()
 	h.onlyKeys(account)
 }
 
@@ -410,6 +411,7 @@ func TestAPIKey_RevokeNeedsNothingButTheLease(t *testing.T) {
 	require.NoError(t, h.revoke(resp), "a renewed one, too")
 	h.must(h.remove("roles/app"))
 	require.NoError(t, h.revoke(lease))
+	h.tick()
 	h.onlyKeys(account)
 }
 

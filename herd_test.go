@@ -186,8 +186,7 @@ func TestHerd_AThousandLeasesEndInTheSameMinuteAtTenCallsAMinute(t *testing.T) {
 				took := time.Since(began)
 				stop()
 				ticks.Wait()
-				h.b.work.busy <- struct{}{} // the last pass
-				<-h.b.work.busy
+				h.settle()
 				if kind == typeKey {
 					h.onlyKeys(adopted[0])
 				} else {

@@ -1,13 +1,14 @@
 package openaisecrets
 
-// This file owns the journal: Vault's WAL as this engine uses it, and the
-// worker that acts on it.
+// This file owns Vault's WAL as this engine uses it: how an entry is written, and
+// the workers that act on entries.
 //
-// What must stay true: an entry ends only when what it names is known to be
-// gone; the worker runs once at a time, only where this node may write the
-// journal, and ends with the backend. But for the drain of a mount that is
-// being disabled nothing of it runs within a request of Vault's, which holds a
-// lock that a seal or a step-down needs.
+// What must stay true: an entry ends only when what it names is proven to be
+// deleted or was never created; each kind of entry has a worker of its own, so that
+// one throttled endpoint keeps no other waiting; workers run only where this node
+// may write the WAL, and end with the backend. Only the drain of a mount that is
+// being disabled runs within a request of Vault's, which holds a lock that a seal
+// or a step-down needs.
 
 import (
 	"context"
@@ -16,117 +17,145 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-secure-stdlib/base62"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
 )
 
-// The kinds of journal entries.
+// The kinds of WAL entries.
 const (
 	// journalAccount and journalKey name an account, or a key of one that stays,
 	// about to be created.
 	journalAccount = "service_account"
 	journalKey     = "api_key"
-	// journalRevoked and journalRevokedKey name one that must go and that no
-	// request works on any more: a revoke has failed, or its key is dead by
-	// itself.
+	// journalRevoked and journalRevokedKey name one that must be deleted and that
+	// no request works on any more: a revocation has failed or is not final, or its
+	// key has expired.
 	journalRevoked    = "revoked_service_account"
 	journalRevokedKey = "revoked_api_key"
 	// journalAdminKey names an admin key about to be created.
 	journalAdminKey = "admin_key"
 )
 
+// journalKinds are the kinds whose endpoints OpenAI limits independently.
+var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}
+
 const (
-	// journalMinAge is how old an entry of a create must be before it is acted
-	// upon: older than any request that may still be using it, which is the
-	// budget of a request (60 s) plus that of its cleaning up (30 s).
+	// journalMinAge is how old an entry of a create must be before it is acted on:
+	// older than any request that may still be using it, which is the budget of a
+	// request (60 s) plus that of its cleaning up (30 s).
 	journalMinAge = 2 * time.Minute
 	// leaseTransit is how long Vault may take from the engine's answer to the
 	// stored lease.
 	leaseTransit = 2 * time.Second
-	// workers bounds the deletes that a pass has under way.
+	// workers bounds the entries that a run acts on at once.
 	workers = 4
 	// patience is how many entries in a row may fail for a reason that others
-	// would share before a pass gives up until the next tick.
+	// would share before a run gives up until the next tick.
 	patience = 3
+	// tryBudget bounds one try of an entry, and runBudget how long a run takes up
+	// further ones.
+	tryBudget = 30 * time.Second
+	runBudget = 2 * time.Minute
+	// lookUpBatch bounds the entries for which one run reads listings.
+	lookUpBatch = 2000
+	// keptFor is how long an entry that was reported and not executed is left
+	// alone before it is looked at again.
+	keptFor = 10 * time.Minute
+	// maxLeftLines bounds the lines of the log on what a disabled mount leaves.
+	maxLeftLines = 100
 )
 
-// background is the state of the worker.
+// background is the work that runs outside requests and ends with the backend.
 type background struct {
-	ctx   context.Context // ends with the backend
+	ctx   context.Context
 	close context.CancelFunc
-	busy  chan struct{}                      // one slot: held by a pass
-	stop  atomic.Pointer[context.CancelFunc] // ends the pass under way
 
-	entries atomic.Int64 // left over by the last pass
-	oldest  atomic.Int64 // when the oldest of them was made, Unix seconds; 0 = none
+	superseded, sweepCheck, refresh *job
+	lanes                           map[string]*job // by the kind of entry
+	wal                             *walIndex
 }
 
 func newBackground() *background {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &background{ctx: ctx, close: cancel, busy: make(chan struct{}, 1)}
+	w := &background{ctx: ctx, close: cancel, superseded: newJob(), sweepCheck: newJob(), refresh: newJob(), lanes: map[string]*job{}, wal: newWALIndex()}
+	for _, kind := range journalKinds {
+		w.lanes[kind] = newJob()
+	}
+	return w
 }
 
-// kick starts a pass unless one is under way. It returns at once.
-func (b *backend) kick(req *logical.Request) {
-	select {
-	case b.work.busy <- struct{}{}:
-	default:
-		return
+// jobs are all that a tick starts.
+func (w *background) jobs() []*job {
+	all := []*job{w.superseded, w.sweepCheck, w.refresh}
+	for _, kind := range journalKinds {
+		all = append(all, w.lanes[kind])
 	}
+	return all
+}
+
+// kick starts all that this engine does at each tick, and returns at once. None of
+// it waits for another: a superseded admin key must not live on because OpenAI
+// throttles the deletion of accounts.
+func (b *backend) kick(req *logical.Request) {
 	// Of the request only what outlives it.
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
-	ctx, cancel := context.WithCancel(b.work.ctx)
-	b.work.stop.Store(&cancel)
-	go func() {
-		defer func() { <-b.work.busy }()
-		defer cancel()
-		b.pass(client.Background(ctx), req, journalMinAge)
-	}()
+	ctx := client.Background(b.work.ctx)
+	if b.WriteSafeReplicationState() {
+		b.work.superseded.start(ctx, func(ctx context.Context) {
+			b.complain(ctx, req, "superseded admin keys not checked", b.deleteRetired(ctx, req))
+		})
+		b.work.sweepCheck.start(ctx, func(ctx context.Context) { b.complain(ctx, req, "tidy not started", b.tidyIfDue(ctx, req)) })
+	}
+	b.work.refresh.start(ctx, func(ctx context.Context) {
+		b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
+		for _, kind := range journalKinds {
+			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) {
+				b.complainWAL(ctx, req, kind, b.runWAL(client.Background(ctx), req, kind, journalMinAge))
+			})
+		}
+	})
 }
 
-// pass is all that this engine does by itself, in order of urgency. minAge is
-// how old a journal entry must be before it is acted upon.
-func (b *backend) pass(ctx context.Context, req *logical.Request, minAge time.Duration) {
-	log := b.log(req)
-	primary := b.WriteSafeReplicationState()
-	if primary {
-		if err := b.deleteRetired(ctx, req); err != nil && ctx.Err() == nil {
-			log.Warn("retired admin keys not looked at", "error", err)
-		}
-		// It only starts here: the sweep has a goroutine of its own.
-		if err := b.tidyIfDue(ctx, req); err != nil && ctx.Err() == nil {
-			log.Warn("sweep not started", "error", err)
-		}
+// complain logs the failure of work that has no caller.
+func (b *backend) complain(ctx context.Context, req *logical.Request, what string, err error) {
+	if err != nil && ctx.Err() == nil {
+		b.log(req).Warn(what, "error", err)
 	}
-	if err := b.workJournal(ctx, req, minAge); err != nil && ctx.Err() == nil {
+}
+
+func (b *backend) complainWAL(ctx context.Context, req *logical.Request, kind string, err error) {
+	if err != nil && !errors.Is(err, errNotFinal) && ctx.Err() == nil {
 		// Vault logs nothing of it, and the entries' own failures are at debug.
-		log.Warn("journal not worked off", "entries", b.work.entries.Load(), "oldest", time.Unix(b.work.oldest.Load(), 0).UTC(), "error", err)
+		entries, oldest, _ := b.work.wal.totals()
+		b.log(req).Warn("WAL rollback incomplete", "kind", kind, "entries", entries, "oldest", time.Unix(oldest, 0).UTC(), "error", err)
 	}
 }
 
-// drain works off the journal within the request, however young its entries:
-// the mount is being disabled and its storage goes next.
+// drain executes the WAL within the request, however young its entries: the mount
+// is being disabled and its storage is deleted next.
 func (b *backend) drain(ctx context.Context, req *logical.Request) error {
-	if stop := b.work.stop.Load(); stop != nil {
-		(*stop)() // what the worker does now is done here
-	}
+	b.drainEnds.Store(nil)
+	b.drainEnd()
 	b.tidy.stop()
-	select {
-	case b.work.busy <- struct{}{}:
-		defer func() { <-b.work.busy }()
-	case <-ctx.Done():
-		return ctx.Err()
+	for _, j := range b.work.jobs() { // what they do now is done here
+		release, err := j.hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	// What is being created has its entry, but may not be at OpenAI yet; and of
-	// what has just been handed out Vault must have stored the lease before it
+	// what has just been returned Vault must have stored the lease before it
 	// revokes all there are.
 	for b.issuing.Load() > 0 || time.Since(time.Unix(0, b.lastIssued.Load())) < leaseTransit {
 		if err := client.Wait(ctx, 50*time.Millisecond); err != nil {
@@ -136,17 +165,57 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	if unlock, err := b.lockConfig(ctx); err == nil {
 		unlock() // a rotation was finished; its entry is settled below
 	}
-	err := b.workJournal(ctx, req, 0)
+	var err error
+	for pause := time.Second; ; pause = min(2*pause, 8*time.Second) {
+		if err = b.runAllWAL(ctx, req, 0); err == nil {
+			break
+		}
+		// What OpenAI does not show may appear yet, and afterwards nothing looks.
+		if !errors.Is(err, errNotFinal) && !isNotFoundAtAll(err) || client.Wait(ctx, pause) != nil {
+			break
+		}
+	}
 	if b.WriteSafeReplicationState() {
 		if retiredErr := b.endRetired(ctx, req); err == nil {
 			err = retiredErr
 		}
 	}
 	if err != nil {
-		b.log(req).Error("the mount is being disabled with a journal that is not worked off; its accounts are left at OpenAI",
-			"entries", b.work.entries.Load(), "error", err)
+		b.logLeft(context.WithoutCancel(ctx), req, err)
 	}
 	return err
+}
+
+// drainEnd is when what OpenAI does not show is no longer waited for, in the
+// disabling that is in progress.
+func (b *backend) drainEnd() time.Time {
+	end := time.Now().Add(drainBudget)
+	if !b.drainEnds.CompareAndSwap(nil, &end) {
+		return *b.drainEnds.Load()
+	}
+	return end
+}
+
+// isNotFoundAtAll reports a 404, in whatever form.
+func isNotFoundAtAll(err error) bool {
+	e := client.AsError(err)
+	return e != nil && e.Status == http.StatusNotFound
+}
+
+// logLeft names what a mount that is being disabled leaves at OpenAI.
+func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error) {
+	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
+	defer cancel()
+	log := b.log(req)
+	ids, err := framework.ListWAL(ctx, req.Storage)
+	log.Error("the mount is being disabled and its WAL could not be executed; what it names is left at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
+	for _, id := range ids[:min(len(ids), maxLeftLines)] {
+		entry, err := framework.GetWAL(ctx, req.Storage, id)
+		var c credential
+		if err == nil && entry != nil && decodeInto(&c, entry.Data) == nil {
+			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", timeText(c.KeyExpires)}, c.attrs()...)...)
+		}
+	}
 }
 
 // journalKind is the kind of a credential's entry.
@@ -162,135 +231,256 @@ func journalKind(c credential, revoked bool) string {
 	return journalAccount
 }
 
-// journalRevoke notes that a credential must go, and returns the entry's ID.
-// The ID follows from the credential, so that any number of failed revokes make
-// one entry.
-func journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
+// beginWAL writes the entry of a create, which no worker acts on until release.
+// framework.PutWAL gives an ID only once the entry can be seen.
+func (b *backend) beginWAL(ctx context.Context, s logical.Storage, kind string, data any) (id string, err error) {
+	if id, err = base62.Random(32); err != nil {
+		return "", err
+	}
+	b.work.wal.use(id)
+	if err = putWALEntry(ctx, s, id, kind, data, b.now()); err != nil {
+		b.work.wal.release(id)
+	}
+	return id, err
+}
+
+func putWALEntry(ctx context.Context, s logical.Storage, id, kind string, data any, created time.Time) error {
+	value, err := json.Marshal(framework.WALEntry{Kind: kind, Data: data, CreatedAt: created.Unix()})
+	if err != nil {
+		return err
+	}
+	return s.Put(ctx, &logical.StorageEntry{Key: framework.WALPrefix + id, Value: value})
+}
+
+// deleteWAL deletes an entry whose purpose is served.
+func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) error {
+	if err := framework.DeleteWAL(ctx, s, id); err != nil {
+		return fmt.Errorf("%w: %w", errWAL, err)
+	}
+	b.work.wal.forget(id)
+	return nil
+}
+
+// revokedID is the ID of the entry that journalRevoke writes. It follows from the
+// credential, so that any number of failed revocations make one entry.
+func revokedID(c credential) string {
 	name := c.ProjectID + "/" + c.ID
 	if c.isKey() {
 		name += "/" + c.KeyID
 	}
 	sum := sha256.Sum256([]byte(name))
-	id := hex.EncodeToString(sum[:16])
-	value, err := json.Marshal(framework.WALEntry{Kind: journalKind(c, true), Data: c, CreatedAt: time.Now().Unix()})
-	if err != nil {
-		return id, err
-	}
-	return id, s.Put(ctx, &logical.StorageEntry{Key: framework.WALPrefix + id, Value: value})
+	return hex.EncodeToString(sum[:16])
 }
 
-// workJournal acts on every entry that is old enough, and returns the first
-// failure. It stops early when OpenAI does not answer or refuses the admin
-// key: the other entries would fare no better.
-func (b *backend) workJournal(ctx context.Context, req *logical.Request, minAge time.Duration) error {
-	// A pass can last: an entry must be old enough when it begins, since what it
-	// then reads at OpenAI may be read before that entry's turn comes.
-	began := b.now()
+// journalRevoke notes that a credential must be deleted, and returns the entry's
+// ID. A later note of the same credential keeps the time of the first.
+func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
+	id, created := revokedID(c), b.now()
+	if note, known := b.work.wal.get(id); known {
+		created = time.Unix(note.created, 0)
+	}
+	kind := journalKind(c, true)
+	err := putWALEntry(ctx, s, id, kind, c, created)
+	if err == nil {
+		b.work.wal.put(id, newWALNote(kind, created, c))
+	}
+	return id, err
+}
+
+// endRevoked deletes the entry that an earlier try of a revocation left, if this
+// process knows of one.
+func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credential) error {
+	id := revokedID(c)
+	if _, known := b.work.wal.get(id); !known {
+		return nil
+	}
+	return b.deleteWAL(ctx, s, id)
+}
+
+func newWALNote(kind string, created time.Time, c credential) walNote {
+	note := walNote{kind: kind, created: created.Unix()}
+	if !c.KeyExpires.IsZero() {
+		note.ends = c.KeyExpires.Add(clockSlack).Unix()
+	}
+	if i := slices.Index(journalKinds, kind); i >= 0 {
+		note.kind = journalKinds[i] // and not a copy for each entry
+	}
+	return note
+}
+
+// refreshWAL brings what is remembered of the WAL up to date with storage. It reads
+// only entries that are not remembered.
+func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
-		return fmt.Errorf("listing the journal: %w", err)
+		return fmt.Errorf("listing the WAL: %w", err)
 	}
-	// A pass can last for hours where OpenAI's pace is slow, and meanwhile what is
-	// known is this.
-	b.work.entries.Store(int64(len(ids)))
-	// In another order each time, so that entries which always fail cannot keep
-	// others from their turn.
-	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] }) // #nosec G404 -- an order, not a secret
-	p := &journalPass{backend: b, req: req, listings: map[string]func() ([]named, error){}, forbidden: map[string]int{}}
-	var group sync.WaitGroup
-	slots := make(chan struct{}, workers)
-	left, oldest := 0, int64(0)
-	keep := func(entry *framework.WALEntry) {
-		left++
-		if entry.CreatedAt != 0 && (oldest == 0 || entry.CreatedAt < oldest) {
-			oldest = entry.CreatedAt
-		}
-	}
-	var mu sync.Mutex // guards left and oldest while the group works
-	for i, id := range ids {
+	r := &walRun{backend: b, req: req, began: time.Now()}
+	unknown := b.work.wal.listed(ids)
+	// Those that cannot be read must not keep others from their turn.
+	rand.Shuffle(len(unknown), func(i, j int) { unknown[i], unknown[j] = unknown[j], unknown[i] }) // #nosec G404 -- an order, not a secret
+	r.each(ctx, unknown, func(ctx context.Context, id string) error {
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
 		if err != nil {
-			p.failed(fmt.Errorf("reading the journal: %w", err))
-			mu.Lock()
-			left += len(ids) - i - 1
-			keep(&framework.WALEntry{CreatedAt: b.work.oldest.Load()}) // as it was known to be
-			mu.Unlock()
-			break
+			return fmt.Errorf("%w: %w", errWAL, err)
 		}
 		if entry == nil {
-			continue
+			return nil
 		}
-		if seen := b.work.oldest.Load(); entry.CreatedAt != 0 && (seen == 0 || entry.CreatedAt < seen) {
-			b.work.oldest.Store(entry.CreatedAt)
-		}
-		revoked := entry.Kind == journalRevoked || entry.Kind == journalRevokedKey
-		young := !revoked && began.Sub(time.Unix(entry.CreatedAt, 0)) < minAge
-		if young || p.hopeless() || ctx.Err() != nil {
-			mu.Lock()
-			keep(entry)
-			mu.Unlock()
-			continue
-		}
-		slots <- struct{}{}
-		group.Go(func() {
-			defer func() { <-slots }()
-			err := p.act(ctx, entry.Kind, entry.Data)
-			if err == nil {
-				err = framework.DeleteWAL(ctx, req.Storage, id)
+		var c credential
+		_ = decodeInto(&c, entry.Data) // one that cannot be read is the worker's to complain of
+		created, now := time.Unix(entry.CreatedAt, 0), b.now()
+		if created.After(now.Add(clockSlack)) {
+			// It was written under a clock that was ahead, and would not be acted on
+			// before that time.
+			b.log(req).Warn("WAL entry is dated in the future; dated now instead", "kind", entry.Kind, "created_at", timeText(created))
+			if data, ok := entry.Data.(map[string]any); ok && c.CreatedAt.After(now) {
+				data["created_at"] = timeText(now)
 			}
-			p.failed(err)
-			if err == nil {
-				b.work.entries.Add(-1)
-			} else {
-				mu.Lock()
-				keep(entry)
-				mu.Unlock()
+			created = now
+			if err := putWALEntry(ctx, req.Storage, id, entry.Kind, entry.Data, now); err != nil {
+				return err
 			}
-		})
-	}
-	group.Wait()
-	b.work.entries.Store(int64(left))
-	b.work.oldest.Store(oldest)
-	return p.first
+		}
+		b.work.wal.put(id, newWALNote(entry.Kind, created, c))
+		if !slices.Contains(journalKinds, entry.Kind) {
+			return fmt.Errorf("a WAL entry of kind %q is unknown to this version of the plugin", entry.Kind)
+		}
+		return nil
+	})
+	return r.first
 }
 
-// journalPass is one run over the journal.
-type journalPass struct {
-	*backend
-	req *logical.Request
+// runAllWAL executes all entries that are old enough and returns when it has
+// tried them, with the first failure.
+func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) error {
+	err := b.refreshWAL(ctx, req)
+	errs := make([]error, len(journalKinds))
+	var group sync.WaitGroup
+	for i, kind := range journalKinds {
+		group.Go(func() { errs[i] = b.runWAL(ctx, req, kind, minAge) })
+	}
+	group.Wait()
+	for _, e := range errs {
+		if err == nil || errors.Is(err, errNotFinal) && e != nil {
+			err = e
+		}
+	}
+	return err
+}
 
-	mu       sync.Mutex
-	first    error
-	inRow    int
-	listings map[string]func() ([]named, error)
+// runWAL acts on the entries of a kind that are old enough. It returns the first
+// failure, or else errNotFinal if something must be looked for again. It stops early
+// when OpenAI does not answer or refuses the admin key: the other entries would fare
+// no better.
+func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) error {
+	r := &walRun{backend: b, req: req, began: time.Now(), forbidden: map[string]int{}}
+	if kind == journalRevoked || kind == journalRevokedKey {
+		minAge = math.MinInt64 // no request works on it any more
+	}
+	ids := b.work.wal.due(kind, b.now(), minAge)
+	if kind == journalAccount || kind == journalKey {
+		r.lookUp(ctx, kind, ids)
+	} else {
+		r.each(ctx, ids, func(ctx context.Context, id string) error { return r.execute(ctx, id, r.act) })
+	}
+	if r.first == nil && r.waits {
+		return errNotFinal
+	}
+	return r.first
+}
+
+// walRun is one run over the entries of a kind.
+type walRun struct {
+	*backend
+	req   *logical.Request
+	began time.Time // with the monotonic clock
+
+	mu    sync.Mutex
+	first error
+	waits bool // something must be looked for again
+	inRow int
 	// forbidden counts by project the deletes that were not allowed.
 	forbidden map[string]int
 }
 
+// errWAL says that storage fails, which other entries would meet, too.
+var errWAL = errors.New("the WAL cannot be read or written")
+
 // errForbidden is the outcome of entries that were not tried since others of
-// their project were refused in this pass.
+// their project were refused in this run.
 var errForbidden = errors.New("the admin key may not delete in this project")
 
-// failed takes note of an entry's outcome.
-func (p *journalPass) failed(err error) {
-	if errors.Is(err, errNotFinal) {
-		return // it only waits
+// errHandedOut is the outcome of an entry whose credential was handed out, so that
+// another Vault with the same storage must hold its lease.
+var errHandedOut = errors.New("its key has been used since its create, so it was handed out")
+
+// each has something done for entries, some at once and each in bounded time, for
+// as long as the run may take up further ones.
+func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context, string) error) {
+	var group sync.WaitGroup
+	slots := make(chan struct{}, workers)
+	for _, id := range ids {
+		slots <- struct{}{}
+		if ctx.Err() != nil || r.hopeless() || time.Since(r.began) > runBudget {
+			break
+		}
+		group.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, tryBudget)
+			defer cancel()
+			r.outcome(do(ctx, id))
+		})
 	}
-	p.metrics.journalled(err)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil {
-		p.inRow = 0
+	group.Wait()
+}
+
+// execute does what an entry asks for, and deletes the entry if that leaves nothing
+// to do.
+func (r *walRun) execute(ctx context.Context, id string, act func(context.Context, *framework.WALEntry) error) error {
+	entry, err := framework.GetWAL(ctx, r.req.Storage, id)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errWAL, err)
+	}
+	if entry == nil {
+		r.work.wal.forget(id)
+		return nil
+	}
+	switch err = act(ctx, entry); {
+	case errors.Is(err, errHandedOut):
+		if r.work.wal.keep(id, r.now().Add(keptFor)) {
+			r.log(r.req).Warn("WAL entry not executed: its key has been used since, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
+		}
+		return nil
+	case err == nil:
+		err = r.deleteWAL(ctx, r.req.Storage, id)
+	}
+	if !errors.Is(err, errNotFinal) {
+		r.metrics.journalled(err)
+	}
+	return err
+}
+
+// outcome takes note of what came of an entry.
+func (r *walRun) outcome(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		r.inRow = 0
 		return
+	case errors.Is(err, errNotFinal):
+		r.waits = true
+		return
+	case r.first == nil:
+		r.first = err
 	}
-	if p.first == nil {
-		p.first = err
+	if shared(err) || errors.Is(err, errWAL) {
+		r.inRow++
 	}
-	if shared(err) {
-		p.inRow++
-	} else if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) {
+	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
-		p.log(p.req).Warn("journal entry not worked off", "error", err)
+		r.log(r.req).Warn("WAL entry not executed", "error", err)
 	}
 }
 
@@ -300,117 +490,72 @@ func shared(err error) bool {
 	return e != nil && (e.Ambiguous() || e.Status == 0 || e.RateLimited() || e.Status == http.StatusUnauthorized)
 }
 
-func (p *journalPass) hopeless() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.inRow >= patience
+func (r *walRun) hopeless() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inRow >= patience
 }
 
-// act does what an entry asks for; nil ends the entry.
-func (p *journalPass) act(ctx context.Context, kind string, data any) error {
-	switch kind {
-	case journalAccount, journalRevoked, journalKey, journalRevokedKey:
-		var c credential
-		if err := decodeInto(&c, data); err != nil {
-			return fmt.Errorf("a journal entry cannot be read: %w", err)
-		}
-		if err := c.check(); err != nil {
-			return fmt.Errorf("a journal entry cannot be used: %w", err)
-		}
-		snap, err := p.current(ctx, p.req.Storage)
+// act does what an entry of a revocation or of an admin key asks for; nil ends the
+// entry.
+func (r *walRun) act(ctx context.Context, entry *framework.WALEntry) error {
+	if entry.Kind != journalAdminKey {
+		c, err := entryCredential(entry)
 		if err != nil {
 			return err
 		}
-		log := p.log(p.req).With(c.attrs()...)
-		if held, err := p.staticHolds(ctx, p.req.Storage, c); err != nil || held {
-			return err // only the deletion of its entry had failed
-		}
-		p.mu.Lock()
-		hopeless := p.forbidden[c.ProjectID] >= patience
-		p.mu.Unlock()
-		if hopeless {
-			return errForbidden
-		}
-		if err := p.destroyNamed(ctx, snap, c); err != nil {
-			if client.IsDenied(err) {
-				p.mu.Lock()
-				p.forbidden[c.ProjectID]++
-				p.mu.Unlock()
-			}
-			log.Debug("journalled credential not deleted yet", "error", err)
-			return err
-		}
-		log.Info("journalled credential is gone")
-		return nil
-	case journalAdminKey:
-		var entry adminKeyEntry
-		if err := decodeInto(&entry, data); err != nil {
-			return fmt.Errorf("a journal entry cannot be read: %w", err)
-		}
-		if entry.Version > adminKeyVersion {
-			return fmt.Errorf("a journal entry cannot be used: it was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, adminKeyVersion)
-		}
-		if entry.Name == "" {
-			return errors.New("a journal entry cannot be used: it has no name")
-		}
-		return p.rollbackAdminKey(ctx, p.req, entry)
-	default:
-		return fmt.Errorf("a journal entry of kind %q is unknown to this version of the plugin", kind)
+		return r.delete(ctx, c)
 	}
+	var key adminKeyEntry
+	if err := decodeInto(&key, entry.Data); err != nil {
+		return fmt.Errorf("a WAL entry cannot be read: %w", err)
+	}
+	if key.Version > adminKeyVersion {
+		return fmt.Errorf("a WAL entry cannot be used: it was written by a newer version of this plugin (format %d, this one knows %d)", key.Version, adminKeyVersion)
+	}
+	if key.Name == "" {
+		return errors.New("a WAL entry cannot be used: it has no name")
+	}
+	return r.rollbackAdminKey(ctx, r.req, key)
 }
 
-// named is an account or a key as a listing shows it.
-type named struct{ id, name string }
+// entryCredential reads the credential of an entry.
+func entryCredential(entry *framework.WALEntry) (c credential, err error) {
+	if err := decodeInto(&c, entry.Data); err != nil {
+		return c, fmt.Errorf("a WAL entry cannot be read: %w", err)
+	}
+	if err := c.check(); err != nil {
+		return c, fmt.Errorf("a WAL entry cannot be used: %w", err)
+	}
+	return c, nil
+}
 
-// destroyNamed destroys a credential whose ID may not be known. It reads each
-// project's accounts, and keys, once in a pass: an entry is older than any
-// request that could still create what it names, so one reading holds for all.
-func (p *journalPass) destroyNamed(ctx context.Context, snap *snapshot, c credential) error {
-	id, name := &c.ID, c.Name
-	if c.isKey() {
-		id, name = &c.KeyID, c.KeyName
+// delete destroys a credential of known ID, unless a static role needs it: then
+// only the deletion of its entry had failed.
+func (r *walRun) delete(ctx context.Context, c credential) error {
+	if held, err := r.staticHolds(ctx, r.req.Storage, c); err != nil || held {
+		return err
 	}
-	if *id != "" {
-		return p.destroy(ctx, snap, c)
+	r.mu.Lock()
+	hopeless := r.forbidden[c.ProjectID] >= patience
+	r.mu.Unlock()
+	if hopeless {
+		return errForbidden
 	}
-	found, err := p.listing(ctx, snap.api, c)()
+	snap, err := r.current(ctx, r.req.Storage)
 	if err != nil {
-		return snap.unlessArchived(ctx, c.ProjectID, err)
+		return err
 	}
-	for _, n := range found {
-		if n.name != name {
-			continue
+	log := r.log(r.req).With(c.attrs()...)
+	if err := r.destroy(ctx, snap, c); err != nil {
+		if client.IsDenied(err) {
+			r.mu.Lock()
+			r.forbidden[c.ProjectID]++
+			r.mu.Unlock()
 		}
-		*id = n.id
-		if err := p.destroy(ctx, snap, c); err != nil {
-			return err
-		}
+		log.Debug("credential of a WAL entry not deleted yet", "error", err)
+		return err
 	}
+	log.Info("credential of a WAL entry deleted")
 	return nil
-}
-
-// listing returns what reads the listing in which a credential would be, once.
-func (p *journalPass) listing(ctx context.Context, api *client.Client, c credential) func() ([]named, error) {
-	kind, read := typeAccount+" ", func() (all []named, err error) {
-		accounts, err := api.ListServiceAccounts(ctx, c.ProjectID)
-		for _, a := range accounts {
-			all = append(all, named{a.ID, a.Name})
-		}
-		return all, err
-	}
-	if c.isKey() {
-		kind, read = typeKey+" ", func() (all []named, err error) {
-			keys, err := api.ListProjectKeys(ctx, c.ProjectID)
-			for _, k := range keys {
-				all = append(all, named{k.ID, k.Name})
-			}
-			return all, err
-		}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.listings[kind+c.ProjectID] == nil {
-		p.listings[kind+c.ProjectID] = sync.OnceValues(read)
-	}
-	return p.listings[kind+c.ProjectID]
 }

@@ -69,17 +69,17 @@ type metric struct {
 type meters struct {
 	all []*metric // in the order of the documentation
 
-	issued, renewed, revoked, issueTime, activation       *metric
-	staticReads, staticRotations, staticRevoked           *metric
-	staticRoles, staticLag, staticFailing                 *metric
-	requests, requestTime, waitTime, retries, throttles   *metric
-	inFlight                                              *metric
-	journalEntries, journalAge, journalWorked             *metric
-	rotations, lastRotation, nextRotation, rotationFailed *metric
-	keyExpiry, retiredKeys                                *metric
-	sweeps, sweepDeleted, sweepFailed, sweepOrphans       *metric
-	lastSweep                                             *metric
-	build                                                 *metric
+	issued, renewed, revoked, issueTime, activation        *metric
+	staticReads, staticRotations, staticRevoked            *metric
+	staticRoles, staticLag, staticFailing                  *metric
+	requests, requestTime, waitTime, retries, throttles    *metric
+	inFlight                                               *metric
+	journalEntries, journalAge, journalKept, journalWorked *metric
+	rotations, lastRotation, nextRotation, rotationFailed  *metric
+	keyExpiry, retiredKeys                                 *metric
+	sweeps, sweepDeleted, sweepFailed, sweepOrphans        *metric
+	lastSweep                                              *metric
+	build                                                  *metric
 
 	flying atomic.Int64 // calls in flight
 
@@ -112,6 +112,7 @@ func newMeters() *meters {
 
 	m.journalEntries = m.gauge("journal_entries", "Entries that the last pass over the journal left: what must still be deleted at OpenAI, and creates under way.")
 	m.journalAge = m.gauge("journal_oldest_entry_age_seconds", "Age of the oldest of them; 0 = none.")
+	m.journalKept = m.gauge("journal_entries_kept", "Entries not executed because the key has been used since its create: another Vault with a copy of this storage may hold its lease. Not among journal_entries.")
 	m.journalWorked = m.counter("journal_entries_worked_total", "Journal entries acted upon: ok = what it named is gone, error = it stays for the next pass.", "outcome")
 
 	m.rotations = m.counter("admin_key_rotations_total", "Rotations of the admin key, whoever asked for them.", "outcome")

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -286,23 +287,23 @@ func TestMetrics_ReadingThemCallsNobodyAndWritesNothing(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Empty(t, h.storage.last())
-	require.Zero(t, counting.reads)
+	require.Zero(t, counting.reads.Load())
 	require.Len(t, h.sim.Requests(), calls)
 }
 
 // countedReads counts the reads of storage.
 type countedReads struct {
 	logical.Storage
-	reads int
+	reads atomic.Int64
 }
 
 func (c *countedReads) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	c.reads++
+	c.reads.Add(1)
 	return c.Storage.Get(ctx, key)
 }
 
 func (c *countedReads) List(ctx context.Context, prefix string) ([]string, error) {
-	c.reads++
+	c.reads.Add(1)
 	return c.Storage.List(ctx, prefix)
 }
 

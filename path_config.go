@@ -285,7 +285,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		return nil, fmt.Errorf("listing the journal: %w", err)
 	}
 	var oldest time.Time
-	if unix := b.work.oldest.Load(); unix != 0 {
+	if _, unix, _ := b.work.wal.totals(); unix != 0 {
 		oldest = time.Unix(unix, 0)
 	}
 	resp := &logical.Response{Data: map[string]any{

@@ -123,6 +123,7 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 	if err != nil {
 		return failure(fmt.Sprintf("role %q", roleName), err)
 	}
+	defer b.work.wal.release(m.walID)
 	return b.handOut(ctx, req, m, roleName, r.KeyExpiry, life)
 }
 
@@ -153,7 +154,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
 			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt)}, m.attrs()...)...)
 		b.lastIssued.Store(time.Now().UnixNano())
-		if err = framework.DeleteWAL(ctx, req.Storage, m.walID); err == nil {
+		if err = b.deleteWAL(ctx, req.Storage, m.walID); err == nil {
 			err = ctx.Err()
 		}
 	}

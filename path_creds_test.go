@@ -17,6 +17,7 @@ import (
 const (
 	routeAccounts = "/organization/projects/{project_id}/service_accounts"
 	routeAccount  = routeAccounts + "/{service_account_id}"
+	routeProject  = "/organization/projects/{project_id}"
 	routeKeys     = "/organization/projects/{project_id}/api_keys"
 	routeKey      = routeKeys + "/{api_key_id}"
 	routeNewKey   = routeAccount + "/api_keys"

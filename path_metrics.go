@@ -186,9 +186,11 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 	set(m.build, 1, strings.TrimPrefix(version, "v"), runtime.Version())
 	set(m.inFlight, float64(m.flying.Load()))
 
-	set(m.journalEntries, float64(b.work.entries.Load()))
+	entries, oldest, kept := b.work.wal.totals()
+	set(m.journalEntries, float64(entries))
+	set(m.journalKept, float64(kept))
 	age := time.Duration(0)
-	if oldest := b.work.oldest.Load(); oldest != 0 {
+	if oldest != 0 {
 		age = max(0, now.Sub(time.Unix(oldest, 0)))
 	}
 	set(m.journalAge, age.Seconds())

@@ -271,7 +271,7 @@ func TestTidy_NeverTouchesALiveKey(t *testing.T) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
 		},
 		"an entry of the journal": func(h *harness, id string) {
-			_, err := journalRevoke(t.Context(), h.storage, credential{Version: 1, ProjectID: h.project, ID: id})
+			_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 1, ProjectID: h.project, ID: id})
 			require.NoError(t, err)
 		},
 		"a tag that cannot be read": func(h *harness, _ string) {
@@ -878,7 +878,7 @@ func TestTidy_DeadKeysOfAdoptedAccountsGoAndNothingElse(t *testing.T) {
 	stay = append(stay, lease.Data["api_key_id"].(string))
 	// One whose revoke the journal has in hand, and one whose create.
 	revoked, creating := h.key(account, h.ours(), time.Minute), h.ours()
-	_, err := journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
 	require.NoError(t, err)
 	stay = append(stay, revoked, h.key(account, creating, time.Minute))
 	_, err = framework.PutWAL(t.Context(), h.storage, journalKey, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyName: creating})

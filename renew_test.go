@@ -316,10 +316,10 @@ func TestRenew_WhatCannotBe(t *testing.T) {
 		}, "Expired API keys cannot be updated", 1},
 		"the key was deleted": {func(h *harness, lease *logical.Response) {
 			require.NoError(h.t, h.api().DeleteProjectKey(h.t.Context(), h.project, lease.Data["api_key_id"].(string)))
-		}, "No API key found", 1},
+		}, "No API key found", 3},
 		"the account was deleted": {func(h *harness, lease *logical.Response) {
 			h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
-		}, "No API key found", 1},
+		}, "No API key found", 3},
 		"the project was archived": {func(h *harness, _ *logical.Response) { h.sim.ArchiveProject(h.project) }, "is archived", 1},
 		"the role was deleted":     {func(h *harness, _ *logical.Response) { h.must(h.remove("roles/app")) }, "no longer exists", 0},
 		"the config was deleted":   {func(h *harness, _ *logical.Response) { h.must(h.remove("config")) }, "no admin key", 0},

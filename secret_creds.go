@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -162,11 +163,18 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		resp.Secret.MaxTTL = time.Since(req.Secret.IssueTime) + granted // an increment yields to nothing else
 	}
 	resp.Secret.TTL = granted
+	// Of two renewals at once the longer one's end must stay, whichever Vault stores.
+	unlock, err := b.renewals.lock(ctx, &lease)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	// Never sooner than it is: should Vault fail to store the shorter lease, the
 	// longer one must still be covered. The slack is for the clocks, and for the
 	// time until Vault has stored the lease.
 	asked := b.now()
 	if !lease.KeyExpires.Before(asked.Add(granted + clockSlack)) {
+		resp.Secret.InternalData["key_expires_at"] = timeText(lease.KeyExpires)
 		renewed()
 		return resp, nil
 	}
@@ -178,7 +186,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, err
 	}
 	var key client.ProjectKey
-	err = b.withCurrent(ctx, req, &snap, func(snap *snapshot) (err error) {
+	err = b.updateKey(ctx, req, &snap, lease.credential, func(snap *snapshot) (err error) {
 		key, err = snap.api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
 		return err
 	})
@@ -190,6 +198,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it; or the clocks are more than %s apart", lease.Role, timeText(key.ExpiresAt), maxSkew)
 	}
 	lease.KeyExpires = asked.Add(granted + expiryMargin).UTC().Truncate(time.Second)
+	b.renewals.moved(lease)
 	for name, value := range lease.internal() {
 		resp.Secret.InternalData[name] = value
 	}
@@ -202,7 +211,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 
 // revoke destroys what a lease stands for. A failure is an error, after which Vault
 // tries again, six times within about ten minutes and then once a day; so it
-// is journalled, too, and the journal tries until it is gone.
+// is in the WAL, too, which tries until it is deleted.
 func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, revokeBudget)
 	defer cancel()
@@ -210,50 +219,98 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	if err != nil {
 		return nil, err
 	}
+	if lease.CreatedAt.After(b.now()) { // by a clock that was ahead
+		lease.CreatedAt = b.now().UTC().Truncate(time.Second)
+	}
 	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
 	notify := func(kind string) {
 		b.notify(kind, req.MountPoint, req.Path, kind == eventRevoke, append([]string{"name", lease.Role}, lease.pairs()...)...)
 	}
 	// The slack covers a request's whole budget, for which the call that set the
 	// key's end may have waited for its turn. With key_expiry=ttl the key may live
-	// longer still, if Vault could not store a renewal: then the journal ends it.
-	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) {
-		// The key is dead by itself. What is left may wait for its turn; the
-		// lease need not.
-		if _, err := journalRevoke(ctx, req.Storage, lease.credential); err == nil {
-			log.Info("credential had expired at OpenAI; what is left of it is the journal's")
+	// longer still, if Vault could not store a renewal: then the WAL ends it. When
+	// the mount is being disabled the WAL is deleted next, so nothing is put off.
+	if !lease.KeyExpires.IsZero() && b.now().After(lease.KeyExpires.Add(clockSlack)) && !b.beingDisabled(req) {
+		// What is left may wait for its turn; the lease need not.
+		if _, err := b.journalRevoke(ctx, req.Storage, lease.credential); err == nil {
+			log.Info("credential already expired; its deletion is left to the WAL")
 			notify(eventRevoke)
 			return nil, nil
 		}
 	}
 	requestID := ""
-	snap, err := b.current(ctx, req.Storage)
-	if err == nil {
-		err = b.withCurrent(ctx, req, &snap, func(snap *snapshot) error {
+	var snap *snapshot
+	destroy := func() error {
+		if snap, err = b.current(ctx, req.Storage); err != nil {
+			return err
+		}
+		return b.withCurrent(ctx, req, &snap, func(snap *snapshot) error {
 			return b.destroy(client.Trace(ctx, &requestID), snap, lease.credential)
 		})
 	}
-	if errors.Is(err, errNotFinal) {
+	err = destroy()
+	for pause := time.Second; (errors.Is(err, errNotFinal) || isNotFoundAtAll(err)) && b.beingDisabled(req); pause = min(2*pause, 8*time.Second) {
+		// Nothing looks for it afterwards.
+		if time.Until(b.drainEnd()) < pause || client.Wait(ctx, pause) != nil {
+			log.Error("the mount is being disabled, and OpenAI does not find a credential that it may show again; it may be left there", "key_expires_at", timeText(lease.KeyExpires), "error", err)
+			break
+		}
+		err = destroy()
+	}
+	// The request's context may be what ended the revocation.
+	cleanup, cancelCleanup := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	defer cancelCleanup()
+	if err == nil {
+		if walErr := b.endRevoked(cleanup, req.Storage, lease.credential); walErr != nil {
+			log.Warn("WAL entry of an earlier try not deleted; its worker finds nothing to do", "error", walErr)
+		}
+		b.revokeFailed.Store(false)
+		log.Info("credential revoked", "openai_request_id", requestID)
+		notify(eventRevoke)
+		return nil, nil
+	}
+	_, walErr := b.journalRevoke(cleanup, req.Storage, lease.credential)
+	if errors.Is(err, errNotFinal) && walErr == nil {
 		// Deleted, as far as OpenAI can say yet: the lease ends, and the WAL looks
 		// again.
-		if _, err = journalRevoke(ctx, req.Storage, lease.credential); err == nil {
-			log.Info("credential revoked: OpenAI does not find it, and is asked again since it is new", "openai_request_id", requestID)
-			notify(eventRevoke)
-			return nil, nil
-		}
+		log.Info("credential revoked; OpenAI does not find it and, since it is new, is asked again", "openai_request_id", requestID)
+		notify(eventRevoke)
+		return nil, nil
 	}
-	if err != nil {
-		// The request's context may be what ended the revoke.
-		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
-		defer cancel()
-		_, journalErr := journalRevoke(cleanup, req.Storage, lease.credential)
-		b.revokeFailed.Store(true)
-		log.Warn("credential not revoked yet; it is left to the journal", "error", err, "journal_error", journalErr)
-		notify(eventRevokeFail)
-		return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), err)
-	}
-	b.revokeFailed.Store(false)
-	log.Info("credential revoked", "openai_request_id", requestID)
-	notify(eventRevoke)
-	return nil, nil
+	b.revokeFailed.Store(true)
+	log.Warn("credential not revoked yet; it is left to the WAL", "error", err, "wal_error", walErr)
+	notify(eventRevokeFail)
+	return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), errors.Join(err, walErr))
 }
+
+// beingDisabled reports whether the mount is being disabled, after which nothing
+// of it is left that could delete anything.
+func (b *backend) beingDisabled(*logical.Request) bool { return b.isDraining() }
+
+// renewals keep two renewals of a lease from undoing each other: Vault may hand
+// out the lease as it was before the first to both.
+type renewals struct {
+	locks nameLocks
+	ends  *lru.Cache[string, time.Time] // where keys were last moved to, by ID
+}
+
+// maxRenewals is for the renewals within the moment that Vault takes to store one.
+const maxRenewals = 4096
+
+func newRenewals() renewals {
+	ends, _ := lru.New[string, time.Time](maxRenewals) // its only error is a size below 1
+	return renewals{locks: nameLocks{held: map[string]*nameLock{}}, ends: ends}
+}
+
+// lock takes the lease's lock and brings its key's end up to date.
+func (r *renewals) lock(ctx context.Context, lease *leaseData) (unlock func(), err error) {
+	if unlock, err = r.locks.lock(ctx, lease.KeyID); err != nil {
+		return nil, fmt.Errorf("another renewal of this lease is in progress: %w", err)
+	}
+	if end, known := r.ends.Get(lease.KeyID); known && end.After(lease.KeyExpires) {
+		lease.KeyExpires = end
+	}
+	return unlock, nil
+}
+
+func (r *renewals) moved(lease leaseData) { r.ends.Add(lease.KeyID, lease.KeyExpires) }

@@ -292,6 +292,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	if err != nil {
 		return nil, nil, err
 	}
+	defer b.work.wal.release(m.walID)
 	now := b.now()
 	next = r.clone()
 	if r.Current.ID != "" {

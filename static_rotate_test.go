@@ -558,7 +558,7 @@ func TestStaticJournal_ARoleThatCannotBeReadKeepsItsEntries(t *testing.T) {
 	h.static("made", nil)
 	r, err := getStaticRole(context.Background(), h.storage, "made")
 	require.NoError(t, err)
-	_, err = journalRevoke(context.Background(), h.storage, r.credential("made", nil))
+	_, err = h.b.journalRevoke(context.Background(), h.storage, r.credential("made", nil))
 	require.NoError(t, err)
 	entry, err := h.storage.Get(context.Background(), staticStoragePrefix+"made")
 	require.NoError(t, err)

@@ -1,0 +1,52 @@
+package openaisecrets
+
+// This file owns how work runs outside Vault's requests: one run at a time, which
+// ends with the backend or when its slot is taken.
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// job is work of which at most one run is in progress.
+type job struct {
+	slot chan struct{} // one: held by the run
+	stop atomic.Pointer[context.CancelFunc]
+}
+
+func newJob() *job { return &job{slot: make(chan struct{}, 1)} }
+
+// start begins a run unless one is in progress, and returns at once.
+func (j *job) start(parent context.Context, run func(context.Context)) {
+	select {
+	case j.slot <- struct{}{}:
+	default:
+		return
+	}
+	ctx, cancel := context.WithCancel(parent)
+	j.stop.Store(&cancel)
+	go func() {
+		defer func() { <-j.slot }()
+		defer cancel()
+		run(ctx)
+	}()
+}
+
+// hold ends the run in progress and keeps others from starting until release.
+// The context bounds the wait for it.
+func (j *job) hold(ctx context.Context) (release func(), err error) {
+	if stop := j.stop.Load(); stop != nil {
+		(*stop)()
+	}
+	return j.wait(ctx)
+}
+
+// wait is hold for a run that may finish.
+func (j *job) wait(ctx context.Context) (release func(), err error) {
+	select {
+	case j.slot <- struct{}{}:
+		return func() { <-j.slot }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

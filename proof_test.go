@@ -1,0 +1,449 @@
+package openaisecrets
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// notTheThings are 404s that say nothing of the thing that was named.
+var notTheThings = map[string]string{
+	"OpenAI's for an unknown URL":       `{"error":{"message":"Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
+	"OpenAI's for an invalid URL":       `{"error":{"message":"Invalid URL (DELETE /v1/organization/x)","type":"invalid_request_error","param":null,"code":null}}`,
+	"the default of a framework":        `{"timestamp":"2026-11-26T10:00:00Z","status":404,"error":"Not Found","path":"/v1/organization/x"}`,
+	"a bare string":                     `{"error":"Not Found"}`,
+	"an API gateway's, without a route": `{"error":{"message":"no Route matched with those values","type":"not_found"}}`,
+	"Google's form":                     `{"error":{"code":404,"message":"Requested entity was not found.","status":"NOT_FOUND"}}`,
+	"an error object of numbers":        `{"error":{"message":"Not found","type":404,"code":"not_found"}}`,
+	"an envelope of another kind":       `{"message":"Not Found","code":"not_found","type":"error"}`,
+	"an empty object":                   `{"error":{}}`,
+	"nothing":                           ``,
+	"a page":                            `<html><title>404 Not Found</title></html>`,
+	"a list":                            `[]`,
+	// In OpenAI's form, though not OpenAI's: nothing tells it apart but what is
+	// there.
+	"one that imitates OpenAI": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
+}
+
+// everyNotFound runs a test for each of these 404s, answered to DELETE only, and
+// for an endpoint that answers 404 to all.
+func everyNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Fault)) {
+	t.Helper()
+	t.Parallel()
+	for name, body := range notTheThings {
+		fault := openaitest.Fault{Method: http.MethodDelete, Status: 404, Route: "/organization/*", Body: body}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, fault)
+		})
+		t.Run(name+", to every call", func(t *testing.T) {
+			t.Parallel()
+			fault := fault
+			fault.Method = ""
+			test(t, fault)
+		})
+	}
+}
+
+func TestProof_A404ThatIsNotTheThingsRevokesNothing(t *testing.T) {
+	for _, kind := range []string{typeAccount, typeKey} {
+		t.Run(kind, func(t *testing.T) {
+			everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
+				h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: kind == typeKey})
+				account := ""
+				if kind == typeKey {
+					account = h.adopted(nil)
+				}
+				lease := h.lease("creds/app", nil)
+				h.advance(time.Hour)
+				if kind == typeKey { // or the update that ends it would succeed
+					deletes.Method = ""
+				}
+				cancel := h.sim.Fail(deletes)
+				require.Error(t, h.revoke(lease))
+				require.Len(t, h.journal(), 1)
+				h.tick()
+				require.Len(t, h.journal(), 1, "nor does the WAL take it for a deletion")
+				require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+				cancel()
+				h.restart() // and forget what it knew of the limits
+				require.NoError(t, h.revoke(lease))
+				h.advance(2 * time.Second)
+				require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
+				h.tick()
+				if kind == typeKey {
+					h.onlyKeys(account)
+				} else {
+					h.onlyLeased()
+				}
+			})
+		})
+	}
+}
+
+func TestProof_A404ThatIsNotTheThingsDeletesNoStaticRole(t *testing.T) {
+	everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
+		h := withStatic(t, openaitest.Options{})
+		h.static("batch", nil)
+		h.advance(time.Hour)
+		cancel := h.sim.Fail(deletes)
+		resp := h.must(h.remove("static-roles/batch"))
+		require.Contains(t, fmt.Sprint(resp.Warnings), "Left to")
+		require.Len(t, h.sim.Accounts(), 1)
+		h.tick()
+		require.Len(t, h.journal(), 1)
+		cancel()
+		h.restart()
+		h.tick()
+		require.Empty(t, h.sim.Accounts())
+		require.Empty(t, h.journal())
+	})
+}
+
+// What a proof costs: nothing while deletes succeed, two reads for the first 404 of
+// a project, one for later ones.
+func TestProof_ItsReads(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	var leases []*logical.Response
+	for range 5 {
+		leases = append(leases, h.lease("creds/app", nil))
+	}
+	h.advance(time.Hour)
+	h.sim.ResetRequests()
+	require.NoError(t, h.revoke(leases[0]))
+	require.Equal(t, 1, h.sim.Count("", ""))
+	for i, lease := range leases[1:] {
+		h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+		h.sim.ResetRequests()
+		require.NoError(t, h.revoke(lease))
+		if i == 0 {
+			require.Equal(t, 3, h.sim.Count("", ""))
+			continue
+		}
+		require.Equal(t, 2, h.sim.Count("", ""))
+	}
+	require.Empty(t, h.journal())
+
+	// Another admin key has shown nothing yet.
+	lease := h.lease("creds/app", nil)
+	h.advance(time.Hour)
+	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+	h.must(h.write("config/rotate", nil))
+	h.sim.ResetRequests()
+	require.NoError(t, h.revoke(lease))
+	require.Equal(t, 3, h.sim.Count("", ""))
+	h.sim.KeepAll()
+}
+
+func TestProof_AProjectThatTheAdminKeyDoesNotSeeProvesNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.advance(time.Hour)
+	h.sim.Fail(openaitest.Fault{Route: routeProject, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"organization.project","id":"proj_other","status":"active"}`})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 2, Status: 404, Code: "service_account_not_found", Message: "No service account found."})
+	require.ErrorContains(t, h.revoke(lease), "was answered with project")
+	h.sim.Fail(openaitest.Fault{Route: routeProject, Times: 1, Status: 404, Code: "project_not_found", Message: "No project found."})
+	require.ErrorContains(t, h.revoke(lease), "does not have project "+h.project)
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+// A server of OpenAI's that lags does not know a new account yet.
+func TestProof_ANewCredentialThatIsNotFoundIsLookedForAgain(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	lagging := []func(){
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id."}),
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id."}),
+	}
+	require.NoError(t, h.revoke(lease), "the lease ends")
+	require.Len(t, h.journal(), 1)
+	h.rollback()
+	require.Len(t, h.journal(), 1)
+	require.NotContains(t, h.log.String(), "incomplete", "to wait is no failure")
+	lagging[0]()
+	lagging[1]()
+	h.rollback()
+	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
+	h.onlyLeased()
+
+	// One that is really deleted is final once it is old enough.
+	lease = h.lease("creds/app", nil)
+	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+	require.NoError(t, h.revoke(lease))
+	h.rollback()
+	require.Len(t, h.journal(), 1)
+	h.advance(notFinalBefore)
+	h.rollback()
+	h.onlyLeased()
+}
+
+// The age counts from the create, although the entry is younger.
+func TestProof_TheAgeIsThatOfTheCreate(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	delete(lease.Secret.InternalData, "created_at") // as in leases of before it was kept
+	lease.Secret.IssueTime = h.now().Add(-time.Hour)
+	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+	require.NoError(t, h.revoke(lease))
+	require.Empty(t, h.journal())
+}
+
+func TestProof_AnUpdateThatDoesNotFindTheNewKeyIsRepeated(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"scopes": scopeChat})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 2, Status: 404, Code: "api_key_not_found", Message: "No API key found."})
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
+	require.NoError(t, h.revoke(lease))
+
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h"})
+	lease = h.lease("creds/app", nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 2, Status: 404, Code: "api_key_not_found", Message: "No API key found."})
+	resp, err := h.renew(t.Context(), lease, time.Minute, 10*time.Minute)
+	require.NoError(t, err)
+	require.NoError(t, resp.Error())
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+// An account that no listing shows yet may be there all the same.
+func TestProof_AbsenceFromAListingIsNotFinalAtFirst(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	h.advance(journalMinAge)
+	stale := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccounts, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+	h.rollback()
+	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.sim.Accounts(), maxAttempts)
+	stale()
+	h.rollback()
+	h.onlyLeased()
+}
+
+// One mount's slow endpoint keeps nothing else waiting.
+func TestTick_AThrottledEndpointKeepsNothingElseWaiting(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	tick := func() {
+		h.t.Helper()
+		_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
+		require.NoError(t, err)
+	}
+	lease := h.lease("creds/app", nil)
+	stop := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Status: 429, Message: "slow down"})
+	defer stop()
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)})
+	require.NoError(t, err)
+	tick()
+	require.Eventually(t, func() bool { return h.sim.Count(http.MethodDelete, routeAccount) > 0 }, 20*time.Second, 10*time.Millisecond, "the run has begun")
+
+	// A superseded admin key, and a key on an endpoint that is free.
+	superseded := h.adminKeyIDs()[0]
+	h.must(h.write("config/rotate", nil))
+	id := h.sim.AddServiceAccount(h.project, "batch")
+	h.must(h.write("roles/keys", map[string]any{"project_id": h.project, "credential_type": typeKey, "service_account_id": id}))
+	key := h.stored(h.must(h.read("creds/keys")))
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeKey, Times: 4, Status: 500})
+	require.Error(t, h.revoke(key))
+	h.advance(6 * time.Minute)
+	h.b.tidy.note(func(s *tidyStatus) { *s = tidyStatus{} })
+	require.NoError(t, putTidyEntry(t.Context(), h.storage, h.now().Add(-24*time.Hour)))
+	require.Eventually(t, func() bool {
+		tick()
+		swept := !h.b.tidy.current().started.IsZero()
+		return swept && h.inference(key, http.MethodGet, "/models") == 401 && !slices.Contains(h.adminKeyIDs(), superseded)
+	}, 20*time.Second, 100*time.Millisecond, "the superseded admin key, the key of the free endpoint and tidy do not wait")
+}
+
+func TestDisable_WhatLooksExpiredIsDeletedAllTheSame(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "720h"})
+	lease := h.lease("creds/app", nil)
+	_, err := h.renew(t.Context(), lease, time.Minute, 700*time.Hour)
+	require.NoError(t, err) // which Vault could not store
+	h.advance(14 * time.Minute)
+	h.system.TaintedVal = true
+	h.rollback()
+	require.NoError(t, h.revoke(lease))
+	h.b.Cleanup(context.Background())
+	require.Empty(t, h.sim.Keys(), "keys that work after the mount is deleted")
+	h.onlyLeased()
+}
+
+// A clock that steps forward makes entries look old that requests still use.
+func TestIssue_AClockThatStepsEndsNothingUnderIt(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{ActivationDelay: 1500 * time.Millisecond})
+	type result struct {
+		resp *logical.Response
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		resp, err := h.read("creds/app")
+		done <- result{resp, err}
+	}()
+	require.Eventually(t, func() bool { return len(h.sim.Accounts()) == 1 }, 20*time.Second, 5*time.Millisecond)
+	h.tick()
+	h.mu.Lock()
+	h.offset += time.Hour
+	h.mu.Unlock()
+	h.rollback()
+	got := <-done
+	require.NoError(t, got.err)
+	require.NoError(t, got.resp.Error())
+	require.Len(t, h.sim.Accounts(), 1)
+	require.NoError(t, h.revoke(h.stored(got.resp)))
+	h.onlyLeased()
+}
+
+// Of two renewals at once the key keeps the later end, whichever comes last.
+func TestRenew_OfTwoAtOnceTheLongerEndStays(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "720h"})
+	lease := h.lease("creds/app", nil)
+	first := make(chan *logical.Response, 1)
+	began := make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 1, Kind: openaitest.FaultSlow, Delay: 200 * time.Millisecond, OnStrike: func(*http.Request) { close(began) }})
+	go func() {
+		resp, err := h.renew(context.Background(), lease, time.Minute, 10*time.Hour)
+		if err != nil {
+			t.Error(err)
+		}
+		first <- resp
+	}()
+	<-began
+	second, err := h.renew(t.Context(), lease, time.Minute, time.Hour)
+	require.NoError(t, err)
+	for _, granted := range []*logical.Response{<-first, second} {
+		require.GreaterOrEqual(t, h.sim.Keys()[0].ExpiresAt.Sub(h.sim.Now()), granted.Secret.TTL)
+	}
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+// A copy of this storage at another Vault finds entries of what was handed out
+// since. What is used was handed out.
+func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{typeAccount, typeKey} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			account := ""
+			if kind == typeKey {
+				account = h.adopted(nil)
+			}
+			lease := h.lease("creds/app", nil)
+			c := credential{Version: 2, Type: kind, ProjectID: h.project, CreatedAt: h.now()}
+			if kind == typeKey {
+				c.ID, c.KeyName = account, lease.Secret.InternalData["api_key_name"].(string)
+			} else {
+				c.Name = lease.Data["service_account"].(string)
+			}
+			id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+			require.NoError(t, err)
+			h.b.work.wal.release(id)
+			h.advance(10 * time.Minute)
+			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+			h.sim.ResetRequests()
+			h.rollback()
+			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+			require.Len(t, h.journal(), 1)
+			require.Contains(t, h.log.String(), "another Vault with a copy of this storage")
+			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKeys))
+			entries, _, kept := h.b.work.wal.totals()
+			require.Equal(t, []int{0, 1}, []int{entries, kept}, "it is no backlog")
+			require.NotContains(t, h.log.String(), "incomplete")
+
+			// It ends once its key has expired.
+			h.advance(defaultMaxTTL + time.Hour)
+			h.rollback()
+			require.Empty(t, h.journal())
+			if kind == typeKey {
+				h.onlyKeys(account)
+			} else {
+				h.onlyLeased()
+			}
+		})
+	}
+}
+
+func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.mu.Lock()
+	h.offset = 40 * 24 * time.Hour
+	h.mu.Unlock()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	h.mu.Lock()
+	h.offset = 0
+	h.mu.Unlock()
+	h.restart()
+	h.rollback()
+	require.Len(t, h.journal(), maxAttempts)
+	require.Contains(t, h.log.String(), "dated in the future")
+	h.advance(journalMinAge)
+	h.rollback()
+	h.onlyLeased()
+}
+
+// A failed revocation that succeeds later leaves no entry, and a repeated one
+// keeps the time of the first.
+func TestRevoke_ItsEntryEndsWithIt(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	stop := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
+	require.Error(t, h.revoke(lease))
+	_, first, _ := h.b.work.wal.totals()
+	h.advance(time.Hour)
+	require.Error(t, h.revoke(lease))
+	_, again, _ := h.b.work.wal.totals()
+	require.Equal(t, first, again)
+	stop()
+	require.NoError(t, h.revoke(lease))
+	h.onlyLeased()
+}
+
+// A run that cannot succeed reads only what it tries.
+func TestJournal_AHopelessRunReadsLittle(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	const n = 300
+	for i := range n {
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, ProjectID: h.project, ID: fmt.Sprint("user-", i)})
+		require.NoError(t, err)
+	}
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401, Message: "no"})
+	counted := &countedReads{Storage: h.storage}
+	req := &logical.Request{Storage: counted, MountPoint: "openai/"}
+	require.Error(t, h.b.runAllWAL(client.Background(t.Context()), req, 0))
+	require.Less(t, counted.reads.Load(), int64(4*(patience+workers)))
+	require.Len(t, h.journal(), n)
+	h.sim.KeepAll()
+}

@@ -390,6 +390,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	b.log(req).Info("config stored", "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
 
 	if moved {
+		api.ForgetPace()
 		b.leave(ctx, req, old, cfg)
 		response.AddWarning(fmt.Sprintf("Admin key %s, with which this engine has worked until now, is not among the admin keys that the new one sees. "+
 			"If that is because it belongs to another organization or endpoint: leases, journal entries and replaced admin keys from there cannot be cleaned up any more, and revoking them reports success. "+

@@ -19,6 +19,22 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
+// Whatever answers may ask for a wait of an hour: a gateway, a wrong endpoint, a
+// limit of the old key's.
+func TestRevoke_AnotherAdminKeyEndsTheWaitThatTheOldOneWasToldOf(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute, Times: 1, Status: 429, Header: http.Header{"Retry-After": {"3600"}}})
+	require.ErrorContains(t, h.revoke(lease), "try again in 1h0m0s")
+	_, key := h.sim.AddAdminKey("another")
+	h.must(h.write("config", map[string]any{"admin_api_key": key}))
+	began := time.Now()
+	require.NoError(t, h.revoke(lease))
+	require.Less(t, time.Since(began), 30*time.Second)
+	require.Empty(t, h.sim.Accounts())
+}
+
 func TestRevoke_GoneIsSuccess(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(h *harness, account string){

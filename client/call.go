@@ -251,10 +251,11 @@ func (c *Client) clean(text string) string {
 // repeat is once for calls that may be made again without harm (reads and
 // deletes), with jittered exponential backoff from 250 ms. It honours
 // Retry-After, and gives up early when that is longer than maxWait or the
-// context would end first.
+// context would end first. It ends without a deadline, too.
 func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
 	var said *Error // the last that OpenAI said
-	for attempt, again := 0, false; ; again = true {
+	attempt, limited := 0, 0
+	for again := false; ; again = true {
 		if again {
 			c.observer.Repeated(string(v))
 		}
@@ -275,9 +276,9 @@ func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid 
 			said = failure
 		}
 		if failure.RateLimited() {
-			// The pace knows when the next call fits, and the context bounds
-			// the wait; a 429 is no attempt that might have had an effect.
-			if failure.RetryAfter > maxWait {
+			// The pace knows when the next call fits; a 429 is no attempt that
+			// might have had an effect.
+			if limited++; limited >= maxLimited || failure.RetryAfter > maxWait {
 				return nil, err
 			}
 			continue

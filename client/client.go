@@ -50,6 +50,9 @@ const (
 	maxBody = 4 << 20
 	// maxAttempts bounds the tries of a read or a delete.
 	maxAttempts = 4
+	// maxLimited bounds the 429s that one of them takes, with or without a
+	// deadline: by then the pace has backed off as far as it does.
+	maxLimited = 10
 	// maxWait is the longest wait between them. One that OpenAI wants longer is
 	// its caller's to plan, who alone knows what else is waiting.
 	maxWait = time.Minute
@@ -68,7 +71,7 @@ type Options struct {
 	CACert       []byte        // PEM; when given, the only roots trusted
 	Timeout      time.Duration // one HTTP attempt; default DefaultTimeout
 	Concurrency  int           // calls in flight; default DefaultConcurrency
-	Pace         *Pace         // what is known of rate limits; default none
+	Pace         *Pace         // what is known of rate limits, here and elsewhere; default nothing
 	Observer     Observer      // is told of each call; default nobody
 	UserAgent    string
 }
@@ -169,7 +172,7 @@ func New(o Options) (*Client, error) {
 		slots:    make(chan struct{}, o.Concurrency),
 		creates:  make(chan struct{}, o.Concurrency-reserve),
 		others:   make(chan struct{}, o.Concurrency-reserve),
-		pace:     o.Pace,
+		pace:     o.Pace.For(strings.TrimRight(o.BaseURL, "/"), o.Organization, o.AdminKey),
 		observer: o.Observer,
 		http:     transport,
 		accounts: openai.NewAdminOrganizationProjectServiceAccountService(options...),
@@ -182,6 +185,10 @@ func New(o Options) (*Client, error) {
 
 // Close drops idle connections; calls in flight go on.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// ForgetPace drops what is known of rate limits, for a client whose admin key
+// turns out to be another organization's.
+func (c *Client) ForgetPace() { c.pace.forget() }
 
 // Host returns the host that calls go to, for messages.
 func (c *Client) Host() string { return c.host }

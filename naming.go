@@ -1,17 +1,17 @@
 package openaisecrets
 
-// This file owns how what is made at OpenAI is named.
+// This file owns how what is made at OpenAI is named; name_template.go owns what
+// a template may do.
 //
 // What must stay true: a name always carries the mount's tag and a random tail,
 // whatever is cut; what the journal and the sweep look for is exactly this.
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
-	"github.com/hashicorp/go-secure-stdlib/base62"
 	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/hashicorp/vault/sdk/helper/template"
 )
 
 const (
@@ -27,8 +27,9 @@ const (
 )
 
 // parsedNames are the templates last used, by their text: to parse one costs
-// more than to render it.
-var parsedNames, _ = lru.New[string, template.StringTemplate](maxParsedNames) // its only error is a size below 1
+// more than to render it. Only those that passed the check are kept, so none is
+// longer than maxText.
+var parsedNames, _ = lru.New[string, nameTemplate](maxParsedNames) // its only error is a size below 1
 
 // nameData is what a name template can use.
 type nameData struct {
@@ -39,17 +40,14 @@ type nameData struct {
 }
 
 // accountName renders a name of at most maxNameLength characters in which
-// RandomSuffix stands whole. An error says what the template gave.
+// RandomSuffix stands whole. An error says what the template gave, or what in it
+// is not allowed.
 func accountName(text string, data nameData) (string, error) {
-	parsed, known := parsedNames.Get(text)
-	if !known {
-		var err error
-		if parsed, err = template.NewTemplate(template.Template(text), template.Function("random", shortRandom)); err != nil {
-			return "", err
-		}
-		parsedNames.Add(text, parsed)
+	parsed, err := parsedName(text)
+	if err != nil {
+		return "", err
 	}
-	rendered, err := parsed.Generate(data)
+	rendered, err := parsed.render(data)
 	if err != nil {
 		return "", err
 	}
@@ -67,12 +65,36 @@ func accountName(text string, data nameData) (string, error) {
 	return before + data.RandomSuffix + strings.TrimRight(after, " "), nil
 }
 
-// shortRandom is the template function random, for as much as fits a name.
-func shortRandom(length int) (string, error) {
-	if length < 1 || length > maxNameLength {
-		return "", fmt.Errorf("random takes a length between 1 and %d", maxNameLength)
+// parsedName returns a template that has passed the check.
+func parsedName(text string) (nameTemplate, error) {
+	parsed, known := parsedNames.Get(text)
+	if known {
+		return parsed, nil
 	}
-	return base62.Random(length)
+	parsed, err := parseNameTemplate(text)
+	if err == nil {
+		parsedNames.Add(text, parsed)
+	}
+	return parsed, err
+}
+
+// checkNameTemplate says what is wrong with the template of a role. Two samples
+// that differ in all but the role show a template that depends on one of them.
+// Nothing here is a promise for all data: each name is checked when it is made.
+func checkNameTemplate(text, roleName, project string) error {
+	for _, sample := range []nameData{
+		{RoleName: roleName, DisplayName: "token", ProjectID: project, UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn"},
+		{RoleName: roleName, DisplayName: "oidc-Zoë@example.com", ProjectID: "proj_0123456789abcdef", UnixTime: 4102444799, RandomSuffix: "z9yxw8vutsrq7po"},
+	} {
+		if _, err := accountName(text, sample); err != nil {
+			return err
+		}
+	}
+	parsed, err := parsedName(text)
+	if err == nil && !parsed.everyBranchNames() {
+		err = errors.New("a branch of {{if}} has no {{.RandomSuffix}}, which makes each name unique; put it into every branch or outside of them")
+	}
+	return err
 }
 
 // plainName replaces all that is not sure to be allowed in a name, one dash

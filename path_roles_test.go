@@ -3,11 +3,9 @@ package openaisecrets
 import (
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -135,51 +133,6 @@ func TestRoles_LongMaxTTLIsWarnedOf(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, maxLease, lease.Secret.MaxTTL)
 	require.NoError(t, h.revoke(lease))
-}
-
-func TestAccountName(t *testing.T) {
-	t.Parallel()
-	data := nameData{RoleName: "app", DisplayName: "oidc-Zoë@example.com", ProjectID: "proj_1", UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn"}
-	long := data
-	long.RoleName = strings.Repeat("r", 300)
-	for template, want := range map[string]string{
-		defaultNameTemplate:                              "vault-app-ab3defghij4klmn",
-		"{{.DisplayName}}-{{.RandomSuffix}}":             "oidc-Zo-@example.com-ab3defghij4klmn",
-		"{{.ProjectID}}/{{.UnixTime}}/{{.RandomSuffix}}": "proj_1-1767225600-ab3defghij4klmn",
-		"{{.RandomSuffix}}-{{.RoleName | uppercase}}":    "ab3defghij4klmn-APP",
-		"  {{.RandomSuffix}} {{.UnixTime}}  ":            "ab3defghij4klmn 1767225600",
-	} {
-		got, err := accountName(template, data)
-		require.NoError(t, err)
-		require.Equal(t, want, got)
-	}
-	for _, template := range []string{defaultNameTemplate, "{{.RandomSuffix}}{{.RoleName}}", "{{.RoleName}}{{.RandomSuffix}}{{.RoleName}}"} {
-		got, err := accountName(template, long)
-		require.NoError(t, err)
-		require.Len(t, got, maxNameLength)
-		require.Contains(t, got, data.RandomSuffix, "the suffix survives truncation")
-	}
-}
-
-func FuzzAccountName(f *testing.F) {
-	f.Add(defaultNameTemplate, "app", "token")
-	f.Add("{{.RandomSuffix}}{{.DisplayName | truncate 3}}", "ä", "\xff")
-	f.Add("{{range $i, $e := .RoleName}}{{end}}{{.RandomSuffix}}", "a", "b")
-	f.Add(`{{printf "%100d" 1}}{{.RandomSuffix}}`, "a", "b")
-	allowed := regexp.MustCompile(`^[A-Za-z0-9 ._@-]+$`)
-	f.Fuzz(func(t *testing.T, template, role, display string) {
-		if checkText("template", template) != "" || strings.Contains(template, "random") || regexp.MustCompile(`[0-9]{4}`).MatchString(template) {
-			t.Skip() // random and printf take a length that would only cost time here
-		}
-		const suffix = "ab3defghij4klmn"
-		name, err := accountName(template, nameData{RoleName: role, DisplayName: display, ProjectID: "proj_1", RandomSuffix: suffix})
-		if err != nil {
-			return
-		}
-		if !strings.Contains(name, suffix) || utf8.RuneCountInString(name) > maxNameLength || !allowed.MatchString(name) {
-			t.Fatalf("template %q gives %q", template, name)
-		}
-	})
 }
 
 func TestRoles_Scopes(t *testing.T) {

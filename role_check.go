@@ -90,14 +90,8 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	if r.NameTemplate == "" {
 		r.NameTemplate = defaultNameTemplate
 	}
-	example, err := accountName(r.NameTemplate, nameData{
-		RoleName: name, DisplayName: "token", ProjectID: r.ProjectID, UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn",
-	})
-	if err != nil {
+	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
 		return nil, fmt.Sprintf("service_account_name_template: %s", err)
-	}
-	if example == "" {
-		return nil, "service_account_name_template gives an empty name"
 	}
 
 	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {

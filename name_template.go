@@ -1,0 +1,317 @@
+package openaisecrets
+
+// This file owns what a name template may do. It has the syntax of Vault's
+// username templates (sdk/helper/template) and gives the same text, but only a
+// part of the language is allowed: whoever can write a role could otherwise
+// stop the plugin process, which serves every mount of this plugin.
+//
+// What must stay true: no template is executed before its whole parse tree has
+// been checked, whoever stored it. Nothing in the allowed part repeats, so the
+// length of the text bounds its time. Every function that can return more than
+// it is given refuses to return more than maxNameText bytes, and does not
+// allocate much more than that to find out.
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+	"text/template/parse"
+	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/base62"
+)
+
+const (
+	// maxNameText bounds, in bytes, each value inside a template and a name
+	// before it is cut.
+	maxNameText = 4 << 10
+	// maxPrintf bounds what printf may allocate before its result is measured.
+	maxPrintf = 32 * maxNameText
+	// maxWidth is the largest width or precision of printf.
+	maxWidth = maxNameLength
+)
+
+// templateName is the name of the parsed template. {{define}} can replace a
+// template of the same name, so this name is longer than a template can spell.
+var templateName = strings.Repeat("x", maxText+1)
+
+// nameFunctions are the allowed functions; nameBuiltins are those of the
+// template language itself that return nothing larger than what they are given.
+var (
+	nameFunctions = template.FuncMap{
+		"random":          shortRandom,
+		"truncate":        truncate,
+		"truncate_sha256": truncateSHA256,
+		"uppercase":       func(text string) (string, error) { return bounded("uppercase", strings.ToUpper(text)) },
+		"lowercase":       func(text string) (string, error) { return bounded("lowercase", strings.ToLower(text)) },
+		"replace":         boundedReplace,
+		"sha256":          hexSHA256,
+		"base64": func(text string) (string, error) {
+			return bounded("base64", base64.StdEncoding.EncodeToString([]byte(text)))
+		},
+		"unix_time": func() string { return strconv.FormatInt(time.Now().Unix(), 10) },
+		"printf":    boundedPrintf,
+	}
+	nameBuiltins = []string{"and", "or", "not", "eq", "ne", "len"}
+	nameFields   = []string{"RoleName", "DisplayName", "ProjectID", "UnixTime", "RandomSuffix"}
+)
+
+// nameTemplate is a template that has passed the check.
+type nameTemplate struct{ checked *template.Template }
+
+// parseNameTemplate checks a template without executing any of it.
+func parseNameTemplate(text string) (nameTemplate, error) {
+	// First, since the parser recurses as deep as the text nests.
+	if len(text) > maxText {
+		return nameTemplate{}, fmt.Errorf("the template is %d bytes long; the limit is %d", len(text), maxText)
+	}
+	trees := map[string]*parse.Tree{}
+	tree := parse.New(templateName)
+	tree.Mode = parse.SkipFuncCheck // checkNode says more
+	if _, err := tree.Parse(text, "", "", trees); err != nil {
+		return nameTemplate{}, readable(err)
+	}
+	if len(trees) != 1 {
+		return nameTemplate{}, forbidden(`"define" or "block"`)
+	}
+	if err := checkNode(tree.Root); err != nil {
+		return nameTemplate{}, err
+	}
+	checked, err := template.New(templateName).Funcs(nameFunctions).AddParseTree(templateName, tree)
+	return nameTemplate{checked}, err
+}
+
+// render executes the template.
+func (t nameTemplate) render(data nameData) (string, error) {
+	// A caller's display name has no limit of its own.
+	for _, field := range []*string{&data.RoleName, &data.DisplayName, &data.ProjectID} {
+		*field = (*field)[:min(len(*field), maxText)]
+	}
+	var out boundedWriter
+	if err := t.checked.Execute(&out, data); err != nil {
+		return "", readable(err)
+	}
+	return string(out.text), nil
+}
+
+// everyBranchNames reports whether each way through the template's branches
+// comes past RandomSuffix. It cannot see whether a function changes the suffix,
+// so each name is checked as well.
+func (t nameTemplate) everyBranchNames() bool { return everyBranchNames(t.checked.Root) }
+
+func everyBranchNames(list *parse.ListNode) bool {
+	return list != nil && slices.ContainsFunc(list.Nodes, func(node parse.Node) bool {
+		switch n := node.(type) {
+		case *parse.ActionNode:
+			return strings.Contains(n.String(), ".RandomSuffix")
+		case *parse.IfNode:
+			return everyBranchNames(n.List) && everyBranchNames(n.ElseList)
+		}
+		return false
+	})
+}
+
+// checkNode returns an error that names the first part of a tree that is not
+// allowed. A kind of node that it does not know is not allowed.
+func checkNode(node parse.Node) error {
+	switch n := node.(type) {
+	case *parse.TextNode, *parse.CommentNode, *parse.StringNode, *parse.NumberNode, *parse.BoolNode:
+		return nil
+	case *parse.ListNode:
+		if n == nil { // no else
+			return nil
+		}
+		return checkNodes(n.Nodes)
+	case *parse.ActionNode:
+		return checkNode(n.Pipe)
+	case *parse.IfNode:
+		return checkNodes([]parse.Node{n.Pipe, n.List, n.ElseList})
+	case *parse.PipeNode:
+		if len(n.Decl) > 0 {
+			return checkNode(n.Decl[0])
+		}
+		return checkNodes(n.Cmds)
+	case *parse.CommandNode:
+		return checkNodes(n.Args)
+	case *parse.FieldNode:
+		if len(n.Ident) == 1 && slices.Contains(nameFields, n.Ident[0]) {
+			return nil
+		}
+		return forbidden("field " + n.String())
+	case *parse.IdentifierNode:
+		if _, ok := nameFunctions[n.Ident]; ok || slices.Contains(nameBuiltins, n.Ident) {
+			return nil
+		}
+		return forbidden(fmt.Sprintf("function %q", n.Ident))
+	case *parse.VariableNode:
+		return forbidden("variable " + n.String())
+	case *parse.DotNode:
+		return forbidden("the dot without a field")
+	case *parse.RangeNode:
+		return forbidden(`"range"`)
+	case *parse.WithNode:
+		return forbidden(`"with"`)
+	case *parse.TemplateNode:
+		return forbidden(`"template"`)
+	}
+	return forbidden(node.String())
+}
+
+func checkNodes[N parse.Node](nodes []N) error {
+	for _, node := range nodes {
+		if err := checkNode(node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func forbidden(construct string) error {
+	return fmt.Errorf("%.80s is not allowed in a name template; it can use text, {{if}}, {{else}}, the fields .%s and the functions %s",
+		construct, strings.Join(nameFields, ", ."), strings.Join(allowedFunctions(), ", "))
+}
+
+func allowedFunctions() []string {
+	names := slices.Clone(nameBuiltins)
+	for name := range nameFunctions {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// longAction is how the template package quotes the action that failed.
+var longAction = regexp.MustCompile(`at <(.{60}).*>: `)
+
+// readable is an error of the template packages without the template's name and
+// without most of a long action.
+func readable(err error) error {
+	text := strings.ReplaceAll(err.Error(), "template: "+templateName+":", "line ")
+	text = strings.ReplaceAll(text, fmt.Sprintf("executing %q ", templateName), "")
+	return errors.New(longAction.ReplaceAllString(text, "at <$1...>: "))
+}
+
+// boundedWriter takes maxNameText bytes, and ends the execution with the next.
+type boundedWriter struct{ text []byte }
+
+func (w *boundedWriter) Write(text []byte) (int, error) {
+	if len(w.text)+len(text) > maxNameText {
+		return 0, fmt.Errorf("the name before its cut to %d characters is longer than %d bytes", maxNameLength, maxNameText)
+	}
+	w.text = append(w.text, text...)
+	return len(text), nil
+}
+
+// bounded passes on what a function returns, unless it is too large.
+func bounded(function, text string) (string, error) {
+	if len(text) > maxNameText {
+		return "", fmt.Errorf("%s gives more than %d bytes", function, maxNameText)
+	}
+	return text, nil
+}
+
+// shortRandom is for as much as fits a name.
+func shortRandom(length int) (string, error) {
+	if length < 1 || length > maxNameLength {
+		return "", fmt.Errorf("random takes a length between 1 and %d", maxNameLength)
+	}
+	return base62.Random(length)
+}
+
+func truncate(length int, text string) (string, error) {
+	if length <= 0 {
+		return "", fmt.Errorf("max length must be > 0 but was %d", length)
+	}
+	return text[:min(len(text), length)], nil
+}
+
+// truncateSHA256 puts eight digits of the hash of what it cuts in its place.
+func truncateSHA256(length int, text string) (string, error) {
+	const digits = 8
+	if length <= digits {
+		return "", fmt.Errorf("max length must be > %d but was %d", digits, length)
+	}
+	if len(text) <= length {
+		return text, nil
+	}
+	kept := length - digits
+	return text[:kept] + hexSHA256(text[kept:])[:digits], nil
+}
+
+func hexSHA256(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// boundedReplace measures its result before making it: one call can multiply
+// the length by a thousand.
+func boundedReplace(find, by, text string) (string, error) {
+	if len(text)+strings.Count(text, find)*(len(by)-len(find)) > maxNameText {
+		return "", fmt.Errorf("replace gives more than %d bytes", maxNameText)
+	}
+	return strings.ReplaceAll(text, find, by), nil
+}
+
+// boundedPrintf looks at the format that it is given and not at the one in the
+// template, which may be computed or come from the caller's display name.
+func boundedPrintf(format string, args ...any) (string, error) {
+	directives, star := 0, false
+	for rest := format; ; {
+		_, after, found := strings.Cut(rest, "%")
+		if !found {
+			break
+		}
+		// All that can stand between % and the verb. It may be more than fmt takes
+		// for it, but no directive of fmt's begins inside it.
+		rest = strings.TrimLeft(after, "-+# 0123456789.*[]")
+		options := after[:len(after)-len(rest)]
+		if strings.HasPrefix(rest, "%") {
+			if options != "" { // fmt may see the next directive here
+				return "", fmt.Errorf("printf takes no options in %%%s%%", options[:min(len(options), maxWidth)])
+			}
+			rest = rest[1:]
+			continue
+		}
+		for _, number := range strings.FieldsFunc(options, func(r rune) bool { return r < '0' || r > '9' }) {
+			if n, err := strconv.Atoi(number); err != nil || n > maxWidth {
+				return "", errWidth
+			}
+		}
+		star = star || strings.Contains(options, "*")
+		directives++
+	}
+	longest := 0
+	for _, arg := range args {
+		switch arg := arg.(type) {
+		case string:
+			longest = max(longest, len(arg))
+		case int:
+			// With * any of the arguments may be a width.
+			if star && max(arg, -arg) > maxWidth {
+				return "", errWidth
+			}
+		case int64: // UnixTime, which is not meant as one and too large for fmt
+			if wide := max(arg, -arg); star && wide > maxWidth && wide <= maxFmtWidth {
+				return "", errWidth
+			}
+		}
+	}
+	// %# x makes five bytes of one, a float has some 300 digits, and fmt adds the
+	// arguments that no directive used.
+	if len(format)+(directives+len(args))*(5*longest+1024) > maxPrintf {
+		return "", fmt.Errorf("printf could give more than %d bytes", maxPrintf)
+	}
+	return bounded("printf", fmt.Sprintf(format, args...))
+}
+
+// maxFmtWidth is the width beyond which fmt takes a * argument for an error.
+const maxFmtWidth = 1_000_000
+
+var errWidth = fmt.Errorf("printf takes widths, precisions and argument numbers up to %d", maxWidth)

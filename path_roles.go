@@ -148,7 +148,7 @@ func (b *backend) pathRole() *framework.Path {
 		},
 		"service_account_name_template": {
 			Type: framework.TypeString,
-			Description: "Template of the accounts' names, with .RoleName, .DisplayName, .ProjectID, .UnixTime and .RandomSuffix, of which the last is required. " +
+			Description: "Template of the accounts' names, with .RoleName, .DisplayName, .ProjectID, .UnixTime and .RandomSuffix, of which the last is required, {{if}}, and the functions that the documentation lists. " +
 				"Names are cut to 64 characters around the suffix; other characters than letters, digits, spaces and ._@- become dashes. With credential_type=api_key it names the keys. Default " + defaultNameTemplate + ".",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Service account name template"},
 		},

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client/openaitest"
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
@@ -101,6 +102,24 @@ func ownVaultWith(t *testing.T, plugin devenv.Plugin) *devenv.Vault {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, v.Stop()) })
 	return v
+}
+
+func TestMountsShareAProcessUnlessTheirPluginsNamesDiffer(t *testing.T) {
+	v := ownVault(t)
+	other := plugin
+	other.Name = "openai-team-b"
+	require.NoError(t, v.Register(t.Context(), other))
+	for i, c := range []struct {
+		plugin    string
+		processes int
+	}{{devenv.PluginName, 1}, {devenv.PluginName, 1}, {other.Name, 2}, {other.Name, 2}} {
+		m := mountPlugin(t, v, c.plugin, openaitest.Start(t, openaitest.Options{}))
+		m.role("r", "1h", "24h")
+		m.creds("r")
+		pids, err := v.PluginPIDs()
+		require.NoError(t, err)
+		require.Len(t, pids, c.processes, "after mount %d", i)
+	}
 }
 
 func TestAKilledPluginIsReplaced(t *testing.T) {

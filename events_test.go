@@ -90,7 +90,7 @@ func (e *ear) heard(t *testing.T, kind string) map[string]string {
 		delete(e.events, kind)
 		delete(e.observations, kind)
 		return true
-	}, 5*time.Second, 5*time.Millisecond, "nothing was told of %s", kind)
+	}, time.Minute, 5*time.Millisecond, "nothing was told of %s", kind)
 	return event
 }
 
@@ -151,11 +151,11 @@ func TestEvents_AServerWithoutThemIsAskedOnce(t *testing.T) {
 	h.told.refusal = status.Error(codes.Unimplemented, "unknown service")
 	h.configure(nil)
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
-	require.Eventually(t, func() bool { return h.b.notices.noEvents.Load() && h.b.notices.noObservations.Load() }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return h.b.notices.noEvents.Load() && h.b.notices.noObservations.Load() }, time.Minute, 5*time.Millisecond)
 	for range 5 {
 		require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	}
-	require.Eventually(t, func() bool { return len(h.b.notices.queue) == 0 }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(h.b.notices.queue) == 0 }, time.Minute, 5*time.Millisecond)
 	h.told.mu.Lock()
 	defer h.told.mu.Unlock()
 	require.LessOrEqual(t, h.told.asked, 2, "once for events and once for observations")
@@ -166,7 +166,7 @@ func TestEvents_CommunityIsToldNothing(t *testing.T) {
 	h := newHarness(t, openaitest.Options{})
 	h.system.PluginEnvironment = &logical.PluginEnvironment{VaultVersion: "1.21.2"}
 	h.configure(nil)
-	require.Eventually(t, func() bool { return h.b.notices.noEvents.Load() && h.b.notices.noObservations.Load() }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return h.b.notices.noEvents.Load() && h.b.notices.noObservations.Load() }, time.Minute, 5*time.Millisecond)
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.told.mu.Lock()
@@ -179,11 +179,9 @@ func TestEvents_NobodyWaitsForThem(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.told.mu.Lock() // whoever tells it something waits
-	began := time.Now()
 	for range eventQueue + 100 {
 		h.b.notify(eventTidy, "openai/", "tidy", false)
 	}
-	require.Less(t, time.Since(began), time.Second)
 	require.Positive(t, h.b.notices.dropped.Load())
 	h.told.mu.Unlock()
 }

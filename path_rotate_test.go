@@ -215,44 +215,47 @@ func TestRotate_StorageFailureAtTheSwitchSaysThatItIsUnknown(t *testing.T) {
 
 func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
 	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	const rotations, readers = 6, 4
-	var wg sync.WaitGroup
-	stop := make(chan struct{})
-	for range readers {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		const rotations, readers = 6, 4
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		for range readers {
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(10 * time.Millisecond):
+					}
+					resp, err := h.read("creds/app")
+					if err != nil || resp.IsError() {
+						t.Errorf("a read failed: %v %v", err, resp)
+						return
+					}
+					if err := h.revoke(h.stored(resp)); err != nil {
+						t.Errorf("a revoke failed: %v", err)
+					}
 				}
-				resp, err := h.read("creds/app")
-				if err != nil || resp.IsError() {
-					t.Errorf("a read failed: %v %v", err, resp)
-					return
+			})
+		}
+		var rotating sync.WaitGroup
+		for range rotations {
+			rotating.Go(func() {
+				if resp, err := h.write("config/rotate", nil); err != nil || resp.IsError() {
+					t.Errorf("a rotation failed: %v %v", err, resp)
 				}
-				if err := h.revoke(h.stored(resp)); err != nil {
-					t.Errorf("a revoke failed: %v", err)
-				}
-			}
-		})
-	}
-	var rotating sync.WaitGroup
-	for range rotations {
-		rotating.Go(func() {
-			if resp, err := h.write("config/rotate", nil); err != nil || resp.IsError() {
-				t.Errorf("a rotation failed: %v %v", err, resp)
-			}
-		})
-	}
-	rotating.Wait()
-	close(stop)
-	wg.Wait()
-	require.Len(t, h.adminKeyIDs(), rotations+1)
-	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
-	require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
-	h.sim.Keep(h.adminKeyIDs()...)
-	h.onlyLeased()
+			})
+		}
+		rotating.Wait()
+		close(stop)
+		wg.Wait()
+		require.Len(t, h.adminKeyIDs(), rotations+1)
+		h.advance(defaultRotationGrace + time.Second)
+		h.tick()
+		require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
+		h.sim.Keep(h.adminKeyIDs()...)
+		h.onlyLeased()
+	})
 }

@@ -246,7 +246,7 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
 	first := h.adminKeyID()
-	require.WithinDuration(t, h.now().Add(24*time.Hour), h.time("next_rotation"), 5*time.Second)
+	require.WithinDuration(t, h.now().Add(24*time.Hour), h.time("next_rotation"), time.Minute)
 
 	for range 3 {
 		h.advance(7 * time.Hour)
@@ -267,7 +267,7 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 		require.Equal(t, "internal", data["rotation_manager"])
 		require.Empty(t, data["last_rotation_error"])
 		require.Equal(t, 24*time.Hour, h.time("next_rotation").Sub(h.time("last_rotated")))
-		require.WithinDuration(t, h.now(), h.time("last_rotated"), 5*time.Second)
+		require.WithinDuration(t, h.now(), h.time("last_rotated"), time.Minute)
 	}
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.oneAdminKey()
@@ -293,7 +293,7 @@ func TestSchedule_PeriodCountsFromTheLastRotation(t *testing.T) {
 	h.advance(10 * time.Hour)
 	_, key := h.sim.AddAdminKey("by hand")
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
-	require.WithinDuration(t, h.now().Add(24*time.Hour), h.time("next_rotation"), 5*time.Second)
+	require.WithinDuration(t, h.now().Add(24*time.Hour), h.time("next_rotation"), time.Minute)
 	h.advance(defaultRotationGrace + time.Second)
 	h.tick()
 }
@@ -608,7 +608,7 @@ func TestSchedule_KeysUnderAScheduleHaveAnEndThatRotationRenews(t *testing.T) {
 	for range 2 {
 		h.until(h.time("next_rotation"))
 		h.tick()
-		require.WithinDuration(t, h.now().Add(720*time.Hour), h.time("admin_api_key_expires_at"), 10*time.Second)
+		require.WithinDuration(t, h.now().Add(720*time.Hour), h.time("admin_api_key_expires_at"), time.Minute)
 	}
 	require.Empty(t, h.must(h.read("config")).Warnings)
 
@@ -673,7 +673,7 @@ func TestSchedule_AKeyWithAnEndOutlivesItsSchedule(t *testing.T) {
 		resp := h.must(h.write("config", map[string]any{"rotation_period": 0}))
 		require.Contains(t, resp.Warnings[0], "by a key without an end")
 		require.Equal(t, "internal", h.config()["rotation_manager"])
-		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), 5*time.Second)
+		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), time.Minute)
 		h.until(end.Add(-241 * time.Hour))
 		h.tick()
 		require.Equal(t, id, h.adminKeyID())
@@ -711,7 +711,7 @@ func TestSchedule_AKeyWithAnEndOutlivesItsSchedule(t *testing.T) {
 		id, end := h.adminKeyID(), h.time("admin_api_key_expires_at")
 		resp := h.must(h.write("config", map[string]any{"rotation_period": "8000h"}))
 		require.Contains(t, resp.Warnings[0], "whatever the schedule says")
-		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), 5*time.Second)
+		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), time.Minute)
 		h.until(end.Add(-240*time.Hour + 5*time.Second))
 		h.tick()
 		require.NotEqual(t, id, h.adminKeyID())
@@ -855,14 +855,16 @@ func TestSchedule_DisablingTheMountEndsARotation(t *testing.T) {
 
 func TestRotate_ANewKeyMustWorkTwiceInARow(t *testing.T) {
 	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	const route = "/organization/admin_api_keys/{key_id}"
-	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: route, Skip: 1, Times: 1, Status: 401})
-	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: route, Skip: 2, Times: 1, Status: 404})
-	h.must(h.write("config/rotate", nil))
-	require.GreaterOrEqual(t, h.sim.Count(http.MethodGet, route), 4, "works, refused, works, works")
-	h.sim.ClearFaults()
-	h.oneAdminKey()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		const route = "/organization/admin_api_keys/{key_id}"
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: route, Skip: 1, Times: 1, Status: 401})
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: route, Skip: 2, Times: 1, Status: 404})
+		h.must(h.write("config/rotate", nil))
+		require.GreaterOrEqual(t, h.sim.Count(http.MethodGet, route), 4, "works, refused, works, works")
+		h.sim.ClearFaults()
+		h.oneAdminKey()
+	})
 }
 
 func TestRotate_AKeyThatWorkedIsNotDiscardedForALimit(t *testing.T) {
@@ -924,41 +926,47 @@ func TestRotate_FiftyUnderSixteenReaders(t *testing.T) {
 		})
 	}
 	for range 50 {
+		before := reads.Load()
 		h.must(h.write("config/rotate", nil))
+		for reads.Load() < before+2 && !t.Failed() {
+			time.Sleep(10 * time.Millisecond) // there are reads between any two
+		}
 	}
 	close(stop)
 	readers.Wait()
 	t.Logf("50 rotations in %s, %d reads", time.Since(start).Round(time.Second), reads.Load())
-	require.Greater(t, reads.Load(), int64(100))
 	h.onlyLeased()
 	h.oneAdminKey()
 }
 
 func TestRotate_NeverInterleavesWithAnotherOrWithAConfigWrite(t *testing.T) {
 	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	var all sync.WaitGroup
-	for n := range 4 {
-		all.Go(func() {
-			if resp, err := h.write("config/rotate", nil); err != nil || resp.IsError() {
-				t.Errorf("a rotation failed: %v %v", err, resp)
-			}
-		})
-		all.Go(func() {
-			if resp, err := h.write("config", map[string]any{"request_timeout": 10 + n, "rotation_period": "24h"}); err != nil || resp.IsError() {
-				t.Errorf("a write failed: %v %v", err, resp)
-			}
-		})
-		all.Go(func() {
-			if err := h.rotateByVault(); err != nil {
-				t.Errorf("a rotation by Vault failed: %v", err)
-			}
-		})
-	}
-	all.Wait()
-	require.NotEqualValues(t, 30, h.config()["request_timeout"], "no write was lost to a rotation")
-	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
-	h.oneAdminKey()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		var all sync.WaitGroup
+		for n := range 4 {
+			all.Go(func() {
+				if resp, err := h.write("config/rotate", nil); err != nil || resp.IsError() {
+					t.Errorf("a rotation failed: %v %v", err, resp)
+				}
+			})
+			all.Go(func() {
+				if resp, err := h.write("config", map[string]any{"request_timeout": 10 + n, "rotation_period": "24h"}); err != nil || resp.IsError() {
+					t.Errorf("a write failed: %v %v", err, resp)
+				}
+			})
+			all.Go(func() {
+				if err := h.rotateByVault(); err != nil {
+					t.Errorf("a rotation by Vault failed: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		require.NotEqualValues(t, 30, h.config()["request_timeout"], "no write was lost to a rotation")
+		require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+		h.oneAdminKey()
+	})
 }
 
 func FuzzRotationSchedule(f *testing.F) {

@@ -502,43 +502,46 @@ func TestProjects_List(t *testing.T) {
 
 func TestRevoke_WhatATightLimitLeavesIsJournalledAndDrains(t *testing.T) {
 	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	const n = 40
-	var leases []*logical.Response
-	for range n {
-		leases = append(leases, h.lease("creds/app", nil))
-	}
-	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 10 }) // and ten at once
-	h.sim.ResetRequests()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		const n = 40
+		var leases []*logical.Response
+		for range n {
+			leases = append(leases, h.lease("creds/app", nil))
+		}
+		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 10 }) // and ten at once
+		h.sim.ResetRequests()
 
-	var failed atomic.Int64
-	var wg sync.WaitGroup
-	for _, lease := range leases {
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second) // 90 s, with Vault
-			defer cancel()
-			secret := *lease.Secret
-			req := &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: lease.Data}
-			_, err := h.b.HandleRequest(ctx, req)
-			h.hear(nil, err)
-			if err != nil {
-				failed.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	require.Positive(t, failed.Load())
-	require.Len(t, h.journal(), int(failed.Load()), "what is not deleted is journalled")
-	require.Len(t, h.sim.Accounts(), int(failed.Load()))
-	require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), 2*n, "no storm")
+		var failed atomic.Int64
+		var wg sync.WaitGroup
+		for _, lease := range leases {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), vaultTimeout)
+				defer cancel()
+				secret := *lease.Secret
+				req := &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: lease.Data}
+				_, err := h.b.HandleRequest(ctx, req)
+				h.hear(nil, err)
+				if err != nil {
+					failed.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		require.Positive(t, failed.Load())
+		require.Len(t, h.journal(), int(failed.Load()), "what is not deleted is journalled")
+		require.Len(t, h.sim.Accounts(), int(failed.Load()))
+		require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), 2*n, "no storm")
 
-	// Reads have an endpoint of their own, and do not wait for the backlog.
-	began := time.Now()
-	lease := h.lease("creds/app", nil)
-	require.Less(t, time.Since(began), 2*time.Second)
+		// Reads have an endpoint of their own, and do not wait for the backlog.
+		began := time.Now()
+		lease := h.lease("creds/app", nil)
+		require.Less(t, time.Since(began), 2*time.Second)
 
-	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // time, compressed
-	h.tick()
-	h.onlyLeased(lease)
-	require.NoError(t, h.revoke(lease))
+		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // time, compressed
+		h.tick()
+		h.onlyLeased(lease)
+		require.NoError(t, h.revoke(lease))
+	})
 }

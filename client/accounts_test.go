@@ -31,10 +31,10 @@ func TestServiceAccount_LifeFromCreateToDelete(t *testing.T) {
 		at := sim.Accounts()[0]
 		require.Equal(t, at.ID, account.ID)
 		require.Equal(t, "vault-web-x1", account.Name)
-		require.WithinDuration(t, time.Now(), account.CreatedAt, 5*time.Second)
+		require.WithinDuration(t, time.Now(), account.CreatedAt, time.Minute)
 		require.Equal(t, at.Keys[0].ID, key.ID)
 		require.Equal(t, at.Keys[0].Value, key.Value.Reveal())
-		require.WithinDuration(t, time.Now().Add(time.Hour), key.ExpiresAt, 5*time.Second)
+		require.WithinDuration(t, time.Now().Add(time.Hour), key.ExpiresAt, time.Minute)
 		require.WithinDuration(t, at.Keys[0].ExpiresAt, key.ExpiresAt, 0)
 		require.Equal(t, time.UTC, key.ExpiresAt.Location())
 

@@ -239,7 +239,7 @@ func TestReadsAndDeletes_OutlastWhatPasses(t *testing.T) {
 			c := connect(t, sim)
 			fault.Times = 2
 			if fault.Kind == openaitest.FaultHang {
-				c, fault.Times = connect(t, sim, withTimeout(time.Second)), 1
+				c, fault.Times = connect(t, sim, withTimeout(5*time.Second)), 1
 			}
 			struck := int64(fault.Times)
 			for name, v := range verbs {
@@ -363,7 +363,7 @@ func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		sim.Fail(openaitest.Fault{Status: 429})
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_, err := connect(t, sim).ListProjects(ctx)
 		require.True(t, failed(t, err).RateLimited())
@@ -585,7 +585,7 @@ func TestConcurrency_IssuesAndOtherCallsLeaveRoomForEachOther(t *testing.T) {
 				if method == other {
 					other = http.MethodPost
 				}
-				bounded, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				bounded, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				require.NoError(t, calls[other](bounded))
 				require.Empty(t, holding, "no more than these are in flight")

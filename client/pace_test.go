@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -81,12 +82,11 @@ func TestPace_SlowEndpointIsLearnedAndSaid(t *testing.T) {
 	require.Less(t, calls, deleted+8, "a few calls find the limit, no storm")
 
 	// Whoever comes now is told at once, without a call.
-	short, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	short, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	began := time.Now()
 	err := c.DeleteServiceAccount(short, project, ids[39])
 	require.ErrorContains(t, err, "the next one fits in about")
-	require.Less(t, time.Since(began), 90*time.Millisecond)
+	require.NoError(t, short.Err())
 	require.True(t, failed(t, err).RateLimited())
 	require.Positive(t, AsError(err).RetryAfter)
 	require.Equal(t, calls, sim.Count("", ""))
@@ -98,46 +98,48 @@ func TestPace_SlowEndpointIsLearnedAndSaid(t *testing.T) {
 
 func TestPace_CleaningUpLetsOthersGoFirst(t *testing.T) {
 	t.Parallel()
-	p := NewPace()
-	first, _, err := p.take(context.Background(), "x")
-	require.NoError(t, err)
-	p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
-	p.mu.Lock()
-	e := p.endpoints["x"]
-	e.limiter.SetLimit(5)
-	e.rests = time.Time{}
-	p.mu.Unlock()
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPace()
+		first, _, err := p.take(context.Background(), "x")
+		require.NoError(t, err)
+		p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
+		p.mu.Lock()
+		e := p.endpoints["x"]
+		e.limiter.SetLimit(5)
+		e.rests = time.Time{}
+		p.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	var order []string
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	run := func(ctx context.Context, name string) {
-		wg.Go(func() {
-			if _, _, err := p.take(ctx, "x"); err != nil {
-				t.Error(err)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			order = append(order, name)
-		})
-	}
-	for range 3 {
-		run(Background(ctx), "cleaning")
-	}
-	for range 4 {
-		run(ctx, "revoke")
-	}
-	wg.Wait()
-	// At most one token was free before the revokes arrived.
-	late := 0
-	for _, name := range order[:5] {
-		if name == "revoke" {
-			late++
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		var order []string
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		run := func(ctx context.Context, name string) {
+			wg.Go(func() {
+				if _, _, err := p.take(ctx, "x"); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, name)
+			})
 		}
-	}
-	require.Equal(t, 4, late, "%v", order)
+		for range 3 {
+			run(Background(ctx), "cleaning")
+		}
+		for range 4 {
+			run(ctx, "revoke")
+		}
+		wg.Wait()
+		// At most one token was free before the revokes arrived.
+		late := 0
+		for _, name := range order[:5] {
+			if name == "revoke" {
+				late++
+			}
+		}
+		require.Equal(t, 4, late, "%v", order)
+	})
 }
 
 func TestPace_RisesAgainWhenTheLimitIsNotFound(t *testing.T) {
@@ -170,53 +172,57 @@ func TestPace_SpendLimitsAreNoPace(t *testing.T) {
 
 func TestPace_RefusalsCostTheOthersNothing(t *testing.T) {
 	t.Parallel()
-	p := NewPace()
-	first, _, err := p.take(context.Background(), "x")
-	require.NoError(t, err)
-	p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
-	p.mu.Lock()
-	p.endpoints["x"].limiter.SetLimit(0.5)
-	p.endpoints["x"].rests = time.Time{}
-	p.mu.Unlock()
-	_, _, err = p.take(context.Background(), "x") // the token that is there
-	require.NoError(t, err)
-	for range 50 {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
-		_, wait, err := p.take(ctx, "x")
-		cancel()
-		require.Error(t, err)
-		require.Less(t, wait, 3*time.Second)
-	}
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	_, _, err = p.take(ctx, "x")
-	require.NoError(t, err)
-	require.Less(t, time.Since(began), 3*time.Second)
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPace()
+		first, _, err := p.take(context.Background(), "x")
+		require.NoError(t, err)
+		p.learn(first, &Error{Status: http.StatusTooManyRequests, Sent: true})
+		p.mu.Lock()
+		p.endpoints["x"].limiter.SetLimit(0.5)
+		p.endpoints["x"].rests = time.Time{}
+		p.mu.Unlock()
+		_, _, err = p.take(context.Background(), "x") // the token that is there
+		require.NoError(t, err)
+		for range 50 {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			_, wait, err := p.take(ctx, "x")
+			cancel()
+			require.Error(t, err)
+			require.Less(t, wait, 3*time.Second)
+		}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, _, err = p.take(ctx, "x")
+		require.NoError(t, err)
+		require.Less(t, time.Since(began), 3*time.Second)
+	})
 }
 
 func TestPace_AQueueThatIsRefusedLeavesNoDebt(t *testing.T) {
 	t.Parallel()
-	p := NewPace()
-	first, _, err := p.take(context.Background(), "x")
-	require.NoError(t, err)
-	p.mu.Lock()
-	p.endpoints["x"].limiter.SetLimit(2)
-	p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	var wg sync.WaitGroup
-	for range 100 {
-		wg.Go(func() {
-			// As if all had come before the pace was learned.
-			_, _, _ = p.take(context.WithoutCancel(ctx), "y")
-			_, _, _ = p.take(ctx, "x")
-		})
-	}
-	time.Sleep(100 * time.Millisecond)
-	p.learn(ticket{endpoint: first.endpoint, epoch: first.endpoint.epoch}, &Error{Status: http.StatusTooManyRequests, Sent: true})
-	wg.Wait()
-	require.Less(t, p.queue(first.endpoint), 5*time.Second)
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPace()
+		first, _, err := p.take(context.Background(), "x")
+		require.NoError(t, err)
+		p.mu.Lock()
+		p.endpoints["x"].limiter.SetLimit(2)
+		p.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				// As if all had come before the pace was learned.
+				_, _, _ = p.take(context.WithoutCancel(ctx), "y")
+				_, _, _ = p.take(ctx, "x")
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		p.learn(ticket{endpoint: first.endpoint, epoch: first.endpoint.epoch}, &Error{Status: http.StatusTooManyRequests, Sent: true})
+		wg.Wait()
+		require.Less(t, p.queue(first.endpoint), 5*time.Second)
+	})
 }
 
 func TestFinish_OutlivesItsCancellationOnceSent(t *testing.T) {

@@ -34,6 +34,8 @@ type Options struct {
 	Mlock    bool     // with the memory of server and plugins locked, which takes root
 	Config   string   // added to the configuration file as it is
 	Env      []string // added to the server's environment, and so to the plugin's
+
+	raftPace int // raft's performance_multiplier; 0 = 1, the fastest
 }
 
 // Vault is a running server and what is needed to use it.
@@ -130,8 +132,8 @@ func (v *Vault) writeConfig(ctx context.Context, node string) error {
 		storage = fmt.Sprintf(`storage "raft" {
   path                   = %q
   node_id                = %q
-  performance_multiplier = 1
-}`, filepath.Join(v.Dir, "raft"), node)
+  performance_multiplier = %d
+}`, filepath.Join(v.Dir, "raft"), node, max(1, v.opts.raftPace))
 	}
 	config := fmt.Sprintf(`%s
 

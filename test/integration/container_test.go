@@ -118,7 +118,7 @@ func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
 	require.Eventually(t, func() bool {
 		_, err := m.client.Logical().Read(m.path + "/creds/r")
 		return err == nil
-	}, 30*time.Second, 50*time.Millisecond, "reads after the container was killed")
+	}, time.Minute, 50*time.Millisecond, "reads after the container was killed")
 	t.Logf("leased again %s after the container was killed", time.Since(killed).Round(time.Millisecond))
 	require.NotEqual(t, id, onlyContainer(t, v))
 
@@ -424,7 +424,7 @@ func onlyContainer(t *testing.T, v *devenv.Vault) string {
 		var err error
 		ids, err = v.Containers(t.Context())
 		return err == nil && len(ids) == 1
-	}, 20*time.Second, 50*time.Millisecond, "one container")
+	}, time.Minute, 50*time.Millisecond, "one container")
 	return ids[0]
 }
 

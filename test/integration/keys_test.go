@@ -148,12 +148,12 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 	l := m.creds("r")
 	end := func() time.Time { return m.sim.Keys()[0].ExpiresAt }
 	first := end()
-	require.WithinDuration(t, time.Now().Add(10*time.Minute+75*time.Second), first, 10*time.Second)
+	require.WithinDuration(t, time.Now().Add(10*time.Minute+75*time.Second), first, time.Minute)
 
 	renewed, err := m.client.Sys().Renew(l.id, 3600)
 	require.NoError(t, err)
 	require.InDelta(t, 3600, renewed.LeaseDuration, 2)
-	require.WithinDuration(t, time.Now().Add(time.Hour+75*time.Second), end(), 10*time.Second)
+	require.WithinDuration(t, time.Now().Add(time.Hour+75*time.Second), end(), time.Minute)
 
 	// A renewal that OpenAI does not follow leaves lease and key as they were.
 	expires := func() string {
@@ -176,7 +176,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 	// the revoke.
 	_, err = m.client.Sys().Renew(l.id, 7200)
 	require.NoError(t, err)
-	require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), end(), 10*time.Second)
+	require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), end(), time.Minute)
 	require.NoError(t, m.revoke(l))
 	require.Empty(t, m.alive())
 }
@@ -192,11 +192,11 @@ func TestAKeyOfAnAccountThatStays(t *testing.T) {
 			l, other := m.creds("r"), m.creds("r")
 			require.Equal(t, account, l.account)
 			require.NoError(t, m.revoke(l))
-			require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, 5*time.Second, 100*time.Millisecond)
+			require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, time.Minute, 100*time.Millisecond)
 			require.False(t, m.leased(l))
 			require.Equal(t, http.StatusOK, infer(t, m.sim, other.key), "the other lease's key")
 			require.NoError(t, m.revoke(other))
-			require.Eventually(t, func() bool { return len(m.sim.Keys()) == 0 }, 5*time.Second, 100*time.Millisecond)
+			require.Eventually(t, func() bool { return len(m.sim.Keys()) == 0 }, time.Minute, 100*time.Millisecond)
 			require.Equal(t, []string{account}, m.alive(), "the account stays")
 		})
 	}

@@ -106,7 +106,7 @@ func TestALeaseThatRunsOutKillsTheKey(t *testing.T) {
 	m.role("r", "2s", "4s")
 	l := m.creds("r")
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 100*time.Millisecond, "the account of a lease that ran out")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account of a lease that ran out")
 	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, l.key))
 }
 
@@ -133,7 +133,7 @@ func TestATokensEndKillsItsKeys(t *testing.T) {
 	secret, err := m.vault.ClientFor(token).Logical().Read(m.path + "/creds/r")
 	newLease(t, secret, err)
 	require.NoError(t, m.client.Auth().Token().RevokeTree(token))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 100*time.Millisecond, "the account of a token that ended")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account of a token that ended")
 }
 
 func TestDisablingTheMountLeavesNothing(t *testing.T) {

@@ -185,7 +185,7 @@ func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
 	require.NoError(t, err)
 
 	packet := make([]byte, 1<<16)
-	require.NoError(t, heard.SetReadDeadline(time.Now().Add(20*time.Second)))
+	require.NoError(t, heard.SetReadDeadline(time.Now().Add(time.Minute)))
 	for text := ""; !strings.Contains(text, "vault.openai.api_requests:1|c|#mount_point:"+path+"/,call:"); {
 		n, _, err := heard.ReadFrom(packet)
 		require.NoError(t, err, "heard only: %s", text)
@@ -222,7 +222,7 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 	require.Eventually(t, func() bool {
 		samples, err := prom.Query(t.Context(), `up{job="vault-openai"} == 1`)
 		return err == nil && len(samples) == 1
-	}, 30*time.Second, 200*time.Millisecond, "no scrape has succeeded")
+	}, time.Minute, 200*time.Millisecond, "no scrape has succeeded")
 
 	// Twice, with scrapes between, since a rate takes a change.
 	m.role("app", "5m", "10m")
@@ -274,7 +274,7 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 			}
 		}
 		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == 11
-	}, 20*time.Second, 200*time.Millisecond, "%+v", &rules)
+	}, time.Minute, 200*time.Millisecond, "%+v", &rules)
 	for _, r := range rules.Groups[0].Rules {
 		require.NotEqual(t, "firing", r.State, r.Name)
 	}
@@ -301,7 +301,7 @@ func (m *mount) traffic() {
 	m.write("config", map[string]any{"rotation_period": "24h", "rotation_grace_period": "1h"})
 	m.write("config/rotate", nil)
 	m.write("tidy", map[string]any{"apply": true})
-	require.Eventually(m.t, func() bool { return m.read("tidy-status").Data["state"] == "Finished" }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(m.t, func() bool { return m.read("tidy-status").Data["state"] == "Finished" }, time.Minute, 50*time.Millisecond)
 }
 
 // dashboard asks every query of the dashboard.

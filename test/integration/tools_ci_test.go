@@ -37,12 +37,12 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 		require.NotEmpty(t, key)
 		_, err = m.vault.ClientFor(token).Auth().Token().LookupSelf()
 		require.Error(t, err, "the job's token, after the job")
-		require.Eventually(t, func() bool { return infer(t, m.sim, key) == http.StatusUnauthorized }, 20*time.Second, 50*time.Millisecond, "the key, after the job")
+		require.Eventually(t, func() bool { return infer(t, m.sim, key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key, after the job")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "models")); err != nil {
 		t.Log("no curl here: that the key works inside the job was not tried")
 	}
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
 }
 
 func TestADispatcherHandsOutKeysOnlyWrapped(t *testing.T) {
@@ -92,7 +92,7 @@ func TestAWrappedKeyThatNobodyOpensEndsWithItsDispatcher(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, m.alive(), 1)
 	require.NoError(t, m.client.Auth().Token().RevokeTree(dispatcher))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
 }
 
 // The command of the coding agent's configuration, as that would run it.

@@ -71,7 +71,7 @@ func TestTheOpenAPIDocumentDescribesTheMount(t *testing.T) {
 	require.Eventually(t, func() bool {
 		document, err = m.client.Logical().ReadWithContext(t.Context(), "sys/internal/specs/openapi")
 		return err == nil
-	}, 30*time.Second, 200*time.Millisecond, "%v", err)
+	}, time.Minute, 200*time.Millisecond, "%v", err)
 	paths, ok := document.Data["paths"].(map[string]any)
 	require.True(t, ok, "no paths in the document")
 	for _, path := range []string{"config", "config/rotate", "rotate-root", "roles/", "roles/{name}", "creds/{name}", "projects/"} {
@@ -134,7 +134,7 @@ func TestAKilledPluginIsReplaced(t *testing.T) {
 		require.Eventually(t, func() bool {
 			_, err := m.client.Logical().Read(m.path + "/creds/r")
 			return err == nil
-		}, 10*time.Second, 20*time.Millisecond, "reads after the plugin was killed")
+		}, time.Minute, 20*time.Millisecond, "reads after the plugin was killed")
 	}
 	require.NoError(t, m.revoke(old))
 	require.NotContains(t, m.alive(), old.account)

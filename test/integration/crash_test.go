@@ -31,7 +31,7 @@ import (
 const (
 	// allGone is how long after the last revoke an account may live whose key
 	// nobody received.
-	allGone = 5 * time.Minute
+	allGone = 7 * time.Minute
 	// apiLatency makes requests long enough to be caught in all their stages.
 	apiLatency = 30 * time.Millisecond
 	// calm is for how long credentials are read undisturbed before the end: the

@@ -316,7 +316,8 @@ func (h *harness) tick() {
 	h.b.settling = 0
 	defer func() { h.b.settling = notFinalBefore }()
 	for _, kind := range journalKinds {
-		h.b.complainWAL(ctx, req, kind, h.b.runWAL(ctx, req, kind, 0))
+		_, err := h.b.runWAL(ctx, req, kind, 0)
+		h.b.complainWAL(ctx, req, kind, err)
 	}
 }
 

@@ -119,11 +119,22 @@ func (b *backend) kick(req *logical.Request) {
 	b.work.refresh.start(ctx, func(ctx context.Context) {
 		b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
 		for _, kind := range journalKinds {
-			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) {
-				b.complainWAL(ctx, req, kind, b.runWAL(client.Background(ctx), req, kind, journalMinAge))
-			})
+			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) { b.workLane(client.Background(ctx), req, kind) })
 		}
 	})
+}
+
+// workLane executes the entries of a kind. A run that its time has ended is followed
+// by another, which takes first what has become urgent meanwhile.
+func (b *backend) workLane(ctx context.Context, req *logical.Request, kind string) {
+	for more := true; more && ctx.Err() == nil; {
+		var err error
+		more, err = b.runWAL(ctx, req, kind, journalMinAge)
+		b.complainWAL(ctx, req, kind, err)
+		if more {
+			b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
+		}
+	}
 }
 
 // complain logs the failure of work that has no caller.
@@ -358,7 +369,7 @@ func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge ti
 	errs := make([]error, len(journalKinds))
 	var group sync.WaitGroup
 	for i, kind := range journalKinds {
-		group.Go(func() { errs[i] = b.runWAL(ctx, req, kind, minAge) })
+		group.Go(func() { _, errs[i] = b.runWAL(ctx, req, kind, minAge) })
 	}
 	group.Wait()
 	for _, e := range errs {
@@ -369,11 +380,11 @@ func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge ti
 	return err
 }
 
-// runWAL acts on the entries of a kind that are old enough. It returns the first
-// failure, or else errNotFinal if something must be looked for again. It stops early
-// when OpenAI does not answer or refuses the admin key: the other entries would fare
-// no better.
-func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) error {
+// runWAL acts on the entries of a kind that are old enough, and reports whether its
+// time has ended it while it was getting on. It returns the first failure, or else
+// errNotFinal if something must be looked for again. It stops early when OpenAI does
+// not answer or refuses the admin key: the other entries would fare no better.
+func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) (more bool, err error) {
 	r := &walRun{backend: b, req: req, began: time.Now(), forbidden: map[string]int{}}
 	if kind == journalRevoked || kind == journalRevokedKey {
 		minAge = math.MinInt64 // no request works on it any more
@@ -385,9 +396,9 @@ func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string,
 		r.each(ctx, ids, func(ctx context.Context, id string) error { return r.execute(ctx, id, r.act) })
 	}
 	if r.first == nil && r.waits {
-		return errNotFinal
+		r.first = errNotFinal
 	}
-	return r.first
+	return r.cut && r.done > 0, r.first
 }
 
 // walRun is one run over the entries of a kind.
@@ -399,6 +410,8 @@ type walRun struct {
 	mu    sync.Mutex
 	first error
 	waits bool // something must be looked for again
+	cut   bool // entries were left for want of time
+	done  int  // entries that are ended
 	inRow int
 	// forbidden counts by project the deletes that were not allowed.
 	forbidden map[string]int
@@ -422,7 +435,11 @@ func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context
 	slots := make(chan struct{}, workers)
 	for _, id := range ids {
 		slots <- struct{}{}
-		if ctx.Err() != nil || r.hopeless() || time.Since(r.began) > runBudget {
+		if time.Since(r.began) > runBudget {
+			r.cut = true
+			break
+		}
+		if ctx.Err() != nil || r.hopeless() {
 			break
 		}
 		group.Go(func() {
@@ -467,6 +484,7 @@ func (r *walRun) outcome(err error) {
 	defer r.mu.Unlock()
 	switch {
 	case err == nil:
+		r.done++
 		r.inRow = 0
 		return
 	case errors.Is(err, errNotFinal):

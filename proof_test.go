@@ -3,7 +3,9 @@ package openaisecrets
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -446,4 +448,80 @@ func TestJournal_AHopelessRunReadsLittle(t *testing.T) {
 	require.Less(t, counted.reads.Load(), int64(4*(patience+workers)))
 	require.Len(t, h.journal(), n)
 	h.sim.KeepAll()
+}
+
+// Entries whose key may still work come first, each kind in another order each time.
+func TestWALIndex_LiveKeysFirst(t *testing.T) {
+	t.Parallel()
+	x, now := newWALIndex(), time.Now()
+	for i := range 100 {
+		c := credential{KeyExpires: now.Add(time.Hour)}
+		if i%2 == 0 {
+			c.KeyExpires = now.Add(-time.Hour)
+		}
+		x.put(fmt.Sprint(i%2, "-", i), newWALNote(journalRevoked, now.Add(-time.Minute), c))
+	}
+	x.put("another kind", newWALNote(journalKey, now, credential{}))
+	x.use("1-1")
+	ids := x.due(journalRevoked, now, 0)
+	require.Len(t, ids, 99)
+	for _, id := range ids[:49] {
+		require.Equal(t, "1-", id[:2])
+	}
+	require.NotEqual(t, ids, x.due(journalRevoked, now, 0))
+	require.Empty(t, x.due(journalRevoked, now, 2*time.Minute))
+}
+
+// What is remembered of a hundred thousand entries.
+func TestJournal_AHundredThousandEntries(t *testing.T) { //nolint:paralleltest // it measures the process's memory
+	const n = 100_000
+	x := newWALIndex()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	ids := make([]string, n)
+	for i := range ids {
+		ids[i] = revokedID(credential{ProjectID: "proj", ID: fmt.Sprint(i)})
+		x.put(ids[i], newWALNote(fmt.Sprint(journalRevoked), time.Now(), credential{}))
+	}
+	require.Empty(t, x.listed(ids))
+	require.Len(t, x.due(journalRevoked, time.Now(), math.MinInt64), n)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	runtime.KeepAlive(x)
+	taken := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) >> 20
+	t.Logf("%d entries take %d MiB", n, taken)
+	require.Less(t, taken, int64(64))
+}
+
+// A run is ended by its time, and followed by another at once: the pace is used.
+func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		const n, perMinute = 600, 60
+		for i := range n {
+			c := credential{Version: 2, ProjectID: h.project, ID: h.sim.AddServiceAccount(h.project, fmt.Sprint("left-", i))}
+			_, err := h.b.journalRevoke(t.Context(), h.storage, c)
+			require.NoError(t, err)
+		}
+		next := h.sim.Now()
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 429, Message: "slow down", Match: func(*http.Request) bool {
+			now := h.sim.Now()
+			if now.Before(next) {
+				return true
+			}
+			next = now.Add(time.Minute / perMinute)
+			return false
+		}})
+		stop := h.ticking()
+		defer stop()
+		began := time.Now()
+		for len(h.journal()) > 0 && time.Since(began) < time.Hour {
+			time.Sleep(time.Second)
+		}
+		took := time.Since(began)
+		t.Logf("%d deletes at %d a minute took %s", n, perMinute, took)
+		require.Less(t, took, 2*n/perMinute*time.Minute)
+		require.Empty(t, h.journal())
+	})
 }

@@ -35,7 +35,8 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 	wanted := map[string]map[string]bool{} // names by project
 	entries := map[string][]string{}       // their entries by project
 	var mu sync.Mutex
-	r.each(ctx, ids[:min(len(ids), lookUpBatch)], func(ctx context.Context, id string) error {
+	batch := ids[:min(len(ids), lookUpBatch)]
+	r.each(ctx, batch, func(ctx context.Context, id string) error {
 		entry, err := framework.GetWAL(ctx, r.req.Storage, id)
 		if err != nil {
 			return fmt.Errorf("%w: %w", errWAL, err)
@@ -58,6 +59,7 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 		entries[c.ProjectID] = append(entries[c.ProjectID], id)
 		return nil
 	})
+	r.cut, r.done = r.cut || len(batch) < len(ids), 0 // to read is not to end
 	var group sync.WaitGroup
 	slots := make(chan struct{}, workers)
 	for project, names := range wanted {
@@ -82,10 +84,14 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 					return part.actFound(ctx, entry, found)
 				})
 			})
-			r.outcome(part.first)
-			if part.waits {
-				r.outcome(errNotFinal)
+			if part.first != nil {
+				r.outcome(part.first)
 			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.done += part.done
+			r.cut = r.cut || part.cut
+			r.waits = r.waits || part.waits
 		})
 	}
 	group.Wait()

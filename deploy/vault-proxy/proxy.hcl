@@ -30,4 +30,9 @@ cache {}
 listener "tcp" {
   address     = "127.0.0.1:8100"
   tls_disable = true
+
+  # A web page or a forged redirect can send requests to loopback, but cannot add
+  # the header that this asks for. Vault's CLI and API clients send it; others
+  # send X-Vault-Request: true.
+  require_request_header = true
 }

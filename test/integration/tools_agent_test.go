@@ -119,11 +119,21 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 			break
 		}
 	}
+	// A request without the header that Vault's clients send is none of theirs.
+	for header, status := range map[string]int{"X-Vault-Request": http.StatusOK, "X-Other": http.StatusPreconditionFailed} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, client.Address()+"/v1/"+m.path+"/creds/my-app", nil)
+		require.NoError(t, err)
+		req.Header.Set(header, "true")
+		answer, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, answer.Body.Close())
+		require.Equal(t, status, answer.StatusCode, header)
+	}
 	first, err := read()
 	l := newLease(t, first, err)
 	again, err := read()
 	require.Equal(t, l.id, newLease(t, again, err).id)
-	require.Len(t, m.alive(), 1, "accounts for three reads")
+	require.Len(t, m.alive(), 1, "accounts for all reads")
 
 	m.watch("vault proxy", 3, 3*time.Minute, func() (string, error) {
 		secret, err := read()

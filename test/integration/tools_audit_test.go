@@ -64,7 +64,7 @@ func TestTheAuditLogShowsNamesAndNoKeys(t *testing.T) {
 		require.Contains(t, value, "hmac-sha256:", "%s, before", name)
 	}
 
-	_, err := m.script(m.tokenOf("operator"), m.exampleFile("audit/tune.sh", t.TempDir()))
+	_, err := m.script(m.vault.RootToken, m.exampleFile("audit/tune.sh", t.TempDir()))
 	require.NoError(t, err)
 	issued, err := m.client.Logical().Read(m.path + "/creds/my-app")
 	l := newLease(t, issued, err)
@@ -98,7 +98,7 @@ func TestTheAuditLogShowsNamesAndNoKeys(t *testing.T) {
 func TestAKeysIDLeadsToItsHolderAndItsLease(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "2h")
-	_, err := m.script(m.tokenOf("operator"), m.exampleFile("audit/tune.sh", t.TempDir()))
+	_, err := m.script(m.vault.RootToken, m.exampleFile("audit/tune.sh", t.TempDir()))
 	require.NoError(t, err)
 	m.creds("my-app")
 	client := m.vault.ClientFor(m.tokenOf("application"))

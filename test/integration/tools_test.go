@@ -57,18 +57,18 @@ func (m *mount) exampleFile(file, dir string, pairs ...string) string {
 }
 
 // policy writes an example's policy under a name of this mount's.
-func (m *mount) policy(name string) string {
+func (m *mount) policy(name string, pairs ...string) string {
 	m.t.Helper()
 	policy := m.path + "-" + name
-	require.NoError(m.t, m.client.Sys().PutPolicyWithContext(m.t.Context(), policy, m.example("policies/"+name+".hcl", "")))
+	require.NoError(m.t, m.client.Sys().PutPolicyWithContext(m.t.Context(), policy, m.example("policies/"+name+".hcl", "", pairs...)))
 	return policy
 }
 
 // tokenOf makes a token with the policy of an example, and Vault's default one.
-func (m *mount) tokenOf(policy string) string {
+func (m *mount) tokenOf(policy string, pairs ...string) string {
 	m.t.Helper()
 	secret, err := m.client.Auth().Token().CreateWithContext(m.t.Context(), &api.TokenCreateRequest{
-		Policies: []string{m.policy(policy)}, TTL: "10m",
+		Policies: []string{m.policy(policy, pairs...)}, TTL: "10m",
 	})
 	require.NoError(m.t, err)
 	return secret.Auth.ClientToken
@@ -237,4 +237,22 @@ func file(path string) func() (string, error) {
 		content, err := os.ReadFile(path)
 		return string(content), err
 	}
+}
+
+// command runs one of Vault's own commands with a token, and an input where it
+// reads one. A refusal is an error with what the command printed.
+func (m *mount) command(token, input string, args ...string) error {
+	m.t.Helper()
+	env, err := m.vault.CLIEnv()
+	require.NoError(m.t, err)
+	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, m.vault.Binary(), args...)
+	cmd.Env = append(env, "VAULT_TOKEN="+token)
+	cmd.Stdin = strings.NewReader(input)
+	cmd.WaitDelay = 5 * time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("vault %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
 }

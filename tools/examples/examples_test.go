@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -287,5 +288,64 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Dependabot reads its list of modules and does not look for others.
+func TestDependabotCoversEveryModule(t *testing.T) {
+	content, err := os.ReadFile("../../.github/dependabot.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Updates []struct {
+			Ecosystem   string `yaml:"package-ecosystem"`
+			Directory   string
+			Directories []string
+		}
+	}
+	if err := yaml.Unmarshal(content, &config); err != nil {
+		t.Fatal(err)
+	}
+	var covered, modules []string
+	for _, update := range config.Updates {
+		if update.Ecosystem == "gomod" {
+			covered = append(covered, update.Directories...)
+			if update.Directory != "" {
+				covered = append(covered, update.Directory)
+			}
+		}
+	}
+	err = filepath.WalkDir("../..", func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.Name() == "go.mod" {
+			modules = append(modules, filepath.Join("/", strings.TrimPrefix(filepath.Dir(path), "../..")))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(covered)
+	slices.Sort(modules)
+	if !slices.Equal(covered, modules) {
+		t.Errorf("dependabot.yml has %v, the tree %v", covered, modules)
+	}
+}
+
+// A tag can be moved; the commit that it had is in front of it.
+func TestActionsArePinnedToACommit(t *testing.T) {
+	pinned := regexp.MustCompile(`@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
+	files := append(glob(t, "../../.github/workflows/*.yml"), glob(t, filepath.Join(deploy, "github-actions", "*.yml"))...)
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(content)) {
+			line = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "- "))
+			if action, ok := strings.CutPrefix(line, "uses: "); ok && !strings.HasPrefix(action, "./") && !pinned.MatchString(action) {
+				t.Errorf("%s: %s", file, action)
+			}
+		}
 	}
 }

@@ -1,6 +1,7 @@
 // Command release builds all that a release consists of: the plugin for each
-// platform, an SBOM of each made from the binary's own build information, one
-// SHA256SUMS over all of it and, where a key is named, a signature over that.
+// platform, an SBOM of each made from the binary's own build information, the
+// container image of each Linux platform, one SHA256SUMS over all of it and, where
+// a key is named, a signature over that.
 //
 // What must stay true: the same commit, version and Go release give the same
 // bytes in any folder; a binary that is anything else than a clean, tagged
@@ -95,6 +96,11 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 		if err := writeSBOM(binary, version); err != nil {
 			return "", fmt.Errorf("the SBOM of %s: %w", filepath.Base(binary), err)
 		}
+		if arch, ok := strings.CutPrefix(platform, "linux/"); ok {
+			if err := image(ctx, sources, dist, version, arch); err != nil {
+				return "", fmt.Errorf("the image for %s: %w", platform, err)
+			}
+		}
 	}
 	list, err := writeSums(dist)
 	if err != nil {
@@ -172,17 +178,54 @@ func build(ctx context.Context, root, dist, version, platform string) (string, e
 	if !ok {
 		return "", fmt.Errorf("%q is not GOOS/GOARCH", platform)
 	}
-	binary := filepath.Join(dist, fmt.Sprintf("%s_%s_%s_%s", plugin, strings.TrimPrefix(version, "v"), goos, goarch))
+	binary := filepath.Join(dist, fileName(version, goos, goarch))
 	if goos == "windows" {
 		binary += ".exe"
 	}
+	return binary, compile(ctx, root, binary, version, goos, goarch, "-buildvcs=true")
+}
+
+func fileName(version, goos, goarch string) string {
+	return fmt.Sprintf("%s_%s_%s_%s", plugin, strings.TrimPrefix(version, "v"), goos, goarch)
+}
+
+func compile(ctx context.Context, root, binary, version, goos, goarch, vcs string) error {
 	env := []string{
 		"GOOS=" + goos, "GOARCH=" + goarch, "CGO_ENABLED=0", "GOAMD64=v1", "GOARM64=v8.0",
 		"GOFLAGS=-mod=readonly", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off",
 	}
-	_, err := command(ctx, root, env, "go", "build", "-trimpath", "-buildvcs=true",
+	_, err := command(ctx, root, env, "go", "build", "-trimpath", vcs,
 		"-ldflags", "-s -w -X "+plugin+".version="+version, "-o", binary, "./cmd/"+plugin)
-	return binary, err
+	return err
+}
+
+// image makes the same archive as `make image` does of the same commit, which a
+// test sees. A version with build metadata cannot be an image's tag.
+func image(ctx context.Context, root, dist, version, arch string) error {
+	if strings.Contains(version, "+") {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "image-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary := filepath.Join(dir, plugin)
+	if err := compile(ctx, root, binary, version, "linux", arch, "-buildvcs=false"); err != nil {
+		return err
+	}
+	revision, err := command(ctx, root, nil, "git", "rev-parse", "HEAD")
+	if err != nil {
+		return err
+	}
+	date, err := command(ctx, root, nil, "git", "log", "-1", "--format=%ct")
+	if err != nil {
+		return err
+	}
+	env := []string{"SOURCE_DATE_EPOCH=" + date, "GOOS=", "GOARCH="}
+	_, err = command(ctx, root, env, "go", "run", "./tools/image", "-binary", binary, "-version", version, "-arch", arch,
+		"-revision", revision, "-o", filepath.Join(dist, fileName(version, "linux", arch)+".oci.tar"))
+	return err
 }
 
 // writeSums lists all files of a release in the form of sha256sum. A binary's

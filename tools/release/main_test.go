@@ -109,6 +109,27 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 		t.Errorf("-version says %q, %v; want %q", said, err, want)
 	}
 	checkSBOM(t, binary+".cdx.json", read(t, "../../go.mod"))
+
+	if runtime.GOOS != "linux" {
+		return // no image was made
+	}
+	archive := filepath.Base(binary) + ".oci.tar"
+	if !strings.Contains(list, "  "+archive+"\n") {
+		t.Errorf("%s is not among the sums:\n%s", archive, list)
+	}
+	if _, err := exec.LookPath("make"); err != nil {
+		t.Skip("no make here, whose image is the one to compare with")
+	}
+	made := t.TempDir()
+	cmd := exec.Command("make", "image", "VERSION=v9.9.9", "ARCH="+runtime.GOARCH, "DIST="+made)
+	cmd.Dir = filepath.Join(dists[0], "../..")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nonexistent") // it would load the image
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make image: %v\n%s", err, out)
+	}
+	if read(t, filepath.Join(made, archive)) != read(t, filepath.Join(dists[0], archive)) {
+		t.Error("the release's image is another than that of make image")
+	}
 }
 
 func TestRelease_RefusesAnotherCompiler(t *testing.T) {

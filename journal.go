@@ -71,7 +71,9 @@ const (
 	// keptFor is how long an entry that was reported and not executed is left
 	// alone before it is looked at again.
 	keptFor = 10 * time.Minute
-	// maxLeftLines bounds the lines of the log on what a disabled mount leaves.
+	// maxLines bounds the lines of the log of a run, and maxLeftLines those on what a
+	// disabled mount leaves.
+	maxLines     = 10
 	maxLeftLines = 100
 )
 
@@ -413,6 +415,7 @@ type walRun struct {
 	cut   bool // entries were left for want of time
 	done  int  // entries that are ended
 	inRow int
+	lines int // of the log
 	// forbidden counts by project the deletes that were not allowed.
 	forbidden map[string]int
 }
@@ -493,11 +496,12 @@ func (r *walRun) outcome(err error) {
 	case r.first == nil:
 		r.first = err
 	}
-	if shared(err) || errors.Is(err, errWAL) {
+	if shared(err) || errors.Is(err, errWAL) || errors.Is(err, errNotConfigured) {
 		r.inRow++
 	}
-	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) {
+	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) && r.lines < maxLines {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
+		r.lines++
 		r.log(r.req).Warn("WAL entry not executed", "error", err)
 	}
 }

@@ -57,7 +57,7 @@ func TestLog_ALineForEachDecision(t *testing.T) {
 	one("lease renewed", "info", "role", "api_key_id", "ttl")
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	require.Error(t, asked(logical.RevokeOperation))
-	one("credential not revoked yet; it is left to the journal", "warn", "role", "service_account_id", "error")
+	one("credential not revoked yet; it is left to the WAL", "warn", "role", "service_account_id", "error")
 	require.NoError(t, asked(logical.RevokeOperation))
 	one("credential revoked", "info", "role", "service_account_id", "openai_request_id")
 

@@ -150,6 +150,19 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	require.Equal(t, 1.0, now.one(t, `journal_entries_worked_total{outcome="error"}`))
 	require.Equal(t, 2.0, now.one(t, `journal_entries_worked_total{outcome="ok"}`))
 
+	// An entry whose key is used.
+	used := h.lease("creds/app", nil)
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, credential{Version: 2, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
+	require.NoError(t, err)
+	h.b.work.wal.release(id)
+	h.advance(time.Hour)
+	require.Equal(t, 200, h.inference(used, http.MethodGet, "/models"))
+	h.tick()
+	now = look()
+	require.Equal(t, 1.0, now.one(t, "journal_entries_kept"))
+	require.Zero(t, now.one(t, "journal_entries"))
+	require.NoError(t, h.revoke(used))
+
 	// Static roles.
 	ctx, keep := t.Context(), h.keep
 	keep()

@@ -499,6 +499,7 @@ func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		const n, perMinute = 600, 60
+		h.configure(nil)
 		for i := range n {
 			c := credential{Version: 2, ProjectID: h.project, ID: h.sim.AddServiceAccount(h.project, fmt.Sprint("left-", i))}
 			_, err := h.b.journalRevoke(t.Context(), h.storage, c)

@@ -100,7 +100,7 @@ func (s *snapshot) readProject(ctx context.Context, id string, failure error) (a
 // is what kept that call from it, if others would share it.
 func unconfirmed(failure, err error) error {
 	if shared(err) || client.IsDenied(err) {
-		return fmt.Errorf("%s; whether it is deleted could not be confirmed: %w", failure, err)
+		failure = errors.New(failure.Error())
 	}
 	return fmt.Errorf("%w; whether it is deleted could not be confirmed: %w", failure, err)
 }

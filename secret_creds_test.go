@@ -540,7 +540,10 @@ func TestRevoke_WhatATightLimitLeavesIsJournalledAndDrains(t *testing.T) {
 		require.Less(t, time.Since(began), 2*time.Second)
 
 		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // time, compressed
-		h.tick()
+		for range 20 { // runs that end where a try takes too long
+			h.tick()
+			time.Sleep(time.Minute)
+		}
 		h.onlyLeased(lease)
 		require.NoError(t, h.revoke(lease))
 	})

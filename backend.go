@@ -108,19 +108,9 @@ type backend struct {
 	// configLock is a mutex of one slot whose wait honours a context.
 	configLock chan struct{}
 
-	// draining is set while the mount is being disabled: nothing is created
-	// then, and what is being created is destroyed instead of handed out.
-	draining atomic.Bool
-	// served says that this process has seen the mount without a taint, disabling
-	// that it has seen the taint begin, and revokeFailed that the last revoke since
-	// then has failed; see endStaticRoles.
-	served, disabling, revokeFailed atomic.Bool
+	unmount
 	// drainEnds is drainEnd's, nil before the first disabling.
 	drainEnds atomic.Pointer[time.Time]
-	// issuing counts the requests that may be creating something.
-	issuing atomic.Int64
-	// lastIssued is when the last credential was handed out, Unix nanoseconds.
-	lastIssued atomic.Int64
 
 	roles *roleCache
 	// pace is what is known of OpenAI's rate limits.
@@ -163,7 +153,7 @@ func (s *snapshot) with(cfg *config) *snapshot {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
@@ -333,9 +323,7 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
 	b.draining.Store(tainted)
-	if begins := tainted && b.served.Load(); b.disabling.Swap(begins) != begins {
-		b.revokeFailed.Store(false) // what failed before is not of this disabling
-	}
+	b.taint.look(tainted)
 	if tainted {
 		ctx, cancel := context.WithTimeout(ctx, drainBudget)
 		defer cancel()
@@ -347,7 +335,6 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 		}
 		return b.drain(ctx, req)
 	}
-	b.served.Store(true)
 	if b.WriteSafeReplicationState() {
 		b.kickSchedule(req) //nolint:contextcheck // it outlives this request
 		b.kickStatic(req)   //nolint:contextcheck // likewise

@@ -170,7 +170,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	// What is being created has its entry, but may not be at OpenAI yet; and of
 	// what has just been returned Vault must have stored the lease before it
 	// revokes all there are.
-	for b.issuing.Load() > 0 || time.Since(time.Unix(0, b.lastIssued.Load())) < leaseTransit {
+	for b.issuing.Load() > 0 || b.inTransit() {
 		if err := client.Wait(ctx, 50*time.Millisecond); err != nil {
 			break
 		}
@@ -178,9 +178,13 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	if unlock, err := b.lockConfig(ctx); err == nil {
 		unlock() // a rotation was finished; its entry is settled below
 	}
+	minAge, stays := time.Duration(0), b.cannotTellDisable(req.MountPoint)
+	if stays {
+		minAge = journalMinAge
+	}
 	var err error
 	for pause := time.Second; ; pause = min(2*pause, 8*time.Second) {
-		if err = b.runAllWAL(ctx, req, 0); err == nil {
+		if err = b.runAllWAL(ctx, req, minAge); err == nil || stays {
 			break
 		}
 		// What OpenAI does not show may appear yet, and afterwards nothing looks.
@@ -188,7 +192,9 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 			break
 		}
 	}
-	if b.WriteSafeReplicationState() {
+	if stays {
+		b.logKept(ctx, req)
+	} else if b.WriteSafeReplicationState() {
 		if retiredErr := b.endRetired(ctx, req); err == nil {
 			err = retiredErr
 		}

@@ -71,7 +71,7 @@ type meters struct {
 
 	issued, renewed, revoked, issueTime, activation        *metric
 	staticReads, staticRotations, staticRevoked            *metric
-	staticRoles, staticLag, staticFailing                  *metric
+	staticRoles, staticLag, staticFailing, staticKept      *metric
 	requests, requestTime, waitTime, retries, throttles    *metric
 	inFlight                                               *metric
 	journalEntries, journalAge, journalKept, journalWorked *metric
@@ -101,7 +101,8 @@ func newMeters() *meters {
 	m.staticRevoked = m.counter("static_keys_revoked_total", "Deletions of static roles' replaced keys.", "static_role", "outcome")
 	m.staticRoles = m.gauge("static_roles", "Static roles that this node keeps.")
 	m.staticLag = m.gauge("static_role_lag_seconds", "How late the most overdue static role is, with its rotation or with the deletion of a replaced key; 0 = none is late.")
-	m.staticFailing = m.gauge("static_roles_failing", "Static roles whose last rotation on schedule failed, as far as this process knows.")
+	m.staticFailing = m.gauge("static_roles_failing", "Static roles whose last rotation on schedule failed or whose entry could not be read, as far as this process knows.")
+	m.staticKept = m.gauge("static_keys_kept", "Replaced keys of static roles that are kept beyond revocation_delay since they are still used, perhaps by another Vault.")
 
 	m.requests = m.counter("api_requests_total", "Calls to OpenAI, each attempt for itself, by status class: 2xx to 5xx, or none without an answer that can be read.", "call", "status")
 	m.requestTime = m.histogram("api_request_duration_seconds", "How long an attempt took, once it was sent.", "call")

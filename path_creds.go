@@ -153,7 +153,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	if err == nil {
 		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
 			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt)}, m.attrs()...)...)
-		b.lastIssued.Store(time.Now().UnixNano())
+		b.issued()
 		if err = b.deleteWAL(ctx, req.Storage, m.walID); err == nil {
 			err = ctx.Err()
 		}

@@ -213,10 +213,11 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 		b.log(req).Warn("metrics are without what the config tells", "error", err)
 	}
 
-	if count, failing, lag, known := b.static.late(now); known {
-		set(m.staticRoles, float64(count))
-		set(m.staticFailing, float64(failing))
-		set(m.staticLag, lag.Seconds())
+	if static, known := b.static.late(now); known {
+		set(m.staticRoles, float64(static.roles))
+		set(m.staticFailing, float64(static.failing))
+		set(m.staticLag, static.lag.Seconds())
+		set(m.staticKept, float64(static.kept))
 	}
 	if sweep := b.tidy.current(); !sweep.finished.IsZero() {
 		set(m.sweepOrphans, float64(sweep.orphans))
@@ -225,16 +226,29 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 	return all
 }
 
-// late says how many static roles there are, how many have failed and how late
-// the latest is; known is false where this node does not keep them.
-func (s *staticState) late(now time.Time) (count, failing int, lag time.Duration, known bool) {
+// staticGauges are how many static roles there are, how many have failed, how late
+// the latest is, and how many replaced keys are kept since they are still used.
+type staticGauges struct {
+	roles, failing, kept int
+	lag                  time.Duration
+}
+
+// late reads the gauges; known is false where this node does not keep static roles.
+func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range s.due {
-		lag = max(lag, now.Sub(p.rotate))
-		if !p.owed.IsZero() {
-			lag = max(lag, now.Sub(p.owed))
+	g.roles, g.failing = len(s.due), len(s.failures)
+	for name := range s.unread {
+		if _, counted := s.failures[name]; !counted {
+			g.failing++
 		}
 	}
-	return len(s.due), len(s.failures), lag, s.due != nil
+	for _, p := range s.due {
+		g.kept += p.kept
+		g.lag = max(g.lag, now.Sub(p.rotate))
+		if !p.owed.IsZero() {
+			g.lag = max(g.lag, now.Sub(p.owed))
+		}
+	}
+	return g, s.due != nil
 }

@@ -62,6 +62,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		return noStaticRole(req, name), nil
 	}
 	now := b.now()
+	r.correct(now) // stored by the next pass
 	data := map[string]any{
 		"api_key":             r.Current.Value.Reveal(),
 		"api_key_id":          r.Current.ID,
@@ -79,7 +80,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	}
 	var previous time.Time
 	for _, k := range r.Retired {
-		if end := k.end(); end.After(now) && end.After(previous) {
+		if end := k.end(r.RevocationDelay); end.After(now) && end.After(previous) {
 			previous = end
 		}
 	}
@@ -102,7 +103,14 @@ func (b *backend) pathRotateRole() *framework.Path {
 	return &framework.Path{
 		Pattern:      "rotate-role/" + framework.GenericNameRegex("name"),
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "rotate", OperationSuffix: "static-role"},
-		Fields:       map[string]*framework.FieldSchema{"name": roleNameField()},
+		Fields: map[string]*framework.FieldSchema{
+			"name": roleNameField(),
+			"force": {
+				Type:         framework.TypeBool,
+				Description:  "Delete all replaced keys of the role at once, whatever is left of revocation_delay and whether or not they are still used.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Force"},
+			},
+		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback: strict(b.rotateRoleWrite),
@@ -118,7 +126,8 @@ func (b *backend) pathRotateRole() *framework.Path {
 		HelpSynopsis: "Replace the key of a static role now.",
 		HelpDescription: strings.TrimSpace(`
 Makes a new key, puts it in force once OpenAI accepts it, and deletes the old one
-after revocation_delay. A rotation_period counts from then.
+after revocation_delay. A rotation_period counts from then. With force=true no
+replaced key lives on: use it when a key has leaked.
 `),
 	}
 }
@@ -137,7 +146,12 @@ func (b *backend) rotateRoleWrite(ctx context.Context, req *logical.Request, d *
 	if r == nil {
 		return noStaticRole(req, name), nil
 	}
-	next, warnings, err := b.rotateStatic(ctx, req, name, r)
+	force := d.Get("force").(bool)
+	if force && len(r.Retired) >= maxRetired { // without room there is no rotation
+		r.endNow(b.now())
+		r, _ = b.endUnwanted(ctx, req, name, r)
+	}
+	next, warnings, err := b.rotateStatic(ctx, req, name, r, force)
 	switch {
 	case errors.Is(err, errNotConfigured):
 		return notConfigured(req), nil

@@ -48,7 +48,7 @@ func (b *backend) pathStaticRole() *framework.Path {
 		},
 		"revocation_delay": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long a replaced key lives on, for those who have not read the new one yet: 0 to the rotation period, or to the time between two rotations of the schedule. Default 6m, or that time if it is shorter.",
+			Description:  "How long a replaced key lives on, for those who have not read the new one yet: 0 to the rotation period, or to the time between two rotations of the schedule. A shorter one applies to the keys that already wait. Default 6m, or that time if it is shorter.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Revocation delay"},
 		},
 		"key_ttl": {
@@ -69,7 +69,8 @@ func (b *backend) pathStaticRole() *framework.Path {
 		"service_account_adopted": {Type: framework.TypeBool, Description: "Whether the account was there before the role, and stays after it.", Required: true},
 		"api_key_id":              {Type: framework.TypeString, Description: "ID of the key in force.", Required: true},
 		"api_key_expires_at":      {Type: framework.TypeString, Description: "When that key expires at OpenAI if no rotation replaces it (RFC 3339).", Required: true},
-		"retired_keys":            {Type: framework.TypeInt, Description: "How many replaced keys wait for the end of revocation_delay.", Required: true},
+		"retired_keys":            {Type: framework.TypeInt, Description: "How many replaced keys are not deleted yet.", Required: true},
+		"kept_keys":               {Type: framework.TypeInt, Description: "How many of them are kept beyond revocation_delay since they are still used.", Required: true},
 		"last_vault_rotation":     {Type: framework.TypeString, Description: "When the key was put in force (RFC 3339).", Required: true},
 		"next_vault_rotation":     {Type: framework.TypeString, Description: "When it is to be replaced next (RFC 3339).", Required: true},
 		"last_rotation_error":     {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
@@ -132,7 +133,9 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 	if r == nil || err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: map[string]any{
+	now := b.now()
+	r.correct(now) // stored by the next pass
+	resp := &logical.Response{Data: map[string]any{
 		"project_id":                  r.ProjectID,
 		"service_account_id":          r.ServiceAccountID,
 		"service_account":             r.ServiceAccount,
@@ -149,10 +152,21 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 		"api_key_expires_at":          timeText(r.Current.ExpiresAt),
 		"retired_keys":                len(r.Retired),
 		"last_vault_rotation":         timeText(r.LastRotated),
-		"next_vault_rotation":         timeText(r.next(b.now())),
+		"next_vault_rotation":         timeText(r.next(now)),
 		"last_rotation_error":         r.RotationError,
 		"next_rotation_retry":         timeText(b.static.retry(name)),
-	}}, nil
+	}}
+	kept := 0
+	for _, k := range r.Retired {
+		if !k.kept() {
+			continue
+		}
+		kept++
+		resp.AddWarning(fmt.Sprintf("The replaced key %s was used at %s, after its end at %s, so it is kept until %s: another Vault, restored from a snapshot, may use it. `vault write %srotate-role/%s force=true` deletes it at once.",
+			k.ID, timeText(k.LastUsedAt), timeText(k.DeleteAfter), timeText(k.keptUntil(r.RevocationDelay)), req.MountPoint, name))
+	}
+	resp.Data["kept_keys"] = kept
+	return resp, nil
 }
 
 func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -209,7 +223,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		if old != nil && len(r.Scopes) == 0 {
 			response.AddWarning("The role has no scopes any more: its key can do all that its account may do.")
 		}
-		_, warnings, err := b.rotateStatic(ctx, req, name, r)
+		_, warnings, err := b.rotateStatic(ctx, req, name, r, false)
 		switch {
 		case errors.Is(err, errNotConfigured): // deleted meanwhile
 			return notConfigured(req), nil
@@ -223,8 +237,12 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		}
 	} else {
 		if err := putStaticRole(ctx, req.Storage, name, r); err != nil {
-			b.static.forget()
+			b.static.lookAt(name, b.now())
 			return nil, err
+		}
+		r, warnings := b.endUnwanted(ctx, req, name, r)
+		for _, warning := range warnings {
+			response.AddWarning(warning)
 		}
 		b.static.set(name, r.plan(b.now()))
 	}
@@ -240,6 +258,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	r = &staticRole{ActivationTimeout: defaultActivation, RevocationDelay: -1}
 	if old != nil {
 		r = old.clone()
+		r.correct(now)
 	}
 	for field, target := range map[string]*string{"project_id": &r.ProjectID, "service_account_id": &r.ServiceAccountID} {
 		raw, ok := d.GetOk(field)
@@ -294,6 +313,9 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	}
 	if r.RevocationDelay > gap {
 		return nil, fmt.Sprintf("revocation_delay must be between 0 and the %s from one rotation to the next", gap)
+	}
+	if _, given := d.GetOk("revocation_delay"); old != nil && (r.RevocationDelay < old.RevocationDelay || given && r.RevocationDelay == 0) {
+		r.shorten(old.RevocationDelay)
 	}
 	// What a key made at any time must live through, to which a schedule adds the
 	// window and none of its gaps may be too long.
@@ -384,6 +406,10 @@ func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name 
 		snap, err := b.current(ctx, req.Storage)
 		if err == nil {
 			err = b.destroy(ctx, snap, c)
+		}
+		if errors.Is(err, errNotFinal) {
+			log.Info("OpenAI does not find what the static role owned, and is asked again since it is new", c.attrs()...)
+			continue
 		}
 		if err != nil {
 			log.Warn("what the static role owned is left to the journal", append(c.attrs(), "error", err)...)

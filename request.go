@@ -77,10 +77,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 		return logical.ErrorResponse("admin_api_key must be one string"), nil
 	}
 	b.metrics.push.seen(req)
-	if req.Operation != logical.RollbackOperation && req.Operation != logical.RevokeOperation {
-		b.served.Store(true) // of a tainted mount Vault asks nothing else
-	}
+	done := b.watch(ctx, req)
 	resp, err := b.Backend.HandleRequest(ctx, req)
+	done(resp, err)
 	if req.Operation == logical.HelpOperation && resp != nil {
 		keepReferences(resp)
 	}

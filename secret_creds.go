@@ -264,10 +264,12 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		if walErr := b.endRevoked(cleanup, req.Storage, lease.credential); walErr != nil {
 			log.Warn("WAL entry of an earlier try not deleted; its worker finds nothing to do", "error", walErr)
 		}
-		b.revokeFailed.Store(false)
 		log.Info("credential revoked", "openai_request_id", requestID)
 		notify(eventRevoke)
 		return nil, nil
+	}
+	if !errors.Is(err, errNotFinal) {
+		b.taint.fail() // before anything is awaited: the mount may be unloaded next
 	}
 	_, walErr := b.journalRevoke(cleanup, req.Storage, lease.credential)
 	if errors.Is(err, errNotFinal) && walErr == nil {
@@ -277,7 +279,6 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		notify(eventRevoke)
 		return nil, nil
 	}
-	b.revokeFailed.Store(true)
 	log.Warn("credential not revoked yet; it is left to the WAL", "error", err, "wal_error", walErr)
 	notify(eventRevokeFail)
 	return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), errors.Join(err, walErr))
@@ -285,7 +286,9 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 
 // beingDisabled reports whether the mount is being disabled, after which nothing
 // of it is left that could delete anything.
-func (b *backend) beingDisabled(*logical.Request) bool { return b.isDraining() }
+func (b *backend) beingDisabled(req *logical.Request) bool {
+	return b.isDraining() && !b.cannotTellDisable(req.MountPoint)
+}
 
 // renewals keep two renewals of a lease from undoing each other: Vault may hand
 // out the lease as it was before the first to both.

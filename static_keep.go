@@ -30,10 +30,6 @@ const (
 	// what becomes due. A tick comes once a minute, so that a pass ends only where
 	// ticks do.
 	staticShift = 90 * time.Second
-	// unmountWorkers and unmountBudget bound the deletes when the mount is
-	// disabled, during which other mounts of the process wait.
-	unmountWorkers = 16
-	unmountBudget  = 15 * time.Second
 )
 
 // staticState is what this process knows of static roles.
@@ -41,12 +37,17 @@ type staticState struct {
 	locks nameLocks     // a role's changes
 	busy  chan struct{} // one slot: held by a pass
 	stop  atomic.Pointer[context.CancelFunc]
-	until atomic.Int64  // when the pass is to end, Unix nanoseconds
+	until atomic.Int64  // when the pass is to end, nanoseconds since began
 	wake  chan struct{} // a due time has changed
+	began time.Time     // with its monotonic reading
 
 	mu       sync.Mutex
 	due      map[string]plan // nil when storage must be read
 	failures map[string]failures
+	// unread are those of roles that could not be looked at, which is not done
+	// before they say.
+	unread map[string]failures
+	looked time.Time // by the wall clock: the last look at what is due
 }
 
 // plan is what is to be done for a role next.
@@ -54,6 +55,7 @@ type plan struct {
 	rotate, deadline time.Time // from when, and until when a reader may rely on it
 	clean            time.Time // when a retired key is to be deleted, or tried again; zero = none
 	owed             time.Time // since when the first of them should be gone; zero = none
+	kept             int       // retired keys that are still used
 }
 
 // failures are those of a role in a row.
@@ -62,8 +64,15 @@ type failures struct {
 	retry time.Time // no try before
 }
 
+// again puts the next try off: for a minute at first, and at last for longest.
+func (f failures) again(now time.Time, longest time.Duration) failures {
+	delay := min(firstRetry<<min(f.count, 10), longest)
+	delay = delay/2 + rand.N(delay/2) // #nosec G404 -- jitter, not a secret
+	return failures{count: f.count + 1, retry: now.Add(delay)}
+}
+
 func newStaticState() *staticState {
-	return &staticState{locks: nameLocks{held: map[string]*nameLock{}}, busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), failures: map[string]failures{}}
+	return &staticState{locks: nameLocks{held: map[string]*nameLock{}}, busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), began: time.Now(), failures: map[string]failures{}, unread: map[string]failures{}}
 }
 
 // set notes what is to be done for a role next.
@@ -74,6 +83,18 @@ func (s *staticState) set(name string, p plan) {
 	}
 	s.mu.Unlock()
 	s.nudge()
+}
+
+// extend has the pass go on for d from now, and rest is how much of that is left.
+// Both are by the monotonic clock.
+func (s *staticState) extend(d time.Duration) { s.until.Store(int64(time.Since(s.began) + d)) }
+func (s *staticState) rest() time.Duration {
+	return time.Duration(s.until.Load()) - time.Since(s.began)
+}
+
+// lookAt has a role's entry read again: what is to be done for it is not known.
+func (s *staticState) lookAt(name string, now time.Time) {
+	s.set(name, plan{rotate: now, deadline: now})
 }
 
 // succeeded forgets a role's failures.
@@ -88,6 +109,7 @@ func (s *staticState) drop(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.failures, name)
+	delete(s.unread, name)
 	delete(s.due, name)
 }
 
@@ -106,16 +128,39 @@ func (s *staticState) nudge() {
 	}
 }
 
-// failed puts off the rotation of a role that has failed: for a minute at first,
-// and at last for longest.
-func (s *staticState) failed(name string, now time.Time, longest time.Duration) time.Time {
+// failed puts off the rotation of a role that has failed.
+func (s *staticState) failed(name string, now time.Time, longest time.Duration) (retry time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	count := s.failures[name].count
-	delay := min(firstRetry<<min(count, 10), longest)
-	delay = delay/2 + rand.N(delay/2) // #nosec G404 -- jitter, not a secret
-	s.failures[name] = failures{count: count + 1, retry: now.Add(delay)}
-	return now.Add(delay)
+	s.failures[name] = s.failures[name].again(now, longest)
+	return s.failures[name].retry
+}
+
+// notRead puts off all that is due for a role that could not be looked at.
+func (s *staticState) notRead(name string, now time.Time) (retry time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unread[name] = s.unread[name].again(now, longestRetry)
+	return s.unread[name].retry
+}
+
+// read notes that a role could be looked at.
+func (s *staticState) read(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unread, name)
+}
+
+// mind takes note of the wall clock. If it was set back, all that was planned with
+// the former time is forgotten.
+func (s *staticState) mind(now time.Time) {
+	now = now.Round(0) // without its monotonic reading, which is never set back
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Before(s.looked.Add(-clockSlack)) {
+		s.due, s.failures, s.unread = nil, map[string]failures{}, map[string]failures{}
+	}
+	s.looked = now
 }
 
 // retry is when a rotation that has failed is tried again, zero without any.
@@ -132,6 +177,7 @@ func (s *staticState) take(now time.Time, n int) (names []string, next time.Time
 	defer s.mu.Unlock()
 	urgency := map[string]time.Time{}
 	consider := func(name string, at, deadline time.Time) {
+		at = later(at, s.unread[name].retry)
 		if now.Before(at) {
 			if next.IsZero() || at.Before(next) {
 				next = at
@@ -159,7 +205,7 @@ func (s *staticState) take(now time.Time, n int) (names []string, next time.Time
 // kickStatic starts a pass, or has the one under way go on for longer. It
 // returns at once.
 func (b *backend) kickStatic(req *logical.Request) {
-	b.static.until.Store(time.Now().Add(staticShift).UnixNano())
+	b.static.extend(staticShift)
 	select {
 	case b.static.busy <- struct{}{}:
 	default:
@@ -205,6 +251,7 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 			}
 			return err
 		}
+		b.static.mind(b.now())
 		if err := b.loadStatic(ctx, req.Storage); err != nil {
 			return err
 		}
@@ -217,7 +264,7 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 			}
 			continue
 		}
-		rest := time.Until(time.Unix(0, b.static.until.Load()))
+		rest := b.static.rest()
 		if !next.IsZero() {
 			rest = min(rest, next.Sub(b.now()))
 		}
@@ -228,95 +275,11 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		if time.Now().UnixNano() >= b.static.until.Load() || !b.WriteSafeReplicationState() {
+		if b.static.rest() <= 0 || !b.WriteSafeReplicationState() {
 			break
 		}
 	}
 	return ctx.Err()
-}
-
-// endStaticRoles destroys what the static roles own, and leaves their entries to
-// Vault, which wipes the mount's storage next: the mount is being disabled. It
-// is called where Vault unloads a mount for whatever reason. Vault taints a mount
-// that is disabled, and one that moves, which it does not unload; but a move or
-// a disabling that has failed leaves the taint, and then a seal or a restart
-// unloads the mount all the same, perhaps to be moved later on. So what this
-// process has not seen begin, or where the last revoke since has failed, is left
-// alone.
-//
-// Until it returns, Vault's plugin protocol holds up the requests to all mounts
-// that this process serves, hence the bound, and the hurry within it.
-func (b *backend) endStaticRoles(ctx context.Context) {
-	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.WriteSafeReplicationState() {
-		return
-	}
-	b.draining.Store(true)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget)
-	defer cancel()
-	log := b.Logger()
-	if err := b.stopStatic(ctx); err != nil {
-		log.Warn("the mount is being disabled while a static role is rotated", "error", err)
-	}
-	names, err := b.storage.List(ctx, staticStoragePrefix)
-	if err != nil {
-		log.Error("the mount is being disabled, and its static roles could not be listed; what they own is left at OpenAI", "error", err)
-		return
-	}
-	if len(names) == 0 {
-		return
-	}
-	if !b.disabling.Load() || b.revokeFailed.Load() {
-		log.Warn("unloaded with a taint, but perhaps not disabled: what static roles own is left at OpenAI", "static_roles", len(names))
-		return
-	}
-	var group sync.WaitGroup
-	var failed atomic.Int64 // in a row, for a reason that others share
-	slots := make(chan struct{}, unmountWorkers)
-	for _, name := range names {
-		slots <- struct{}{}
-		group.Go(func() {
-			defer func() { <-slots }()
-			err := errors.New("too many others have failed")
-			if failed.Load() < unmountWorkers {
-				err = b.endOwned(ctx, name)
-			}
-			switch {
-			case err == nil:
-				failed.Store(0)
-			case shared(err):
-				failed.Add(1)
-			}
-			if err != nil {
-				log.Error("the mount is being disabled, and what a static role owns is left at OpenAI", "static_role", name, "error", err)
-			}
-		})
-	}
-	group.Wait()
-	log.Info("static roles ended with their mount", "static_roles", len(names))
-}
-
-// endOwned destroys what one static role owns.
-func (b *backend) endOwned(ctx context.Context, name string) error {
-	unlock, err := b.lockStatic(ctx, name)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r, err := getStaticRole(ctx, b.storage, name)
-	if r == nil || err != nil {
-		return err
-	}
-	var failures []error
-	for _, c := range r.owned(name) {
-		snap, err := b.current(ctx, b.storage)
-		if err == nil {
-			err = b.destroy(ctx, snap, c)
-		}
-		if err != nil {
-			failures = append(failures, fmt.Errorf("%s: %w", c.what(), err))
-		}
-	}
-	return errors.Join(failures...)
 }
 
 // loadStatic reads all roles' due times, once.
@@ -341,9 +304,12 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 		if r == nil && err == nil {
 			continue
 		}
-		at := plan{rotate: b.now()} // what cannot be read is looked at again, and complained of then
-		if err == nil {
-			at = r.plan(at.rotate)
+		// What cannot be read is looked at again, and complained of then; what holds
+		// a time that lies ahead is corrected.
+		now := b.now()
+		at := plan{rotate: now}
+		if err == nil && !r.clone().correct(now) {
+			at = r.plan(now)
 		}
 		b.static.mu.Lock()
 		if _, changed := b.static.due[name]; !changed && b.static.due != nil {
@@ -384,29 +350,42 @@ func (b *backend) keepSome(ctx context.Context, req *logical.Request, names []st
 func (b *backend) keepOne(parent context.Context, req *logical.Request, name string) error {
 	ctx, cancel := context.WithTimeout(parent, requestBudget)
 	defer cancel()
+	// Without a look at the role nothing is known of when to look next: each way out
+	// of here that sets no plan puts the next look off.
+	putOff := func(err error) error {
+		if parent.Err() == nil {
+			retry := b.static.notRead(name, b.now())
+			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", timeText(retry), "error", err)
+		}
+		return err
+	}
 	unlock, err := b.lockStatic(ctx, name)
 	if err != nil {
-		return err // whoever holds it sets what is to be done next
+		return putOff(err)
 	}
 	defer unlock()
 	r, err := getStaticRole(ctx, req.Storage, name)
 	if err != nil {
-		if parent.Err() == nil {
-			retry := b.static.failed(name, b.now(), longestRetry)
-			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", timeText(retry), "error", err)
-		}
-		return err
+		return putOff(err)
 	}
 	if r == nil {
 		b.static.drop(name)
 		return nil
 	}
+	if r.correct(b.now()) {
+		if err := putStaticRole(ctx, req.Storage, name, r); err != nil {
+			return putOff(err)
+		}
+		b.log(req).Warn("the clock was wrong when a time of a static role was stored: it is corrected, and the next rotation is planned anew",
+			"static_role", name, "last_rotation", timeText(r.LastRotated), "next_rotation", timeText(r.next(b.now())), "expires_at", timeText(r.Current.ExpiresAt))
+	}
+	b.static.read(name)
 	if len(r.Retired) >= maxRetired { // without which there is no rotation
-		r, _ = b.endRetiredKeys(ctx, req, name, r)
+		r, _ = b.endRetiredKeys(ctx, req, name, r, true)
 	}
 	var rotateErr error
 	if now := b.now(); !now.Before(r.next(now)) && !now.Before(b.static.retry(name)) {
-		next, _, err := b.rotateStatic(ctx, req, name, r)
+		next, _, err := b.rotateStatic(ctx, req, name, r, false)
 		if err == nil {
 			r = next
 		} else if parent.Err() != nil {
@@ -421,7 +400,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 	}
 	clean, cancelClean := context.WithTimeout(parent, cleanupBudget)
 	defer cancelClean()
-	r, err = b.endRetiredKeys(clean, req, name, r)
+	r, err = b.endRetiredKeys(clean, req, name, r, true)
 	if err != nil && parent.Err() != nil {
 		return err // it stays due
 	}
@@ -430,8 +409,11 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		p.clean = soonest // of a key that could not be deleted just now
 	}
 	b.static.set(name, p)
-	if rotateErr != nil {
+	switch {
+	case rotateErr != nil:
 		return rotateErr
+	case errors.Is(err, errNotFinal):
+		return nil // it only waits
 	}
 	return err
 }

@@ -9,6 +9,7 @@ package openaisecrets
 // names is destroyed by nobody but this file.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,10 @@ const (
 	// maxRetired bounds the replaced keys that wait for their deletion, which is
 	// the size of a role's entry and how much there is to delete with it.
 	maxRetired = 100
+	// maxKept is how long a superseded key that is still used is kept at most,
+	// keptReminder how often the log says so.
+	maxKept      = 7 * 24 * time.Hour
+	keptReminder = 24 * time.Hour
 )
 
 // staticRole is a long-lived identity whose key is replaced on a schedule.
@@ -47,7 +52,10 @@ type staticRole struct {
 	ServiceAccount   string `json:"service_account"`
 	// Adopted says that the account is somebody else's: its keys are made and
 	// deleted here, it itself stays.
-	Adopted           bool          `json:"adopted,omitempty"`
+	Adopted bool `json:"adopted,omitempty"`
+	// AccountCreatedAt is when the create of an account that was made for the role
+	// was sent; zero in entries of before it was kept.
+	AccountCreatedAt  time.Time     `json:"service_account_created_at,omitzero"`
 	Description       string        `json:"service_account_description,omitempty"`
 	Scopes            []string      `json:"scopes,omitempty"`
 	RevocationDelay   time.Duration `json:"revocation_delay"`
@@ -68,16 +76,82 @@ type staticKey struct {
 	Name      string        `json:"name,omitempty"`
 	Value     client.Secret `json:"-"`
 	ExpiresAt time.Time     `json:"expires_at"`
-	// DeleteAfter is set for retired ones.
-	DeleteAfter time.Time `json:"delete_after,omitzero"`
+	// CreatedAt is when its create was sent. It and ExpiresAt are by this server's
+	// clock, the other two the same by OpenAI's. What is zero is not known, as in
+	// entries of before it was kept.
+	CreatedAt       time.Time `json:"created_at,omitzero"`
+	OpenAICreatedAt time.Time `json:"openai_created_at,omitzero"`
+	OpenAIExpiresAt time.Time `json:"openai_expires_at,omitzero"`
+
+	// The rest is of superseded keys. SupersededAt is by this server's clock,
+	// SuccessorAt by OpenAI's.
+	DeleteAfter  time.Time `json:"delete_after,omitzero"`
+	SupersededAt time.Time `json:"superseded_at,omitzero"`
+	SuccessorAt  time.Time `json:"successor_created_at,omitzero"`
+	// EvenIfUsed says that the operator wants it deleted whatever its use.
+	EvenIfUsed bool `json:"delete_even_if_used,omitempty"`
+	// KeptAt is when it was last seen to be in use after its end, and LastUsedAt
+	// what OpenAI said then.
+	KeptAt     time.Time `json:"kept_at,omitzero"`
+	LastUsedAt time.Time `json:"last_used_at,omitzero"`
 }
 
-// end is when a retired key stops to work at the latest.
-func (k staticKey) end() time.Time {
+// superseded is when the key was superseded. Entries of before that was kept say
+// only what follows from revocation_delay.
+func (k *staticKey) superseded(delay time.Duration) time.Time {
+	if k.SupersededAt.IsZero() {
+		return k.DeleteAfter.Add(-delay)
+	}
+	return k.SupersededAt
+}
+
+// kept reports whether a superseded key stays although its time is over.
+func (k *staticKey) kept() bool { return !k.KeptAt.IsZero() && !k.EvenIfUsed }
+
+// keptUntil is until when a superseded key that is still used is kept.
+func (k *staticKey) keptUntil(delay time.Duration) time.Time {
+	end := k.superseded(delay).Add(maxKept)
+	// Whichever clock is wrong, of a key that has ended nobody has any use.
+	if dead := later(k.ExpiresAt, k.OpenAIExpiresAt); dead.Before(end) {
+		return dead
+	}
+	return end
+}
+
+// due is when something is to be done about a superseded key.
+func (k *staticKey) due(delay time.Duration) time.Time {
+	if !k.kept() {
+		return k.DeleteAfter
+	}
+	if end := k.keptUntil(delay); end.Before(k.KeptAt.Add(keptReminder)) {
+		return end
+	}
+	return k.KeptAt.Add(keptReminder)
+}
+
+// end is when a superseded key stops working at the latest.
+func (k *staticKey) end(delay time.Duration) time.Time {
+	if k.kept() {
+		return k.keptUntil(delay)
+	}
 	if k.ExpiresAt.Before(k.DeleteAfter) {
 		return k.ExpiresAt
 	}
 	return k.DeleteAfter
+}
+
+// usedAfterEnd reports whether a superseded key was used when its readers should
+// all have had its successor. The margin is for what OpenAI may round.
+func (k *staticKey) usedAfterEnd(lastUsed time.Time, delay time.Duration) bool {
+	overlap := k.DeleteAfter.Sub(k.superseded(delay))
+	return lastUsed.After(k.DeleteAfter.Add(-min(time.Minute, overlap/6)))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // storedStaticRole adds the one value that staticRole never encodes.
@@ -152,7 +226,18 @@ func (r *staticRole) next(now time.Time) time.Time {
 // renewBy is when the key must be replaced at the latest, for it to live on for
 // revocation_delay then.
 func (r *staticRole) renewBy() time.Time {
+	life := r.Current.OpenAIExpiresAt.Sub(r.Current.OpenAICreatedAt)
 	by := r.Current.ExpiresAt.Add(-r.RevocationDelay - staticLead)
+	// This server's clock may have been ahead when the key was made and have been
+	// set right since. If it is ahead for good, half a life is soon enough.
+	if theirs := r.Current.OpenAIExpiresAt.Add(-r.RevocationDelay - staticLead); life > 0 && theirs.Before(by.Add(-clockSlack)) {
+		if soonest := r.LastRotated.Add(life / 2); theirs.Before(soonest) {
+			theirs = soonest
+		}
+		if theirs.Before(by) {
+			by = theirs
+		}
+	}
 	// Whatever the clocks say: no rotation follows upon another at once.
 	if soonest := r.LastRotated.Add(minRotationPeriod); by.Before(soonest) {
 		return soonest
@@ -163,20 +248,103 @@ func (r *staticRole) renewBy() time.Time {
 // plan is what is to be done for the role next.
 func (r *staticRole) plan(now time.Time) plan {
 	p := plan{rotate: r.next(now), deadline: r.renewBy()}
-	for _, k := range r.Retired {
-		if p.clean.IsZero() || k.DeleteAfter.Before(p.clean) {
-			p.clean = k.DeleteAfter
+	for i := range r.Retired {
+		k := &r.Retired[i]
+		if due := k.due(r.RevocationDelay); p.clean.IsZero() || due.Before(p.clean) {
+			p.clean = due
+		}
+		if k.kept() {
+			p.kept++
 		}
 	}
 	p.owed = p.clean
 	return p
 }
 
-// credential is the role's account, or one of its keys, as destroy takes it.
+// correct replaces each time that lies in the past and is stored as if it were to
+// come: this server's clock was ahead then, and has been set right since. What is
+// planned is planned anew from it, never beyond the key's end at OpenAI. It reports
+// whether it has changed the role.
+func (r *staticRole) correct(now time.Time) (changed bool) {
+	present := now.UTC().Truncate(time.Second)
+	ahead := func(t *time.Time) bool {
+		if !t.After(now.Add(clockSlack)) {
+			return false
+		}
+		*t, changed = present, true
+		return true
+	}
+	made := func(k *staticKey) bool {
+		if !ahead(&k.CreatedAt) {
+			return false
+		}
+		if end := k.OpenAIExpiresAt; !end.IsZero() && end.Before(k.ExpiresAt) {
+			k.ExpiresAt = end
+		}
+		return true
+	}
+	ahead(&r.AccountCreatedAt)
+	wrong := made(&r.Current)
+	if ahead(&r.LastRotated) || wrong {
+		r.planFrom(present)
+		if r.Current.OpenAIExpiresAt.IsZero() { // when the key ends is not known
+			r.NextRotation = present
+		}
+	}
+	for i := range r.Retired {
+		k := &r.Retired[i]
+		made(k)
+		ahead(&k.KeptAt)
+		superseded := k.superseded(r.RevocationDelay)
+		overlap := k.DeleteAfter.Sub(superseded)
+		behind := k.SuccessorAt.Sub(superseded)
+		switch {
+		case ahead(&superseded):
+			k.SupersededAt, k.DeleteAfter = superseded, superseded.Add(overlap)
+		case !k.SuccessorAt.IsZero() && behind > maxSkew && !now.Before(k.SuccessorAt) && !k.EvenIfUsed:
+			// It was behind, and its readers have not had their time yet.
+			k.SupersededAt, k.DeleteAfter = k.SuccessorAt, k.SuccessorAt.Add(overlap)
+			changed = true
+		}
+	}
+	return changed
+}
+
+// shorten applies a shorter revocation_delay to the keys that wait for the end of
+// the former one: the operator wants them gone, whatever their use.
+func (r *staticRole) shorten(former time.Duration) {
+	for i := range r.Retired {
+		k := &r.Retired[i]
+		superseded := k.superseded(former)
+		if at := superseded.Add(r.RevocationDelay); at.Before(k.DeleteAfter) {
+			k.SupersededAt, k.DeleteAfter = superseded, at
+		}
+		k.EvenIfUsed = true
+	}
+}
+
+// endNow has all superseded keys deleted at once, whatever their use.
+func (r *staticRole) endNow(now time.Time) {
+	for i := range r.Retired {
+		k := &r.Retired[i]
+		k.SupersededAt, k.EvenIfUsed = k.superseded(r.RevocationDelay), true
+		if at := now.UTC().Truncate(time.Second); at.Before(k.DeleteAfter) {
+			k.DeleteAfter = at
+		}
+	}
+}
+
+// credential is the role's account, or one of its keys, as destroy takes it. Of
+// an account it names the key in force and the end of the key that lives longest.
 func (r *staticRole) credential(name string, k *staticKey) credential {
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: r.ProjectID, ID: r.ServiceAccountID, Name: r.ServiceAccount, StaticRole: name}
 	if k != nil {
-		c.Type, c.KeyID, c.KeyName = typeKey, k.ID, k.Name
+		c.Type, c.KeyID, c.KeyName, c.CreatedAt, c.KeyExpires = typeKey, k.ID, k.Name, k.CreatedAt, k.ExpiresAt
+		return c
+	}
+	c.KeyID, c.CreatedAt = r.Current.ID, r.AccountCreatedAt
+	for _, k := range r.keys() {
+		c.KeyExpires = later(c.KeyExpires, k.ExpiresAt)
 	}
 	return c
 }
@@ -272,8 +440,9 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 // rotateStatic gives the role a new key, and with the first one its account if
 // it has none, and stores it. The caller holds the role's lock, has just read r
 // from storage or is creating it, and finishes whether or not its client waits.
-// An error means that storage holds what it did, unless it is errWhichStaticKey.
-func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, warnings []string, err error) {
+// With force no superseded key lives on, whatever its use. An error means that
+// storage holds what it did, unless it is errWhichStaticKey.
+func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name string, r *staticRole, force bool) (next *staticRole, warnings []string, err error) {
 	b.issuing.Add(1) // the drain waits for it
 	defer b.issuing.Add(-1)
 	defer func() {
@@ -287,7 +456,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	}
 	m, err := b.obtain(ctx, req, r.order(name, req.DisplayName, b.now()))
 	if client.IsNotFound(err) && r.ServiceAccountID != "" {
-		err = fmt.Errorf("service account %s is not there any more; delete the static role and write it anew: %w", r.ServiceAccountID, err)
+		err = b.explainMissing(ctx, req, r, err)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -295,19 +464,30 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	defer b.work.wal.release(m.walID)
 	now := b.now()
 	next = r.clone()
+	next.correct(now)
 	if r.Current.ID != "" {
-		old := r.Current
-		old.Value, old.DeleteAfter = client.Secret{}, now.Add(r.RevocationDelay).UTC().Truncate(time.Second)
+		old := next.Current
+		old.Value, old.SupersededAt, old.SuccessorAt = client.Secret{}, now.UTC().Truncate(time.Second), m.key.CreatedAt.UTC()
+		old.DeleteAfter, old.EvenIfUsed = old.SupersededAt.Add(r.RevocationDelay), r.RevocationDelay == 0
 		next.Retired = append(next.Retired, old)
 	}
+	if r.ServiceAccountID == "" {
+		next.AccountCreatedAt = m.CreatedAt
+	}
+	if force {
+		next.endNow(now)
+	}
 	next.ServiceAccountID, next.ServiceAccount = m.ID, m.Name
-	next.Current = staticKey{ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.KeyExpires}
+	next.Current = staticKey{
+		ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.KeyExpires,
+		CreatedAt: m.CreatedAt, OpenAICreatedAt: m.key.CreatedAt.UTC(), OpenAIExpiresAt: m.key.ExpiresAt.UTC(),
+	}
 	next.LastRotated, next.RotationError = now.UTC().Truncate(time.Second), ""
 	next.planFrom(now)
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
 		// Which of the two storage holds is not known now. All that may be named
 		// there lives; the journal destroys what was made if it is not.
-		b.static.forget()
+		b.static.lookAt(name, now)
 		return nil, nil, fmt.Errorf("%w: %w", errWhichStaticKey, err)
 	}
 	if err := framework.DeleteWAL(ctx, req.Storage, m.walID); err != nil {
@@ -316,52 +496,129 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	b.notify(eventStaticRotate, req.MountPoint, "static-creds/"+name, true, append([]string{"name", name}, m.pairs()...)...)
 	b.log(req).Info("static role rotated", append([]any{"static_role", name, "retired_api_key_id", r.Current.ID, "openai_request_id", m.requestID,
 		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt)}, m.attrs()...)...)
-	if next.RevocationDelay == 0 {
-		if next, _ = b.endRetiredKeys(ctx, req, name, next); len(next.Retired) > 0 {
-			warnings = append(warnings, "The old key could not be deleted yet; the engine tries again every minute.")
-		}
-	}
+	next, warnings = b.endUnwanted(ctx, req, name, next)
 	b.static.succeeded(name)
 	b.static.set(name, next.plan(b.now()))
 	return next, warnings, nil
 }
 
+// explainMissing explains a 404 to the create of a key: whether its account is
+// deleted takes more than that to know.
+func (b *backend) explainMissing(ctx context.Context, req *logical.Request, r *staticRole, failure error) error {
+	snap, err := b.current(ctx, req.Storage)
+	if err != nil {
+		return failure
+	}
+	read := func(ctx context.Context) error {
+		_, err := snap.api.GetServiceAccount(ctx, r.ProjectID, r.ServiceAccountID)
+		return err
+	}
+	switch err := snap.proveDeleted(ctx, r.ProjectID, failure, read); {
+	case err != nil:
+		return fmt.Errorf("OpenAI did not find service account %s: %w", r.ServiceAccountID, err)
+	case !b.isFinal(r.AccountCreatedAt):
+		return fmt.Errorf("service account %s: %w: %w", r.ServiceAccountID, errNotFinal, failure)
+	}
+	return fmt.Errorf("service account %s is not there any more; delete the static role and write it anew: %w", r.ServiceAccountID, failure)
+}
+
 var errWhichStaticKey = errors.New("storage failed while the new key was put in force; it is in force, or all is as it was and the journal deletes it")
 
-// endRetiredKeys deletes the retired keys that are due and stores the rest. The
-// caller holds the role's lock. Failures are logged, the last is returned, and
-// they are tried again.
-func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, last error) {
+// endUnwanted deletes at once the superseded keys that the operator wants gone. It
+// reads none of them, since a request waits. The caller holds the role's lock.
+func (b *backend) endUnwanted(ctx context.Context, req *logical.Request, name string, r *staticRole) (next *staticRole, warnings []string) {
+	due := func(r *staticRole) bool {
+		return slices.ContainsFunc(r.Retired, func(k staticKey) bool { return k.EvenIfUsed && !b.now().Before(k.DeleteAfter) })
+	}
+	if !due(r) {
+		return r, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
+	defer cancel()
+	if r, _ = b.endRetiredKeys(ctx, req, name, r, false); due(r) {
+		warnings = append(warnings, "The old key could not be deleted yet; the engine tries again every minute.")
+	}
+	return r, warnings
+}
+
+// endRetiredKeys deletes the superseded keys that are due and stores the rest. One
+// that was used after its end may be another Vault's current key, one that was
+// restored from a snapshot of this one's storage: it is read, and kept for a while.
+// Without read only those go whose use does not matter. The caller holds the role's
+// lock. Failures are logged, the last is returned, and they are tried again.
+func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name string, r *staticRole, read bool) (next *staticRole, last error) {
 	now := b.now()
 	next = r.clone()
-	next.Retired = slices.DeleteFunc(next.Retired, func(k staticKey) bool {
-		if now.Before(k.DeleteAfter) {
-			return false
+	full := len(r.Retired) >= maxRetired // without room there is no rotation
+	changed := false
+	var rest []staticKey
+	for _, k := range r.Retired {
+		if now.Before(k.due(r.RevocationDelay)) || (!read && !k.EvenIfUsed) {
+			rest = append(rest, k)
+			continue
+		}
+		if last = cmp.Or(last, ctx.Err()); ctx.Err() != nil || shared(last) { // the others would fare no better
+			rest = append(rest, k)
+			continue
 		}
 		c := r.credential(name, &k)
 		log := b.log(req).With("static_role", name).With(c.attrs()...)
 		snap, err := b.current(ctx, req.Storage)
+		used := time.Time{}
+		if err == nil && !k.EvenIfUsed && !full && now.Before(k.keptUntil(r.RevocationDelay)) {
+			used, err = snap.lastUse(ctx, r.ProjectID, k.ID)
+		}
+		if err == nil && k.usedAfterEnd(used, r.RevocationDelay) {
+			k.KeptAt, k.LastUsedAt, changed = now.UTC().Truncate(time.Second), used.UTC(), true
+			log.Warn("superseded key kept: it was used after its end, perhaps by another Vault; rotate-role with force=true deletes it",
+				"last_used_at", timeText(used), "delete_after", timeText(k.DeleteAfter), "kept_until", timeText(k.keptUntil(r.RevocationDelay)))
+			rest = append(rest, k)
+			continue
+		}
 		if err == nil {
 			err = b.destroy(ctx, snap, c)
+		}
+		if errors.Is(err, errNotFinal) { // looked for again
+			last = cmp.Or(last, error(errNotFinal))
+			rest = append(rest, k)
+			continue
 		}
 		b.metrics.staticKeyRevoked(name, err)
 		if err != nil {
 			log.Warn("retired key not deleted", "error", err)
 			last = err
-			return false
+			rest = append(rest, k)
+			continue
 		}
 		log.Info("retired key deleted")
-		return true
-	})
-	if len(next.Retired) == len(r.Retired) {
+		changed = true
+	}
+	if !changed {
 		return r, last
 	}
+	next.Retired = rest
+	// What was done is stored although the time for doing more is over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	defer cancel()
 	if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
 		// The keys are deleted; deleting them again finds them gone.
 		b.log(req).Warn("static role not stored after deleting retired keys", "static_role", name, "error", err)
 		return r, err
 	}
 	return next, last
+}
+
+// lastUse is when OpenAI last saw a key in use; zero if it never did, does not say,
+// or does not find the key.
+func (s *snapshot) lastUse(ctx context.Context, project, id string) (time.Time, error) {
+	key, err := s.api.GetProjectKey(ctx, project, id)
+	if client.IsNotFound(err) { // its deletion proves whether it is deleted
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, s.unlessArchived(ctx, project, err)
+	}
+	return key.LastUsedAt, nil
 }
 
 // staticHolds reports whether the static role that a credential was made for

@@ -183,7 +183,7 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 		"project_id": h.project, "service_account_id": made.ID, "service_account": made.Name, "service_account_adopted": false, "service_account_description": "",
 		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "activation_timeout": int64(10),
 		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
-		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0,
+		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0, "kept_keys": 0,
 		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
 		"last_rotation_error": "", "next_rotation_retry": "",
 	}, h.staticRole("batch"))
@@ -467,10 +467,10 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	require.InDelta(t, 86400, next["ttl"], 60)
 	about(t, h.now().Add(defaultRevocationDelay), next["previous_api_key_expires_at"])
 	require.True(t, h.accepted(got["api_key"].(string)), "the overlap")
-	h.advance(defaultRevocationDelay - time.Minute)
+	h.advance(defaultRevocationDelay - 2*time.Minute)
 	h.keep()
 	require.Contains(t, h.staticCreds("batch"), "previous_api_key_expires_at")
-	h.advance(time.Minute + time.Second)
+	h.advance(2 * time.Minute)
 	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the moment has passed, deleted or not")
 	h.keep()
 	require.False(t, h.accepted(got["api_key"].(string)))

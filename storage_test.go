@@ -125,6 +125,36 @@ func TestGolden_StaticRoleV1(t *testing.T) {
 	require.True(t, want.Current.Value.Equal(got.Current.Value))
 	got.Current.Value = want.Current.Value // equal, but another pointer
 	require.Equal(t, want, got)
+
+	// Added without a new format, since an earlier release may ignore it: it
+	// deletes a superseded key at the end of revocation_delay.
+	want.AccountCreatedAt = at(1)
+	want.Current.CreatedAt, want.Current.OpenAICreatedAt, want.Current.OpenAIExpiresAt = at(2), at(2), at(9)
+	retired := &want.Retired[0]
+	retired.SupersededAt, retired.SuccessorAt, retired.EvenIfUsed, retired.KeptAt, retired.LastUsedAt = at(1), at(2), true, at(3), at(4)
+	require.NoError(t, putStaticRole(t.Context(), s, "batch", want))
+	entry, err = s.Get(t.Context(), staticStoragePrefix+"batch")
+	require.NoError(t, err)
+	var stored struct {
+		AccountCreated string            `json:"service_account_created_at"`
+		Current        map[string]string `json:"current_key"`
+		Retired        []map[string]any  `json:"retired_keys"`
+	}
+	require.NoError(t, entry.DecodeJSON(&stored))
+	text := func(day int) string { return at(day).Format(time.RFC3339) }
+	require.Equal(t, text(1), stored.AccountCreated)
+	require.Equal(t, map[string]string{
+		"id": "key_2", "name": "vault-static-batch-ab3defghij4klmn", "expires_at": text(9),
+		"created_at": text(2), "openai_created_at": text(2), "openai_expires_at": text(9),
+	}, stored.Current)
+	require.Equal(t, map[string]any{
+		"id": "key_1", "name": "vault-static-batch-ab3dezzzzzzzzzz", "expires_at": text(8), "delete_after": text(2),
+		"superseded_at": text(1), "successor_created_at": text(2), "delete_even_if_used": true, "kept_at": text(3), "last_used_at": text(4),
+	}, stored.Retired[0])
+	got, err = getStaticRole(t.Context(), s, "batch")
+	require.NoError(t, err)
+	got.Current.Value = want.Current.Value
+	require.Equal(t, want, got)
 }
 
 func TestGolden_MountV1(t *testing.T) {

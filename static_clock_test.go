@@ -1,0 +1,173 @@
+package openaisecrets
+
+// A static role under a clock that is wrong and is set right.
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// setClock sets the engine's clock, and not OpenAI's.
+func (h *harness) setClock(ahead time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.offset = ahead
+}
+
+func (h *harness) storedStatic(name string) *staticRole {
+	h.t.Helper()
+	r, err := getStaticRole(context.Background(), h.storage, name)
+	require.NoError(h.t, err)
+	return r
+}
+
+func TestStaticClock_OneThatWasAheadAtARotationAndIsSetRight(t *testing.T) {
+	t.Parallel()
+	for name, ahead := range map[string]time.Duration{"by 40 days": 40 * 24 * time.Hour, "by an hour": time.Hour} {
+		for _, restart := range []bool{false, true} {
+			t.Run(name+map[bool]string{true: ", with a restart"}[restart], func(t *testing.T) {
+				t.Parallel()
+				h := withStatic(t, openaitest.Options{})
+				h.static("batch", nil)
+				first := h.staticCreds("batch")
+				h.keep()
+				h.setClock(ahead)
+				if ahead < 24*time.Hour {
+					h.must(h.write("rotate-role/batch", nil))
+				}
+				h.keep()
+				require.NotEqual(t, first["api_key_id"], h.keyOf("batch"))
+				h.setClock(0)
+				if restart {
+					h.restartStatic()
+				}
+				// What is read is right at once, and what is stored after the next pass.
+				about(t, h.now(), h.staticRole("batch")["last_vault_rotation"])
+				h.keep()
+				for range 3 { // it is said once
+					h.keep()
+				}
+				require.Len(t, lines(h.log.String(), "the clock was wrong"), 1)
+				r := h.storedStatic("batch")
+				for what, at := range map[string]time.Time{"rotation": r.LastRotated, "creation": r.Current.CreatedAt, "supersession": r.Retired[0].SupersededAt} {
+					require.WithinDuration(t, h.now(), at, 5*time.Minute, what)
+				}
+				about(t, h.now().Add(24*time.Hour), h.staticRole("batch")["next_vault_rotation"])
+				about(t, h.sim.Now().Add(7*24*time.Hour), h.staticRole("batch")["api_key_expires_at"])
+				require.True(t, h.accepted(first["api_key"].(string)), "its readers have their time")
+				about(t, h.now().Add(defaultRevocationDelay), h.staticCreds("batch")["previous_api_key_expires_at"])
+				h.advance(defaultRevocationDelay + time.Second)
+				h.keep()
+				require.False(t, h.accepted(first["api_key"].(string)))
+				for range 10 {
+					h.advance(24 * time.Hour)
+					h.keep()
+					h.onlyStatic()
+					require.True(t, h.staticTime("batch", "last_vault_rotation").After(h.now().Add(-time.Hour)), "it rotates daily")
+				}
+				h.gone("batch")
+			})
+		}
+	}
+}
+
+// An entry of before the key's end at OpenAI was kept: the key is replaced at once.
+func TestStaticClock_OfAnOlderEntryTheKeyIsReplaced(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	id := h.keyOf("batch")
+	r := h.storedStatic("batch")
+	r.LastRotated, r.NextRotation = h.now().Add(40*24*time.Hour), h.now().Add(41*24*time.Hour)
+	r.Current.ExpiresAt = h.now().Add(47 * 24 * time.Hour)
+	r.Current.CreatedAt, r.Current.OpenAICreatedAt, r.Current.OpenAIExpiresAt, r.AccountCreatedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	require.NoError(t, putStaticRole(t.Context(), h.storage, "batch", r))
+	h.restartStatic()
+	h.keep()
+	require.NotEqual(t, id, h.keyOf("batch"))
+	about(t, h.now().Add(24*time.Hour), h.staticRole("batch")["next_vault_rotation"])
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticClock_OneThatWasBehindAtARotationAndIsSetRight(t *testing.T) {
+	t.Parallel()
+	for name, behind := range map[string]time.Duration{"by 40 days": 40 * 24 * time.Hour, "by an hour": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.setClock(-behind)
+			h.static("batch", nil)
+			first := h.staticCreds("batch")
+			h.must(h.write("rotate-role/batch", nil))
+			h.setClock(0)
+			h.keep()
+			h.keep()
+			require.True(t, h.accepted(first["api_key"].(string)), "its readers have their time")
+			require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+			h.advance(defaultRevocationDelay + time.Second)
+			h.keep()
+			require.False(t, h.accepted(first["api_key"].(string)))
+			for range 10 {
+				h.advance(24 * time.Hour)
+				h.keep()
+				require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+				require.True(t, h.staticTime("batch", "last_vault_rotation").After(h.now().Add(-25*time.Hour)))
+			}
+			h.advance(defaultRevocationDelay)
+			h.keep()
+			h.onlyStatic()
+			h.gone("batch")
+		})
+	}
+}
+
+// A clock that was ahead for long enough leaves no time that lies ahead, but an end
+// of the key that is too late.
+func TestStaticClock_TheKeysEndAtOpenAIBoundsTheRotation(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.setClock(time.Hour)
+	h.static("batch", fields{"rotation_period": "24h", "key_ttl": "24h12m"})
+	h.sim.Advance(2 * time.Hour)
+	h.setClock(2 * time.Hour) // set right, two hours later
+	end := h.storedStatic("batch").Current.OpenAIExpiresAt
+	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(end.Add(-defaultRevocationDelay)))
+	h.gone("batch")
+}
+
+// One that is ahead for good is no reason to rotate without pause.
+func TestStaticClock_OneThatStaysWrongRotatesOnSchedule(t *testing.T) {
+	t.Parallel()
+	for name, ahead := range map[string]time.Duration{"ahead": 40 * 24 * time.Hour, "behind": -40 * 24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.setClock(ahead)
+			h.static("batch", nil)
+			for range 3 {
+				h.keep()
+				id := h.keyOf("batch")
+				h.keep()
+				require.Equal(t, id, h.keyOf("batch"))
+				h.advance(23 * time.Hour)
+				h.keep()
+				require.Equal(t, id, h.keyOf("batch"))
+				h.advance(time.Hour + time.Second)
+				h.keep()
+				require.NotEqual(t, id, h.keyOf("batch"))
+			}
+			h.advance(defaultRevocationDelay)
+			h.keep()
+			h.onlyStatic()
+			h.gone("batch")
+		})
+	}
+}

@@ -1,0 +1,238 @@
+package openaisecrets
+
+// Superseded keys of static roles that are still used: perhaps by a Vault that was
+// restored from a snapshot of this one's storage, or this one is the copy.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// monthly is a static role with a superseded key, and that key.
+func monthly(t *testing.T) (h *harness, superseded fields) {
+	t.Helper()
+	h = withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "720h"})
+	superseded = h.staticCreds("batch")
+	h.must(h.write("rotate-role/batch", nil))
+	return h, superseded
+}
+
+func (h *harness) reads() int { return h.sim.Count(http.MethodGet, routeKey) }
+
+func TestStaticKept_AKeyThatIsUsedAfterItsEndStaysForAWeek(t *testing.T) {
+	t.Parallel()
+	h, old := monthly(t)
+	key := old["api_key"].(string)
+	said := func() int { return len(lines(h.log.String(), "superseded key kept")) }
+	h.advance(defaultRevocationDelay)
+	require.True(t, h.accepted(key))
+	h.sim.ResetRequests()
+	for range 5 {
+		h.keep()
+	}
+	require.Equal(t, 1, h.reads(), "it is read once")
+	require.Equal(t, 1, said())
+	require.InDelta(t, 1, h.measured().one(t, "static_keys_kept"), 0)
+	require.Zero(t, h.measured().one(t, "static_role_lag_seconds"), "and is not late")
+	resp := h.must(h.read("static-roles/batch"))
+	require.Equal(t, []any{1, 1}, []any{resp.Data["retired_keys"], resp.Data["kept_keys"]})
+	require.Len(t, resp.Warnings, 1)
+	require.Contains(t, resp.Warnings[0], old["api_key_id"].(string)+" was used at ")
+	until := h.staticTime("batch", "last_vault_rotation").Add(maxKept)
+	about(t, until, h.staticCreds("batch")["previous_api_key_expires_at"])
+
+	h.restartStatic()
+	h.keep()
+	require.Equal(t, 1, said(), "a restart says nothing again")
+	for day := range 6 {
+		h.advance(24*time.Hour + time.Second)
+		h.keep()
+		h.keep()
+		require.Equal(t, day+2, said(), "once a day")
+		require.True(t, h.accepted(key))
+	}
+	h.until(until)
+	h.keep()
+	require.False(t, h.accepted(key))
+	require.Zero(t, h.measured().one(t, "static_keys_kept"))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+func TestStaticKept_OtherwiseASupersededKeyIsDeletedAfterOneRead(t *testing.T) {
+	t.Parallel()
+	for name, use := range map[string]func(h *harness, key string){
+		"never used":          func(*harness, string) {},
+		"used in the overlap": func(h *harness, key string) { h.accepted(key); h.advance(defaultRevocationDelay - 2*time.Minute) },
+		"last_used_at is absent": func(h *harness, key string) {
+			id := h.storedStatic("batch").Retired[0].ID
+			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Kind: openaitest.FaultGarbageBefore, Body: fmt.Sprintf(`{"object":"organization.project.api_key","id":%q,"name":"x","created_at":1,"redacted_value":"sk-…x","owner":{"type":"service_account"}}`, id)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, old := monthly(t)
+			h.sim.ResetRequests()
+			use(h, old["api_key"].(string))
+			h.until(h.storedStatic("batch").Retired[0].DeleteAfter)
+			h.keep()
+			require.NotContains(t, h.liveKeys(), old["api_key_id"])
+			require.Equal(t, 1, h.reads())
+			require.Equal(t, 0, h.staticRole("batch")["retired_keys"])
+			h.gone("batch")
+		})
+	}
+}
+
+// Whoever has stolen a key uses it.
+func TestStaticKept_TheOperatorsWordEndsAKeyWhateverItsUse(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		kept bool
+		end  func(h *harness)
+	}{
+		"force, at once":                  {false, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
+		"force, a kept one":               {true, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
+		"no revocation_delay, at once":    {false, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
+		"no revocation_delay, a kept one": {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
+		"a shorter one, a kept one":       {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": "5m"})) }},
+		"a shorter one, at its new end": {false, func(h *harness) {
+			h.must(h.write("static-roles/batch", fields{"revocation_delay": "2m"}))
+			h.advance(2 * time.Minute)
+		}},
+		"a shorter one that is over already": {false, func(h *harness) {
+			h.advance(3 * time.Minute)
+			h.must(h.write("static-roles/batch", fields{"revocation_delay": "2m"}))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, old := monthly(t)
+			key := old["api_key"].(string)
+			if test.kept {
+				h.advance(defaultRevocationDelay)
+				require.True(t, h.accepted(key))
+				h.keep()
+				require.Equal(t, 1, h.staticRole("batch")["kept_keys"])
+			}
+			h.sim.ResetRequests()
+			test.end(h)
+			require.Zero(t, h.reads(), "no request waits for a read")
+			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: http.StatusInternalServerError})
+			if test.kept || h.storedStatic("batch").Retired != nil {
+				h.accepted(key) // once more
+				h.keep()
+			}
+			require.False(t, h.accepted(key))
+			h.sim.ClearFaults()
+			h.advance(time.Hour)
+			h.keep()
+			h.onlyStatic()
+			h.gone("batch")
+		})
+	}
+}
+
+func TestStaticKept_WithForceWhatCannotBeDeletedIsSaidAndTriedAgain(t *testing.T) {
+	t.Parallel()
+	h, old := monthly(t)
+	heal := h.sim.Fail(openaitest.Fault{Route: routeKey, Status: http.StatusForbidden})
+	resp := h.must(h.write("rotate-role/batch", fields{"force": true}))
+	require.Contains(t, resp.Warnings[0], "could not be deleted yet")
+	heal()
+	h.advance(firstRetry)
+	require.True(t, h.accepted(old["api_key"].(string)))
+	h.keep()
+	require.False(t, h.accepted(old["api_key"].(string)))
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+// A key whose use could not be read is not deleted yet, but does not outlive that
+// for longer than one that is used.
+func TestStaticKept_WithoutAnAnswerAKeyStaysForAWeekAtMost(t *testing.T) {
+	t.Parallel()
+	h, old := monthly(t)
+	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: http.StatusForbidden})
+	defer heal()
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	require.Contains(t, h.liveKeys(), old["api_key_id"])
+	h.advance(maxKept - defaultRevocationDelay)
+	h.keep()
+	require.NotContains(t, h.liveKeys(), old["api_key_id"])
+	h.gone("batch")
+}
+
+// Kept keys must not fill the list, without room on which there is no rotation.
+func TestStaticKept_KeptKeysStopNoRotation(t *testing.T) {
+	t.Parallel()
+	h, _ := monthly(t)
+	h.advance(defaultRevocationDelay)
+	h.keep()
+	r := h.storedStatic("batch")
+	for i := range maxRetired {
+		r.Retired = append(r.Retired, staticKey{
+			ID: fmt.Sprint("key_", i), ExpiresAt: r.Current.ExpiresAt, DeleteAfter: r.LastRotated.Add(defaultRevocationDelay),
+			SupersededAt: r.LastRotated, KeptAt: h.now().UTC().Truncate(time.Second), LastUsedAt: h.now().UTC().Truncate(time.Second),
+		})
+	}
+	require.NoError(t, putStaticRole(t.Context(), h.storage, "batch", r))
+	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "the next rotation waits for them")
+	h.must(h.write("rotate-role/batch", fields{"force": true}))
+	for h.staticRole("batch")["retired_keys"] != 0 { // a slow machine needs several passes
+		h.advance(firstRetry)
+		h.keep()
+	}
+	h.onlyStatic()
+	h.gone("batch")
+}
+
+// Staging is restored from a snapshot of production's storage, and both go on.
+func TestStaticKept_ACopyOfVaultLeavesTheOriginalItsKey(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	staging := h.copied()
+	key := h.staticCreds("batch")["api_key"].(string)
+	staging.must(staging.write("rotate-role/batch", nil))
+	for range 10 { // production goes on with its key until it rotates it
+		h.advance(2 * time.Minute)
+		staging.setClock(h.offset)
+		require.True(t, h.accepted(key))
+		staging.keep()
+	}
+	require.Equal(t, 1, staging.staticRole("batch")["kept_keys"])
+	require.Len(t, lines(staging.log.String(), "perhaps by another Vault"), 1)
+	h.advance(24 * time.Hour)
+	h.keep()
+	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+	h.sim.KeepAll()
+}
+
+// copied is a mount whose storage was restored from a snapshot of h's.
+func (h *harness) copied() *harness {
+	h.t.Helper()
+	other := &harness{
+		t: h.t, sim: h.sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{},
+		system: h.system, manager: h.manager, project: h.project, offset: h.offset,
+	}
+	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
+	require.NoError(h.t, err)
+	for _, k := range keys {
+		e, err := h.storage.inner.Get(context.Background(), k)
+		require.NoError(h.t, err)
+		require.NoError(h.t, other.storage.inner.Put(context.Background(), e))
+	}
+	other.restartStatic()
+	return other
+}

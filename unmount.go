@@ -1,0 +1,331 @@
+package openaisecrets
+
+// This file owns the end of the mount: what this process has seen of Vault's
+// taint, and what static roles own when the mount is unloaded.
+//
+// What must stay true: what a mount that lives on needs is never destroyed. Vault
+// taints a mount that is disabled and one that moves, a failure of either leaves
+// the taint, and then a seal, a step-down or a restart unloads the mount as a
+// disable does. So static roles end only where this process has seen the taint
+// begin and nothing has failed since; where they stay the log says what stays and
+// until when.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+const (
+	// unmountWorkers and unmountBudget bound the deletes when the mount is
+	// disabled, during which other mounts of the process wait.
+	unmountWorkers = 16
+	unmountBudget  = 15 * time.Second
+	// unmountReading is for reading what must be logged when that is spent.
+	unmountReading = 5 * time.Second
+	// envOpenBao is set by OpenBao for its plugins.
+	envOpenBao = "BAO_VERSION"
+)
+
+// unmount is what this process knows of the end of its mount.
+type unmount struct {
+	// draining is set while the mount is being disabled: nothing is created
+	// then, and what is being created is destroyed instead of handed out.
+	draining atomic.Bool
+	// issuing counts the requests that may be creating something, revoking those
+	// that revoke.
+	issuing, revoking atomic.Int64
+	// lastIssued is when the last credential was handed out. It keeps its
+	// monotonic reading: a clock that is set back must not make the drain wait.
+	lastIssued atomic.Pointer[time.Time]
+	// mountPoint is that of the last request: an unload has none.
+	mountPoint atomic.Pointer[string]
+	taint      taintWatch
+	// getenv is os.Getenv, but for tests.
+	getenv func(string) string
+}
+
+// issued notes that a credential has been handed out.
+func (u *unmount) issued() {
+	now := time.Now()
+	u.lastIssued.Store(&now)
+}
+
+// inTransit reports whether Vault may still be storing the last lease.
+func (u *unmount) inTransit() bool {
+	last := u.lastIssued.Load()
+	return last != nil && time.Since(*last) < leaseTransit
+}
+
+// taintWatch is what this process has seen of the mount's taint.
+type taintWatch struct {
+	mu      sync.Mutex
+	served  bool // the mount was seen without a taint
+	tainted bool // at the last look
+	begun   bool // this process has seen the present taint begin
+	failed  bool // a revoke has failed, or Vault has broken off a request, since it began
+	told    bool // what stays has been logged
+}
+
+// look takes note of whether the mount is tainted. A taint that was there at the
+// last look is the same one: a repeated disable does not begin another.
+func (w *taintWatch) look(tainted bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if tainted && !w.tainted {
+		w.begun, w.failed, w.told = w.served, false, false
+	}
+	w.tainted = tainted
+	w.served = w.served || !tainted
+}
+
+// serve takes note of a request that Vault does not send to a tainted mount.
+func (w *taintWatch) serve(tainted func() bool) {
+	w.mu.Lock()
+	looked := w.tainted
+	w.served = w.served || !looked
+	w.mu.Unlock()
+	if looked { // is it over?
+		w.look(tainted())
+	}
+}
+
+func (w *taintWatch) fail() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failed = true
+}
+
+// tell reports once for each taint that what stays must be logged.
+func (w *taintWatch) tell() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	first := !w.told
+	w.told = true
+	return first
+}
+
+// doubt says why an unload of the tainted mount may be no disable, "" if it is one.
+func (w *taintWatch) doubt() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case !w.begun:
+		return "this process has not seen the taint begin"
+	case w.failed:
+		return "a revocation has failed or was interrupted since the taint began"
+	}
+	return ""
+}
+
+// cannotTellDisable reports whether a disable of this mount looks like something
+// that the mount survives. OpenBao seals a namespace by tainting and unloading its
+// mounts, and keeps their storage. Its mount points include the namespace, so that
+// only one without a slash is known not to be in any.
+func (b *backend) cannotTellDisable(mountPoint string) bool {
+	return b.getenv(envOpenBao) != "" && strings.Contains(strings.Trim(mountPoint, "/"), "/")
+}
+
+// watch takes note of a request of Vault's. The caller calls done with its end.
+func (b *backend) watch(ctx context.Context, req *logical.Request) (done func(*logical.Response, error)) {
+	if last := b.mountPoint.Load(); req.MountPoint != "" && (last == nil || *last != req.MountPoint) {
+		mountPoint := strings.Clone(req.MountPoint)
+		b.mountPoint.Store(&mountPoint)
+	}
+	revoke := req.Operation == logical.RevokeOperation
+	if !revoke && req.Operation != logical.RollbackOperation {
+		b.taint.serve(b.System().Tainted)
+		return func(*logical.Response, error) {}
+	}
+	if revoke {
+		b.revoking.Add(1)
+	}
+	// A seal or a step-down in the middle of a disable breaks the request off, and
+	// unloads the mount perhaps before the request has noticed.
+	stop := context.AfterFunc(ctx, b.taint.fail)
+	return func(resp *logical.Response, err error) {
+		stop()
+		if revoke {
+			if err != nil || resp.IsError() {
+				b.taint.fail()
+			}
+			b.revoking.Add(-1)
+		}
+	}
+}
+
+// mayStay says why an unload of the tainted mount may be no disable, "" if it is one.
+func (b *backend) mayStay() string {
+	mountPoint := ""
+	if known := b.mountPoint.Load(); known != nil {
+		mountPoint = *known
+	}
+	switch doubt := b.taint.doubt(); {
+	case doubt != "":
+		return doubt
+	case b.revoking.Load() > 0: // Vault disables once all are done
+		return "a revocation is in progress"
+	case b.cannotTellDisable(mountPoint):
+		return "OpenBao seals a namespace in the same way"
+	}
+	return ""
+}
+
+// endStaticRoles destroys what the static roles own, and leaves their entries to
+// Vault, which wipes the mount's storage next: the mount is being disabled. It is
+// called where Vault unloads a mount for whatever reason.
+//
+// Until it returns, Vault's plugin protocol holds up the requests to all mounts
+// that this process serves, hence the bound, and the hurry within it.
+func (b *backend) endStaticRoles(ctx context.Context) {
+	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.WriteSafeReplicationState() {
+		return
+	}
+	stays := b.mayStay() // before anything is awaited
+	b.draining.Store(true)
+	reading, cancelReading := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget+unmountReading)
+	defer cancelReading()
+	ctx, cancel := context.WithTimeout(reading, unmountBudget)
+	defer cancel()
+	log := b.Logger()
+	if known := b.mountPoint.Load(); known != nil {
+		log = log.With("mount", *known)
+	}
+	if err := b.stopStatic(ctx); err != nil {
+		log.Warn("the mount is being disabled while a static role is rotated", "error", err)
+	}
+	names, err := b.storage.List(ctx, staticStoragePrefix)
+	if err != nil {
+		log.Error("the tainted mount is unloaded, and its static roles could not be listed; what they own is left at OpenAI", "error", err)
+		return
+	}
+	if len(names) == 0 {
+		return
+	}
+	if stays != "" {
+		log.Warn("unloaded with a taint, but perhaps not disabled: static roles keep their accounts and keys", "static_roles", len(names), "reason", stays)
+	}
+	e := &ending{b: b, log: log, leave: stays != ""}
+	var group sync.WaitGroup
+	slots := make(chan struct{}, unmountWorkers)
+	for _, name := range names {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			e.role(ctx, reading, name)
+		})
+	}
+	group.Wait()
+	if !e.leave {
+		log.Info("static roles ended with their mount", "static_roles", len(names))
+	}
+}
+
+// ending is the end of a mount's static roles.
+type ending struct {
+	b      *backend
+	log    hclog.Logger
+	leave  bool         // nothing is destroyed, and the log says what stays
+	failed atomic.Int64 // in a row, for a reason that others share
+}
+
+// role destroys what one static role owns, or logs what stays.
+func (e *ending) role(ctx, reading context.Context, name string) {
+	log := e.log.With("static_role", name)
+	const left = "the mount is being disabled, and what a static role owns is left at OpenAI"
+	unlock, err := e.b.lockStatic(ctx, name)
+	if err == nil {
+		defer unlock()
+	} else if !e.leave {
+		log.Error(left, "error", err)
+		return
+	}
+	r, err := getStaticRole(reading, e.b.storage, name)
+	if err != nil {
+		log.Error("a static role could not be read; what it owns is left at OpenAI", "error", err)
+		return
+	}
+	if r == nil {
+		return
+	}
+	for _, c := range r.owned(name) {
+		attrs := append(c.attrs(), "key_expires_at", timeText(c.KeyExpires))
+		if e.leave {
+			log.Warn("static role keeps its credential", attrs...)
+			continue
+		}
+		err := errors.New("too many others have failed")
+		if e.failed.Load() < unmountWorkers {
+			err = e.b.destroyNow(ctx, c)
+		}
+		switch {
+		case err == nil:
+			e.failed.Store(0)
+			continue
+		case shared(err):
+			e.failed.Add(1)
+		}
+		log.Error(left, append(attrs, "error", fmt.Errorf("%s: %w", c.what(), err))...)
+	}
+}
+
+// destroyNow destroys a credential for which there is no later: what OpenAI does
+// not find yet is looked for until the context ends.
+func (b *backend) destroyNow(ctx context.Context, c credential) error {
+	for attempt := 0; ; attempt++ {
+		snap, err := b.current(ctx, b.storage)
+		if err == nil {
+			err = b.destroy(ctx, snap, c)
+		}
+		if !errors.Is(err, errNotFinal) || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+	}
+}
+
+// logKept logs what a drain leaves where a disable cannot be told from what the
+// mount survives: superseded admin keys through their grace period, and the WAL
+// entries of what has just been created. Once for each taint.
+func (b *backend) logKept(ctx context.Context, req *logical.Request) {
+	if !b.taint.tell() {
+		return
+	}
+	log := b.log(req)
+	if snap, err := b.current(ctx, req.Storage); err == nil {
+		for _, key := range snap.config.Retired {
+			log.Warn("superseded admin key keeps its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", timeText(key.DeleteAfter))
+		}
+	}
+	ids, err := framework.ListWAL(ctx, req.Storage)
+	if err != nil {
+		log.Warn("the WAL could not be listed, and what its entries name is left at OpenAI", "error", err)
+		return
+	}
+	const most = 100 // lines
+	for i, id := range ids {
+		if i == most {
+			log.Warn("more WAL entries are left", "entries", len(ids)-most)
+			return
+		}
+		entry, err := framework.GetWAL(ctx, req.Storage, id)
+		if err != nil || entry == nil {
+			continue
+		}
+		var c credential
+		attrs := []any{"kind", entry.Kind, "made_at", timeText(time.Unix(entry.CreatedAt, 0).UTC())}
+		if entry.Kind != journalAdminKey && decodeInto(&c, entry.Data) == nil {
+			attrs = append(append(attrs, c.attrs()...), "key_expires_at", timeText(c.KeyExpires))
+		}
+		log.Warn("WAL entry left: OpenBao may only be sealing the namespace", attrs...)
+	}
+}

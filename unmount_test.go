@@ -1,0 +1,348 @@
+package openaisecrets
+
+// The end of the mount, and what only looks like it.
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// leased is a mount with the static role "batch" and two leases.
+func leased(t *testing.T) (h *harness, one, two *logical.Response) {
+	t.Helper()
+	h = withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.must(h.write("roles/app", fields{"project_id": h.project}))
+	return h, h.lease("creds/app", nil), h.lease("creds/app", nil)
+}
+
+// begin is what Vault does first when it disables or moves a mount.
+func (h *harness) begin() {
+	h.t.Helper()
+	h.manager.taint()
+	<-h.b.static.busy // the test's
+	h.rollbackOnly()
+}
+
+// refusesOnce has OpenAI refuse the next delete.
+func (h *harness) refusesOnce() {
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
+}
+
+// works fails the test unless the static role's key is there after a restart and
+// the end of the taint.
+func (h *harness) works() {
+	h.t.Helper()
+	h.restartStatic()
+	h.manager.untaint()
+	require.True(h.t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "the static role's key")
+	h.advance(notFinalBefore)
+	h.tick()
+	h.sim.KeepAll()
+}
+
+func TestUnmount_AFailureDuringATaintOutlivesLaterSuccesses(t *testing.T) {
+	t.Parallel()
+	for name, between := range map[string]func(h *harness){
+		"a restart":                    func(*harness) {},
+		"Vault's ticks":                func(h *harness) { h.rollbackOnly(); h.rollbackOnly() },
+		"the disable or move repeated": func(h *harness) { h.manager.taint(); h.rollbackOnly() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, one, two := leased(t)
+			h.begin()
+			h.refusesOnce()
+			require.Error(t, h.revoke(one))   // which fails it: the mount stays tainted
+			require.NoError(t, h.revoke(two)) // another lease ends by itself
+			between(h)
+			account := h.staticRole("batch")
+			h.b.Cleanup(context.Background())
+			require.Contains(t, h.log.String(), "a revocation has failed or was interrupted since the taint began")
+			kept := lines(h.log.String(), "static role keeps its credential")
+			require.Len(t, kept, 1)
+			for _, said := range []any{account["service_account_id"], account["api_key_id"], account["api_key_expires_at"]} {
+				require.Contains(t, kept[0], said)
+			}
+			h.works()
+		})
+	}
+}
+
+func lines(log, with string) (found []string) {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, with) {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+// A lease that cannot be read fails a disable, too, before anything is called.
+func TestUnmount_ALeaseThatCannotBeReadIsAFailure(t *testing.T) {
+	t.Parallel()
+	h, one, two := leased(t)
+	h.begin()
+	delete(one.Secret.InternalData, "project_id")
+	require.Error(t, h.revoke(one))
+	require.NoError(t, h.revoke(two))
+	h.b.Cleanup(context.Background())
+	h.works()
+}
+
+func TestUnmount_TheNextTaintBeginsWhenThisOneHasEnded(t *testing.T) {
+	t.Parallel()
+	for name, seen := range map[string]func(h *harness){
+		"a tick":    func(h *harness) { h.rollbackOnly() },
+		"a request": func(h *harness) { h.must(h.read("config")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, one, two := leased(t)
+			h.begin()
+			h.refusesOnce()
+			require.Error(t, h.revoke(one))
+			h.manager.untaint()
+			seen(h)
+			require.NoError(t, h.b.stopStatic(t.Context()))
+			h.manager.taint()
+			h.rollbackOnly()
+			require.NoError(t, h.revoke(two))
+			h.b.Cleanup(context.Background())
+			require.Empty(t, h.liveAccounts())
+		})
+	}
+}
+
+// A seal or a step-down breaks off the revocation of a disable, and unloads the
+// mount before that has noticed.
+func TestUnmount_ARevocationThatIsBrokenOffIsAFailure(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"in progress", "canceled"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			h, one, _ := leased(t)
+			h.begin()
+			arrived := make(chan struct{}, 10)
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute, Kind: openaitest.FaultHang, Match: func(*http.Request) bool {
+				arrived <- struct{}{}
+				return true
+			}})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				secret := *one.Secret
+				_, err := h.b.HandleRequest(ctx, &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret})
+				if err == nil {
+					t.Error("revoked")
+				}
+			}()
+			<-arrived
+			if how == "canceled" {
+				cancel()
+			}
+			h.b.Cleanup(context.Background())
+			cancel()
+			<-done
+			h.sim.ClearFaults()
+			h.works()
+		})
+	}
+}
+
+func TestUnmount_AStepDownInTheMiddleLeavesStaticRoles(t *testing.T) {
+	t.Parallel()
+	h, one, _ := leased(t)
+	h.begin()
+	h.refusesOnce()
+	require.Error(t, h.revoke(one))
+	h.b.Cleanup(context.Background())
+	h.restartStatic() // the new active node
+	<-h.b.static.busy
+	h.rollbackOnly()
+	require.NoError(t, h.revoke(one))
+	h.b.Cleanup(context.Background())
+	require.Contains(t, h.log.String(), "this process has not seen the taint begin")
+	h.works()
+}
+
+// tickAt sends Vault's tick to a mount elsewhere.
+func (h *harness) tickAt(mountPoint string) {
+	h.t.Helper()
+	_, err := h.b.HandleRequest(h.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: mountPoint})
+	require.NoError(h.t, err)
+}
+
+func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
+	t.Parallel()
+	for at, stays := range map[string]bool{"vaulted/openai/": true, "a/b/openai/": true, "teams/openai/": true, "openai/": false} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.b.getenv = func(name string) string { return map[string]string{"BAO_VERSION": "2.6.2"}[name] }
+			h.static("made", nil)
+			account := h.adoptStatic("adopted", nil)
+			h.must(h.write("config/rotate", nil))
+			admins := h.adminKeyIDs()
+			h.sim.Keep(admins...)
+			require.Len(t, admins, 2)
+			young := h.account(h.project, "vault-app-young", 24*time.Hour)
+			_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young"})
+			require.NoError(t, err)
+
+			<-h.b.static.busy
+			h.tickAt(at)
+			require.NoError(t, h.b.stopStatic(t.Context()))
+			h.manager.taint()
+			h.tickAt(at)
+			h.tickAt(at)
+			h.b.Cleanup(context.Background())
+			log := h.log.String()
+			if !stays {
+				require.Equal(t, []string{account}, h.liveAccounts())
+				require.Empty(t, h.liveKeys())
+				require.Len(t, h.adminKeyIDs(), 1)
+				require.Empty(t, lines(log, "keeps"))
+				return
+			}
+			require.Len(t, h.liveAccounts(), 3)
+			require.Contains(t, h.liveAccounts(), young)
+			require.Equal(t, admins, h.adminKeyIDs())
+			require.Len(t, lines(log, "superseded admin key keeps its grace period"), 1, "once for each taint")
+			require.Len(t, lines(log, "WAL entry left"), 1)
+			kept := lines(log, "static role keeps its credential")
+			require.Len(t, kept, 2)
+			for _, line := range kept {
+				require.Contains(t, line, "key_expires_at\":\"20")
+			}
+			// After the unseal all goes on.
+			h.restartStatic()
+			h.manager.untaint()
+			for _, name := range []string{"made", "adopted"} {
+				require.True(t, h.accepted(h.staticCreds(name)["api_key"].(string)))
+				h.must(h.write("rotate-role/"+name, nil))
+			}
+			h.advance(defaultRevocationDelay)
+			h.keep()
+			h.tick()
+			h.must(h.remove("static-roles/made"))
+			h.gone("adopted", account)
+			require.Len(t, h.adminKeyIDs(), 1)
+		})
+	}
+}
+
+func TestUnmount_OnVaultAMountPointWithASlashIsAnyOther(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.b.getenv = func(string) string { return "" }
+	require.False(t, h.b.cannotTellDisable("teams/openai/"))
+	h.static("batch", nil)
+	<-h.b.static.busy
+	h.tickAt("teams/openai/")
+	require.NoError(t, h.b.stopStatic(t.Context()))
+	h.manager.taint()
+	h.tickAt("teams/openai/")
+	h.b.Cleanup(context.Background())
+	require.Empty(t, h.liveAccounts())
+}
+
+// There is no later in which it might appear.
+func TestUnmount_WhatOpenAIDoesNotFindYetIsLookedForAgain(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	unknown := openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Times: 1, Status: http.StatusNotFound, Code: "service_account_not_found", Message: "No service account found."}
+	h.sim.Fail(unknown)
+	unknown.Method = http.MethodGet
+	h.sim.Fail(unknown)
+	h.unmount()
+	require.Empty(t, h.liveAccounts())
+	require.NotContains(t, h.log.String(), "is left at OpenAI")
+}
+
+func TestUnmount_NoClockSetBackMakesTheDrainWait(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.False(t, h.b.inTransit())
+	h.b.issued()
+	require.True(t, h.b.inTransit())
+	require.Contains(t, h.b.lastIssued.Load().String(), " m=", "the monotonic reading")
+	ago := h.b.lastIssued.Load().Add(-leaseTransit)
+	h.b.lastIssued.Store(&ago)
+	require.False(t, h.b.inTransit())
+}
+
+func TestStaticDelete_WhatMayAppearYetIsLeftToTheJournalQuietly(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	account := h.staticRole("batch")["service_account_id"].(string)
+	h.sim.DeleteServiceAccount(h.project, account)
+	require.Nil(t, h.must(h.remove("static-roles/batch")), "that is no failure")
+	require.NotContains(t, h.log.String(), "left to the journal")
+	require.Len(t, h.journal(), 1, "it is looked for again")
+	h.tick() // old enough
+	require.Empty(t, h.journal())
+}
+
+// Nor is any other 404 a proof: the role is deleted, and its account is not
+// forgotten.
+func TestStaticDelete_A404ThatProvesNothingIsAFailure(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"an unknown URL": {Status: http.StatusNotFound, Code: "unknown_url", Message: "Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos."},
+		"a gateway's":    {Status: http.StatusNotFound, Body: `{"timestamp":"2026-01-01","status":404,"error":"Not Found","path":"/v1"}`},
+		"still shown":    {Status: http.StatusNotFound, Code: "service_account_not_found", Message: "No service account found."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.static("made", nil)
+			account := h.adoptStatic("adopted", nil)
+			h.must(h.write("rotate-role/adopted", nil))
+			h.advance(defaultRevocationDelay)
+			fault.Method = http.MethodDelete
+			heal := h.sim.Fail(fault)
+			fault.Method, fault.Route = http.MethodPost, routeKey // which would have it expire instead
+			healUpdate := h.sim.Fail(fault)
+			h.keep()
+			require.Equal(t, 1, h.staticRole("adopted")["retired_keys"], "it stays on the list")
+			for _, role := range []string{"made", "adopted"} {
+				require.Contains(t, h.must(h.remove("static-roles/" + role)).Warnings[0], "Left to the journal")
+			}
+			require.Len(t, h.liveAccounts(), 2)
+			require.Len(t, h.journal(), 3)
+			heal()
+			healUpdate()
+			h.tick()
+			h.onlyStatic(account)
+		})
+	}
+}
+
+func TestStaticRotation_A404ProvesNothingOfTheAccount(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.advance(notFinalBefore)
+	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: http.StatusNotFound, Code: "service_account_not_found", Message: "No service account found."})
+	said := h.refused(h.write("rotate-role/batch", nil))
+	require.Contains(t, said, "OpenAI did not find service account")
+	require.Contains(t, said, "OpenAI still shows it")
+	require.NotContains(t, said, "is not there any more")
+	heal()
+	h.must(h.write("rotate-role/batch", nil))
+	h.onlyStatic()
+	h.gone("batch")
+}

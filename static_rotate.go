@@ -579,7 +579,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 			err = b.destroy(ctx, snap, c)
 		}
 		if errors.Is(err, errNotFinal) { // looked for again
-			last = cmp.Or(last, error(errNotFinal))
+			last = cmp.Or(last, errNotFinal)
 			rest = append(rest, k)
 			continue
 		}

@@ -118,6 +118,10 @@ type backend struct {
 	work *background
 	// rotation is what this process knows of the schedule beyond the config.
 	rotation *rotationState
+	// uses is when this process last used its admin keys, and ending has the IDs of
+	// superseded ones that are being deleted.
+	uses     keyUses
+	ending   sync.Map
 	static   *staticState
 	renewals renewals
 	tidy     tidyState
@@ -288,7 +292,7 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		Timeout:      cfg.RequestTimeout,
 		Concurrency:  cfg.MaxConcurrent,
 		Pace:         b.pace,
-		Observer:     b.metrics,
+		Observer:     b.useOf(cfg.AdminKey),
 		UserAgent:    agent,
 	})
 }

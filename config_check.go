@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -55,7 +56,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		newKey = true
 		if !cfg.AdminKey.Equal(client.NewSecret(key)) {
 			if cfg.AdminKeyRotated {
-				cfg.retire(now) // nobody else knows its value
+				cfg.retire(now, time.Time{}) // nobody else knows its value
 			}
 			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated = client.NewSecret(key), "", false
 			cfg.AdminKeyExpires, cfg.NextRotation = time.Time{}, time.Time{}
@@ -110,10 +111,14 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		}
 	}
 	if raw, ok := d.GetOk("rotation_grace_period"); ok {
-		cfg.RotationGracePeriod = time.Duration(raw.(int)) * time.Second
-		if cfg.RotationGracePeriod < 0 || cfg.RotationGracePeriod > maxRotationGrace {
+		grace := time.Duration(raw.(int)) * time.Second
+		if grace < 0 || grace > maxRotationGrace {
 			return nil, fmt.Sprintf("rotation_grace_period must be between 0 and %s", maxRotationGrace)
 		}
+		if grace < cfg.RotationGracePeriod {
+			cfg.hurry(grace)
+		}
+		cfg.RotationGracePeriod = grace
 	}
 	if raw, ok := d.GetOk("request_timeout"); ok {
 		cfg.RequestTimeout = time.Duration(raw.(int)) * time.Second
@@ -202,23 +207,60 @@ func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
 	return strings.TrimRight(u.String(), "/"), ""
 }
 
-// verifyConfig asks the API whether the admin key works for reading and for
-// writing, and finds or confirms its ID. A response or an error means that the
-// config must not be stored. The keys are those of the organization.
-func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (keys []client.AdminKey, resp *logical.Response, err error) {
-	keys, resp, err = findAdminKeyID(ctx, cfg, api)
-	if resp == nil {
-		resp, err = verdict(ctx, cfg, api, err)
+// checkConfig asks the API about a config that is about to be stored in place of
+// old, nil when there is none. A response or an error means that it must not be
+// stored. The keys are those of the organization. With skip it asks nothing and
+// warns of what that leaves open.
+func (b *backend) checkConfig(ctx context.Context, req *logical.Request, old, cfg *config, api *client.Client, skip bool, response *logical.Response) (keys []client.AdminKey, refusal *logical.Response, err error) {
+	if skip {
+		response.AddWarning("Stored without a check against the API (skip_verify).")
+		if cfg.asksAnother(old) {
+			used, err := b.rolesByProject(ctx, req.Storage, cfg)
+			if err != nil || len(used) > 0 {
+				response.AddWarning("The projects of existing roles were not checked: if the new admin key's organization does not have them, their leases cannot be revoked with it.")
+			}
+		}
+		return nil, nil, nil
 	}
-	return keys, resp, err
+	keys, refusal, err = verifyConfig(ctx, cfg, api)
+	if refusal != nil || err != nil {
+		return nil, refusal, err
+	}
+	if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {
+		unusable, err := checkProject(ctx, req, api, cfg.ProjectID)
+		if err != nil {
+			refusal, err = verdict(cfg, err)
+			return nil, refusal, err
+		}
+		if unusable != nil {
+			return nil, logical.ErrorResponse("config not stored: project_id: %s", unusable), nil
+		}
+	}
+	if cfg.asksAnother(old) {
+		refusal, err = b.checkRoleProjects(ctx, req, cfg, api)
+	}
+	return keys, refusal, err
 }
 
-// verdict goes on to the check for writing and says what a failure means.
-func verdict(ctx context.Context, cfg *config, api *client.Client, err error) (*logical.Response, error) {
-	const what = "config not stored"
+// verifyConfig asks the API whether the admin key works for reading and for
+// writing, and finds or confirms its ID.
+func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (keys []client.AdminKey, refusal *logical.Response, err error) {
+	keys, refusal, err = findAdminKeyID(ctx, cfg, api)
+	if refusal != nil {
+		return nil, refusal, nil
+	}
 	if err == nil {
 		err = api.CheckWrite(ctx)
 	}
+	if err != nil {
+		refusal, err = verdict(cfg, err)
+	}
+	return keys, refusal, err
+}
+
+// verdict says what the failure of a check means.
+func verdict(cfg *config, err error) (*logical.Response, error) {
+	const what = "config not stored"
 	e := client.AsError(err)
 	switch {
 	case e == nil:
@@ -233,6 +275,81 @@ func verdict(ctx context.Context, cfg *config, api *client.Client, err error) (*
 		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
 	}
 	return failure(what, err)
+}
+
+// checkRoleProjects refuses an admin key to which OpenAI does not list the
+// projects of existing roles: it could end none of their leases.
+func (b *backend) checkRoleProjects(ctx context.Context, req *logical.Request, cfg *config, api *client.Client) (*logical.Response, error) {
+	used, err := b.rolesByProject(ctx, req.Storage, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("config not stored: %w", err)
+	}
+	if len(used) == 0 {
+		return nil, nil
+	}
+	projects, err := api.ListProjects(ctx)
+	if err != nil {
+		return verdict(cfg, err)
+	}
+	for _, p := range projects {
+		delete(used, p.ID)
+	}
+	var unknown []string
+	for _, project := range slices.Sorted(maps.Keys(used)) {
+		if len(unknown) == maxNamed {
+			unknown = append(unknown, "…")
+			break
+		}
+		names := used[project]
+		if len(names) > maxNamed {
+			names = append(names[:maxNamed:maxNamed], "…")
+		}
+		unknown = append(unknown, fmt.Sprintf("%s (%s)", project, strings.Join(names, ", ")))
+	}
+	if len(unknown) == 0 {
+		return nil, nil
+	}
+	return logical.ErrorResponse("config not stored: the admin key's organization does not have projects of existing roles: %s; use a mount for each organization, or skip_verify=true if these roles are to fail", strings.Join(unknown, "; ")), nil
+}
+
+// maxNamed bounds the projects, and the roles of each, that an answer names.
+const maxNamed = 10
+
+// rolesByProject returns the roles and static roles by project, as an answer
+// names them.
+func (b *backend) rolesByProject(ctx context.Context, s logical.Storage, cfg *config) (map[string][]string, error) {
+	used := map[string][]string{}
+	add := func(project, what string) {
+		if project != "" {
+			used[project] = append(used[project], what)
+		}
+	}
+	names, err := s.List(ctx, roleStoragePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("listing the roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := b.roles.get(ctx, s, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			add(r.project(cfg), fmt.Sprintf("role %q", name))
+		}
+	}
+	if names, err = s.List(ctx, staticStoragePrefix); err != nil {
+		return nil, fmt.Errorf("listing the static roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getStaticRole(ctx, s, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			add(r.ProjectID, fmt.Sprintf("static role %q", name))
+		}
+	}
+	return used, nil
 }
 
 // findAdminKeyID fills in the ID of the admin key, or confirms the one given:

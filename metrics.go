@@ -76,7 +76,7 @@ type meters struct {
 	inFlight                                               *metric
 	journalEntries, journalAge, journalKept, journalWorked *metric
 	rotations, lastRotation, nextRotation, rotationFailed  *metric
-	keyExpiry, retiredKeys                                 *metric
+	keyExpiry, retiredKeys, keptKeys                       *metric
 	sweeps, sweepDeleted, sweepFailed, sweepOrphans        *metric
 	lastSweep                                              *metric
 	build                                                  *metric
@@ -122,6 +122,7 @@ func newMeters() *meters {
 	m.rotationFailed = m.gauge("admin_key_rotation_failing", "1 if the last rotation on schedule failed, else 0.")
 	m.keyExpiry = m.gauge("admin_key_expiry_timestamp_seconds", "When the admin key expires at OpenAI; absent when it has no end.")
 	m.retiredKeys = m.gauge("admin_keys_retired", "Replaced admin keys that are not deleted yet.")
+	m.keptKeys = m.gauge("admin_keys_kept", "Of those, the ones that are kept beyond their grace period because another Vault uses them, or may.")
 
 	m.sweeps = m.counter("sweeps_total", "Sweeps ended, by state, and whether they were to delete or only to look.", "state", "apply")
 	m.sweepDeleted = m.counter("sweep_deleted_total", "Orphans that sweeps have deleted.")

@@ -73,12 +73,6 @@ type config struct {
 	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
 }
 
-// retiredKey is an admin key that this engine has replaced and will delete.
-type retiredKey struct {
-	ID          string    `json:"id"`
-	DeleteAfter time.Time `json:"delete_after"`
-}
-
 // storedConfig adds the one value that config itself never encodes.
 type storedConfig struct {
 	*config
@@ -122,20 +116,6 @@ func (c *config) clone() *config {
 	copied := *c
 	copied.Retired = slices.Clone(c.Retired)
 	return &copied
-}
-
-// retire notes that the current admin key, if this engine made or replaced
-// it, is to be deleted once the grace period has passed.
-func (c *config) retire(now time.Time) {
-	if c.AdminKeyID != "" {
-		c.forget(c.AdminKeyID) // retired before, and configured again since
-		c.Retired = append(c.Retired, retiredKey{ID: c.AdminKeyID, DeleteAfter: now.Add(c.RotationGracePeriod).UTC().Truncate(time.Second)})
-	}
-}
-
-// forget takes a key off the list of those to be deleted.
-func (c *config) forget(id string) {
-	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return k.ID == id })
 }
 
 func (b *backend) pathConfig() *framework.Path {
@@ -306,6 +286,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"retired_admin_keys":      len(cfg.Retired),
 	}}
 	cfg.showSchedule(resp, b.now())
+	cfg.warnOfRetired(resp)
 	return resp, nil
 }
 
@@ -340,29 +321,16 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	}
 
 	response := &logical.Response{}
-	moved := false
-	if d.Get("skip_verify").(bool) {
-		response.AddWarning("Stored without a check against the API (skip_verify).")
-	} else {
-		keys, resp, err := verifyConfig(ctx, cfg, api)
-		if resp != nil || err != nil {
-			api.Close()
-			b.log(req).Warn("config not stored: the check has failed", "endpoint", api.Host(), "error", errors.Join(err, resp.Error()))
-			return resp, err
-		}
-		if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {
-			refusal, err := checkProject(ctx, req, api, cfg.ProjectID)
-			if err != nil || refusal != nil {
-				api.Close()
-			}
-			if err != nil {
-				return failure("config not stored", err)
-			}
-			if refusal != nil {
-				return logical.ErrorResponse("config not stored: project_id: %s", refusal), nil
-			}
-		}
-		moved = old != nil && old.AdminKeyID != "" && !slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == old.AdminKeyID })
+	keys, refusal, err := b.checkConfig(ctx, req, old, cfg, api, d.Get("skip_verify").(bool), response)
+	if refusal != nil || err != nil {
+		api.Close()
+		b.log(req).Warn("config not stored: the check has failed", "endpoint", api.Host(), "error", errors.Join(err, refusal.Error()))
+		return refusal, err
+	}
+	moved := b.supersede(old, cfg, keys)
+	if problem := b.beingEnded(old, cfg); problem != "" {
+		api.Close()
+		return logical.ErrorResponse("%s", problem), nil
 	}
 	cfg.forget(cfg.AdminKeyID) // whoever configures a retired key again wants it to live
 
@@ -384,18 +352,19 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		b.dropSnapshot()
 		return nil, err
 	}
-	b.install(newSnapshot(cfg, api, tag))
+	snap := newSnapshot(cfg, api, tag)
+	b.install(snap)
 	b.rotation.stored(arranged)
 	b.notify(eventConfigWrite, req.MountPoint, configStorageKey, true, "admin_api_key_id", cfg.AdminKeyID)
 	b.log(req).Info("config stored", "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
 
 	if moved {
 		api.ForgetPace()
-		b.leave(ctx, req, old, cfg)
 		response.AddWarning(fmt.Sprintf("Admin key %s, with which this engine has worked until now, is not among the admin keys that the new one sees. "+
-			"If that is because it belongs to another organization or endpoint: leases, journal entries and replaced admin keys from there cannot be cleaned up any more, and revoking them reports success. "+
+			"If that is because it belongs to another organization or endpoint: leases, journal entries and static roles from there cannot be ended with the new key, and revoking them fails until a key of that organization is written again. "+
 			"Use a mount for each organization.", old.AdminKeyID))
 	}
+	b.reportRetired(ctx, req, old, snap, d.Get("skip_verify").(bool), response)
 	if cfg.AllowInsecureEndpoint && strings.HasPrefix(cfg.APIEndpoint, "http:") {
 		response.AddWarning("The admin key travels in clear text: api_endpoint is not https.")
 	}
@@ -406,27 +375,6 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		response.AddWarning(text)
 	}
 	return unlessEmpty(response), nil
-}
-
-// leave deletes the retired admin keys with the admin key in force until now,
-// as far as that still works: the new one may be another organization's. The
-// caller holds configLock, and cfg is in force.
-func (b *backend) leave(ctx context.Context, req *logical.Request, old, cfg *config) {
-	api, err := b.newClient(ctx, old)
-	if err != nil {
-		return
-	}
-	defer api.Close()
-	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
-	defer cancel()
-	next := cfg.clone()
-	if !b.deleteRetiredKeys(ctx, req, next, api, true) {
-		return
-	}
-	if err := putConfig(ctx, req.Storage, next); err != nil {
-		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
-	}
-	b.dropSnapshot()
 }
 
 func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -448,7 +396,13 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 	// The last chance for what is retired: nothing knows of it afterwards.
 	if api, err := b.newClient(ctx, cfg); err == nil {
 		cleanup, cancel := context.WithTimeout(ctx, cleanupBudget)
-		b.deleteRetiredKeys(cleanup, req, cfg, api, true)
+		var keys []retiredKey
+		for i := range cfg.Retired {
+			if k := &cfg.Retired[i]; k.ID != cfg.AdminKeyID && ours(k) {
+				keys = append(keys, *k)
+			}
+		}
+		b.endKeys(cleanup, req, newSnapshot(cfg, api, ""), keys, false).apply(cfg)
 		cancel()
 		api.Close()
 	}
@@ -467,15 +421,12 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 
 	response := &logical.Response{}
 	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again, and static roles are not rotated. Their keys stay usable until they expire at OpenAI.")
-	var left []string
-	for _, key := range cfg.Retired {
-		left = append(left, key.ID)
-	}
+	left := cfg.retiredIDs(func(*retiredKey) bool { return true })
 	if cfg.AdminKeyRotated {
 		left = append(left, cfg.AdminKeyID)
 	}
 	if len(left) > 0 {
-		response.AddWarning("These admin keys were made or replaced by this engine and are still alive; nobody holds their values, delete them at OpenAI: " + strings.Join(left, ", "))
+		response.AddWarning("These admin keys were made or replaced by this engine and are still alive; nobody holds their values, delete them at OpenAI unless another Vault uses them: " + strings.Join(left, ", "))
 	}
 	return response, nil
 }

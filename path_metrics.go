@@ -203,6 +203,7 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 		at(m.nextRotation, cfg.nextRotation(now, 0))
 		at(m.keyExpiry, cfg.AdminKeyExpires)
 		set(m.retiredKeys, float64(len(cfg.Retired)))
+		set(m.keptKeys, float64(len(cfg.retiredIDs(func(k *retiredKey) bool { return k.Kept != "" && !k.Elsewhere }))))
 		failing := 0.0
 		if cfg.RotationError != "" {
 			failing = 1

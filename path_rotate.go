@@ -1,13 +1,12 @@
 package openaisecrets
 
-// This file owns the replacement of the admin key and the end of replaced
-// ones.
+// This file owns the replacement of the admin key and the end of what a rotation
+// that did not finish has made; superseded.go has the end of replaced keys.
 //
 // What must stay true: the new key is journalled before it is made, verified
 // before it is stored, and stored together with the note that the old one is
-// retired, in one write; after that write nothing returns an error. Only key
-// IDs that this engine recorded are ever deleted, and never the current one.
-// Two rotations never run at once.
+// retired, in one write; after that write nothing returns an error. Two rotations
+// never run at once.
 
 import (
 	"context"
@@ -26,7 +25,7 @@ import (
 const (
 	// maxAttempts bounds the creates of one request, each under its own name.
 	maxAttempts = 4
-	// lockBudget bounds how long the worker keeps others from the config.
+	// lockBudget bounds how long the worker waits for the config.
 	lockBudget = 20 * time.Second
 	// settleBudget is how long a new admin key may take to work. Nothing is
 	// published on it (docs/openai-api.md).
@@ -39,12 +38,22 @@ const (
 type adminKeyEntry struct {
 	Version int    `json:"version"`
 	Name    string `json:"name"`
+	// CreatedAt is when it was about to be made; entries of earlier releases have
+	// none and count as old.
+	CreatedAt time.Time `json:"created_at,omitzero"`
 }
 
 func (b *backend) pathRotate(pattern string) *framework.Path {
 	return &framework.Path{
 		Pattern:      pattern,
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "rotate", OperationSuffix: map[string]string{"config/rotate": "admin-key", "rotate-root": "root"}[pattern]},
+		Fields: map[string]*framework.FieldSchema{
+			"force": {
+				Type:         framework.TypeBool,
+				Description:  "Delete all superseded admin keys at once, the one that this rotation replaces included, whatever is left of rotation_grace_period and whoever uses them.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Delete superseded keys at once"},
+			},
+		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback: strict(b.rotateWrite),
@@ -52,6 +61,7 @@ func (b *backend) pathRotate(pattern string) *framework.Path {
 				Responses: okFields("The new admin key's ID.", map[string]*framework.FieldSchema{
 					"admin_api_key_id": {Type: framework.TypeString, Description: "ID of the new admin key.", Required: true},
 					"last_rotated":     {Type: framework.TypeString, Description: "When it was put in force (RFC 3339).", Required: true},
+					"note":             {Type: framework.TypeString, Description: "When a key that a person wrote stops working, if it was one; absent otherwise."},
 				}),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
@@ -63,15 +73,25 @@ Makes a new admin key, checks that it works for reading and writing, stores it,
 and deletes the old one once rotation_grace_period has passed. The new key is
 never shown: afterwards only this engine knows it. config/rotate and
 rotate-root are the same.
+
+A superseded key that is used more than three minutes after it was superseded
+is kept instead, until seven days after that: another Vault uses it, for
+example a copy that was restored from a snapshot. With rotation_grace_period=0,
+after any shortening of rotation_grace_period, and with force=true, superseded
+keys are deleted whoever uses them. force=true does so at once and for all of
+them.
+
+An admin key that was written to the config of two mounts stops working in the
+second one when the first one rotates it. Give each mount a key of its own.
 `),
 	}
 }
 
-func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	// A rotation once begun is finished whether or not its client waits.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestBudget)
 	defer cancel()
-	cfg, warnings, err := b.rotateAdminKey(ctx, req)
+	cfg, note, warnings, err := b.rotateAdminKey(ctx, req, d.Get("force").(bool))
 	if err != nil { // a rotation on schedule says so itself
 		b.log(req).Warn("admin key not rotated", "error", err)
 	}
@@ -85,13 +105,17 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, _ *fram
 	case err != nil:
 		return failure("admin key not rotated, the old one stays in force", err)
 	}
-	return &logical.Response{
+	resp := &logical.Response{
 		Data: map[string]any{
 			"admin_api_key_id": cfg.AdminKeyID,
 			"last_rotated":     cfg.LastRotated.Format(time.RFC3339),
 		},
 		Warnings: warnings,
-	}, nil
+	}
+	if note != "" {
+		resp.Data["note"] = note
+	}
+	return resp, nil
 }
 
 var (
@@ -99,30 +123,39 @@ var (
 	errWhichKey          = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
 )
 
-// rotateAdminKey replaces the admin key and returns the config then in force.
-// An error means that the old key stays in force; what is left over at OpenAI
-// is in the journal.
-func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request) (*config, []string, error) {
+// rotateAdminKey replaces the admin key and returns the config then in force, and
+// a note where a person may hold the old key. An error means that the old key
+// stays in force; what is left over at OpenAI is in the journal.
+func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request, force bool) (_ *config, note string, warnings []string, err error) {
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, "", nil, err
 	}
 	defer unlock()
 
 	// From storage, not from the snapshot: this is the base of a write.
 	cfg, err := getConfig(ctx, req.Storage)
 	if err != nil {
-		return nil, nil, err
+		return nil, "", nil, err
 	}
 	if cfg == nil {
-		return nil, nil, errNotConfigured
+		return nil, "", nil, errNotConfigured
 	}
-	return b.rotateLocked(ctx, req, cfg)
+	next, warnings, err := b.rotateLocked(ctx, req, cfg, force)
+	if err == nil && !cfg.AdminKeyRotated {
+		when := "at once"
+		if grace := next.RotationGracePeriod; grace > 0 && !force {
+			when = "in " + grace.String()
+		}
+		note = fmt.Sprintf("The admin key %s that was written to the config stops working %s, also in any other mount or program that has it. Give each mount an admin key of its own.", cfg.AdminKeyID, when)
+	}
+	return next, note, warnings, err
 }
 
 // rotateLocked is the rotation itself, whoever asked for it. The caller holds
 // configLock and has just read cfg from storage.
-func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config) (_ *config, _ []string, err error) {
+// With force no superseded key has a grace period.
+func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config, force bool) (_ *config, _ []string, err error) {
 	defer func() {
 		b.metrics.rotated(err)
 		if err != nil {
@@ -142,7 +175,8 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	}
 	defer api.Close()
 	// Stored with skip_verify, the ID may be missing, or somebody else's key's.
-	if _, resp, err := findAdminKeyID(ctx, cfg, api); err != nil {
+	keys, resp, err := findAdminKeyID(ctx, cfg, api)
+	if err != nil {
 		return nil, nil, err
 	} else if resp != nil {
 		return nil, nil, errAdminKeyIDUnknown
@@ -154,7 +188,14 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 		return nil, nil, err
 	}
 	next := cfg.clone()
-	next.retire(b.now())
+	next.locate(keys, false)
+	next.retire(b.now(), key.CreatedAt)
+	var lost []string
+	if force {
+		lost = next.retiredIDs(isElsewhere)
+		next.Retired = slices.DeleteFunc(next.Retired, func(k retiredKey) bool { return k.Elsewhere })
+		next.hurry(0)
+	}
 	next.AdminKey, next.AdminKeyID, next.AdminKeyRotated = value, key.ID, true
 	next.LastRotated = b.now().UTC().Truncate(time.Second)
 	next.AdminKeyExpires = key.ExpiresAt
@@ -192,12 +233,15 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 		b.log(req).Warn("journal entry of a rotation not deleted", "admin_api_key_id", key.ID, "error", err)
 	}
 	b.notify(eventRotate, req.MountPoint, configStorageKey, true, "admin_api_key_id", key.ID)
-	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(b.now().Add(next.RotationGracePeriod)),
+	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(next.Retired[len(next.Retired)-1].DeleteAfter),
 		"expires_at", timeText(next.AdminKeyExpires), "next_rotation", timeText(next.NextRotation))
-	if next.RotationGracePeriod == 0 {
-		if left := b.sweepRetired(ctx, req, snap, false); len(left.Retired) > 0 {
-			warnings = append(warnings, "The old admin key could not be deleted yet; the engine tries again every minute.")
+	if force || next.RotationGracePeriod == 0 {
+		if left := b.sweepRetired(ctx, req, snap, b.atOnce()).retiredIDs(b.atOnce()); len(left) > 0 {
+			warnings = append(warnings, notDeletedText(left))
 		}
+	}
+	if len(lost) > 0 {
+		warnings = append(warnings, elsewhereText(lost))
 	}
 	return next, warnings, nil
 }
@@ -215,7 +259,7 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 			return client.AdminKey{}, client.Secret{}, "", err
 		}
 		name := "vault-admin-" + tag + random
-		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: adminKeyVersion, Name: name})
+		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: adminKeyVersion, Name: name, CreatedAt: b.now().UTC()})
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
 		}
@@ -283,40 +327,60 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	err := api.DeleteAdminKey(ctx, id)
-	if err == nil || client.IsNotFound(err) {
+	if err == nil {
 		err = framework.DeleteWAL(ctx, req.Storage, walID)
+	} else if client.IsNotFound(err) {
+		err = errNotFinal // it is seconds old
 	}
 	if err != nil {
 		b.log(req).Warn("discarded admin key is left to the journal", "admin_api_key_id", id, "error", err)
 	}
 }
 
-// rollbackAdminKey deletes what a journalled create of an admin key made,
-// unless it is in use: then only the deletion of its entry had failed.
+// rollbackAdminKey deletes what a journalled create of an admin key made, unless
+// it is in use: then only the deletion of its entry had failed. That nothing was
+// made is only said by a complete list, which shows the current key, and only of
+// an entry that is old enough when the list is read.
 func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
+	if now := b.now(); entry.CreatedAt.After(now.Add(clockTolerance)) {
+		// The clock was ahead then. Another entry takes this one's place.
+		b.log(req).Warn("journal entry of an admin key is of the future; its age is counted from now", "name", entry.Name, "created_at", timeText(entry.CreatedAt))
+		entry.CreatedAt = now.UTC()
+		_, err := framework.PutWAL(ctx, req.Storage, journalAdminKey, entry)
+		return err
+	}
 	snap, err := b.current(ctx, req.Storage)
 	if err != nil {
 		return err
 	}
+	final := b.isFinal(entry.CreatedAt)
 	keys, err := snap.api.ListAdminKeys(ctx)
 	if err != nil {
 		return err
 	}
+	complete := slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == snap.config.AdminKeyID })
 	keys = slices.DeleteFunc(keys, func(k client.AdminKey) bool { return k.Name != entry.Name })
-	if len(keys) == 0 {
+	switch {
+	case len(keys) > 0:
+	case !final:
+		return errNotFinal
+	case !complete:
+		return fmt.Errorf("admin key %q of an unfinished rotation: the list of admin keys does not show the current key %q, so it does not say that there is none", entry.Name, snap.config.AdminKeyID)
+	default:
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, lockBudget)
+	wait, cancel := context.WithTimeout(ctx, lockBudget)
 	defer cancel()
-	unlock, err := b.lockConfig(ctx)
+	unlock, err := b.lockConfig(wait)
 	if err != nil {
 		return err
 	}
-	defer unlock()
 	// From storage: an entry may be left because this node could not tell
 	// which config it had stored.
 	b.dropSnapshot()
-	if snap, err = b.current(ctx, req.Storage); err != nil {
+	snap, err = b.current(ctx, req.Storage)
+	unlock() // the rotation that made the key has ended: nothing records it any more
+	if err != nil {
 		return err
 	}
 	for _, key := range keys {
@@ -325,98 +389,10 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		if recorded {
 			continue
 		}
-		if err := snap.api.DeleteAdminKey(ctx, key.ID); err != nil && !client.IsNotFound(err) {
+		if err := b.endAdminKey(ctx, snap, key.ID, entry.CreatedAt); err != nil {
 			return err
 		}
 		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
 	}
 	return nil
-}
-
-// deleteRetired is the periodic part: it deletes retired admin keys whose
-// grace period has passed.
-func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error {
-	snap, err := b.current(ctx, req.Storage)
-	if errors.Is(err, errNotConfigured) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	now := b.now()
-	if !slices.ContainsFunc(snap.config.Retired, func(k retiredKey) bool { return !now.Before(k.DeleteAfter) }) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, lockBudget)
-	defer cancel()
-	unlock, ok := b.tryLockConfig()
-	if !ok {
-		return nil // a rotation is under way; the next tick comes in a minute
-	}
-	defer unlock()
-	if snap, err = b.current(ctx, req.Storage); err == nil {
-		b.sweepRetired(ctx, req, snap, false)
-	}
-	return err
-}
-
-// endRetired deletes all retired admin keys, whatever is left of their grace
-// period: the mount is being disabled, and then nothing knows of them.
-func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
-	unlock, err := b.lockConfig(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	snap, err := b.current(ctx, req.Storage)
-	if errors.Is(err, errNotConfigured) {
-		return nil
-	}
-	if err == nil {
-		b.sweepRetired(ctx, req, snap, true)
-	}
-	return err
-}
-
-// sweepRetired deletes what is due (or all) and stores the rest. The caller
-// holds configLock, and snap is what is in force. It returns the config then in
-// force; failures are logged and tried again at the next tick.
-func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot, all bool) *config {
-	next := snap.config.clone()
-	if !b.deleteRetiredKeys(ctx, req, next, snap.api, all) {
-		return snap.config
-	}
-	if err := putConfig(ctx, req.Storage, next); err != nil {
-		// The keys are deleted; deleting them again finds them gone.
-		b.dropSnapshot()
-		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
-		return snap.config
-	}
-	b.install(snap.with(next))
-	return next
-}
-
-// deleteRetiredKeys deletes the retired keys that are due (or all of them) and
-// takes those that are gone off cfg's list. It reports whether the list
-// changed.
-func (b *backend) deleteRetiredKeys(ctx context.Context, req *logical.Request, cfg *config, api *client.Client, all bool) bool {
-	if cfg.AdminKeyID == "" {
-		// Stored with skip_verify: the current key may be one of them.
-		return false
-	}
-	before := len(cfg.Retired)
-	now := b.now()
-	cfg.Retired = slices.DeleteFunc(cfg.Retired, func(key retiredKey) bool {
-		if key.ID == cfg.AdminKeyID || (!all && now.Before(key.DeleteAfter)) {
-			return false
-		}
-		err := api.DeleteAdminKey(ctx, key.ID)
-		if err != nil && !client.IsNotFound(err) {
-			b.log(req).Warn("retired admin key not deleted", "admin_api_key_id", key.ID, "error", err)
-			return false
-		}
-		b.log(req).Info("retired admin key deleted", "admin_api_key_id", key.ID)
-		return true
-	})
-	return len(cfg.Retired) != before
 }

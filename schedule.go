@@ -26,6 +26,13 @@ const (
 	// maxRotationPeriod keeps what is given within a time.Duration.
 	maxRotationPeriod = 10 * 365 * 24 * time.Hour
 
+	// clockTolerance is how far apart the clocks of two nodes may be: a time that
+	// is further in the future was not now when it was written.
+	clockTolerance = time.Minute
+	// renewFloor is the least time from one rotation to the next that only the
+	// key's end asks for: this clock and OpenAI's may disagree on when that is.
+	renewFloor = time.Hour
+
 	// minKeyLife is the shortest life of an admin key that has an end: a Vault
 	// that was down over a long weekend still finds its key alive.
 	minKeyLife = 7 * 24 * time.Hour
@@ -242,10 +249,51 @@ func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 		at = at.Add(slack)
 	}
 	// A key of the operator's is not replaced uninvited.
-	if by := c.renewBy(); !by.IsZero() && (c.scheduled() || c.AdminKeyRotated) && (at.IsZero() || by.Before(at)) {
+	by := c.renewBy()
+	if floor := c.LastRotated.Add(renewFloor); !by.IsZero() && c.AdminKeyRotated && !c.LastRotated.After(now) && by.Before(floor) {
+		by = floor
+	}
+	if !by.IsZero() && (c.scheduled() || c.AdminKeyRotated) && (at.IsZero() || by.Before(at)) {
 		return by
 	}
 	return at
+}
+
+// correctTimes replaces times of the past that lie in the future, which a clock
+// that was ahead has left, by now, and plans anew what follows from them, never
+// later than before. It reports whether there were any.
+func (c *config) correctTimes(now time.Time) (corrected bool) {
+	now = now.UTC().Truncate(time.Second)
+	ahead := func(t time.Time) bool { return t.After(now.Add(clockTolerance)) }
+	if ahead(c.LastRotated) {
+		c.LastRotated, corrected = now, true
+		if life := c.keyLife(now); life != 0 && c.AdminKeyExpires.After(now.Add(life)) {
+			c.AdminKeyExpires = now.Add(life)
+		}
+	}
+	// A schedule that was planned by the right clock is never further away.
+	if planned := c.schedule; c.scheduled() {
+		planned.planFrom(now)
+		if c.NextRotation.After(planned.NextRotation.Add(clockTolerance)) {
+			c.NextRotation, corrected = planned.NextRotation, true
+		}
+	}
+	for i := range c.Retired {
+		k := &c.Retired[i]
+		if ahead(k.CreatedAt) {
+			k.CreatedAt, corrected = now, true
+		}
+		superseded := k.superseded(c.RotationGracePeriod)
+		if !ahead(superseded) {
+			continue
+		}
+		after := now.Add(k.DeleteAfter.Sub(superseded))
+		if after.Before(k.DeleteAfter) {
+			k.DeleteAfter = after
+		}
+		k.SupersededAt, corrected = now, true
+	}
+	return corrected
 }
 
 // threeRotations is how long it takes from now until three rotations in a row
@@ -293,10 +341,13 @@ func (c *config) renewBy() time.Time {
 	}
 	left := minKeyLife
 	if c.AdminKeyRotated {
-		life := c.AdminKeyExpires.Sub(c.LastRotated)
-		left = life / 3
-		if c.RotationPeriod <= life/2 {
-			left = max(left, c.RotationPeriod)
+		// Unless the clock was so far ahead at the rotation that the key's end
+		// lies before it.
+		if life := c.AdminKeyExpires.Sub(c.LastRotated); life > 0 {
+			left = life / 3
+			if c.RotationPeriod <= life/2 {
+				left = max(left, c.RotationPeriod)
+			}
 		}
 	}
 	return c.AdminKeyExpires.Add(-left)

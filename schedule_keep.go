@@ -92,17 +92,19 @@ func (s *rotationState) failed(now time.Time, period time.Duration) time.Time {
 	return s.retry
 }
 
+// mayTry reports whether a rotation may be tried. No wait is longer than
+// longestRetry, unless the clock has been set back.
 func (s *rotationState) mayTry(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !now.Before(s.retry)
+	return !now.Before(s.retry) || s.retry.Sub(now) > longestRetry
 }
 
-// mayWarn reports whether a warning is due, once an hour for each.
-func (s *rotationState) mayWarn(what string, now time.Time) bool {
+// mayWarn reports whether a warning is due, once in a while for each.
+func (s *rotationState) mayWarn(what string, now time.Time, every time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if last, ok := s.warned[what]; ok && now.Sub(last) < warnEvery {
+	if last, ok := s.warned[what]; ok && now.Sub(last).Abs() < every {
 		return false
 	}
 	s.warned[what] = now
@@ -263,13 +265,18 @@ func (b *backend) stopSchedule(ctx context.Context) error {
 // schedule, rotates when that is due, and warns of a key whose end is near.
 func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error {
 	if !b.rotation.arranged.Load() {
-		if err := b.arrangeStored(ctx, req); err != nil && b.rotation.mayWarn("arrange", b.now()) {
+		if err := b.arrangeStored(ctx, req); err != nil && b.rotation.mayWarn("arrange", b.now(), warnEvery) {
 			b.log(req).Warn("rotation schedule not arranged yet", "error", err)
 		}
 	}
 	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
 		return nil
+	}
+	if err == nil && snap.config.clone().correctTimes(b.now()) {
+		if err = b.correctTimes(ctx, req, snap); err == nil {
+			snap, err = b.current(ctx, req.Storage)
+		}
 	}
 	if err == nil && b.due(snap.config) {
 		if err = b.rotateByItself(ctx, req, b.due); err == nil {
@@ -279,10 +286,45 @@ func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error 
 	if snap == nil {
 		return err
 	}
-	if by := snap.config.renewBy(); !by.IsZero() && !b.now().Before(by) && b.rotation.mayWarn("expiry", b.now()) {
+	if by := snap.config.renewBy(); !by.IsZero() && !b.now().Before(by) && b.rotation.mayWarn("expiry", b.now(), warnEvery) {
 		b.log(req).Warn("the admin key's end is near", "admin_api_key_id", snap.config.AdminKeyID, "text", snap.config.expiryText())
 	}
 	return err
+}
+
+// correctTimes stores what is known of the past where a clock that was ahead has
+// left it in the future.
+func (b *backend) correctTimes(ctx context.Context, req *logical.Request, snap *snapshot) error {
+	// OpenAI's clock made the end of the key; what is recorded may be this node's.
+	ask, cancel := context.WithTimeout(ctx, cleanupBudget)
+	defer cancel()
+	key, keyErr := client.AdminKey{}, error(nil)
+	if snap.config.AdminKeyRotated && snap.config.AdminKeyID != "" && !snap.config.AdminKeyExpires.IsZero() {
+		key, keyErr = snap.api.GetAdminKey(ask, snap.config.AdminKeyID)
+	}
+	unlock, err := b.lockConfig(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cfg, err := getConfig(ctx, req.Storage)
+	if err != nil || cfg == nil {
+		return err
+	}
+	before := cfg.clone()
+	if !cfg.correctTimes(b.now()) {
+		return nil
+	}
+	if keyErr == nil && key.ID == cfg.AdminKeyID && !key.ExpiresAt.IsZero() {
+		cfg.AdminKeyExpires = key.ExpiresAt
+	}
+	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
+		return err
+	}
+	b.rotation.settled()
+	b.log(req).Warn("the clock was ahead when the config was written; times of the future are replaced by now",
+		"last_rotated", timeText(before.LastRotated), "next_rotation", timeText(before.NextRotation), "now", timeText(b.now()), "next_rotation_now", timeText(cfg.NextRotation))
+	return nil
 }
 
 // rotateCredential is called by Vault's rotation manager.
@@ -318,7 +360,7 @@ func (b *backend) rotateByItself(parent context.Context, req *logical.Request, w
 	if err != nil || cfg == nil || !wanted(cfg) {
 		return err
 	}
-	if _, _, err = b.rotateLocked(ctx, req, cfg); err == nil || parent.Err() != nil {
+	if _, _, err = b.rotateLocked(ctx, req, cfg, false); err == nil || parent.Err() != nil {
 		return err // a seal or a step-down is no failure of the rotation
 	}
 	retry := b.rotation.failed(b.now(), cfg.RotationPeriod)

@@ -18,9 +18,10 @@ import (
 
 // AdminKey is an admin key as the API shows it after its creation.
 type AdminKey struct {
-	ID            string // opaque
-	Name          string // may be empty
-	RedactedValue string // such as "sk-admin...def"
+	ID            string    // opaque
+	Name          string    // may be empty
+	RedactedValue string    // such as "sk-admin...def"
+	CreatedAt     time.Time // by OpenAI's clock, zero if the API does not say
 	ExpiresAt     time.Time
 	// LastUsedAt is when the key was last used, zero if it never was or if the
 	// API does not say. How exact it is is undocumented.
@@ -132,5 +133,5 @@ func (c *Client) CheckWrite(ctx context.Context) error {
 }
 
 func adminKey(k openai.AdminAPIKey) AdminKey {
-	return AdminKey{ID: k.ID, Name: k.Name, RedactedValue: k.RedactedValue, ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt)}
+	return AdminKey{ID: k.ID, Name: k.Name, RedactedValue: k.RedactedValue, CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt)}
 }

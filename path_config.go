@@ -157,7 +157,7 @@ func (b *backend) pathConfig() *framework.Path {
 		},
 		"rotation_grace_period": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long a replaced admin key lives on, for requests that still use it: 0 to 7 days. Default 5m.",
+			Description:  "How long a replaced admin key lives on, for requests that still use it: 0 to 7 days. A shorter one applies to keys that wait already, and has them deleted whoever uses them. Default 5m.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Rotation grace period"},
 		},
 		"request_timeout": {
@@ -184,7 +184,7 @@ func (b *backend) pathConfig() *framework.Path {
 	addScheduleFields(fields)
 	answer := map[string]*framework.FieldSchema{
 		"last_rotated":             {Type: framework.TypeString, Description: "When this engine last replaced its admin key (RFC 3339); empty when never.", Required: true},
-		"retired_admin_keys":       {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period.", Required: true},
+		"retired_admin_keys":       {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period, or are kept beyond it since another Vault uses them.", Required: true},
 		"journal_entries":          {Type: framework.TypeInt, Description: "How many accounts and admin keys the journal holds that may still have to be deleted, those of requests under way included.", Required: true},
 		"journal_oldest":           {Type: framework.TypeString, Description: "Since when the oldest entry waits that the last pass over the journal left over (RFC 3339); empty when none.", Required: true},
 		"admin_api_key_expires_at": {Type: framework.TypeString, Description: "When the admin key expires at OpenAI (RFC 3339); empty when it does not, as far as is known.", Required: true},
@@ -240,7 +240,8 @@ The admin key must be one of an organization owner's with the permission
 "Organization Administration: Write". A write is checked against the API before
 it is stored (skip_verify=true skips that); when it is refused, what was stored
 stays in force. A write that names only some fields keeps the others. The admin
-key itself is never read back.
+key itself is never read back. Another admin key, endpoint or organization must
+know the projects of all roles and static roles.
 
 With rotation_period or rotation_schedule the engine replaces its admin key by
 itself. The schedule is five cron fields in UTC, and with rotation_window (an

@@ -261,25 +261,79 @@ func TestConfig_KeyMadeByTheEngineIsRetiredWhenReplacedByHand(t *testing.T) {
 	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is gone", made)
 }
 
-func TestConfig_AnotherOrganizationIsWarnedOfAndLeftClean(t *testing.T) {
+func TestConfig_AnotherKeyOfTheSameOrganizationIsNoMove(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	lease := h.lease("creds/app", nil)
-	h.must(h.write("config/rotate", nil))
-	require.Len(t, h.adminKeyIDs(), 2)
-
-	other := openaitest.Start(t, openaitest.Options{})
-	_, key := other.AdminKey()
-	resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
-	require.Contains(t, strings.Join(resp.Warnings, " "), "another organization")
-	require.Empty(t, h.adminKeyIDs(), "nobody holds the value of the key that the engine made")
-	require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
-	h.sim.Keep(lease.Data["service_account_id"].(string), lease.Data["api_key_id"].(string))
-
-	// The same organization is no move.
-	h = configured(t, openaitest.Options{})
 	_, second := h.sim.AddAdminKey("by hand")
 	require.Nil(t, h.must(h.write("config", map[string]any{"admin_api_key": second})))
+}
+
+func TestConfig_AKeyThatDoesNotKnowTheProjectsOfRolesIsRefused(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.static("batch", nil)
+	archived := h.sim.AddProject("closed")
+	h.must(h.write("roles/closed", map[string]any{"project_id": archived}))
+	h.sim.ArchiveProject(archived)
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	other := openaitest.Start(t, openaitest.Options{})
+	_, key := other.AdminKey()
+	before := h.config()
+	said := h.refused(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
+	for _, part := range []string{h.project, archived, `role "app"`, `role "closed"`, `static role "batch"`, "skip_verify=true"} {
+		require.Contains(t, said, part)
+	}
+	require.Equal(t, before, h.config())
+	require.Equal(t, 1, other.Count(http.MethodGet, "/organization/projects"))
+
+	// A key of the same organization knows them, and is asked once.
+	_, key = h.sim.AddAdminKey("second")
+	h.sim.ResetRequests()
+	h.must(h.write("config", map[string]any{"admin_api_key": key}))
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, "/organization/projects"))
+	h.sim.ResetRequests()
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "request_timeout": 20}))
+	require.Zero(t, h.sim.Count(http.MethodGet, "/organization/projects"), "nothing has changed")
+
+	// Without an answer it is not stored, unless nothing is to be asked.
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/projects", Status: 503})
+	_, key = h.sim.AddAdminKey("third")
+	before = h.config()
+	_, err := h.write("config", map[string]any{"admin_api_key": key})
+	require.ErrorContains(t, err, "config not stored")
+	require.Equal(t, before, h.config())
+	h.sim.ResetRequests()
+	resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "skip_verify": true}))
+	require.Contains(t, strings.Join(resp.Warnings, " "), "not checked")
+	require.Empty(t, h.routes())
+}
+
+func TestConfig_A404ThatIsNotOpenAIsIsNoVerdictOnTheKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	_, key := h.sim.AddAdminKey("second")
+	before := h.config()
+	for _, body := range []string{
+		`{"error":{"message":"Unknown request URL: DELETE /organization/admin_api_keys. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
+		`{"error":{"message":"Invalid URL (DELETE /v1/organization/admin_api_keys)","type":"invalid_request_error","param":null,"code":null}}`,
+		`{"timestamp":"2026-01-01T00:00:00Z","status":404,"error":"Not Found","path":"/x"}`,
+		`{"error":"Not Found"}`,
+		`{"message":"no Route matched with those values"}`,
+		`404 page not found`,
+		`{"error":{"message":"The requested resource was not found.","type":"","code":""}}`,
+		`{"detail":"Not Found"}`,
+	} {
+		for _, at := range []struct{ method, route string }{
+			{http.MethodDelete, "/organization/*"}, {http.MethodGet, "/organization/*"}, {http.MethodGet, "/organization/projects"},
+		} {
+			cancel := h.sim.Fail(openaitest.Fault{Method: at.method, Route: at.route, Status: 404, Body: body})
+			resp, err := h.write("config", map[string]any{"admin_api_key": key})
+			require.Contains(t, h.refused(resp, err), "does not serve the Admin API", "%s %s: %s", at.method, at.route, body)
+			cancel()
+		}
+	}
+	require.Equal(t, before, h.config())
 }
 
 func TestConfig_APersonsKeyIsNeverRetired(t *testing.T) {

@@ -91,4 +91,594 @@ func TestConfig_AnotherOrganizationsKeyEndsNoLeaseWhoseKeyLivesOn(t *testing.T) 
 	require.Empty(t, h.sim.Keys(), "the revoked lease's key")
 }
 
-var _ = http.MethodGet
+const adminKeyRoute = "/organization/admin_api_keys/{key_id}"
+
+// callWith calls the Admin API with a key as somebody else would, and returns the
+// status.
+func (h *harness) callWith(adminKey string) int {
+	h.t.Helper()
+	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.sim.URL()+"/organization/admin_api_keys", nil)
+	require.NoError(h.t, err)
+	req.Header.Set("Authorization", "Bearer "+adminKey)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(h.t, err)
+	require.NoError(h.t, resp.Body.Close())
+	return resp.StatusCode
+}
+
+// adminKeyValue is the value of the admin key in force.
+func (h *harness) adminKeyValue() string {
+	h.t.Helper()
+	cfg, err := getConfig(h.t.Context(), h.storage)
+	require.NoError(h.t, err)
+	return cfg.AdminKey.Reveal()
+}
+
+func (h *harness) retiredKeys() []retiredKey {
+	h.t.Helper()
+	cfg, err := getConfig(h.t.Context(), h.storage)
+	require.NoError(h.t, err)
+	return cfg.Retired
+}
+
+// together moves the clocks of two mounts.
+func together(d time.Duration, h, other *harness) {
+	h.advance(d)
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	other.offset += d
+}
+
+func TestSuperseded_AKeyThatAnotherVaultUsesIsKeptForAWeek(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	h.advance(6 * time.Minute)
+	h.tick()
+	originals := h.adminKeyID()
+	staging := copyOf(h)
+	staging.must(staging.write("config/rotate", nil))
+	together(4*time.Minute, h, staging)
+	h.lease("creds/app", nil)
+	together(2*time.Minute, h, staging)
+	h.sim.ResetRequests()
+	for range 48 {
+		staging.tick()
+		together(time.Hour, h, staging)
+	}
+	require.Contains(t, h.adminKeyIDs(), originals)
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute), "one read of its use, and none once it is kept")
+	require.Zero(t, h.sim.Count(http.MethodDelete, adminKeyRoute))
+	resp := staging.must(staging.read("config"))
+	require.Contains(t, strings.Join(resp.Warnings, " "), "Superseded admin key "+originals+" is kept until")
+	require.Contains(t, strings.Join(resp.Warnings, " "), "force=true")
+	require.Equal(t, 1.0, staging.measured().one(t, "admin_keys_kept"))
+	require.Len(t, staging.lines("superseded admin key is kept"), 2, "once a day")
+	require.Equal(t, keptUsed, staging.retiredKeys()[0].Kept)
+	require.False(t, staging.retiredKeys()[0].LastUsed.IsZero())
+	h.lease("creds/app", nil)
+
+	together(6*24*time.Hour, h, staging)
+	staging.restart()
+	staging.tick()
+	require.NotContains(t, h.adminKeyIDs(), originals, "a week after it was superseded")
+	require.Empty(t, staging.retiredKeys())
+}
+
+func TestSuperseded_AKeyThatNobodyElseUsesEndsAfterOneRead(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(h *harness, id string){
+		"used before":    func(*harness, string) {},
+		"used just then": func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, h.sim.Now().Add(2*time.Minute)) },
+		"never used":     func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, time.Time{}) },
+		"not said": func(h *harness, id string) {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: adminKeyRoute, Times: 1, Kind: openaitest.FaultGarbageBefore,
+				Body: `{"object":"organization.admin_api_key","id":"` + id + `","redacted_value":"sk-admin...abc"}`})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.must(h.write("config/rotate", nil))
+			id := h.adminKeyID()
+			h.must(h.write("config/rotate", nil))
+			h.sim.KeepAll()
+			prepare(h, id)
+			root, _ := h.sim.AdminKey()
+			h.sim.DeleteAdminKey(root)
+			h.b.deleteOnly(t, h, root)
+			h.advance(6 * time.Minute)
+			h.sim.ResetRequests()
+			h.tick()
+			require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
+			require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute))
+			require.Equal(t, 1, h.sim.Count(http.MethodDelete, adminKeyRoute))
+		})
+	}
+}
+
+// deleteOnly takes a key that is not of interest off the list.
+func (b *backend) deleteOnly(t *testing.T, h *harness, id string) {
+	t.Helper()
+	cfg, err := getConfig(t.Context(), h.storage)
+	require.NoError(t, err)
+	cfg.forget(id)
+	require.NoError(t, putConfig(t.Context(), h.storage, cfg))
+	b.dropSnapshot()
+}
+
+// A thief uses the key as often as another Vault would. Whoever says so ends it at
+// once.
+func TestSuperseded_AThiefWhoUsesTheKeyEverySecondLosesItAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		waits bool // until the grace period is over and the key is kept
+		end   func(h *harness)
+	}{
+		"the recipe": {false, func(h *harness) {
+			h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+			h.must(h.write("config/rotate", nil))
+		}},
+		"force": {false, func(h *harness) { h.must(h.write("config/rotate", map[string]any{"force": true})) }},
+		"force, of a key superseded before": {true, func(h *harness) {
+			h.must(h.write("rotate-root", map[string]any{"force": true}))
+		}},
+		"a grace period of 0 later":    {true, func(h *harness) { h.must(h.write("config", map[string]any{"rotation_grace_period": 0})) }},
+		"a shorter grace period later": {true, func(h *harness) { h.must(h.write("config", map[string]any{"rotation_grace_period": "4m59s"})) }},
+		"a shorter one without any check": {true, func(h *harness) {
+			h.must(h.write("config", map[string]any{"rotation_grace_period": "4m", "skip_verify": true}))
+			h.tick()
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.must(h.write("config/rotate", nil))
+			h.advance(6 * time.Minute)
+			h.tick()
+			stolen := h.adminKeyValue()
+			require.Equal(t, http.StatusOK, h.callWith(stolen))
+			if test.waits {
+				h.must(h.write("config/rotate", nil))
+				for second := range 400 {
+					h.advance(time.Second)
+					require.Equal(t, http.StatusOK, h.callWith(stolen))
+					if second%60 == 0 {
+						h.tick()
+					}
+				}
+				require.Equal(t, keptUsed, h.retiredKeys()[0].Kept)
+			}
+			reads := h.sim.Count(http.MethodGet, adminKeyRoute)
+			test.end(h)
+			require.Equal(t, http.StatusUnauthorized, h.callWith(stolen))
+			require.LessOrEqual(t, h.sim.Count(http.MethodGet, adminKeyRoute)-reads, 2, "those of the check of the new key")
+			require.Empty(t, h.retiredKeys())
+			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+		})
+	}
+}
+
+func TestSuperseded_AForcedEndThatFailsIsMadeUpForWhoeverUsesTheKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	h.must(h.write("config/rotate", nil))
+	stolen, id := h.adminKeyValue(), h.adminKeyID()
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + id, Status: 403})
+	resp := h.must(h.write("config/rotate", map[string]any{"force": true}))
+	require.Contains(t, strings.Join(resp.Warnings, " "), id)
+	require.Len(t, h.adminKeyIDs(), 2, "the others are deleted")
+	h.advance(4 * time.Minute)
+	require.Equal(t, http.StatusOK, h.callWith(stolen))
+	cancel()
+	h.restart()
+	h.tick()
+	require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
+}
+
+func TestSuperseded_ADifferentGracePeriodAppliesToKeysThatWaitButNeverLater(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "1h"}))
+	h.must(h.write("config/rotate", nil))
+	at := h.retiredKeys()[0].SupersededAt
+	ends := func(after time.Duration) { t.Helper(); require.Equal(t, at.Add(after), h.retiredKeys()[0].DeleteAfter) }
+	ends(time.Hour)
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "2h"}))
+	ends(time.Hour)
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "90m"}))
+	ends(time.Hour)
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "10m"}))
+	ends(10 * time.Minute)
+	h.advance(9 * time.Minute)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 2)
+	h.advance(time.Minute + time.Second)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 1)
+	h.sim.Keep(h.adminKeyIDs()...)
+}
+
+func TestSuperseded_AConfigWriteVouchesForTheKeyOnlyByItsOwnUse(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		used    time.Duration // after this process's last use
+		restart bool
+		kept    bool
+	}{
+		"used by this process":        {0, false, false},
+		"about then":                  {2 * time.Minute, false, false},
+		"later, by another":           {4 * time.Minute, false, true},
+		"by a process that never did": {0, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.must(h.write("config/rotate", nil))
+			h.advance(6 * time.Minute)
+			h.tick()
+			made := h.adminKeyID()
+			h.lease("creds/app", nil)
+			h.sim.SetAdminKeyUsed(made, h.sim.Now().Add(test.used))
+			h.b.dropSnapshot() // what is known of the use outlives it
+			h.advance(10 * time.Minute)
+			if test.restart {
+				h.restart()
+			}
+			_, key := h.sim.AddAdminKey("by hand")
+			resp := h.must(h.write("config", map[string]any{"admin_api_key": key}))
+			require.Equal(t, test.kept, resp != nil && strings.Contains(strings.Join(resp.Warnings, " "), made+" is kept"))
+			h.advance(6 * time.Minute)
+			h.sim.ResetRequests()
+			h.tick()
+			require.Equal(t, test.kept, len(h.adminKeyIDs()) == 2)
+			if test.kept {
+				require.Empty(t, h.routes(), "there is nothing to ask")
+				h.advance(longestKept)
+				h.tick()
+				require.Len(t, h.adminKeyIDs(), 1)
+			}
+		})
+	}
+}
+
+// A copy may have been restored from a mount with a grace period of 0.
+func TestSuperseded_WithoutAGracePeriodACopyLeavesTheOriginalsKeyToo(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	h.must(h.write("config/rotate", nil))
+	staging := copyOf(h)
+	_, own := h.sim.AddAdminKey("staging")
+	staging.must(staging.write("config", map[string]any{"admin_api_key": own}))
+	staging.tick()
+	h.lease("creds/app", nil)
+	resp := staging.must(staging.remove("config"))
+	require.Contains(t, strings.Join(resp.Warnings, " "), h.adminKeyID())
+	h.lease("creds/app", nil)
+}
+
+func TestSuperseded_DisablingACopyLeavesTheKeyThatTheOriginalUses(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	staging := copyOf(h)
+	_, own := h.sim.AddAdminKey("staging")
+	staging.must(staging.write("config", map[string]any{"admin_api_key": own}))
+	h.manager.taint()
+	staging.rollback()
+	require.Contains(t, staging.log.String(), "a superseded admin key is left at OpenAI")
+	require.Contains(t, h.adminKeyIDs(), h.adminKeyID())
+}
+
+func TestSuperseded_OneKeyWhoseDeletionHangsKeepsNeitherTheOthersNorTheConfig(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	var ids []string
+	var value string
+	for range 4 {
+		ids, value = append(ids, h.adminKeyID()), h.adminKeyValue()
+		h.must(h.write("config/rotate", nil))
+	}
+	h.advance(6 * time.Minute)
+	struck := make(chan struct{}, 8)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + ids[3], Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { struck <- struct{}{} }})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- h.b.deleteRetired(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	}()
+	<-struck
+	require.Eventually(t, func() bool { return len(h.adminKeyIDs()) == 2 }, 20*time.Second, 10*time.Millisecond, "the others are deleted")
+	h.must(h.write("config", map[string]any{"request_timeout": 9}))
+	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value})), "try again in a minute")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value, "skip_verify": true})), "try again in a minute")
+	cancel()
+	require.NoError(t, <-done)
+	require.Len(t, h.retiredKeys(), 1)
+	require.EqualValues(t, 9, h.config()["request_timeout"])
+	h.sim.ClearFaults()
+	h.must(h.write("config", map[string]any{"admin_api_key": value}))
+	h.advance(6 * time.Minute)
+	h.tick()
+	require.Contains(t, h.adminKeyIDs(), ids[3], "it is in force again")
+}
+
+func TestSuperseded_A404OfAYoungKeyIsLookedAtAgain(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	h.must(h.write("config/rotate", nil))
+	young := h.adminKeyID()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + young, Times: 1, Status: 404, Code: "admin_api_key_not_found", Message: "No admin API key found."})
+	resp := h.must(h.write("config/rotate", nil))
+	require.Contains(t, strings.Join(resp.Warnings, " "), young)
+	require.Len(t, h.retiredKeys(), 1)
+	h.tick()
+	require.NotContains(t, h.adminKeyIDs(), young)
+}
+
+func TestSuperseded_A404IsNoDeletionUnlessTheListSaysSo(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	h.advance(6 * time.Minute)
+	for _, fault := range []openaitest.Fault{
+		{Code: "admin_api_key_not_found", Message: "No admin API key found."},
+		{Code: "unknown_url", Message: "Unknown request URL: DELETE /organization/admin_api_keys."},
+		{Body: `{"error":{"message":"Invalid URL (DELETE /v1/organization/admin_api_keys)","type":"invalid_request_error","param":null,"code":null}}`},
+		{Body: `{"timestamp":"2026-01-01T00:00:00Z","status":404,"error":"Not Found","path":"/organization/admin_api_keys"}`},
+	} {
+		fault.Method, fault.Route, fault.Status = http.MethodDelete, adminKeyRoute, http.StatusNotFound
+		cancel := h.sim.Fail(fault)
+		h.tick()
+		require.Len(t, h.adminKeyIDs(), 2)
+		require.Len(t, h.retiredKeys(), 1, "%+v", fault)
+		cancel()
+	}
+	// A list that is cut short does not show the current key either.
+	root, _ := h.sim.AdminKey()
+	h.sim.DeleteAdminKey(root)
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+	h.tick()
+	require.Len(t, h.retiredKeys(), 1)
+	cancel()
+	h.tick()
+	require.Empty(t, h.retiredKeys())
+}
+
+func TestSuperseded_KeysOfAFormerOrganizationAreNamedAndLeft(t *testing.T) {
+	t.Parallel()
+	for _, skip := range []bool{false, true} {
+		h := configured(t, openaitest.Options{})
+		h.sim.KeepAll()
+		root, _ := h.sim.AdminKey()
+		h.must(h.write("config/rotate", nil))
+		made := h.adminKeyID()
+		h.must(h.remove("roles/app"))
+		other := openaitest.Start(t, openaitest.Options{})
+		other.KeepAll()
+		_, key := other.AdminKey()
+		resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL(), "skip_verify": skip}))
+		said := strings.Join(resp.Warnings, " ")
+		require.Equal(t, !skip, strings.Contains(said, "revoking them fails"))
+		require.Contains(t, said, root+", "+made)
+		h.must(h.write("config/rotate", nil)) // which finds the ID after skip_verify
+		h.advance(time.Hour)
+		h.tick()
+		require.ElementsMatch(t, []string{root, made}, h.adminKeyIDs())
+		require.Len(t, h.retiredKeys(), 2, "and none is said to be deleted")
+		require.Contains(t, strings.Join(h.must(h.read("config")).Warnings, " "), root)
+
+		// Back again, they end as planned: of the one that the engine made this
+		// process has not seen the last of its use.
+		_, key = h.sim.AddAdminKey("by hand")
+		h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
+		h.tick()
+		require.NotContains(t, h.adminKeyIDs(), root)
+		h.must(h.write("config/rotate", map[string]any{"force": true}))
+		require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
+	}
+}
+
+func TestSuperseded_KeysOfAFormerOrganizationAreForgottenAfterAWeek(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	h.must(h.remove("roles/app"))
+	other := openaitest.Start(t, openaitest.Options{})
+	_, key := other.AdminKey()
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
+	h.advance(longestKept + time.Second)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), 2)
+	require.Empty(t, h.retiredKeys())
+	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are forgotten; delete those that are alive there"), 1)
+}
+
+func TestRotate_AKeyWrittenByAPersonIsSaidToEndEverywhere(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	root, _ := h.sim.AdminKey()
+	note := h.must(h.write("config/rotate", nil)).Data["note"]
+	require.Contains(t, note, root)
+	require.Contains(t, note, "in 5m0s, also in any other mount")
+	require.NotContains(t, h.must(h.write("config/rotate", nil)).Data, "note")
+}
+
+// --- What a rotation that did not finish has made ---
+
+func (h *harness) rollbackAdminKey(name string, created time.Time) error {
+	return h.b.rollbackAdminKey(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: name, CreatedAt: created})
+}
+
+func TestRotate_ThatNothingWasMadeIsSaidByAnOldEntryAndAWholeList(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now()), errNotFinal)
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore+time.Minute)), errNotFinal)
+	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)))
+	require.NoError(t, h.rollbackAdminKey("vault-admin-x", time.Time{}), "an entry of an earlier release")
+
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+	require.ErrorContains(t, h.rollbackAdminKey("vault-admin-x", time.Time{}), "does not show the current key")
+	cancel()
+
+	// What is listed goes, and a 404 of it is believed only when it is old.
+	id, _ := h.sim.AddAdminKey("vault-admin-x")
+	notFound := openaitest.Fault{Method: http.MethodDelete, Route: adminKeyRoute, Times: 1, Status: 404, Code: "admin_api_key_not_found", Message: "No admin API key found."}
+	h.sim.Fail(notFound)
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now()), errNotFinal)
+	h.sim.Fail(notFound)
+	require.ErrorContains(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-time.Hour)), "still lists it")
+	require.Contains(t, h.adminKeyIDs(), id)
+	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now()))
+	require.NotContains(t, h.adminKeyIDs(), id)
+
+	// The clock was ahead when the entry was made: another takes its place.
+	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(40*24*time.Hour)))
+	require.Len(t, h.journal(), 1)
+	h.tick()
+	require.Empty(t, h.journal())
+}
+
+func TestRotate_ADiscardedKeyThatIsNotFoundStaysJournalled(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.SetNewAdminKeys(openaitest.ReadOnly())
+	_, right := h.sim.AdminKey()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: adminKeyRoute, Status: 404, Code: "admin_api_key_not_found", Message: "No admin API key found.", Times: 1,
+		Match: func(r *http.Request) bool { return r.Header.Get("Authorization") == "Bearer "+right }})
+	_, err := h.write("config/rotate", nil)
+	require.ErrorContains(t, err, "does not work")
+	require.Len(t, h.journal(), 1)
+	require.Len(t, h.adminKeyIDs(), 2)
+	h.tick()
+	require.Empty(t, h.journal())
+	require.Len(t, h.adminKeyIDs(), 1)
+}
+
+func TestRotate_TheEndOfWhatAnotherLeftDoesNotHoldTheConfig(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.AddAdminKey("vault-admin-x")
+	h.sim.KeepAll()
+	struck := make(chan struct{}, 8)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: adminKeyRoute, Kind: openaitest.FaultHang, Times: 1, OnStrike: func(*http.Request) { struck <- struct{}{} }})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- h.b.rollbackAdminKey(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: "vault-admin-x"})
+	}()
+	<-struck
+	h.must(h.write("config", map[string]any{"request_timeout": 9}))
+	cancel()
+	require.Error(t, <-done)
+}
+
+// --- Clocks ---
+
+func (h *harness) setClock(offset time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.offset = offset
+}
+
+func TestSchedule_AWrongClockAtARotationEndsNoKeyInForce(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for name, offsets := range map[string][]time.Duration{
+		"behind":         {-40 * day},
+		"an hour behind": {-time.Hour},
+		"three days":     {3 * day},
+		"eight days":     {8 * day},
+		"a year":         {365 * day},
+		"twice":          {40 * day, 400 * day},
+		"to and fro":     {40 * day, -40 * day, 10 * day},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
+			truth := time.Duration(0)
+			for _, offset := range offsets {
+				h.setClock(truth + offset)
+				h.must(h.write("config/rotate", nil))
+				for range 3 {
+					h.tick()
+				}
+				h.setClock(truth)
+				h.restart()
+				for range 3 * 24 {
+					h.advance(time.Hour)
+					truth += time.Hour
+					h.tick()
+				}
+				last := h.time("last_rotated")
+				require.False(t, last.After(h.now()), "last_rotated %s", last)
+				require.Less(t, h.now().Sub(last), 26*time.Hour)
+				require.LessOrEqual(t, h.time("next_rotation").Sub(h.now()), day)
+				for _, k := range h.retiredKeys() {
+					require.LessOrEqual(t, k.DeleteAfter.Sub(h.now()), defaultRotationGrace)
+				}
+			}
+			for range 9 {
+				h.advance(day)
+				h.tick()
+				h.lease("creds/app", nil)
+			}
+			h.advance(6 * time.Minute)
+			h.tick()
+			require.Len(t, h.adminKeyIDs(), 1)
+		})
+	}
+}
+
+func TestSchedule_TimesOfTheFutureAreReplacedOnceAndPlansAreNotTimesOfThePast(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 1 * *", "rotation_grace_period": "24h"}))
+	h.must(h.write("config/rotate", nil))
+	cfg, err := getConfig(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.False(t, cfg.correctTimes(h.now()))
+	require.False(t, cfg.correctTimes(h.now().Add(-30*time.Second)), "the clocks of two nodes")
+
+	end := cfg.AdminKeyExpires
+	h.setClock(-10 * 24 * time.Hour)
+	for range 3 {
+		h.runSchedule()
+	}
+	require.Len(t, h.lines("the clock was ahead when the config was written; times of the future are replaced by now"), 1)
+	require.WithinDuration(t, h.now(), h.time("last_rotated"), 5*time.Second)
+	require.False(t, h.time("admin_api_key_expires_at").After(end), "never later than at OpenAI")
+	require.WithinDuration(t, h.now().Add(24*time.Hour), h.retiredKeys()[0].DeleteAfter, 5*time.Second)
+}
+
+func TestSchedule_AClockThatIsAheadDoesNotRotateEveryMinute(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
+	h.setClock(40 * 24 * time.Hour)
+	h.sim.ResetRequests()
+	for range 90 {
+		h.runSchedule()
+		h.advance(time.Minute)
+	}
+	require.LessOrEqual(t, h.sim.Count(http.MethodPost, "/organization/admin_api_keys"), 3)
+}

@@ -104,6 +104,16 @@ func (s *Server) DeleteAdminKey(id string) {
 	}
 }
 
+// SetAdminKeyUsed says when an admin key was last used, zero for never; a later
+// use counts as ever. How exact OpenAI's own last_used_at is is not published.
+func (s *Server) SetAdminKeyUsed(id string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.adminKeys.byID[id]; k != nil {
+		k.lastUsed = at
+	}
+}
+
 // SetNewAdminKeys shapes the admin keys made over HTTP from now on. It is not
 // known whether the real API gives a new key its creator's restrictions; with
 // ReadOnly a caller meets the worse case. WithValue makes no sense here.

@@ -307,16 +307,6 @@ func (b *backend) lockConfig(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// tryLockConfig is lockConfig without a wait.
-func (b *backend) tryLockConfig() (unlock func(), ok bool) {
-	select {
-	case b.configLock <- struct{}{}:
-		return func() { <-b.configLock }, true
-	default:
-		return nil, false
-	}
-}
-
 // periodic is called once a minute. Vault holds its state lock meanwhile, so
 // the work itself is the worker's, except when the mount is being disabled:
 // then there is no later.

@@ -75,6 +75,18 @@ func TestGolden_ConfigV1(t *testing.T) {
 	entry, err = s.Get(t.Context(), configStorageKey)
 	require.NoError(t, err)
 	require.Contains(t, string(entry.Value), `"project_id":"proj_1"`)
+
+	// Added likewise. An earlier release deletes such a key when it is due.
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	require.Equal(t, at, want.Retired[0].superseded(want.RotationGracePeriod), "of an entry that does not say when")
+	want.Retired = []retiredKey{{ID: "key_0", DeleteAfter: at.Add(7 * 24 * time.Hour), SupersededAt: at, SupersededThere: at, CreatedAt: at, Regardless: true, Kept: keptUsed, LastUsed: at, Elsewhere: true}}
+	require.NoError(t, putConfig(t.Context(), s, want))
+	entry, err = s.Get(t.Context(), configStorageKey)
+	require.NoError(t, err)
+	require.Contains(t, string(entry.Value), `"retired_admin_keys":[{"id":"key_0","delete_after":"2026-01-09T03:04:05Z","superseded_at":"2026-01-02T03:04:05Z","superseded_at_openai":"2026-01-02T03:04:05Z","created_at":"2026-01-02T03:04:05Z","regardless_of_use":true,"kept":"used","last_used_at":"2026-01-02T03:04:05Z","elsewhere":true}]`)
+	got, err = getConfig(t.Context(), s)
+	require.NoError(t, err)
+	require.Equal(t, want.Retired, got.Retired)
 }
 
 func TestGolden_Roles(t *testing.T) {
@@ -204,6 +216,10 @@ func TestGolden_Journal(t *testing.T) {
 		require.Equal(t, want, got, file)
 		require.NoError(t, got.check(), file)
 	}
+	// Added without a new format; an entry without it counts as old.
+	encoded, err := json.Marshal(adminKeyEntry{Version: 1, Name: "vault-admin-ab3defghij4klmn", CreatedAt: time.Unix(made, 0).UTC()})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"version":1,"name":"vault-admin-ab3defghij4klmn","created_at":"2026-01-02T03:04:05Z"}`, string(encoded))
 	require.Equal(t, []string{journalAccount, journalRevoked, journalKey, journalRevokedKey},
 		[]string{"service_account", "revoked_service_account", "api_key", "revoked_api_key"}, "the kinds are part of the format")
 }

@@ -500,11 +500,64 @@ func TestSuperseded_KeysOfAFormerOrganizationAreForgottenAfterAWeek(t *testing.T
 	other := openaitest.Start(t, openaitest.Options{})
 	_, key := other.AdminKey()
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
-	h.advance(longestKept + time.Second)
+	h.advance(longestKept - time.Minute)
+	h.tick()
+	require.Len(t, h.retiredKeys(), 2)
+	h.advance(2 * time.Minute)
 	h.tick()
 	require.Len(t, h.adminKeyIDs(), 2)
 	require.Empty(t, h.retiredKeys())
 	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are forgotten; delete those that are alive there"), 1)
+}
+
+func TestSuperseded_ForceForgetsTheKeysOfAFormerOrganizationAndNamesThem(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	made := h.adminKeyID()
+	h.must(h.remove("roles/app"))
+	other := openaitest.Start(t, openaitest.Options{})
+	other.KeepAll()
+	_, key := other.AdminKey()
+	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
+	resp := h.must(h.write("config/rotate", map[string]any{"force": true}))
+	require.Contains(t, strings.Join(resp.Warnings, " "), made)
+	require.Empty(t, h.retiredKeys())
+	require.Len(t, h.adminKeyIDs(), 2)
+	require.Len(t, other.AdminKeys(), 1)
+}
+
+// Each storage write around the end of a superseded key: what is stored is done,
+// and what is not is done again.
+func TestSuperseded_EveryStorageFaultIsMadeUpFor(t *testing.T) {
+	t.Parallel()
+	for name, used := range map[string]bool{"deleted": false, "kept": true} {
+		for kind, fault := range map[string]storageFault{"before": {}, "after": {after: true}, "killed before": {kill: true}, "killed after": {after: true, kill: true}} {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.sim.KeepAll()
+				root, _ := h.sim.AdminKey()
+				h.must(h.write("config/rotate", nil))
+				h.advance(6 * time.Minute)
+				if used {
+					h.sim.SetAdminKeyUsed(root, h.sim.Now())
+				}
+				h.storage.fail(fault)
+				func() {
+					defer func() { _ = recover() }()
+					_ = h.b.deleteRetired(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+				}()
+				if h.storage.heal() {
+					h.restart()
+				}
+				h.tick()
+				require.Equal(t, used, len(h.adminKeyIDs()) == 2)
+				require.Equal(t, used, len(h.retiredKeys()) == 1)
+			})
+		}
+	}
 }
 
 func TestRotate_AKeyWrittenByAPersonIsSaidToEndEverywhere(t *testing.T) {

@@ -454,9 +454,10 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	e := b.endKeys(ctx, req, snap, keys, true)
 	var seen []client.AdminKey
 	if len(gone) > 0 {
-		if seen, err = snap.api.ListAdminKeys(ctx); err != nil {
-			b.log(req).Warn("superseded admin keys not looked for", "admin_api_key_ids", gone, "error", err)
-			gone = nil
+		seen, err = snap.api.ListAdminKeys(ctx)
+		if err != nil || !slices.ContainsFunc(seen, func(k client.AdminKey) bool { return k.ID == snap.config.AdminKeyID }) {
+			b.log(req).Warn("whether superseded admin keys belong to another organization is not known yet", "admin_api_key_ids", gone, "error", err)
+			seen, gone = nil, nil
 		}
 	}
 	if len(e.deleted)+len(e.used)+len(gone) == 0 {

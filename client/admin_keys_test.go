@@ -33,6 +33,10 @@ func TestAdminKey_LifeFromCreateToDelete(t *testing.T) {
 		next := connect(t, sim, withKey(value.Reveal()))
 		got, err := next.GetAdminKey(ctx, made.ID)
 		require.NoError(t, err, "the new key works")
+		require.WithinDuration(t, time.Now(), made.CreatedAt, 5*time.Second)
+		require.Zero(t, made.LastUsedAt)
+		require.WithinDuration(t, time.Now(), got.LastUsedAt, 5*time.Second)
+		got.LastUsedAt = time.Time{}
 		require.Equal(t, made, got)
 
 		keys, err := next.ListAdminKeys(ctx)
@@ -40,6 +44,7 @@ func TestAdminKey_LifeFromCreateToDelete(t *testing.T) {
 		require.Len(t, keys, 2)
 		require.Equal(t, rootID, keys[0].ID)
 		require.True(t, keys[0].Matches(NewSecret(rootKey)))
+		keys[1].LastUsedAt = time.Time{}
 		require.Equal(t, made, keys[1])
 
 		require.NoError(t, c.DeleteAdminKey(ctx, made.ID))
@@ -60,7 +65,7 @@ func TestListAdminKeys_ToleratesWhatItDoesNotNeed(t *testing.T) {
 		{"id":"k1","name":null,"redacted_value":"sk-admin...1234","created_at":1,"expires_at":null,"owner":{"type":"service_account","role":["x"]}},
 		{"id":"k2","owner":"nobody"}]}`).ListAdminKeys(context.Background())
 	require.NoError(t, err)
-	require.Equal(t, []AdminKey{{ID: "k1", RedactedValue: "sk-admin...1234"}, {ID: "k2"}}, keys)
+	require.Equal(t, []AdminKey{{ID: "k1", RedactedValue: "sk-admin...1234", CreatedAt: time.Unix(1, 0).UTC()}, {ID: "k2"}}, keys)
 }
 
 func TestAdminKeyMatches_ByWhatIsShown(t *testing.T) {

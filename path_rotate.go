@@ -120,7 +120,10 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *fram
 
 var (
 	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or not that of the key, so it could not be deleted after a rotation: write the right one to the config as admin_api_key_id")
-	errWhichKey          = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
+	// errHandedOut is the outcome of an entry whose key was handed out, so that
+	// another Vault with the same storage must hold it.
+	errHandedOut = errors.New("its key has been used since its create, so it was handed out")
+	errWhichKey  = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
 )
 
 // rotateAdminKey replaces the admin key and returns the config then in force, and
@@ -388,6 +391,15 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 			slices.ContainsFunc(snap.config.Retired, func(r retiredKey) bool { return r.ID == key.ID })
 		if recorded {
 			continue
+		}
+		made := key.CreatedAt // by the clock that last_used_at is of
+		if made.IsZero() {
+			made = entry.CreatedAt
+		}
+		// No request that does not finish uses its key for longer. This Vault is a
+		// copy of one whose request did, and which has stored it.
+		if !made.IsZero() && key.LastUsedAt.After(made.Add(requestBudget+cleanupBudget)) {
+			return fmt.Errorf("admin key %s (%s): %w", key.ID, key.Name, errHandedOut)
 		}
 		if err := b.endAdminKey(ctx, snap, key.ID, entry.CreatedAt); err != nil {
 			return err

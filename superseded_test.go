@@ -600,6 +600,30 @@ func TestRotate_ThatNothingWasMadeIsSaidByAnOldEntryAndAWholeList(t *testing.T) 
 	require.Empty(t, h.journal())
 }
 
+// A copy may have been taken while the original was rotating its admin key.
+func TestRotate_WhatTheOriginalHasPutInForceIsNotWhatACopyLeftUnfinished(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	staging := copyOf(h)
+	began := h.now()
+	h.must(h.write("config/rotate", nil))
+	name := ""
+	for _, k := range h.sim.AdminKeys() {
+		if k.ID == h.adminKeyID() {
+			name = k.Name
+		}
+	}
+	together(2*time.Minute, h, staging)
+	h.lease("creds/app", nil)
+	for _, created := range []time.Time{began, {}} {
+		require.ErrorIs(t, staging.rollbackAdminKey(name, created), errHandedOut)
+	}
+	h.lease("creds/app", nil)
+	h.sim.DeleteAdminKey(h.adminKeyID())
+	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
+}
+
 func TestRotate_ADiscardedKeyThatIsNotFoundStaysJournalled(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

@@ -155,6 +155,13 @@ func (h *harness) hangs(kind openaitest.FaultKind) {
 	}
 }
 
+// setClock sets the engine's clock, and not OpenAI's.
+func (h *harness) setClock(ahead time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.offset = ahead
+}
+
 // advance moves the clocks of the engine and of the simulator.
 func (h *harness) advance(d time.Duration) {
 	h.mu.Lock()

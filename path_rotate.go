@@ -120,10 +120,7 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *fram
 
 var (
 	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or not that of the key, so it could not be deleted after a rotation: write the right one to the config as admin_api_key_id")
-	// errHandedOut is the outcome of an entry whose key was handed out, so that
-	// another Vault with the same storage must hold it.
-	errHandedOut = errors.New("its key has been used since its create, so it was handed out")
-	errWhichKey  = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
+	errWhichKey          = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
 )
 
 // rotateAdminKey replaces the admin key and returns the config then in force, and

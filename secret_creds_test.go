@@ -540,7 +540,7 @@ func TestRevoke_WhatATightLimitLeavesIsJournalledAndDrains(t *testing.T) {
 		require.Less(t, time.Since(began), 2*time.Second)
 
 		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // time, compressed
-		for range 20 { // runs that end where a try takes too long
+		for range 20 {
 			h.tick()
 			time.Sleep(time.Minute)
 		}

@@ -12,13 +12,6 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// setClock sets the engine's clock, and not OpenAI's.
-func (h *harness) setClock(ahead time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.offset = ahead
-}
-
 func (h *harness) storedStatic(name string) *staticRole {
 	h.t.Helper()
 	r, err := getStaticRole(context.Background(), h.storage, name)

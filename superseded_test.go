@@ -660,12 +660,6 @@ func TestRotate_TheEndOfWhatAnotherLeftDoesNotHoldTheConfig(t *testing.T) {
 
 // --- Clocks ---
 
-func (h *harness) setClock(offset time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.offset = offset
-}
-
 func TestSchedule_AWrongClockAtARotationEndsNoKeyInForce(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour

@@ -396,6 +396,14 @@ func ensureTag(ctx context.Context, s logical.Storage) (string, error) {
 	if tag, err = randomText(tagLength); err != nil {
 		return "", err
 	}
+	// Before there is a tag nothing can have been issued.
+	if recorded, err := getLongestLease(ctx, s); err != nil {
+		return "", err
+	} else if recorded == nil {
+		if err := putLongestLease(ctx, s, 0); err != nil {
+			return "", err
+		}
+	}
 	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: mountVersion, Tag: tag})
 	if err != nil {
 		return "", err

@@ -78,7 +78,7 @@ type meters struct {
 	rotations, lastRotation, nextRotation, rotationFailed  *metric
 	keyExpiry, retiredKeys, keptKeys                       *metric
 	sweeps, sweepDeleted, sweepFailed, sweepOrphans        *metric
-	lastSweep                                              *metric
+	sweepWaiting, lastSweep                                *metric
 	build                                                  *metric
 
 	flying atomic.Int64 // calls in flight
@@ -128,6 +128,7 @@ func newMeters() *meters {
 	m.sweepDeleted = m.counter("sweep_deleted_total", "Orphans that sweeps have deleted.")
 	m.sweepFailed = m.counter("sweep_failed_total", "Orphans that sweeps could not delete.")
 	m.sweepOrphans = m.gauge("sweep_orphans", "Orphans that the last sweep has found; absent before the first in this process.")
+	m.sweepWaiting = m.gauge("sweep_waiting", "Accounts without a key that the last sweep left because it deletes only 20 of them; `apply=true force=true` deletes the rest. Absent before the first in this process.")
 	m.lastSweep = m.gauge("sweep_last_end_timestamp_seconds", "When the last sweep ended; absent before the first in this process.")
 
 	m.build = m.gauge("build_info", "Always 1.", "version", "go_version")

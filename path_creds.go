@@ -161,6 +161,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	if err != nil {
 		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, b.abandon(ctx, req, m, fmt.Sprintf("role %q", roleName), err), err)
 	}
+	b.tidy.witnesses.add(m.credential, b.now())
 	b.notify(eventIssue, req.MountPoint, req.Path, false, append([]string{"name", roleName}, m.pairs()...)...)
 	return resp, nil
 }

@@ -222,6 +222,7 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 	}
 	if sweep := b.tidy.current(); !sweep.finished.IsZero() {
 		set(m.sweepOrphans, float64(sweep.orphans))
+		set(m.sweepWaiting, float64(sweep.waiting))
 		at(m.lastSweep, sweep.finished)
 	}
 	return all

@@ -355,6 +355,9 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 		response.AddWarning(fmt.Sprintf("ttl %s is longer than a key can live at OpenAI: leases last %s, and longer with renewals.", r.TTL, maxLease))
 	}
 
+	if err := b.raiseLongestLease(ctx, req.Storage, r.MaxTTL); err != nil {
+		return nil, fmt.Errorf("role %q not stored: %w", name, err)
+	}
 	if err := recordProject(ctx, req.Storage, project); err != nil {
 		return nil, fmt.Errorf("role %q not stored: %w", name, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -103,8 +104,11 @@ type tidyStatus struct {
 	projects, done, skipped  int
 	accounts, keys           int
 	orphans, deleted, failed int
-	listed                   []orphan
-	errors                   []string
+	// waiting are orphans without a key that only a forced run deletes, unconfirmed
+	// accounts that so far one listing shows without one.
+	waiting, unconfirmed int
+	listed               []orphan
+	errors               []string
 }
 
 // tidyState holds the sweep under way, or what is known of the last one. The
@@ -113,6 +117,13 @@ type tidyState struct {
 	mu     sync.Mutex
 	status tidyStatus
 	cancel context.CancelFunc // nil when none is under way
+
+	// absent is what earlier runs saw, by project. It is the run's under way.
+	absent    map[string]absences
+	witnesses witnesses
+	longest   sync.Mutex // guards the entry of the longest lease
+
+	stall time.Duration // tidyStall if 0
 }
 
 // note changes the status.
@@ -124,15 +135,9 @@ func (t *tidyState) note(change func(*tidyStatus)) {
 
 // dropKeys takes a project's keys off the orphans: there is nothing that could
 // be done about them.
-func (t *tidyStatus) dropKeys(found []orphan) {
-	stay := map[string]bool{}
-	for _, o := range found {
-		if o.isKey() {
-			stay[o.KeyID] = true
-		}
-	}
-	t.orphans -= len(stay)
-	t.listed = slices.DeleteFunc(t.listed, func(o orphan) bool { return stay[o.KeyID] })
+func (t *tidyStatus) dropKeys(project string, keys int) {
+	t.orphans -= keys
+	t.listed = slices.DeleteFunc(t.listed, func(o orphan) bool { return o.isKey() && o.ProjectID == project })
 }
 
 // current returns a copy of the status.
@@ -158,7 +163,7 @@ func (t *tidyState) stop() (wasRunning bool) {
 
 // beginTidy takes the one place for a sweep and returns the sweep, for the
 // caller to run, and what is closed at its end; nil when one is under way.
-func (b *backend) beginTidy(req *logical.Request, apply, automatic bool, buffer time.Duration) (run func(), done <-chan struct{}) {
+func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, buffer time.Duration) (run func(), done <-chan struct{}) {
 	b.tidy.mu.Lock()
 	defer b.tidy.mu.Unlock()
 	if b.tidy.cancel != nil {
@@ -169,7 +174,10 @@ func (b *backend) beginTidy(req *logical.Request, apply, automatic bool, buffer 
 	b.tidy.cancel = cancel
 	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
 	// Of the request only what outlives it.
-	s := &sweep{backend: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer}
+	s := &sweep{backend: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
+	if force {
+		s.absences = math.MaxInt
+	}
 	return func() {
 		defer close(ended)
 		defer cancel()
@@ -200,12 +208,15 @@ func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
 		// The interval starts to count: a new mount has left nothing yet. So it
 		// does where the clock was set back, which might otherwise put the next
 		// sweep off for years.
+		if last != nil {
+			b.log(req).Warn("the last sweep is recorded for a time in the future; its interval begins now", "last_auto_run", timeText(last.LastAutoRun))
+		}
 		return putTidyEntry(ctx, req.Storage, now)
 	}
 	if now.Add(tickSlack).Sub(last.LastAutoRun) < interval {
 		return nil
 	}
-	run, _ := b.beginTidy(req, true, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this pass
+	run, _ := b.beginTidy(req, true, false, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this pass
 	if run != nil {
 		go run()
 	}
@@ -222,6 +233,11 @@ func (b *backend) pathTidy() *framework.Path {
 				Description:  "Delete what is found. Without it nothing is changed, and the answer lists what would be deleted.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Apply"},
 			},
+			"force": {
+				Type:         framework.TypeBool,
+				Description:  fmt.Sprintf("Delete more than %d accounts that have no key. Requires apply=true.", absenceLimit),
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Force"},
+			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
@@ -235,9 +251,13 @@ func (b *backend) pathTidy() *framework.Path {
 		HelpSynopsis: "Sweep up the accounts that this mount left at OpenAI.",
 		HelpDescription: strings.TrimSpace(`
 Looks through every project that a role names or ever named for service accounts
-whose name bears this mount's tag, all of whose keys have expired or are gone,
-and which are older than tidy_safety_buffer. Nobody can use what is found: it is
-what is left of credentials whose lease Vault never stored or has forgotten.
+whose name bears this mount's tag, all of whose keys have expired, and which are
+older than tidy_safety_buffer. Nobody can use what is found: it is what is left of
+credentials whose lease Vault never stored or has forgotten.
+
+An account without a key is an orphan only if two listings at least five minutes
+apart show none and it is older than any lease of this mount can be. A run deletes
+at most 20 of those; apply=true force=true deletes all of them.
 
 Without apply nothing is changed. The answer lists what was found; when that
 takes longer than a request may, tidy-status has the list once it is complete.
@@ -320,6 +340,8 @@ func tidyFields() map[string]*framework.FieldSchema {
 		"orphan_count":          {Type: framework.TypeInt, Description: "Those of both that nobody can need any more."},
 		"deleted_count":         {Type: framework.TypeInt, Description: "Orphans deleted."},
 		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next sweep tries again."},
+		"waiting_count":         {Type: framework.TypeInt, Description: fmt.Sprintf("Orphans without a key beyond the %d that a run deletes; apply=true force=true deletes them.", absenceLimit)},
+		"unconfirmed_count":     {Type: framework.TypeInt, Description: "Accounts that so far one listing shows without a key. They are orphans if a run at least five minutes later sees the same. A restart of the plugin starts this over."},
 		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account or else api_key_id and api_key_name, project_id, created_at, age and why. At most %d of them.", maxListed)},
 		"error":                 {Type: framework.TypeString, Description: "The first of errors, empty without any."},
 		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("What failed, at most %d of it.", maxErrors)},
@@ -333,7 +355,10 @@ func tidyFields() map[string]*framework.FieldSchema {
 }
 
 func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	apply := d.Get("apply").(bool)
+	apply, force := d.Get("apply").(bool), d.Get("force").(bool)
+	if force && !apply {
+		return logical.ErrorResponse("force=true requires apply=true"), nil
+	}
 	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
 		return notConfigured(req), nil
@@ -341,7 +366,7 @@ func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framew
 	if err != nil {
 		return nil, err
 	}
-	run, done := b.beginTidy(req, apply, false, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives the request
+	run, done := b.beginTidy(req, apply, force, false, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives the request
 	if run == nil {
 		// Not a warning, as in the PKI engine: whoever asks for a dry run must
 		// not take another sweep's list for its answer.
@@ -415,6 +440,8 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		"orphan_count":          status.orphans,
 		"deleted_count":         status.deleted,
 		"failed_count":          status.failed,
+		"waiting_count":         status.waiting,
+		"unconfirmed_count":     status.unconfirmed,
 		"orphans":               orphans,
 		"error":                 firstError,
 		"errors":                append([]string{}, status.errors...),
@@ -426,6 +453,12 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		resp.AddWarning(fmt.Sprintf("The sweep is under way; `vault read %stidy-status` shows how far it is.", req.MountPoint))
 	case status.state == tidyError && !status.apply:
 		resp.AddWarning("The list is not complete: " + firstError)
+	}
+	if status.waiting > 0 {
+		resp.AddWarning(fmt.Sprintf("%d accounts without a key are left, because a run deletes at most %d of them. If they have no key at OpenAI either, run `vault write %stidy apply=true force=true`.", status.waiting, absenceLimit, req.MountPoint))
+	}
+	if status.unconfirmed > 0 {
+		resp.AddWarning(fmt.Sprintf("%d accounts have no key in the listing. A run at least %s later confirms it.", status.unconfirmed, confirmAfter))
 	}
 	if status.orphans > len(status.listed) {
 		resp.AddWarning(fmt.Sprintf("Only %d of the %d orphans are listed.", len(status.listed), status.orphans))

@@ -2,6 +2,7 @@ package openaisecrets
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -226,7 +227,13 @@ func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
 	one := h.orphan()
 	h.advance(time.Hour)
 
+	h.advance(defaultMaxTTL)
+
 	status := h.tidy(false)
+	require.Equal(t, "1 of 1 projects looked through, 2 orphans found, 0 deleted", status["message"])
+	require.Equal(t, 1, status["unconfirmed_count"])
+	h.advance(confirmAfter + time.Second)
+	status = h.tidy(false)
 	require.Equal(t, tidyFinished, status["state"])
 	require.Equal(t, "1 of 1 projects looked through, 3 orphans found, 0 deleted", status["message"])
 	why := map[string]string{}
@@ -235,10 +242,10 @@ func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
 		why[o["service_account_id"].(string)] = o["why"].(string)
 		require.Contains(t, o["service_account"], "vault-app-")
 		require.Equal(t, h.project, o["project_id"])
-		require.Regexp(t, `^1h1\dm\d+s$`, o["age"])
+		require.Regexp(t, `^25h[12]\dm\d+s$`, o["age"])
 		created, err := time.Parse(time.RFC3339, o["created_at"].(string))
 		require.NoError(t, err)
-		require.WithinDuration(t, h.now().Add(-time.Hour-12*time.Minute), created, time.Minute)
+		require.WithinDuration(t, h.now().Add(-defaultMaxTTL-time.Hour-17*time.Minute), created, time.Minute)
 	}
 	require.Equal(t, "it has no key", why[keyless])
 	require.Regexp(t, `^its key expired at \d{4}-.*Z$`, why[one])
@@ -407,6 +414,16 @@ func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
 	gone := func() (cancel func()) {
 		return h.sim.Fail(openaitest.Fault{Status: 404, Message: "no such project", Match: func(r *http.Request) bool { return strings.Contains(r.URL.Path, unknown) }})
 	}
+	// projects has the listing of projects show only these.
+	projects := func(ids ...string) (cancel func()) {
+		data := []any{}
+		for _, id := range ids {
+			data = append(data, map[string]any{"object": "organization.project", "id": id, "name": "n", "created_at": 1, "archived_at": nil, "status": "active"})
+		}
+		body, err := json.Marshal(map[string]any{"object": "list", "data": data, "first_id": nil, "last_id": nil, "has_more": false})
+		require.NoError(t, err)
+		return h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/projects", Kind: openaitest.FaultGarbage, Body: string(body)})
+	}
 	cancel := gone()
 
 	status := h.tidy(true)
@@ -434,6 +451,15 @@ func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
 	h.advance(forgetAfter + time.Second)
 	cancel()
 	gone()
+	h.tidy(true)
+	require.Len(t, h.recorded(), 2, "a listing of projects shows it")
+	for _, ids := range [][]string{{}, {"proj_of_others"}, {"proj_of_others", unknown}} {
+		cancel := projects(ids...)
+		h.tidy(true)
+		require.Len(t, h.recorded(), 2, "nor is it this organization's listing: %v", ids)
+		cancel()
+	}
+	projects("proj_of_others", h.project)
 	h.tidy(true)
 	require.Equal(t, []string{h.project}, h.recorded())
 	h.onlyLeased()
@@ -601,7 +627,7 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 				panic(died)
 			}
 		}()
-		sweep, _ := h.b.beginTidy(&logical.Request{Storage: h.storage, MountPoint: "openai/"}, true, true, defaultTidySafetyBuffer)
+		sweep, _ := h.b.beginTidy(&logical.Request{Storage: h.storage, MountPoint: "openai/"}, true, false, true, defaultTidySafetyBuffer)
 		sweep()
 		return false
 	}

@@ -1,0 +1,604 @@
+package openaisecrets
+
+// What tidy does where OpenAI, or a gateway before it, does not show something.
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const getKeyRoute = "/organization/projects/{project_id}/api_keys/{api_key_id}"
+
+// keyless makes accounts of this mount that have no key.
+func (h *harness) keyless(n int) (ids []string) {
+	h.t.Helper()
+	for range n {
+		ids = append(ids, h.sim.AddServiceAccount(h.project, h.ours()))
+	}
+	return ids
+}
+
+// listing makes a server, from now on, show only those keys of the project that
+// show allows, and say that this is all.
+func (h *harness) listing(show func(client.ProjectKey) bool) (cancel func()) {
+	h.t.Helper()
+	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
+	require.NoError(h.t, err)
+	data := []any{}
+	for _, k := range keys {
+		if show(k) {
+			data = append(data, keyObject(k, map[string]any{"type": "service_account", "service_account": owner(k.AccountID)}))
+		}
+	}
+	return h.listed(data)
+}
+
+func (h *harness) listed(data []any) (cancel func()) {
+	h.t.Helper()
+	body, err := json.Marshal(map[string]any{"object": "list", "data": data, "first_id": nil, "last_id": nil, "has_more": false})
+	require.NoError(h.t, err)
+	return h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Kind: openaitest.FaultGarbageBefore, Body: string(body)})
+}
+
+func keyObject(k client.ProjectKey, owner any) map[string]any {
+	object := map[string]any{
+		"object": "organization.project.api_key", "id": k.ID, "name": k.Name, "redacted_value": "sk-...abcd", "created_at": k.CreatedAt.Unix(),
+		"last_used_at": nil, "owner_project_access": "active", "owner": owner, "expires_at": nil,
+	}
+	if !k.ExpiresAt.IsZero() {
+		object["expires_at"] = k.ExpiresAt.Unix()
+	}
+	return object
+}
+
+func owner(id string) map[string]any {
+	return map[string]any{"id": id, "name": "n", "email": "e@example.com", "created_at": 1, "role": "member"}
+}
+
+// oldEnough lets pass what an account without a key must be older than.
+func (h *harness) oldEnough() { h.advance(defaultMaxTTL + expiryMargin + clockSlack + time.Second) }
+
+// tidyTwice starts two runs that are far enough apart to agree, and returns the
+// status of the second.
+func (h *harness) tidyTwice() map[string]any {
+	h.t.Helper()
+	h.tidy(true)
+	h.advance(confirmAfter + time.Second)
+	return h.tidy(true)
+}
+
+func TestTidy_ListingThatHidesKeysEndsNoLiveLease(t *testing.T) {
+	t.Parallel()
+	for name, lie := range map[string]func(h *harness, leases []*logical.Response){
+		"an empty listing": func(h *harness, _ []*logical.Response) { h.listed([]any{}) },
+		"a listing that ends after its first key": func(h *harness, leases []*logical.Response) {
+			h.listing(func(k client.ProjectKey) bool { return k.ID == leases[0].Data["api_key_id"] })
+		},
+		"a listing that hides one key": func(h *harness, leases []*logical.Response) {
+			h.listing(func(k client.ProjectKey) bool { return k.ID != leases[5].Data["api_key_id"] })
+		},
+		"a gateway that answers everything with an empty list": func(h *harness, _ []*logical.Response) {
+			h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"data":[]}`})
+		},
+		"a gateway that answers every read with a complete and empty list": func(h *harness, _ []*logical.Response) {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"has_more":false}`})
+		},
+		"keys without an owner": func(h *harness, _ []*logical.Response) {
+			keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
+			require.NoError(h.t, err)
+			data := []any{}
+			for _, k := range keys {
+				data = append(data, keyObject(k, map[string]any{"type": "service_account"}))
+			}
+			h.listed(data)
+		},
+		"keys whose owner is another account": func(h *harness, _ []*logical.Response) {
+			keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
+			require.NoError(h.t, err)
+			data := []any{}
+			for _, k := range keys {
+				data = append(data, keyObject(k, map[string]any{"type": "service_account", "service_account": owner("user-other")}))
+			}
+			h.listed(data)
+		},
+	} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restarted %t", name, restarted), func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.sim.KeepAll()
+				var leases []*logical.Response
+				for range 10 {
+					leases = append(leases, h.lease("creds/app", nil))
+				}
+				if restarted {
+					h.restart()
+				}
+				h.advance(time.Hour)
+				lie(h, leases)
+				for range 3 { // the last one when the leases are almost over
+					h.tidyTwice()
+					h.advance(7 * time.Hour)
+				}
+				require.Len(t, h.alive(), 10)
+				for _, l := range leases {
+					require.Equal(t, 200, h.inference(l, http.MethodGet, "/models"))
+				}
+			})
+		}
+	}
+}
+
+func TestTidy_StaleListingEndsNothingThatWasMadeSince(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.listing(func(client.ProjectKey) bool { return true }) // of now, for minutes
+	lease := h.lease("creds/app", nil)
+	h.advance(defaultTidySafetyBuffer + time.Minute)
+	h.tidyTwice()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+}
+
+func TestTidy_AccountWithoutAKeyTakesTwoListings(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		between func(h *harness)
+		gone    bool
+	}{
+		"minutes apart":          {func(h *harness) { h.advance(confirmAfter + time.Second) }, true},
+		"moments apart":          {func(h *harness) { h.advance(confirmAfter - time.Minute) }, false},
+		"of two processes":       {func(h *harness) { h.advance(time.Hour); h.restart() }, false},
+		"and a third that fails": {func(h *harness) { h.advance(time.Hour); h.failed(listKeysRoute) }, true},
+		"and a third with a key": {func(h *harness) {
+			h.advance(confirmAfter)
+			_, err := h.api().CreateServiceAccountKey(h.t.Context(), h.project, h.alive()[0], "by hand", nil, 0)
+			require.NoError(h.t, err)
+			h.tidy(true)
+			require.NoError(h.t, h.api().DeleteProjectKey(h.t.Context(), h.project, h.sim.Keys()[0].ID))
+			h.advance(time.Minute)
+		}, false},
+	} {
+		for _, apply := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, the first with apply=%t", name, apply), func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.keyless(1)
+				h.oldEnough()
+				status := h.tidy(apply)
+				require.Equal(t, tidyFinished, status["state"])
+				require.Equal(t, 1, status["unconfirmed_count"])
+				require.Zero(t, status["orphan_count"])
+				resp := h.must(h.read("tidy-status"))
+				require.Contains(t, strings.Join(resp.Warnings, "\n"), "1 accounts have no key in the listing. A run at least 5m0s later confirms it.")
+				test.between(h)
+				status = h.tidy(true)
+				require.Equal(t, tidyFinished, status["state"], status["error"])
+				if test.gone {
+					require.Equal(t, 1, status["deleted_count"])
+					require.Empty(t, h.alive())
+				} else {
+					require.Equal(t, 1, status["unconfirmed_count"])
+					require.Len(t, h.alive(), 1)
+				}
+			})
+		}
+	}
+}
+
+// failed is a run that finds this route out of order.
+func (h *harness) failed(route string) {
+	h.t.Helper()
+	cancel := h.sim.Fail(openaitest.Fault{Route: route, Status: 403})
+	require.Equal(h.t, tidyError, h.tidy(true)["state"])
+	cancel()
+}
+
+func TestTidy_AccountWithoutAKeyOutlivesTheLongestLease(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		arrange func(h *harness)
+		longest time.Duration
+	}{
+		"of the only role": {func(*harness) {}, defaultMaxTTL},
+		"of a role that has become stricter": {func(h *harness) {
+			h.must(h.write("roles/app", map[string]any{"max_ttl": "2160h"}))
+			h.must(h.write("roles/app", map[string]any{"max_ttl": "1h"}))
+		}, 2160 * time.Hour},
+		"of a role that was deleted": {func(h *harness) {
+			h.must(h.write("roles/long", map[string]any{"project_id": h.project, "max_ttl": "2160h", "key_expiry": "none"}))
+			h.must(h.remove("roles/long"))
+			h.restart()
+		}, 2160 * time.Hour},
+		"of a mount of an earlier release": {func(h *harness) {
+			require.NoError(h.t, h.storage.Delete(h.t.Context(), longestLeaseStorageKey))
+		}, assumedLongest},
+		"of a role of an earlier release": {func(h *harness) {
+			require.NoError(h.t, h.storage.Delete(h.t.Context(), longestLeaseStorageKey))
+			entry, err := logical.StorageEntryJSON(roleStoragePrefix+"old", map[string]any{"version": 1, "project_id": h.project, "ttl": time.Hour, "max_ttl": 1000 * time.Hour})
+			require.NoError(h.t, err)
+			require.NoError(h.t, h.storage.Put(h.t.Context(), entry))
+		}, 1000 * time.Hour},
+		"of an earlier release, when a role has been written since": {func(h *harness) {
+			require.NoError(h.t, h.storage.Delete(h.t.Context(), longestLeaseStorageKey))
+			h.must(h.write("roles/app", map[string]any{"max_ttl": "2h"}))
+		}, assumedLongest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			test.arrange(h)
+			h.keyless(1)
+			h.advance(test.longest - 20*time.Minute)
+			h.tidyTwice()
+			h.advance(confirmAfter + time.Minute)
+			status := h.tidy(true)
+			require.Equal(t, tidyFinished, status["state"], status["error"])
+			require.Zero(t, status["unconfirmed_count"])
+			require.Len(t, h.alive(), 1)
+			h.advance(20 * time.Minute)
+			require.Equal(t, 1, h.tidyTwice()["deleted_count"])
+			h.onlyLeased()
+		})
+	}
+}
+
+func TestTidy_UnreadableRoleMayAllowAnyLease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.keyless(1)
+	require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "new", Value: []byte(`{"version":99}`)}))
+	h.oldEnough()
+	require.Zero(t, h.tidyTwice()["unconfirmed_count"])
+	require.Len(t, h.alive(), 1)
+	require.NoError(t, h.storage.Delete(t.Context(), roleStoragePrefix+"new"))
+	require.Equal(t, 1, h.tidyTwice()["deleted_count"])
+}
+
+func TestRole_RecordsTheLongestLeaseFirst(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	longest := func() time.Duration {
+		t.Helper()
+		entry, err := getLongestLease(t.Context(), h.storage)
+		require.NoError(t, err)
+		return entry.LongestLease
+	}
+	h.configure(nil)
+	require.Zero(t, longest(), "nothing can have been issued")
+	for _, step := range []struct {
+		max    string
+		want   time.Duration
+		writes []string
+	}{
+		{"2h", 2 * time.Hour, []string{"put .", "put project", "put role"}},
+		{"1h", 2 * time.Hour, []string{"put role"}},
+		{"720h", 720 * time.Hour, []string{"put .", "put role"}},
+		{"720h", 720 * time.Hour, []string{"put role"}},
+	} {
+		h.storage.fail(storageFault{write: -1})
+		h.must(h.write("roles/app", map[string]any{"project_id": h.project, "ttl": "1h", "max_ttl": step.max}))
+		require.Equal(t, step.writes, h.storage.writes)
+		require.Equal(t, step.want, longest())
+	}
+	for i, fault := range []storageFault{{write: 0}, {write: 0, after: true}, {write: 0, kill: true}, {write: 0, after: true, kill: true}, {write: 1}, {write: 1, after: true}, {write: 1, kill: true}, {write: 1, after: true, kill: true}} {
+		lease := time.Duration(900+i) * time.Hour
+		require.NoError(t, putLongestLease(t.Context(), h.storage, 720*time.Hour))
+		h.storage.fail(fault)
+		_, err := h.write("roles/app", map[string]any{"max_ttl": lease.String()})
+		require.Error(t, err)
+		if h.storage.heal() {
+			h.restart()
+		}
+		r, err := getRole(t.Context(), h.storage, "app")
+		require.NoError(t, err)
+		if r.MaxTTL == lease {
+			require.Equal(t, lease, longest())
+		}
+	}
+	lease := h.lease("creds/app", nil)
+	h.storage.fail(storageFault{write: -1})
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	require.NotContains(t, h.storage.writes, "put .", "no request for a credential writes it")
+	require.NoError(t, h.revoke(lease))
+
+	fresh := newHarness(t, openaitest.Options{})
+	fresh.must(fresh.write("roles/app", map[string]any{"project_id": fresh.project, "max_ttl": "3h"}))
+	fresh.configure(nil)
+	entry, err := getLongestLease(t.Context(), fresh.storage)
+	require.NoError(t, err)
+	require.Equal(t, 3*time.Hour, entry.LongestLease, "a role that is older than the config")
+}
+
+func TestGolden_LongestLeaseV1(t *testing.T) {
+	t.Parallel()
+	s := &logical.InmemStorage{}
+	require.NoError(t, putLongestLease(t.Context(), s, 24*time.Hour))
+	entry, err := s.Get(t.Context(), "longest-lease")
+	require.NoError(t, err)
+	require.JSONEq(t, string(golden(t, "longest_lease.v1.json")), string(entry.Value))
+	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: "longest-lease", Value: golden(t, "longest_lease.v1.json")}))
+	got, err := getLongestLease(t.Context(), s)
+	require.NoError(t, err)
+	require.Equal(t, longestLeaseEntry{Version: 1, LongestLease: 24 * time.Hour}, *got)
+	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: "longest-lease", Value: []byte(`{"version":99}`)}))
+	_, err = getLongestLease(t.Context(), s)
+	require.ErrorContains(t, err, "newer version")
+}
+
+func TestTidy_ListingMustShowTheKeysThatExist(t *testing.T) {
+	t.Parallel()
+	t.Run("of a static role", func(t *testing.T) {
+		t.Parallel()
+		h := withStatic(t, openaitest.Options{})
+		h.sim.KeepAll()
+		h.static("batch", fields{"rotation_period": "720h"})
+		h.keyless(3)
+		h.oldEnough()
+		h.restartStatic()
+		cancel := h.listed([]any{})
+		status := h.tidyTwice()
+		require.Equal(t, tidyError, status["state"])
+		require.Contains(t, status["error"], "the listing of keys is not complete: it does not show key "+h.sim.Keys()[0].ID)
+		require.Zero(t, status["unconfirmed_count"])
+		require.Len(t, h.alive(), 4)
+		cancel()
+		h.tidy(true)
+		require.Len(t, h.alive(), 4, "what the false listings agreed on is forgotten")
+		h.advance(confirmAfter + time.Second)
+		require.Equal(t, 3, h.tidy(true)["deleted_count"])
+		require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
+	})
+	t.Run("of a lease", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		h.sim.KeepAll()
+		h.keyless(1)
+		h.oldEnough()
+		lease := h.lease("creds/app", nil)
+		h.listed([]any{})
+		require.Equal(t, 1, h.tidy(true)["unconfirmed_count"], "it is too young to be held against a listing")
+		h.advance(notFinalBefore + time.Second)
+		status := h.tidy(true)
+		require.Equal(t, tidyError, status["state"])
+		require.Contains(t, status["error"], lease.Data["api_key_id"])
+		require.Len(t, h.alive(), 2)
+
+		require.NoError(t, h.revoke(lease))
+		h.sim.ResetRequests()
+		require.Equal(t, 1, h.tidyTwice()["deleted_count"], "a key that is gone is not missed")
+		require.Equal(t, 2, h.sim.Count(http.MethodGet, getKeyRoute), "nor looked for twice")
+	})
+	t.Run("and it is not known whether one exists", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		h.sim.KeepAll()
+		h.keyless(1)
+		h.oldEnough()
+		h.lease("creds/app", nil)
+		h.advance(time.Hour)
+		h.listed([]any{})
+		for _, fault := range []openaitest.Fault{
+			{Status: 403}, {Status: 500}, {Status: 404, Body: `{"error":"Not Found"}`}, {Status: 404, Code: "unknown_url", Message: "Unknown request URL: GET /v1/organization"},
+		} {
+			fault.Route, fault.Method = getKeyRoute, http.MethodGet
+			cancel := h.sim.Fail(fault)
+			status := h.tidyTwice()
+			require.Equal(t, tidyError, status["state"])
+			require.Contains(t, status["error"], "the listing of keys may not be complete")
+			require.Len(t, h.alive(), 2)
+			cancel()
+		}
+	})
+}
+
+// However many leases a process has handed out, it remembers a few that are old
+// enough to tell something.
+func TestWitnesses_AreFewAndSomeAreOld(t *testing.T) {
+	t.Parallel()
+	var w witnesses
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i := range 100_000 {
+		w.add(credential{ProjectID: "p", ID: "a", KeyID: fmt.Sprint(i), KeyExpires: at.Add(time.Hour)}, at)
+		at = at.Add(50 * time.Millisecond)
+	}
+	keys := w.of("p")
+	require.Len(t, keys, maxWitnesses)
+	valid := 0
+	for _, k := range keys {
+		if k.valid(at) {
+			valid++
+		}
+	}
+	require.GreaterOrEqual(t, valid, maxWitnesses/2)
+	require.Empty(t, w.of("q"))
+	w.forget("p", keys[0].id)
+	require.Equal(t, keys[1:], w.of("p"))
+	require.False(t, keys[1].valid(at.Add(2*time.Hour)))
+}
+
+func TestTidy_KeysAreTheirOwnersInEveryForm(t *testing.T) {
+	t.Parallel()
+	for name, form := range map[string]func(id string) any{
+		"a service account":            func(id string) any { return map[string]any{"type": "service_account", "service_account": owner(id)} },
+		"a service account of no type": func(id string) any { return map[string]any{"service_account": owner(id)} },
+		"a user":                       func(id string) any { return map[string]any{"type": "user", "user": owner(id)} },
+		"both": func(id string) any {
+			return map[string]any{"type": "user", "user": owner(id), "service_account": owner(id)}
+		},
+		"a user next to an account":     func(id string) any { return map[string]any{"service_account": owner("user-x"), "user": owner(id)} },
+		"a service account as a user":   func(id string) any { return map[string]any{"type": "service_account", "user": owner(id)} },
+		"a form that nobody knows":      func(string) any { return map[string]any{"type": "robot", "robot": owner("user-x")} },
+		"a service account without one": func(string) any { return map[string]any{"type": "service_account"} },
+		"nobody":                        func(string) any { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			id := h.keyless(1)[0]
+			h.oldEnough()
+			h.listed([]any{keyObject(client.ProjectKey{ID: "key_1", Name: "n", CreatedAt: h.now()}, form(id))})
+			h.tidyTwice()
+			require.Equal(t, []string{id}, h.alive())
+		})
+	}
+}
+
+func TestTidy_BoundsWhatHasNoKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	second := h.sim.AddProject("second")
+	h.must(h.write("roles/second", map[string]any{"project_id": second}))
+	h.rollback() // the interval begins
+	h.keyless(absenceLimit - 5)
+	for range 10 {
+		h.sim.AddServiceAccount(second, h.ours())
+	}
+	for range 30 {
+		h.account(h.project, h.ours(), time.Minute)
+	}
+	h.oldEnough()
+	status := h.tidy(false)
+	require.Equal(t, 25, status["unconfirmed_count"])
+	require.Equal(t, 30, status["orphan_count"])
+	require.Zero(t, status["waiting_count"])
+	h.advance(confirmAfter + time.Second)
+	status = h.tidy(false)
+	require.Equal(t, 55, status["orphan_count"])
+	require.Equal(t, 5, status["waiting_count"], "what a run would leave")
+	require.NotContains(t, h.log.String(), "accounts without a key are left")
+
+	h.rollback()
+	status = h.swept()
+	require.Equal(t, true, status["automatic"])
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 55, status["orphan_count"])
+	require.Equal(t, 30+absenceLimit, status["deleted_count"], "what shows an expired key has no bound")
+	require.Equal(t, 5, status["waiting_count"])
+	require.Contains(t, h.log.String(), "accounts without a key are left")
+	require.Contains(t, h.log.String(), "vault write openai/tidy apply=true force=true")
+	resp := h.must(h.read("tidy-status"))
+	require.Contains(t, strings.Join(resp.Warnings, "\n"), "5 accounts without a key are left")
+	require.Contains(t, string(h.must(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "prometheus"})).Data[logical.HTTPRawBody].([]byte)),
+		`vault_openai_sweep_waiting{mount_point="openai/"} 5`)
+	require.Len(t, h.alive(), 5)
+
+	for range absenceLimit + 5 {
+		h.sim.AddServiceAccount(second, h.ours())
+	}
+	h.oldEnough()
+	status = h.tidyTwice() // the first deletes the five
+	require.Equal(t, absenceLimit, status["deleted_count"], "nor does one by hand")
+	require.Equal(t, 5, status["waiting_count"])
+	require.Contains(t, h.refused(h.write("tidy", map[string]any{"force": true})), "force=true requires apply=true")
+
+	for range 2*absenceBatch + 1 {
+		h.sim.AddServiceAccount(second, h.ours())
+	}
+	h.oldEnough()
+	h.tidy(false)
+	h.advance(confirmAfter + time.Second)
+	h.sim.ResetRequests()
+	h.must(h.write("tidy", map[string]any{"apply": true, "force": true}))
+	status = h.swept()
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 2*absenceBatch+6, status["deleted_count"])
+	require.Zero(t, status["waiting_count"])
+	require.Equal(t, 2+3, h.sim.Count(http.MethodGet, listKeysRoute), "one for each project, and one more for each batch")
+	require.Equal(t, 2*absenceBatch+6, h.sim.Count(http.MethodGet, deleteAccountRoute))
+	h.onlyLeased()
+}
+
+// Both listings may have erred; so the last word has a look just before the delete.
+func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fault   func(h *harness, id string) openaitest.Fault
+		said    string
+		deleted int
+	}{
+		"a key that was made since": {func(h *harness, id string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+				_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
+				require.NoError(t, err)
+			}}
+		}, "belongs to an account that two listings have shown without a key", 0},
+		"a listing that is refused": {func(*harness, string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Status: 403}
+		}, "list keys of project", 0},
+		"an account that cannot be read": {func(*harness, string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 403}
+		}, "not read before its deletion", 0},
+		"an account that is not found": {func(*harness, string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 404, Code: "service_account_not_found", Message: "No service account found.", Times: 1}
+		}, "", 2},
+		"another account in its place": {func(h *harness, id string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Kind: openaitest.FaultGarbage, Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, id) },
+				Body: fmt.Sprintf(`{"object":"organization.project.service_account","id":%q,"name":"another","role":"member","created_at":1}`, id)}
+		}, "", 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.KeepAll()
+			id := h.keyless(3)[1]
+			h.oldEnough()
+			h.tidy(true)
+			h.advance(confirmAfter + time.Second)
+			h.sim.ResetRequests()
+			h.sim.Fail(test.fault(h, id))
+			status := h.tidy(true)
+			require.Equal(t, test.deleted, status["deleted_count"])
+			require.Len(t, h.alive(), 3-test.deleted)
+			if test.said == "" {
+				require.Equal(t, tidyFinished, status["state"], status["error"])
+				return
+			}
+			require.Equal(t, tidyError, status["state"])
+			require.Contains(t, status["error"], test.said)
+			require.Zero(t, h.sim.Count(http.MethodDelete, ""))
+		})
+	}
+	t.Run("more than a minute ago", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		h.keyless(4)
+		h.oldEnough()
+		h.tidy(true)
+		h.advance(confirmAfter + time.Second)
+		h.sim.ResetRequests()
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Skip: 1, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(absenceHolds + time.Second) }})
+		require.Equal(t, 4, h.tidy(true)["deleted_count"])
+		require.Equal(t, 3, h.sim.Count(http.MethodGet, listKeysRoute))
+	})
+}
+
+func TestTidy_ClocksThatDiffer(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	lease := h.lease("creds/app", nil)
+	h.keyless(1)
+	h.account(h.project, h.ours(), time.Minute)
+	h.oldEnough()
+	h.mu.Lock()
+	h.offset -= 40 * 24 * time.Hour // all was created in the future
+	h.mu.Unlock()
+	require.Zero(t, h.tidyTwice()["orphan_count"])
+	require.Len(t, h.alive(), 3)
+	h.mu.Lock()
+	h.offset += 40 * 24 * time.Hour
+	h.mu.Unlock()
+	require.NoError(t, h.revoke(lease))
+	require.Equal(t, 2, h.tidy(true)["deleted_count"].(int)+h.tidyTwice()["deleted_count"].(int))
+}

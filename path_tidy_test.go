@@ -1174,3 +1174,105 @@ func TestGolden_TidyV1(t *testing.T) {
 	_, err = getProjectEntry(t.Context(), s, "proj_1")
 	require.ErrorContains(t, err, "newer version")
 }
+
+// What OpenAI does not find so soon is neither deleted nor a failure.
+func TestTidy_WhatMayAppearYetIsLeftToTheNextRun(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"tidy_safety_buffer": "1s"}))
+	h.account(h.project, h.ours(), time.Second)
+	h.advance(2 * time.Minute)
+	cancel := h.sim.Fail(openaitest.Fault{Route: deleteAccountRoute, Status: 404, Code: "service_account_not_found", Message: "No service account found."})
+	status := h.tidy(true)
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Equal(t, 1, status["orphan_count"])
+	require.Zero(t, status["deleted_count"])
+	require.Zero(t, status["failed_count"])
+	h.advance(notFinalBefore)
+	require.Equal(t, 1, h.tidy(true)["deleted_count"], "it is the account that OpenAI says is gone")
+	cancel()
+	require.Equal(t, 1, h.tidy(true)["deleted_count"], "and it is deleted for good if it was not")
+	h.onlyLeased()
+}
+
+// A 404 that OpenAI does not give for the thing says nothing of it.
+func TestTidy_A404IsNotADeletion(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{
+		"an unknown URL": `{"error":{"message":"Unknown request URL: DELETE /v1/organization/projects","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
+		"a gateway":      `{"timestamp":"2026-01-02T03:04:05Z","status":404,"error":"Not Found","path":"/v1"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			account := h.adopted(nil)
+			for range 2 {
+				h.key(account, h.ours(), time.Minute)
+			}
+			h.orphan()
+			cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 404, Body: body})
+			status := h.tidy(true)
+			require.Equal(t, tidyError, status["state"])
+			require.Zero(t, status["deleted_count"])
+			require.Equal(t, 1, status["failed_count"], "keys that have expired and are still there are no failure")
+			require.Len(t, h.keysThere(), 3)
+			cancel()
+
+			// Nor does such an answer to the look after the first delete show that keys go.
+			h.sim.ResetRequests()
+			cancel = h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: 404, Body: body})
+			status = h.tidy(true)
+			require.Equal(t, 3, status["deleted_count"], "%v %v", status["errors"], h.routes())
+			require.Equal(t, 2, h.sim.Count(http.MethodGet, routeKey), "each is looked at, since none has shown it")
+			cancel()
+			require.Empty(t, h.keysThere())
+		})
+	}
+}
+
+func TestTidy_OneProjectThatHangsStopsNoOther(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	second := h.sim.AddProject("second")
+	h.must(h.write("roles/second", map[string]any{"project_id": second}))
+	for _, id := range []string{h.project, second} {
+		h.account(id, h.ours(), time.Minute)
+	}
+	h.advance(time.Hour)
+	h.b.tidy.stall = 4 * time.Second
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Kind: openaitest.FaultHang, Match: func(r *http.Request) bool {
+		return strings.HasSuffix(r.URL.Path, second+"/api_keys")
+	}})
+	status := h.tidy(true)
+	require.Equal(t, tidyError, status["state"])
+	require.Contains(t, status["error"], "project "+second+": no call to OpenAI has succeeded for 4s, so the project waits for the next run")
+	require.Equal(t, 2, status["done_project_count"])
+	require.Equal(t, 1, status["deleted_count"])
+	cancel()
+	require.Equal(t, 1, h.tidy(true)["deleted_count"])
+	h.onlyLeased()
+}
+
+func TestTidy_EndsWhereNothingGoesOn(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"throttled for good": {Status: 429, Message: "slow down"},
+		"no answer":          {Kind: openaitest.FaultHang},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			for i := range patience + 2 {
+				h.must(h.write(fmt.Sprintf("roles/%d", i), map[string]any{"project_id": h.sim.AddProject(fmt.Sprint(i))}))
+			}
+			h.b.tidy.stall = time.Second
+			fault.Method, fault.Route = http.MethodGet, listAccountsRoute
+			h.sim.Fail(fault)
+			status := h.tidy(true)
+			require.Equal(t, tidyError, status["state"])
+			require.Equal(t, patience, status["done_project_count"])
+			require.Len(t, status["errors"], patience+1)
+			require.Contains(t, status["errors"].([]string)[patience], "nothing went on in 3 projects in a row")
+		})
+	}
+}

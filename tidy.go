@@ -352,7 +352,9 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 				if _, counted := tried[id]; counted {
 					continue
 				}
-				tried[id] = false
+				if s.apply { // otherwise there is no second listing
+					tried[id] = false
+				}
 				t.orphans++
 				if len(t.listed) < maxListed {
 					t.listed = append(t.listed, s.orphan(p.id, found, i))
@@ -400,15 +402,18 @@ func (h hashes) has(text string) bool {
 }
 
 // listedAccount is an account that may be an orphan, in little memory: there may be
-// hundreds of thousands. Times are Unix seconds.
+// hundreds of thousands. Times are Unix seconds, which fit until 2106.
 type listedAccount struct {
 	text    string // its ID and its name
-	created int64
-	ended   int64 // when the last of its keys expired
-	keys    int32 // how many keys it has
+	created uint32
+	ended   uint32 // when the last of its keys expired
+	keys    uint32 // how many keys it has
 	idLen   uint16
 	live    bool // one of them may work
 }
+
+// seconds is a time in Unix seconds, as far as it fits.
+func seconds(t time.Time) uint32 { return uint32(max(0, min(t.Unix(), math.MaxUint32))) } // #nosec G115 -- bounded
 
 func (a listedAccount) id() string   { return a.text[:a.idLen] }
 func (a listedAccount) name() string { return a.text[a.idLen:] }
@@ -464,7 +469,7 @@ func (s *sweep) orphan(project string, f finding, i int) orphan {
 }
 
 func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
-	created, last := time.Unix(a.created, 0), timeText(time.Unix(a.ended, 0))
+	created, last := time.Unix(int64(a.created), 0), timeText(time.Unix(int64(a.ended), 0))
 	why := fmt.Sprintf("its %d keys have expired, the last at %s", a.keys, last)
 	switch a.keys {
 	case 0:
@@ -507,7 +512,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 			f.accounts++
 			// No time of creation is no age.
 			if !a.CreatedAt.IsZero() && f.began.Sub(a.CreatedAt) > s.buffer && len(a.ID) <= math.MaxUint16 && free(a.ID, a.Name) {
-				old = append(old, listedAccount{text: a.ID + a.Name, idLen: uint16(len(a.ID)), created: a.CreatedAt.Unix()}) // #nosec G115 -- bounded
+				old = append(old, listedAccount{text: a.ID + a.Name, idLen: uint16(len(a.ID)), created: seconds(a.CreatedAt)}) // #nosec G115 -- bounded
 			}
 		}
 		return nil
@@ -535,7 +540,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 					a := &old[i]
 					a.keys++
 					a.live = a.live || !dead
-					a.ended = max(a.ended, k.ExpiresAt.Unix())
+					a.ended = max(a.ended, seconds(k.ExpiresAt))
 				}
 			}
 			// Keys made for a lease or a static role, on whosever account.
@@ -557,7 +562,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	}
 	f.at = s.now()
 	old = slices.DeleteFunc(old, func(a listedAccount) bool {
-		tooYoung := s.partial || f.began.Sub(time.Unix(a.created, 0)) <= s.longest+expiryMargin+clockSlack
+		tooYoung := s.partial || f.began.Sub(time.Unix(int64(a.created), 0)) <= s.longest+expiryMargin+clockSlack
 		return a.live || (a.keys == 0 && tooYoung)
 	})
 	if len(old)+len(f.expiredKeys) > 0 {
@@ -572,7 +577,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 		return found && old[i].keys > 0
 	})
 	slices.SortFunc(old, func(a, b listedAccount) int { return cmp.Compare(min(b.keys, 1), min(a.keys, 1)) })
-	n, _ := slices.BinarySearchFunc(old, 0, func(a listedAccount, _ int) int { return -int(min(a.keys, 1)) })
+	n, _ := slices.BinarySearchFunc(old, 0, func(a listedAccount, _ int) int { return -int(min(a.keys, 1)) }) // #nosec G115 -- bounded
 	f.expired, f.absent = old[:n], old[n:]
 	return f, nil
 }

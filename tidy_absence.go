@@ -346,5 +346,5 @@ func (s *sweep) sameAccount(ctx context.Context, project string, a listedAccount
 		return false, fmt.Errorf("service account %s not read before its deletion: %w", a.id(), err)
 	}
 	s.moved()
-	return account.ID == a.id() && account.Name == a.name() && account.CreatedAt.Unix() == a.created, nil
+	return account.ID == a.id() && account.Name == a.name() && seconds(account.CreatedAt) == a.created, nil
 }

@@ -1,0 +1,196 @@
+package openaisecrets
+
+// How much memory and how many calls tidy takes in a very large organization.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const (
+	manyAccounts = 200_000
+	manyEntries  = 100_000
+	pageOf       = 100
+)
+
+// multitude is the simulator with so many accounts of this mount, each with one
+// key, that only their listings exist.
+type multitude struct {
+	*openaitest.Server
+	tag            string
+	created, ends  int64
+	accounts, keys atomic.Int64 // pages read
+	deletes        atomic.Int64
+	enough         func()
+}
+
+func (m *multitude) id(i int) string { return fmt.Sprintf("user-%024d", i) }
+
+func (m *multitude) name(i int) string { return fmt.Sprintf("vault-app-%s%010d", m.tag, i) }
+
+func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	kind := ""
+	switch {
+	case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/service_accounts/user-"):
+		if m.deletes.Add(1) == 2000 { // one takes as long as the other
+			m.enough()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"object":"organization.project.service_account.deleted","id":%q,"deleted":true}`, r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:])
+		return
+	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/service_accounts"):
+		kind = "service_account"
+		m.accounts.Add(1)
+	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/api_keys"):
+		kind = "api_key"
+		m.keys.Add(1)
+	default:
+		m.Server.ServeHTTP(w, r)
+		return
+	}
+	after := r.URL.Query().Get("after")
+	first := 0
+	if after != "" {
+		first, _ = strconv.Atoi(after[strings.IndexAny(after, "-_")+1:])
+		first++
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"object":"list","has_more":%t,"data":[`, first+pageOf < manyAccounts)
+	for i := first; i < first+pageOf; i++ {
+		if i > first {
+			b.WriteByte(',')
+		}
+		if kind == "service_account" {
+			fmt.Fprintf(&b, `{"object":"organization.project.service_account","id":%q,"name":%q,"role":"member","created_at":%d}`, m.id(i), m.name(i), m.created)
+		} else {
+			fmt.Fprintf(&b, `{"object":"organization.project.api_key","id":"key_%024d","name":"Secret Key","redacted_value":"sk-...abcd","created_at":%d,"expires_at":%d,"last_used_at":null,"owner_project_access":"active","owner":{"type":"service_account","service_account":{"id":%q,"name":%q,"created_at":%d,"role":"member"}}}`,
+				i, m.created, m.ends, m.id(i), m.name(i), m.created)
+		}
+	}
+	b.WriteString("]}")
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write([]byte(b.String()))
+}
+
+// journalled is storage whose journal has so many entries of other accounts, which
+// take no memory.
+type journalled struct {
+	logical.Storage
+	m       *multitude
+	project string
+	reads   atomic.Int64
+}
+
+func (s *journalled) List(ctx context.Context, prefix string) ([]string, error) {
+	if prefix != framework.WALPrefix {
+		return s.Storage.List(ctx, prefix)
+	}
+	ids := make([]string, manyEntries)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("00000000-0000-0000-0000-%012d", i)
+	}
+	return ids, nil
+}
+
+func (s *journalled) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	id, ok := strings.CutPrefix(key, framework.WALPrefix)
+	if !ok {
+		return s.Storage.Get(ctx, key)
+	}
+	s.reads.Add(1)
+	i, err := strconv.Atoi(id[strings.LastIndex(id, "-")+1:])
+	if err != nil {
+		return nil, err
+	}
+	i += manyAccounts
+	return logical.StorageEntryJSON(key, framework.WALEntry{ID: id, Kind: journalRevoked, CreatedAt: s.m.created, Data: credential{
+		Version: credentialVersion, Type: typeAccount, ProjectID: s.project, Name: s.m.name(i), ID: s.m.id(i), KeyID: fmt.Sprintf("key_%024d", i),
+	}})
+}
+
+// most runs work and returns by how many bytes the heap grew at most.
+func most(work func()) int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	before, peak := m.HeapAlloc, m.HeapAlloc
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(10 * time.Millisecond):
+				runtime.ReadMemStats(&m)
+				peak = max(peak, m.HeapAlloc)
+			}
+		}
+	}()
+	work()
+	close(done)
+	<-ended
+	return int64(peak) - int64(before) // #nosec G115 -- of a heap
+}
+
+func TestTidy_TwoHundredThousandAccounts(t *testing.T) {
+	// Not parallel: it measures the heap.
+	if testing.Short() {
+		t.Skip("it reads 4,000 pages three times, which takes a minute")
+	}
+	h := newHarness(t, openaitest.Options{})
+	m := &multitude{Server: h.sim, enough: func() { h.b.tidy.stop() }}
+	front := httptest.NewServer(m)
+	t.Cleanup(front.Close)
+	h.configure(map[string]any{"api_endpoint": front.URL + "/v1"})
+	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
+	var err error
+	m.tag, err = getTag(t.Context(), h.storage)
+	require.NoError(t, err)
+	m.created = h.now().Add(-time.Hour).Unix()
+	storage := &journalled{Storage: h.storage, m: m, project: h.project}
+	const pages = manyAccounts / pageOf
+	for _, run := range []struct {
+		name    string
+		ends    time.Duration
+		orphans int
+		apply   bool
+	}{
+		{"all in use", time.Hour, 0, true},
+		{"all expired, dry run", -30 * time.Minute, manyAccounts, false},
+		{"all expired", -30 * time.Minute, manyAccounts, true},
+	} {
+		m.ends = h.now().Add(run.ends).Unix()
+		m.accounts.Store(0)
+		m.keys.Store(0)
+		began := time.Now()
+		grown := most(func() {
+			tidy, _ := h.b.beginTidy(&logical.Request{Storage: storage, MountPoint: "openai/"}, run.apply, false, false, defaultTidySafetyBuffer)
+			tidy()
+		})
+		status := h.must(h.read("tidy-status")).Data
+		t.Logf("%s: %d accounts, %d journal entries: %.1f MiB more heap at most, %d+%d pages read, %s",
+			run.name, manyAccounts, manyEntries, float64(grown)/(1<<20), m.accounts.Load(), m.keys.Load(), time.Since(began).Round(time.Millisecond))
+		require.Empty(t, status["errors"])
+		require.Equal(t, manyAccounts, status["account_count"])
+		require.Equal(t, run.orphans, status["orphan_count"])
+		require.EqualValues(t, pages, m.accounts.Load())
+		require.EqualValues(t, pages, m.keys.Load())
+		require.EqualValues(t, manyEntries, storage.reads.Swap(0))
+		require.LessOrEqual(t, grown, int64(64<<20))
+	}
+}

@@ -128,7 +128,7 @@ func newMeters() *meters {
 	m.sweepDeleted = m.counter("sweep_deleted_total", "Orphans that sweeps have deleted.")
 	m.sweepFailed = m.counter("sweep_failed_total", "Orphans that sweeps could not delete.")
 	m.sweepOrphans = m.gauge("sweep_orphans", "Orphans that the last sweep has found; absent before the first in this process.")
-	m.sweepWaiting = m.gauge("sweep_waiting", "Accounts without a key that the last sweep left because it deletes only 20 of them; `apply=true force=true` deletes the rest. Absent before the first in this process.")
+	m.sweepWaiting = m.gauge("sweep_waiting", "Orphans without a key that the last sweep left, since it deletes only 20 of them unless it is forced to; absent before the first in this process.")
 	m.lastSweep = m.gauge("sweep_last_end_timestamp_seconds", "When the last sweep ended; absent before the first in this process.")
 
 	m.build = m.gauge("build_info", "Always 1.", "version", "go_version")

@@ -1223,7 +1223,7 @@ func TestTidy_A404IsNotADeletion(t *testing.T) {
 			cancel = h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: 404, Body: body})
 			status = h.tidy(true)
 			require.Equal(t, 3, status["deleted_count"], "%v %v", status["errors"], h.routes())
-			require.Equal(t, 2, h.sim.Count(http.MethodGet, routeKey), "each is looked at, since none has shown it")
+			require.GreaterOrEqual(t, h.sim.Count(http.MethodGet, routeKey), 2, "each is looked at, since none has shown it")
 			cancel()
 			require.Empty(t, h.keysThere())
 		})

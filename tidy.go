@@ -783,7 +783,7 @@ func (s *sweep) longUnknown(ctx context.Context, snap *snapshot, p coveredProjec
 	}
 	projects, err := snap.api.ListProjects(ctx)
 	if err != nil {
-		return false, fmt.Errorf("listing the projects: %w", err)
+		return false, err
 	}
 	shown := false
 	for _, one := range projects {

@@ -4,6 +4,7 @@ package openaisecrets
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -21,11 +22,11 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-const (
-	manyAccounts = 200_000
-	manyEntries  = 100_000
-	pageOf       = 100
-)
+// How many accounts there are, and half as many journal entries. The figures of
+// docs/performance.md are of 200,000, which takes a minute.
+var many = flag.Int("accounts", 20_000, "accounts of TestTidy_ManyAccounts")
+
+const pageOf = 100
 
 // multitude is the simulator with so many accounts of this mount, each with one
 // key, that only their listings exist.
@@ -46,7 +47,7 @@ func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind := ""
 	switch {
 	case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/service_accounts/user-"):
-		if m.deletes.Add(1) == 2000 { // one takes as long as the other
+		if m.deletes.Add(1) == 1000 { // they take no memory
 			m.enough()
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -69,7 +70,7 @@ func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		first++
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, `{"object":"list","has_more":%t,"data":[`, first+pageOf < manyAccounts)
+	fmt.Fprintf(&b, `{"object":"list","has_more":%t,"data":[`, first+pageOf < *many)
 	for i := first; i < first+pageOf; i++ {
 		if i > first {
 			b.WriteByte(',')
@@ -99,7 +100,7 @@ func (s *journalled) List(ctx context.Context, prefix string) ([]string, error) 
 	if prefix != framework.WALPrefix {
 		return s.Storage.List(ctx, prefix)
 	}
-	ids := make([]string, manyEntries)
+	ids := make([]string, *many/2)
 	for i := range ids {
 		ids[i] = fmt.Sprintf("00000000-0000-0000-0000-%012d", i)
 	}
@@ -116,7 +117,7 @@ func (s *journalled) Get(ctx context.Context, key string) (*logical.StorageEntry
 	if err != nil {
 		return nil, err
 	}
-	i += manyAccounts
+	i += *many
 	return logical.StorageEntryJSON(key, framework.WALEntry{ID: id, Kind: journalRevoked, CreatedAt: s.m.created, Data: credential{
 		Version: credentialVersion, Type: typeAccount, ProjectID: s.project, Name: s.m.name(i), ID: s.m.id(i), KeyID: fmt.Sprintf("key_%024d", i),
 	}})
@@ -147,11 +148,8 @@ func most(work func()) int64 {
 	return int64(peak) - int64(before) // #nosec G115 -- of a heap
 }
 
-func TestTidy_TwoHundredThousandAccounts(t *testing.T) {
+func TestTidy_ManyAccounts(t *testing.T) {
 	// Not parallel: it measures the heap.
-	if testing.Short() {
-		t.Skip("it reads 4,000 pages three times, which takes a minute")
-	}
 	h := newHarness(t, openaitest.Options{})
 	m := &multitude{Server: h.sim, enough: func() { h.b.tidy.stop() }}
 	front := httptest.NewServer(m)
@@ -163,34 +161,36 @@ func TestTidy_TwoHundredThousandAccounts(t *testing.T) {
 	require.NoError(t, err)
 	m.created = h.now().Add(-time.Hour).Unix()
 	storage := &journalled{Storage: h.storage, m: m, project: h.project}
-	const pages = manyAccounts / pageOf
+	pages := *many / pageOf
+	limit := 64.0
+	if *many < 100_000 {
+		limit = 24 // most of which is the garbage of the answers
+	}
 	for _, run := range []struct {
 		name    string
 		ends    time.Duration
 		orphans int
-		apply   bool
 	}{
-		{"all in use", time.Hour, 0, true},
-		{"all expired, dry run", -30 * time.Minute, manyAccounts, false},
-		{"all expired", -30 * time.Minute, manyAccounts, true},
+		{"all in use", time.Hour, 0},
+		{"all expired", -30 * time.Minute, *many},
 	} {
 		m.ends = h.now().Add(run.ends).Unix()
 		m.accounts.Store(0)
 		m.keys.Store(0)
 		began := time.Now()
-		grown := most(func() {
-			tidy, _ := h.b.beginTidy(&logical.Request{Storage: storage, MountPoint: "openai/"}, run.apply, false, false, defaultTidySafetyBuffer)
+		grown := float64(most(func() {
+			tidy, _ := h.b.beginTidy(&logical.Request{Storage: storage, MountPoint: "openai/"}, true, false, false, defaultTidySafetyBuffer)
 			tidy()
-		})
+		})) / (1 << 20)
 		status := h.must(h.read("tidy-status")).Data
-		t.Logf("%s: %d accounts, %d journal entries: %.1f MiB more heap at most, %d+%d pages read, %s",
-			run.name, manyAccounts, manyEntries, float64(grown)/(1<<20), m.accounts.Load(), m.keys.Load(), time.Since(began).Round(time.Millisecond))
+		t.Logf("%s: %d accounts, %d journal entries: %.1f MiB more heap at most, %d+%d pages read, %d accounts deleted, %s",
+			run.name, *many, *many/2, grown, m.accounts.Load(), m.keys.Load(), m.deletes.Load(), time.Since(began).Round(time.Millisecond))
 		require.Empty(t, status["errors"])
-		require.Equal(t, manyAccounts, status["account_count"])
+		require.Equal(t, *many, status["account_count"])
 		require.Equal(t, run.orphans, status["orphan_count"])
-		require.EqualValues(t, pages, m.accounts.Load())
-		require.EqualValues(t, pages, m.keys.Load())
-		require.EqualValues(t, manyEntries, storage.reads.Swap(0))
-		require.LessOrEqual(t, grown, int64(64<<20))
+		require.EqualValues(t, pages, m.accounts.Load(), "no page is read twice")
+		require.EqualValues(t, pages, m.keys.Load(), "no page is read twice")
+		require.EqualValues(t, *many/2, storage.reads.Swap(0), "nor is an entry of the journal")
+		require.LessOrEqual(t, grown, limit)
 	}
 }

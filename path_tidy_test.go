@@ -37,7 +37,7 @@ func (h *harness) swept() map[string]any {
 	require.Eventually(h.t, func() bool {
 		state := h.b.tidy.current().state
 		return state != tidyRunning && state != tidyCancelling
-	}, time.Minute, time.Millisecond)
+	}, 5*time.Minute, time.Millisecond)
 	return h.must(h.read("tidy-status")).Data
 }
 

@@ -706,7 +706,7 @@ func (s *sweep) removeOne(ctx context.Context, o orphan) error {
 	case errors.Is(err, errNotFinal): // the next run looks again
 		return nil
 	case ctx.Err() != nil:
-		return cmp.Or(err, ctx.Err())
+		return err
 	}
 	s.tidy.note(func(t *tidyStatus) { t.failed++ })
 	s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.what(), err))

@@ -26,7 +26,8 @@ const (
 	longestLeaseStorageKey = "longest-lease"
 	longestLeaseVersion    = 1
 	// assumedLongest is what leases of a mount can have lasted that an earlier
-	// release made, whose former roles nobody remembers: Vault's default limit.
+	// release made, whose former roles nobody remembers: Vault's default limit, or
+	// the mount's if that is longer.
 	assumedLongest = 768 * time.Hour
 
 	// confirmAfter is how far apart two listings must be that are to agree: as long
@@ -93,7 +94,7 @@ func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, leas
 		return err
 	}
 	if entry == nil {
-		if lease, err = longestUnrecorded(ctx, s, lease); err != nil {
+		if lease, err = b.longestUnrecorded(ctx, s, lease); err != nil {
 			return err
 		}
 	} else if lease <= entry.LongestLease {
@@ -105,13 +106,13 @@ func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, leas
 // longestUnrecorded is the longest lease of a mount without the entry that now
 // allows leases of that length. What has no tag has issued nothing; what has one was
 // made by an earlier release.
-func longestUnrecorded(ctx context.Context, s logical.Storage, lease time.Duration) (time.Duration, error) {
+func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, lease time.Duration) (time.Duration, error) {
 	if _, err := getTag(ctx, s); errors.Is(err, errNoTag) {
 		return lease, nil
 	} else if err != nil {
 		return 0, err
 	}
-	lease = max(lease, assumedLongest)
+	lease = max(lease, assumedLongest, b.System().MaxLeaseTTL())
 	names, err := s.List(ctx, roleStoragePrefix)
 	if err != nil {
 		return 0, fmt.Errorf("listing the roles: %w", err)
@@ -139,7 +140,7 @@ func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Dur
 	case err != nil:
 		return 0, err
 	case entry == nil:
-		return longestUnrecorded(ctx, s.storage, roles)
+		return s.longestUnrecorded(ctx, s.storage, roles)
 	}
 	return max(entry.LongestLease, roles), nil
 }

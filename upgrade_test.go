@@ -85,6 +85,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	h.lay(mountStorageKey, h.file("mount.v1.json"))
 	h.lay(tidyStorageKey, h.file("tidy.v1.json"))
 	h.lay(projectStoragePrefix+h.project, h.file("project.v1.json"))
+	h.lay(longestLeaseStorageKey, h.file("longest_lease.v1.json"))
 	h.restart()
 
 	batch := h.sim.AddServiceAccount(h.project, "batch")

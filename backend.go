@@ -133,7 +133,7 @@ type backend struct {
 
 	now func() time.Time
 	// settling is notFinalBefore, but for tests.
-	settling time.Duration
+	settling atomic.Int64
 }
 
 // snapshot is what a request works with from start to end. It is immutable.
@@ -157,7 +157,8 @@ func (s *snapshot) with(cfg *config) *snapshot {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now, settling: notFinalBefore}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b.settling.Store(int64(notFinalBefore))
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),

@@ -320,12 +320,19 @@ func (h *harness) tick() {
 			h.hear(nil, err)
 		}
 	}
-	h.b.settling = 0
-	defer func() { h.b.settling = notFinalBefore }()
+	defer h.final()()
 	for _, kind := range journalKinds {
 		_, err := h.b.runWAL(ctx, req, kind, 0)
 		h.b.complainWAL(ctx, req, kind, err)
 	}
+}
+
+// final makes what OpenAI does not find count as deleted, whatever its age, until
+// restore.
+func (h *harness) final() (restore func()) {
+	b := h.b
+	b.settling.Store(0)
+	return func() { b.settling.Store(int64(notFinalBefore)) }
 }
 
 // rollback is Vault's rollback tick itself, and the end of what it started.

@@ -33,7 +33,7 @@ var errNotFinal = errors.New("OpenAI does not find it, but it was created so rec
 // isFinal reports whether OpenAI's not finding something that was created at a
 // time, zero if unknown, is final.
 func (b *backend) isFinal(created time.Time) bool {
-	return created.IsZero() || b.now().Sub(created) >= b.settling
+	return created.IsZero() || b.now().Sub(created) >= time.Duration(b.settling.Load())
 }
 
 // shownProjects are the projects that OpenAI has shown to an admin key. They are

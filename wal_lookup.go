@@ -168,7 +168,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		created = time.Unix(entry.CreatedAt, 0)
 	}
 	matches := found.byName[c.ownName()]
-	if len(matches) == 0 && found.began.Sub(created) < r.settling {
+	if len(matches) == 0 && found.began.Sub(created) < time.Duration(r.settling.Load()) {
 		return errNotFinal
 	}
 	for _, match := range matches {

@@ -145,7 +145,13 @@ func TestError_AnswersTheThreeQuestions(t *testing.T) {
 		{301, "", ambiguous}, {302, "", ambiguous}, {307, "", ambiguous}, {308, "", ambiguous},
 		{400, "", 0}, {405, "", 0}, {410, "", 0}, {413, "", 0}, {422, "", 0},
 		{401, "", denied}, {403, "", denied},
-		{404, code("api_key_not_found"), gone}, {404, `{"error":"No such thing."}`, gone},
+		{404, code("api_key_not_found"), gone},
+		{404, `{"error":"No such thing."}`, retryable}, {404, `{"error":{"message":"m"}}`, retryable},
+		{404, `{"error":{"message":"m","code":404,"type":"not_found"}}`, retryable},
+		{404, code("unknown_url"), 0}, // OpenAI's, but not of the thing
+		{404, `{"error":{"message":"Unknown request URL: DELETE /v1/x. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`, 0},
+		{404, `{"error":{"message":"Invalid URL (DELETE /v1/organization/x)","type":"invalid_request_error","param":null,"code":null}}`, 0},
+		{404, `{"error":{"message":"no Route matched with those values","type":"not_found"}}`, 0},
 		{404, "", retryable}, {404, "<h1>Not Found</h1>", retryable}, {404, `{"detail":"Not Found"}`, retryable}, // nobody knows whose these are
 		{408, "", ambiguous | retryable}, {409, "", ambiguous | retryable},
 		{429, "", limited | retryable},

@@ -615,13 +615,20 @@ func (h *harness) renew(ctx context.Context, lease *logical.Response, age, incre
 	return renewed, nil
 }
 
+// sendAlone sends a request by a transport of its own. When a test server closes, it
+// closes the idle connections of the default transport, and with that may end what
+// another test began in a bubble.
+func sendAlone(req *http.Request) (*http.Response, error) {
+	return (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+}
+
 // inference calls the inference side with a leased key and returns the status.
 func (h *harness) inference(lease *logical.Response, method, route string) int {
 	h.t.Helper()
 	req, err := http.NewRequestWithContext(h.t.Context(), method, h.sim.URL()+route, nil)
 	require.NoError(h.t, err)
 	req.Header.Set("Authorization", "Bearer "+lease.Data["api_key"].(string))
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := sendAlone(req)
 	require.NoError(h.t, err)
 	defer resp.Body.Close()
 	return resp.StatusCode

@@ -118,7 +118,7 @@ func TestStaticRetry_NoLastingFailureIsAHotLoop(t *testing.T) {
 					cost, said := s.reads.Load()-reads, len(h.log.String())-logged
 					t.Logf("%d reads of storage, %d bytes of log", cost, said)
 					end()
-					require.Less(t, cost, int64(200))
+					require.Less(t, cost, int64(600)) // a minute of tries for each of several reasons
 					require.Less(t, said, 64<<10)
 					h.b.Cleanup(context.Background())
 					h.sim.KeepAll()

@@ -110,7 +110,7 @@ func callSim(h *harness, method, route, key, body string, answer any) (status in
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := sendAlone(req)
 	require.NoError(h.t, err)
 	defer resp.Body.Close()
 	if answer != nil {

@@ -100,7 +100,7 @@ func (h *harness) callWith(adminKey string) int {
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.sim.URL()+"/organization/admin_api_keys", nil)
 	require.NoError(h.t, err)
 	req.Header.Set("Authorization", "Bearer "+adminKey)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := sendAlone(req)
 	require.NoError(h.t, err)
 	require.NoError(h.t, resp.Body.Close())
 	return resp.StatusCode

@@ -322,8 +322,7 @@ func (h *harness) tick() {
 	}
 	defer h.final()()
 	for _, kind := range journalKinds {
-		_, err := h.b.runWAL(ctx, req, kind, 0)
-		h.b.complainWAL(ctx, req, kind, err)
+		h.b.complainWAL(ctx, req, kind, h.b.runWAL(ctx, req, kind, 0).err())
 	}
 }
 

@@ -314,17 +314,10 @@ func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **
 func (b *backend) updateKey(ctx context.Context, req *logical.Request, snap **snapshot, c credential, call func(*snapshot) error) error {
 	for attempt := 0; ; attempt++ {
 		err := b.withCurrent(ctx, req, snap, call)
-		if !isNotFoundAtAll(err) || b.isFinal(c.CreatedAt) && b.proveKeyDeleted(ctx, *snap, c, err) == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+		if !isNotFoundAtAll(err) || b.isFinal(c.CreatedAt) && (*snap).keyDeleted(ctx, c.ProjectID, c.KeyID, err, b.now()) == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
 			return err
 		}
 	}
-}
-
-func (b *backend) proveKeyDeleted(ctx context.Context, snap *snapshot, c credential, failure error) error {
-	return snap.proveDeleted(ctx, c.ProjectID, failure, func(ctx context.Context) error {
-		_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
-		return err
-	})
 }
 
 // activate waits until OpenAI accepts a key, for timeout at most.
@@ -392,13 +385,10 @@ func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential) err
 	var failure, err error
 	if c.isKey() {
 		if failure = b.destroyKey(ctx, snap.api, c); failure != nil {
-			err = b.proveKeyDeleted(ctx, snap, c, failure)
+			err = snap.keyDeleted(ctx, c.ProjectID, c.KeyID, failure, b.now())
 		}
 	} else if failure = snap.api.DeleteServiceAccount(ctx, c.ProjectID, c.ID); failure != nil {
-		err = snap.proveDeleted(ctx, c.ProjectID, failure, func(ctx context.Context) error {
-			_, err := snap.api.GetServiceAccount(ctx, c.ProjectID, c.ID)
-			return err
-		})
+		err = snap.accountDeleted(ctx, c.ProjectID, c.ID, failure)
 	}
 	if err == nil && client.IsNotFound(failure) && !b.isFinal(c.CreatedAt) {
 		return errNotFinal

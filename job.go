@@ -12,6 +12,8 @@ import (
 type job struct {
 	slot chan struct{} // one: held by the run
 	stop atomic.Pointer[context.CancelFunc]
+	// holding counts those that wait for the end of the run.
+	holding atomic.Int64
 }
 
 func newJob() *job { return &job{slot: make(chan struct{}, 1)} }
@@ -25,6 +27,9 @@ func (j *job) start(parent context.Context, run func(context.Context)) {
 	}
 	ctx, cancel := context.WithCancel(parent)
 	j.stop.Store(&cancel)
+	if j.holding.Load() > 0 {
+		cancel() // hold may have looked before there was anything to end
+	}
 	go func() {
 		defer func() { <-j.slot }()
 		defer cancel()
@@ -35,6 +40,8 @@ func (j *job) start(parent context.Context, run func(context.Context)) {
 // hold ends the run in progress and keeps others from starting until release.
 // The context bounds the wait for it.
 func (j *job) hold(ctx context.Context) (release func(), err error) {
+	j.holding.Add(1)
+	defer j.holding.Add(-1)
 	if stop := j.stop.Load(); stop != nil {
 		(*stop)()
 	}

@@ -130,10 +130,9 @@ func (b *backend) kick(req *logical.Request) {
 // by another, which takes first what has become urgent meanwhile.
 func (b *backend) workLane(ctx context.Context, req *logical.Request, kind string) {
 	for more := true; more && ctx.Err() == nil; {
-		var err error
-		more, err = b.runWAL(ctx, req, kind, journalMinAge)
-		b.complainWAL(ctx, req, kind, err)
-		if more {
+		run := b.runWAL(ctx, req, kind, journalMinAge)
+		b.complainWAL(ctx, req, kind, run.err())
+		if more = run.cut && run.done > 0; more {
 			b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
 		}
 	}
@@ -157,9 +156,8 @@ func (b *backend) complainWAL(ctx context.Context, req *logical.Request, kind st
 // drain executes the WAL within the request, however young its entries: the mount
 // is being disabled and its storage is deleted next.
 func (b *backend) drain(ctx context.Context, req *logical.Request) error {
-	b.drainEnds.Store(nil)
-	b.drainEnd()
-	b.tidy.stop()
+	end := time.Now().Add(drainBudget)
+	b.drainEnds.Store(&end)
 	for _, j := range b.work.jobs() { // what they do now is done here
 		release, err := j.hold(ctx)
 		if err != nil {
@@ -167,6 +165,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 		}
 		defer release()
 	}
+	b.tidy.stop()
 	// What is being created has its entry, but may not be at OpenAI yet; and of
 	// what has just been returned Vault must have stored the lease before it
 	// revokes all there are.
@@ -182,36 +181,46 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	if stays {
 		minAge = journalMinAge
 	}
-	var err error
+	var err, retiredErr error
+	if !stays && b.WriteSafeReplicationState() { // before what may take all the time
+		retiredErr = b.endRetired(ctx, req)
+	}
 	for pause := time.Second; ; pause = min(2*pause, 8*time.Second) {
-		if err = b.runAllWAL(ctx, req, minAge); err == nil || stays {
-			break
-		}
-		// What OpenAI does not show may appear yet, and afterwards nothing looks.
-		if !errors.Is(err, errNotFinal) && !isNotFoundAtAll(err) || client.Wait(ctx, pause) != nil {
+		var again bool
+		// What OpenAI does not show may appear yet, and an outage may end: afterwards
+		// nothing looks.
+		if again, err = b.runAllWAL(ctx, req, minAge); !again || stays || client.Wait(ctx, pause) != nil {
 			break
 		}
 	}
 	if stays {
 		b.logKept(ctx, req)
-	} else if b.WriteSafeReplicationState() {
-		if retiredErr := b.endRetired(ctx, req); err == nil {
-			err = retiredErr
-		}
 	}
-	if err != nil {
+	if err == nil {
+		err = retiredErr
+	}
+	if _, _, kept := b.work.wal.totals(); err == nil && kept > 0 {
+		b.logLeft(context.WithoutCancel(ctx), req, errHandedOut)
+	} else if err != nil {
 		b.logLeft(context.WithoutCancel(ctx), req, err)
 	}
 	return err
 }
 
+// mayPass reports whether what kept a WAL entry from its end may pass within the
+// drain's budget.
+func mayPass(err error) bool {
+	return isNotFoundAtAll(err) || shared(err) && !client.IsDenied(err)
+}
+
 // drainEnd is when what OpenAI does not show is no longer waited for, in the
 // disabling that is in progress.
 func (b *backend) drainEnd() time.Time {
-	end := time.Now().Add(drainBudget)
-	if !b.drainEnds.CompareAndSwap(nil, &end) {
-		return *b.drainEnds.Load()
+	if end := b.drainEnds.Load(); end != nil {
+		return *end
 	}
+	end := time.Now().Add(drainBudget)
+	b.drainEnds.Store(&end)
 	return end
 }
 
@@ -221,8 +230,13 @@ func isNotFoundAtAll(err error) bool {
 	return e != nil && e.Status == http.StatusNotFound
 }
 
-// logLeft names what a mount that is being disabled leaves at OpenAI.
+// logLeft names what a mount that is being disabled leaves at OpenAI, once for each
+// disabling: one that has failed leaves the mount tainted, and drained each minute.
 func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error) {
+	if !b.taint.tell() {
+		b.log(req).Warn("WAL rollback incomplete", "error", failure)
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
 	log := b.log(req)
@@ -230,8 +244,14 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 	log.Error("the mount is being disabled and its WAL could not be executed; what it names is left at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
 	for _, id := range ids[:min(len(ids), maxLeftLines)] {
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
+		if err != nil || entry == nil {
+			continue
+		}
 		var c credential
-		if err == nil && entry != nil && decodeInto(&c, entry.Data) == nil {
+		var key adminKeyEntry
+		if entry.Kind == journalAdminKey && decodeInto(&key, entry.Data) == nil {
+			log.Error("left at OpenAI", "kind", entry.Kind, "name", key.Name)
+		} else if decodeInto(&c, entry.Data) == nil {
 			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", timeText(c.KeyExpires)}, c.attrs()...)...)
 		}
 	}
@@ -316,6 +336,13 @@ func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credentia
 	return b.deleteWAL(ctx, s, id)
 }
 
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 func newWALNote(kind string, created time.Time, c credential) walNote {
 	note := walNote{kind: kind, created: created.Unix()}
 	if !c.KeyExpires.IsZero() {
@@ -335,7 +362,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 		return fmt.Errorf("listing the WAL: %w", err)
 	}
 	r := &walRun{backend: b, req: req, began: time.Now()}
-	unknown := b.work.wal.listed(ids)
+	unknown := b.work.wal.listed(ids, b.now())
 	// Those that cannot be read must not keep others from their turn.
 	rand.Shuffle(len(unknown), func(i, j int) { unknown[i], unknown[j] = unknown[j], unknown[i] }) // #nosec G404 -- an order, not a secret
 	r.each(ctx, unknown, func(ctx context.Context, id string) error {
@@ -349,15 +376,15 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 		var c credential
 		_ = decodeInto(&c, entry.Data) // one that cannot be read is the worker's to complain of
 		created, now := time.Unix(entry.CreatedAt, 0), b.now()
-		if created.After(now.Add(clockSlack)) {
+		if latest := now.Add(clockSlack); created.After(latest) || c.CreatedAt.After(latest) {
 			// It was written under a clock that was ahead, and would not be acted on
 			// before that time.
 			b.log(req).Warn("WAL entry is dated in the future; dated now instead", "kind", entry.Kind, "created_at", timeText(created))
 			if data, ok := entry.Data.(map[string]any); ok && c.CreatedAt.After(now) {
 				data["created_at"] = timeText(now)
 			}
-			created = now
-			if err := putWALEntry(ctx, req.Storage, id, entry.Kind, entry.Data, now); err != nil {
+			created = earlier(created, now)
+			if err := putWALEntry(ctx, req.Storage, id, entry.Kind, entry.Data, created); err != nil {
 				return err
 			}
 		}
@@ -370,30 +397,30 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	return r.first
 }
 
-// runAllWAL executes all entries that are old enough and returns when it has
-// tried them, with the first failure.
-func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) error {
-	err := b.refreshWAL(ctx, req)
-	errs := make([]error, len(journalKinds))
+// runAllWAL executes all entries that are old enough and returns when it has tried
+// them, with a failure if there was one, and whether trying again may do better.
+func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) (again bool, err error) {
+	err = b.refreshWAL(ctx, req)
+	runs := make([]*walRun, len(journalKinds))
 	var group sync.WaitGroup
 	for i, kind := range journalKinds {
-		group.Go(func() { _, errs[i] = b.runWAL(ctx, req, kind, minAge) })
+		group.Go(func() { runs[i] = b.runWAL(ctx, req, kind, minAge) })
 	}
 	group.Wait()
-	for _, e := range errs {
-		if err == nil || errors.Is(err, errNotFinal) && e != nil {
-			err = e
+	for _, run := range runs {
+		again = again || run.again || run.cut
+		if failure := run.err(); err == nil || errors.Is(err, errNotFinal) && failure != nil {
+			err = failure
 		}
 	}
-	return err
+	return again, err
 }
 
-// runWAL acts on the entries of a kind that are old enough, and reports whether its
-// time has ended it while it was getting on. It returns the first failure, or else
-// errNotFinal if something must be looked for again. It stops early when OpenAI does
-// not answer or refuses the admin key: the other entries would fare no better.
-func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) (more bool, err error) {
-	r := &walRun{backend: b, req: req, began: time.Now(), forbidden: map[string]int{}}
+// runWAL acts on the entries of a kind that are old enough, and returns the run once
+// it has ended. It stops early when OpenAI does not answer or refuses the admin key:
+// the other entries would fare no better.
+func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) *walRun {
+	r := &walRun{backend: b, req: req, began: time.Now(), refused: map[string]int{}}
 	if kind == journalRevoked || kind == journalRevokedKey {
 		minAge = math.MinInt64 // no request works on it any more
 	}
@@ -403,10 +430,16 @@ func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string,
 	} else {
 		r.each(ctx, ids, func(ctx context.Context, id string) error { return r.execute(ctx, id, r.act) })
 	}
+	return r
+}
+
+// err is the first failure, or else errNotFinal if something must be looked for
+// again.
+func (r *walRun) err() error {
 	if r.first == nil && r.waits {
-		r.first = errNotFinal
+		return errNotFinal
 	}
-	return r.cut && r.done > 0, r.first
+	return r.first
 }
 
 // walRun is one run over the entries of a kind.
@@ -418,20 +451,22 @@ type walRun struct {
 	mu    sync.Mutex
 	first error
 	waits bool // something must be looked for again
+	again bool // it does, or what kept an entry from its end may pass
 	cut   bool // entries were left for want of time
 	done  int  // entries that are ended
 	inRow int
 	lines int // of the log
-	// forbidden counts by project the deletes that were not allowed.
-	forbidden map[string]int
+	// refused counts by project the deletes that were refused or whose 404 was not
+	// proven.
+	refused map[string]int
 }
 
 // errWAL says that storage fails, which other entries would meet, too.
 var errWAL = errors.New("the WAL cannot be read or written")
 
-// errForbidden is the outcome of entries that were not tried since others of
-// their project were refused in this run.
-var errForbidden = errors.New("the admin key may not delete in this project")
+// errProjectRefuses is the outcome of entries that were not tried since others of
+// their project failed in this run.
+var errProjectRefuses = errors.New("deletes in this project are refused")
 
 // errHandedOut is the outcome of an entry whose credential was handed out, so that
 // another Vault with the same storage must hold its lease.
@@ -497,15 +532,16 @@ func (r *walRun) outcome(err error) {
 		r.inRow = 0
 		return
 	case errors.Is(err, errNotFinal):
-		r.waits = true
+		r.waits, r.again = true, true
 		return
 	case r.first == nil:
 		r.first = err
 	}
+	r.again = r.again || mayPass(err)
 	if shared(err) || errors.Is(err, errWAL) || errors.Is(err, errNotConfigured) {
 		r.inRow++
 	}
-	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errForbidden) && r.lines < maxLines {
+	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errProjectRefuses) && r.lines < maxLines {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
 		r.lines++
 		r.log(r.req).Warn("WAL entry not executed", "error", err)
@@ -565,10 +601,10 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 		return err
 	}
 	r.mu.Lock()
-	hopeless := r.forbidden[c.ProjectID] >= patience
+	hopeless := r.refused[c.ProjectID] >= patience
 	r.mu.Unlock()
 	if hopeless {
-		return errForbidden
+		return errProjectRefuses
 	}
 	snap, err := r.current(ctx, r.req.Storage)
 	if err != nil {
@@ -576,9 +612,9 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 	}
 	log := r.log(r.req).With(c.attrs()...)
 	if err := r.destroy(ctx, snap, c); err != nil {
-		if client.IsDenied(err) {
+		if client.IsDenied(err) || isNotFoundAtAll(err) {
 			r.mu.Lock()
-			r.forbidden[c.ProjectID]++
+			r.refused[c.ProjectID]++
 			r.mu.Unlock()
 		}
 		log.Debug("credential of a WAL entry not deleted yet", "error", err)

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,22 +41,42 @@ func (b *backend) isFinal(created time.Time) bool {
 // kept with the snapshot whose endpoint, organization and key they belong to.
 type shownProjects struct{ ids sync.Map }
 
-// proveDeleted returns nil if failure, that of a call about a thing in a project,
-// means that the thing is deleted, and otherwise an error that says why that is
-// not proven. read reads the thing. It makes two reads at most for the first 404
-// in a project, and one for each later one.
-func (s *snapshot) proveDeleted(ctx context.Context, project string, failure error, read func(context.Context) error) error {
+// accountDeleted returns nil if failure, that of a call about a service account,
+// means that the account is deleted, and otherwise an error that says why that is
+// not proven.
+func (s *snapshot) accountDeleted(ctx context.Context, project, id string, failure error) error {
+	return s.proveDeleted(ctx, project, id, failure, func(ctx context.Context) (bool, error) {
+		_, err := s.api.GetServiceAccount(ctx, project, id)
+		return false, err
+	})
+}
+
+// keyDeleted is accountDeleted for a key. One that has expired by now, unless that is
+// zero, counts as deleted.
+func (s *snapshot) keyDeleted(ctx context.Context, project, id string, failure error, now time.Time) error {
+	return s.proveDeleted(ctx, project, id, failure, func(ctx context.Context) (expired bool, err error) {
+		key, err := s.api.GetProjectKey(ctx, project, id)
+		return !key.ExpiresAt.IsZero() && now.After(key.ExpiresAt.Add(clockSlack)), err
+	})
+}
+
+// proveDeleted makes two reads at most for the first 404 in a project, and one for
+// each later one. read reads the thing of that ID, and reports whether it has ended
+// although it is there.
+func (s *snapshot) proveDeleted(ctx context.Context, project, id string, failure error, read func(context.Context) (ended bool, err error)) error {
 	if !client.IsNotFound(failure) {
 		return s.unlessArchived(ctx, project, failure)
 	}
-	if _, shown := s.shown.ids.Load(project); !shown {
+	if _, shown := s.shown.ids.Load(project); !shown || speaksOfProject(failure, project, id) {
 		if archived, err := s.readProject(ctx, project, failure); archived || err != nil {
 			return err
 		}
 	}
-	err := read(ctx)
+	ended, err := read(ctx)
 	switch {
-	case client.IsNotFound(err):
+	case speaksOfProject(err, project, id):
+		return unconfirmed(failure, err)
+	case client.IsNotFound(err), err == nil && ended:
 		return nil
 	case err == nil:
 		return fmt.Errorf("%w; not taken for deleted: OpenAI still shows it", failure)
@@ -63,6 +84,13 @@ func (s *snapshot) proveDeleted(ctx context.Context, project string, failure err
 		return nil
 	}
 	return unconfirmed(failure, err)
+}
+
+// speaksOfProject reports whether a 404 is for the project and not for the thing in
+// it, of which it then says nothing.
+func speaksOfProject(err error, project, id string) bool {
+	e := client.AsError(err)
+	return e != nil && e.NotFound() && (strings.HasPrefix(e.Code, "project") || strings.Contains(e.Message, project) && !strings.Contains(e.Message, id))
 }
 
 // unlessArchived returns failure, that of a call about something in a project, or

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -444,7 +446,7 @@ func TestJournal_AHopelessRunReadsLittle(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401, Message: "no"})
 	counted := &countedReads{Storage: h.storage}
 	req := &logical.Request{Storage: counted, MountPoint: "openai/"}
-	require.Error(t, h.b.runAllWAL(client.Background(t.Context()), req, 0))
+	require.Error(t, h.runAllWAL(client.Background(t.Context()), req, 0))
 	require.Less(t, counted.reads.Load(), int64(4*(patience+workers)))
 	require.Len(t, h.journal(), n)
 	h.sim.KeepAll()
@@ -484,7 +486,7 @@ func TestJournal_AHundredThousandEntries(t *testing.T) { //nolint:paralleltest /
 		ids[i] = revokedID(credential{ProjectID: "proj", ID: fmt.Sprint(i)})
 		x.put(ids[i], newWALNote(fmt.Sprint(journalRevoked), time.Now(), credential{}))
 	}
-	require.Empty(t, x.listed(ids))
+	require.Empty(t, x.listed(ids, time.Now()))
 	require.Len(t, x.due(journalRevoked, time.Now(), math.MinInt64), n)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -526,3 +528,223 @@ func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
 		require.Empty(t, h.journal())
 	})
 }
+
+// The entry of a request that is in progress may be deleted at any moment, and must
+// not be written again.
+func TestJournal_TheRefreshLeavesEntriesInUseAlone(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.setClock(5 * time.Minute)
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now().UTC(), Name: "vault-app-x"}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, c)
+	require.NoError(t, err)
+	h.setClock(0)
+	counted := &countedReads{Storage: h.storage}
+	h.storage.fail(storageFault{write: -1}) // and note the writes
+	require.NoError(t, h.b.refreshWAL(t.Context(), &logical.Request{Storage: counted, MountPoint: "openai/"}))
+	require.Empty(t, h.storage.writes)
+	require.NoError(t, h.b.deleteWAL(t.Context(), h.storage, id))
+}
+
+// Entries that this process remembers, written under a clock that was ahead.
+func TestJournal_RememberedEntriesAreDatedNowOnceTheClockIsRight(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.setClock(40 * 24 * time.Hour)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.read("creds/app")
+	require.Error(t, err)
+	h.rollback() // remembers them
+	require.NotEmpty(t, h.journal())
+	h.setClock(0)
+	h.rollback()
+	h.advance(10 * time.Minute)
+	h.rollback()
+	h.onlyLeased()
+}
+
+// The create's time of a revoked entry under a clock that was ahead.
+func TestJournal_ARevokedEntryWhoseCreateLiesInTheFutureEnds(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.setClock(40 * 24 * time.Hour)
+	lease := h.lease("creds/app", nil)
+	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
+	require.NoError(t, h.revoke(lease)) // proven, but new: the WAL looks again
+	require.Len(t, h.journal(), 1)
+	h.setClock(0)
+	h.rollback()
+	h.advance(10 * time.Minute)
+	h.rollback()
+	h.onlyLeased()
+}
+
+// A key whose owner is listed in the other form that the document knows.
+func TestJournal_AUsedKeyIsSeenWhateverTheFormOfItsOwner(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	require.NoError(t, err)
+	h.b.work.wal.release(id)
+	h.advance(10 * time.Minute)
+	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
+	require.NoError(t, err)
+	o := keyObject(keys[0], map[string]any{"type": "user", "user": owner(keys[0].AccountID)})
+	o["last_used_at"] = h.sim.Now().Unix()
+	h.listed([]any{o})
+	h.rollback()
+	h.sim.KeepAll()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	require.Len(t, h.journal(), 1)
+}
+
+// One entry that is refused must not keep the drain from looking again for others.
+func TestDisable_LooksAgainThoughAnotherEntryFails(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	refused := h.lease("creds/app", nil)
+	lease := h.lease("creds/app", nil)
+	for _, l := range []*logical.Response{refused, lease} {
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: l.Data["service_account_id"].(string), CreatedAt: h.now()})
+		require.NoError(t, err)
+	}
+	rid, lid := refused.Data["service_account_id"].(string), lease.Data["service_account_id"].(string)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no", Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, rid) }})
+	var n atomic.Int64
+	h.sim.Fail(openaitest.Fault{Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found.", Match: func(r *http.Request) bool {
+		return strings.HasSuffix(r.URL.Path, lid) && n.Add(1) < 6
+	}})
+	h.system.TaintedVal = true
+	time.Sleep(viewAge)
+	h.rollback()
+	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
+	h.sim.KeepAll()
+}
+
+// An outage of a moment during the drain.
+func TestDisable_OutlastsAMomentOf500s(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string), CreatedAt: h.now()})
+	require.NoError(t, err)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 500, Times: 6})
+	h.system.TaintedVal = true
+	time.Sleep(viewAge)
+	h.rollback()
+	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
+	h.sim.KeepAll()
+}
+
+// A project that the key does not see, with many entries.
+func TestJournal_AProjectThatIsUnknownIsNotStormed(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for i := range 200 {
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, ProjectID: "proj_gone", ID: fmt.Sprint("user-", i)})
+		require.NoError(t, err)
+	}
+	h.sim.ResetRequests()
+	h.rollback()
+	require.Less(t, h.sim.Count("", ""), 50)
+}
+
+// OpenAI's own 404 quotes the ID, in which anything may stand.
+func TestProof_AnIDMayContainTheWordURL(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	id := "user-7url9XkQ"
+	h.sim.Fail(openaitest.Fault{Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id '" + id + "' in project '" + h.project + "'."})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: id, CreatedAt: h.now().Add(-time.Hour)})
+	require.NoError(t, err)
+	h.rollback()
+	require.Empty(t, h.journal())
+}
+
+// This server's clock is behind OpenAI's: a crash's own probe is taken for use.
+func TestJournal_TheEnginesOwnProbeIsNoUseUnderAClockThatIsBehind(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.setClock(-3 * time.Minute)       // the engine's only
+	lease := h.lease("creds/app", nil) // probed at its issue
+	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	require.NoError(t, err)
+	h.b.work.wal.release(id)
+	h.advance(10 * time.Minute)
+	h.rollback()
+	h.onlyLeased()
+}
+
+// This server's clock is ahead: what was handed out and used is deleted.
+func TestJournal_UseIsSeenUnderAClockThatIsAhead(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.setClock(9 * time.Minute) // the engine's only; maxSkew allows it
+	lease := h.lease("creds/app", nil)
+	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	require.NoError(t, err)
+	h.b.work.wal.release(id)
+	h.advance(8 * time.Minute)
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models")) // eight minutes after the create
+	h.rollback()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	h.sim.KeepAll()
+}
+
+// A key that OpenAI shows as expired is dead, whatever a delete of it answers.
+func TestProof_AnExpiredKeyCountsAsDeleted(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.adopted(nil)
+	lease := h.lease("creds/app", nil)
+	h.advance(defaultMaxTTL + 2*time.Hour)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeKey, Status: 404, Code: "api_key_not_found", Message: "No API key found."})
+	require.NoError(t, h.revoke(lease))
+	h.rollback()
+	require.Empty(t, h.journal())
+	h.sim.KeepAll()
+}
+
+// Entries that are kept are named when the mount is disabled.
+func TestDisable_NamesWhatIsKept(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	require.NoError(t, err)
+	h.b.work.wal.release(id)
+	h.advance(10 * time.Minute)
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	h.rollback()
+	before := len(h.log.String())
+	h.system.TaintedVal = true
+	time.Sleep(viewAge)
+	h.rollback()
+	require.Contains(t, h.log.String()[before:], "left at OpenAI")
+	h.sim.KeepAll()
+}
+
+// A 404 that complains of the project says nothing of the account, although the
+// project was shown once.
+func TestProof_A404OfTheProjectSaysNothingOfTheAccount(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	first, lease := h.lease("creds/app", nil), h.lease("creds/app", nil)
+	h.advance(time.Hour)
+	h.sim.DeleteServiceAccount(h.project, first.Data["service_account_id"].(string))
+	require.NoError(t, h.revoke(first)) // shows the project
+	stop := h.sim.Fail(openaitest.Fault{Route: "/organization/projects/*", Status: 404, Code: "project_not_found", Message: "No project found with id '" + h.project + "'."})
+	require.Error(t, h.revoke(lease))
+	stop()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	h.sim.KeepAll()
+}
+
+// A clock is set back while a request is in progress: its entry is dated anew by

@@ -258,6 +258,11 @@ func TestJournal_AProjectThatForbidsIsNotStormed(t *testing.T) {
 	h.onlyLeased()
 }
 
+func (h *harness) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) error {
+	_, err := h.b.runAllWAL(ctx, req, minAge)
+	return err
+}
+
 func TestJournal_AnEntryMustBeOldWhenItsListingBegins(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -266,15 +271,15 @@ func TestJournal_AnEntryMustBeOldWhenItsListingBegins(t *testing.T) {
 	require.Error(t, err)
 	ctx, req := client.Background(t.Context()), &logical.Request{Storage: h.storage}
 	h.sim.ResetRequests()
-	require.NoError(t, h.b.runAllWAL(ctx, req, journalMinAge))
+	require.NoError(t, h.runAllWAL(ctx, req, journalMinAge))
 	require.Zero(t, h.sim.Count("", ""), "a request may be using it")
 
 	// A listing that lasts: by its end the entries are old, but what it shows is not.
 	h.advance(notFinalBefore - 30*time.Second)
 	h.sim.Fail(openaitest.Fault{Route: listAccountsRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
-	require.ErrorIs(t, h.b.runAllWAL(ctx, req, journalMinAge), errNotFinal)
+	require.ErrorIs(t, h.runAllWAL(ctx, req, journalMinAge), errNotFinal)
 	require.Len(t, h.journal(), maxAttempts)
-	require.NoError(t, h.b.runAllWAL(ctx, req, journalMinAge))
+	require.NoError(t, h.runAllWAL(ctx, req, journalMinAge))
 	require.Empty(t, h.journal(), "never executed, by a listing of when they were old")
 }
 

@@ -509,11 +509,7 @@ func (b *backend) explainMissing(ctx context.Context, req *logical.Request, r *s
 	if err != nil {
 		return failure
 	}
-	read := func(ctx context.Context) error {
-		_, err := snap.api.GetServiceAccount(ctx, r.ProjectID, r.ServiceAccountID)
-		return err
-	}
-	switch err := snap.proveDeleted(ctx, r.ProjectID, failure, read); {
+	switch err := snap.accountDeleted(ctx, r.ProjectID, r.ServiceAccountID, failure); {
 	case err != nil:
 		return fmt.Errorf("OpenAI did not find service account %s: %w", r.ServiceAccountID, err)
 	case !b.isFinal(r.AccountCreatedAt):

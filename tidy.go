@@ -726,8 +726,7 @@ func keyGone(ctx context.Context, snap *snapshot, c credential) (gone, stays boo
 	if err == nil {
 		return false, true
 	}
-	again := func(context.Context) error { return err } // the delete was the first look
-	return client.IsNotFound(err) && snap.proveDeleted(ctx, c.ProjectID, err, again) == nil, false
+	return client.IsNotFound(err) && snap.keyDeleted(ctx, c.ProjectID, c.KeyID, err, time.Time{}) == nil, false
 }
 
 // unlessEnded returns why a project could not be swept, or nil if there is nothing

@@ -221,15 +221,11 @@ func (m muster) shown(k client.ProjectKey) {
 // it lacks a key that exists.
 func (s *sweep) complete(ctx context.Context, snap *snapshot, m muster) error {
 	for id := range m.missing {
-		read := func(ctx context.Context) error {
-			_, err := snap.api.GetProjectKey(ctx, m.project, id)
-			return err
-		}
-		err := read(ctx)
+		_, err := snap.api.GetProjectKey(ctx, m.project, id)
 		if err == nil {
 			return fmt.Errorf("the listing of keys is not complete: it does not show key %s as its account's, and OpenAI knows it", id)
 		}
-		if err := snap.proveDeleted(ctx, m.project, err, read); err != nil {
+		if err := snap.keyDeleted(ctx, m.project, id, err, time.Time{}); err != nil {
 			return fmt.Errorf("the listing of keys may not be complete: it does not show key %s as its account's: %w", id, err)
 		}
 		s.tidy.witnesses.forget(m.project, id) // its lease was revoked

@@ -72,15 +72,18 @@ func (x *walIndex) forget(id string) {
 }
 
 // listed takes note of all IDs that storage holds, and returns those of which
-// nothing is remembered.
-func (x *walIndex) listed(ids []string) (unknown []string) {
+// nothing is remembered, or a time that lies in the future: the clock was ahead. It
+// leaves out what a request uses, whose entry may be about to be deleted.
+func (x *walIndex) listed(ids []string, now time.Time) (unknown []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.refresh++
 	for _, id := range ids {
 		note, known := x.notes[id]
-		if !known {
+		if (!known || note.created > now.Add(clockSlack).Unix()) && !x.inUse[id] {
 			unknown = append(unknown, id)
+		}
+		if !known {
 			continue
 		}
 		note.seen = max(note.seen, x.refresh)

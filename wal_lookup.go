@@ -24,8 +24,9 @@ type lookedUp struct {
 	began    time.Time
 	archived bool
 	byName   map[string][]credential
-	// used is when a key was last used, by the ID of its account, or by its own in
-	// entries of keys. Keys that have expired count for nothing.
+	// used is when a key was last used that has been used later than any request for
+	// it can have lasted, all by OpenAI's clock; by the ID of its account, or by its
+	// own in entries of keys. Keys that have expired count for nothing.
 	used map[string]time.Time
 }
 
@@ -78,7 +79,7 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 				return
 			}
 			// The time that a listing takes at a slow pace is not the entries'.
-			part := &walRun{backend: r.backend, req: r.req, began: time.Now(), forbidden: map[string]int{}}
+			part := &walRun{backend: r.backend, req: r.req, began: time.Now(), refused: map[string]int{}}
 			part.each(ctx, entries[project], func(ctx context.Context, id string) error {
 				return part.execute(ctx, id, func(ctx context.Context, entry *framework.WALEntry) error {
 					return part.actFound(ctx, entry, found)
@@ -92,6 +93,7 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 			r.done += part.done
 			r.cut = r.cut || part.cut
 			r.waits = r.waits || part.waits
+			r.again = r.again || part.again
 		})
 	}
 	group.Wait()
@@ -128,19 +130,18 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 		now := r.now()
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 			for _, k := range page {
-				id := k.AccountID
-				if kind == journalKey {
-					if !names[k.Name] {
-						continue
-					}
-					id = k.ID
+				if kind == journalKey && names[k.Name] {
 					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})
-				} else if !accounts[id] {
-					continue
 				}
 				expired := !k.ExpiresAt.IsZero() && now.After(k.ExpiresAt.Add(clockSlack))
-				if !expired && k.LastUsedAt.After(found.used[id]) {
-					found.used[id] = k.LastUsedAt
+				if expired || !k.LastUsedAt.After(k.CreatedAt.Add(requestBudget+cleanupBudget)) {
+					continue
+				}
+				// The document knows owners of both forms.
+				for _, id := range []string{k.ID, k.AccountID, k.UserID} {
+					if (kind == journalKey && id == k.ID && names[k.Name]) || accounts[id] {
+						found.used[id] = k.LastUsedAt
+					}
 				}
 			}
 			return nil
@@ -178,7 +179,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		} else {
 			c.ID = match.ID
 		}
-		if used := found.used[id]; used.After(created.Add(requestBudget + cleanupBudget)) {
+		if used, handedOut := found.used[id]; handedOut {
 			return fmt.Errorf("%s, last used at %s: %w", c.what(), timeText(used), errHandedOut)
 		}
 		if err := r.delete(ctx, c); err != nil {

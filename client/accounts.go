@@ -114,7 +114,7 @@ func (c *Client) EachServiceAccount(ctx context.Context, project string, each fu
 	return walk(c, op, func(a ServiceAccount) string { return a.ID },
 		func(after string) (page[ServiceAccount], error) {
 			params := openai.AdminOrganizationProjectServiceAccountListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
-			answer, err := repeat(ctx, c, listServiceAccounts, op, saysWhetherMore[openai.ProjectServiceAccount],
+			answer, err := repeat(ctx, c, listServiceAccounts, op, isListing[openai.ProjectServiceAccount],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectServiceAccount], error) {
 					return c.accounts.List(ctx, project, params, o...)
 				})

@@ -90,14 +90,14 @@ func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
 		func(after string) (page[AdminKey], error) {
 			params := openai.AdminOrganizationAdminAPIKeyListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
 			type listing = pagination.CursorPage[openai.AdminAPIKey]
-			answer, err := repeat(ctx, c, listAdminKeys, op, func(l *listing) bool { return l.JSON.Data.Valid() },
+			answer, err := repeat(ctx, c, listAdminKeys, op, func(l *listing) bool { return l.JSON.Data.Valid() && saysMore(l.JSON.HasMore) },
 				func(ctx context.Context, o ...option.RequestOption) (*listing, error) {
 					return c.admin.List(ctx, params, o...)
 				})
 			if err != nil {
 				return page[AdminKey]{}, err
 			}
-			p := page[AdminKey]{more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
+			p := page[AdminKey]{more: answer.HasMore}
 			for _, k := range answer.Data {
 				p.items = append(p.items, adminKey(k))
 			}

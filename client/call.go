@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/packages/respjson"
 )
 
 // callKind names an endpoint, each of which OpenAI limits by itself.
@@ -378,15 +377,6 @@ func gather[T any](listing func(each func([]T) error) error) ([]T, error) {
 		return nil, err
 	}
 	return all, nil
-}
-
-// hasMore reads has_more. Without one, the end is where nothing comes any more:
-// one call too many is better than a listing cut short.
-func hasMore(field respjson.Field, value bool, items int) bool {
-	if field.Valid() {
-		return value
-	}
-	return items > 0
 }
 
 // retryAfter reads the header's two forms, seconds and HTTP date; 0 when it is

@@ -107,13 +107,16 @@ func (e *Error) Unwrap() error { return e.Cause }
 // thing yet, and a gateway may imitate the form. A 404 in another form never
 // counts, nor does one for a URL that OpenAI does not know.
 func (e *Error) NotFound() bool {
-	return e.Status == http.StatusNotFound && e.documented && !aboutURL.MatchString(e.Message) && !aboutURL.MatchString(e.Code)
+	return e.Status == http.StatusNotFound && e.documented && !aboutURL.MatchString(e.Message) && !codeOfURL.MatchString(e.Code)
 }
 
 // aboutURL matches a message or a code that complains of the URL and not of the
 // thing: OpenAI's "Unknown request URL: …", "Invalid URL (DELETE …)" and
 // "unknown_url", and what gateways say of a route that they do not have.
-var aboutURL = regexp.MustCompile(`(?i)(^|[^a-z])(ur[li]s?|routes?|routing|paths?|endpoints?|methods?|hosts?|upstream|backend)([^a-z]|$)|/organization/|(get|post|put|delete|patch) +/`)
+var aboutURL = regexp.MustCompile(`(?i)(^|[^a-z0-9_-])(ur[li]s?|routes?|routing|paths?|endpoints?|methods?|hosts?|upstream|backend)([^a-z0-9_-]|$)|/organization/|(get|post|put|delete|patch) +/`)
+
+// codeOfURL is aboutURL for a code.
+var codeOfURL = regexp.MustCompile(`(?i)(^|_)(url|uri|route|path|endpoint|method|host)(_|$)`)
 
 // Denied reports whether the admin key was refused or lacks a permission.
 // OpenAI answers either with 401 or with 403 (docs/openai-api.md).

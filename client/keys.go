@@ -72,7 +72,7 @@ func (c *Client) EachProjectKey(ctx context.Context, project string, each func([
 				Limit: param.NewOpt[int64](pageSize), After: cursor(after),
 				OwnerProjectAccess: openai.AdminOrganizationProjectAPIKeyListParamsOwnerProjectAccessAny,
 			}
-			answer, err := repeat(ctx, c, listKeys, op, saysWhetherMore[openai.ProjectAPIKey],
+			answer, err := repeat(ctx, c, listKeys, op, isListing[openai.ProjectAPIKey],
 				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectAPIKey], error) {
 					return c.keys.List(ctx, project, params, o...)
 				})

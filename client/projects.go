@@ -53,7 +53,7 @@ func (c *Client) ListProjects(ctx context.Context) ([]Project, error) {
 			if err != nil {
 				return page[Project]{}, err
 			}
-			p := page[Project]{last: answer.LastID, more: hasMore(answer.JSON.HasMore, answer.HasMore, len(answer.Data))}
+			p := page[Project]{last: answer.LastID, more: answer.HasMore}
 			for _, item := range answer.Data {
 				p.items = append(p.items, Project{ID: item.ID, Name: item.Name, Status: item.Status})
 			}
@@ -63,15 +63,13 @@ func (c *Client) ListProjects(ctx context.Context) ([]Project, error) {
 
 type listing[T any] = pagination.ConversationCursorPage[T]
 
-// isListing tells a page from any other JSON object.
-func isListing[T any](l *listing[T]) bool { return l.JSON.Data.Valid() }
+// isListing tells a page from any other JSON object. By the gaps of a listing things
+// are deleted, so one without has_more, which OpenAI's document requires, is none:
+// its end proves nothing.
+func isListing[T any](l *listing[T]) bool { return l.JSON.Data.Valid() && saysMore(l.JSON.HasMore) }
 
-// saysWhetherMore is isListing for listings by whose gaps something is deleted:
-// an answer without has_more, which OpenAI's document requires, may come from
-// anything, and its end proves nothing.
-func saysWhetherMore[T any](l *listing[T]) bool {
-	more := l.JSON.HasMore.Raw()
-	return isListing(l) && (more == "true" || more == "false")
+func saysMore(hasMore respjson.Field) bool {
+	return hasMore.Raw() == "true" || hasMore.Raw() == "false"
 }
 
 func cursor(after string) param.Opt[string] {

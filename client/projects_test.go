@@ -101,13 +101,13 @@ func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 	}
 }
 
-func TestListing_FollowsLastIDAndToleratesAMissingHasMore(t *testing.T) {
+func TestListing_FollowsLastIDToWhereThereIsNoMore(t *testing.T) {
 	t.Parallel()
 	pages := map[string]string{
 		"":       `{"data":[{"id":"a"}],"has_more":true,"last_id":"cursor"}`,
 		"cursor": `{"data":[],"has_more":true,"last_id":"hidden"}`, // all of the page was filtered away
-		"hidden": `{"data":[{"id":"b"}],"last_id":"b"}`,
-		"b":      `{"data":[]}`,
+		"hidden": `{"data":[{"id":"b"}],"has_more":true,"last_id":"b"}`,
+		"b":      `{"data":[],"has_more":false}`,
 	}
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -116,4 +116,10 @@ func TestListing_FollowsLastIDAndToleratesAMissingHasMore(t *testing.T) {
 	projects, err := c.ListProjects(context.Background())
 	require.NoError(t, err)
 	require.Equal(t, []Project{{ID: "a"}, {ID: "b"}}, projects)
+
+	pages["b"] = `{"data":[]}` // which proves no end
+	_, err = c.ListProjects(context.Background())
+	require.Error(t, err)
+	_, err = c.ListAdminKeys(context.Background())
+	require.Error(t, err)
 }

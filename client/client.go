@@ -12,6 +12,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -141,6 +142,14 @@ func New(o Options) (*Client, error) {
 		MaxIdleConnsPerHost:   o.Concurrency,
 		IdleConnTimeout:       90 * time.Second,
 		ExpectContinueTimeout: time.Second,
+		// Without this the error is the status text alone, which says neither that a
+		// proxy has answered nor which.
+		OnProxyConnectResponse: func(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+			return &proxyRefusal{host: proxy.Host, status: resp.Status}
+		},
 		// All calls may share one HTTP/2 connection. When its other end vanishes
 		// without a word, TCP takes minutes to notice and each call until then
 		// would wait out its timeout; a ping notices within the first.

@@ -1,8 +1,9 @@
 package client
 
 // This file owns what the engine knows about a failed call: one type, Error,
-// that answers the three questions every caller has: does OpenAI not find the
-// thing, may it exist although no answer came, and is it worth trying again.
+// that answers the questions every caller has: does OpenAI not find the thing,
+// may it exist although no answer came, is it worth trying again, and, in
+// blame.go, whose fault it is.
 //
 // What must stay true: an Error never carries a key, its text is printable and
 // bounded, and nobody outside decides by matching the text.
@@ -52,6 +53,11 @@ type Error struct {
 	// documented says that the answer's body is OpenAI's error object: a message
 	// with a type or a code, and nothing in it of another type than documented.
 	documented bool
+	// spoken says that Message is OpenAI's as far as its form tells: documented, or
+	// an object that has all of its fields, though they may be null.
+	spoken bool
+	// strange is what an answer of another form says, cleaned and bounded.
+	strange string
 }
 
 // Error implements error.
@@ -74,8 +80,13 @@ func (e *Error) Error() string {
 		if text := http.StatusText(e.Status); text != "" {
 			fmt.Fprintf(&b, ": %s", text)
 		}
-	default:
+		if e.strange != "" {
+			fmt.Fprintf(&b, ": %s", e.strange)
+		}
+	case e.spoken, e.Blame() == BlamePermission:
 		fmt.Fprintf(&b, ": OpenAI says: %s", e.Message)
+	default:
+		fmt.Fprintf(&b, ": %s refused and says: %s", e.Host, e.Message)
 	}
 	var details []string
 	if e.Status != 0 && !e.refused {
@@ -118,8 +129,8 @@ var aboutURL = regexp.MustCompile(`(?i)(^|[^a-z0-9_-])(ur[li]s?|routes?|routing|
 // codeOfURL is aboutURL for a code.
 var codeOfURL = regexp.MustCompile(`(?i)(^|_)(url|uri|route|path|endpoint|method|host)(_|$)`)
 
-// Denied reports whether the admin key was refused or lacks a permission.
-// OpenAI answers either with 401 or with 403 (docs/openai-api.md).
+// Denied reports a 401 or a 403, whoever answered it and whatever for: Blame
+// says that.
 func (e *Error) Denied() bool {
 	return e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden
 }
@@ -137,7 +148,7 @@ func (e *Error) AboutExpiry() bool {
 	text := strings.ToLower(e.Message)
 	// A 403 may be for the admin key, which may have expired.
 	expiry := strings.Contains(text, "expir") && !(e.Denied() && strings.Contains(text, "expired"))
-	return e.Refused() && (e.Param == "expires_in_seconds" || strings.Contains(text, "lifetime") || expiry)
+	return e.spoken && e.Refused() && !e.ExpiryUnknown() && (e.Param == "expires_in_seconds" || strings.Contains(text, "lifetime") || expiry)
 }
 
 // RateLimited reports a 429.
@@ -205,7 +216,7 @@ func IsNotFound(err error) bool {
 	return e != nil && e.NotFound()
 }
 
-// IsDenied reports whether err says that the admin key was refused.
+// IsDenied reports whether err is a 401 or a 403, whoever answered it.
 func IsDenied(err error) bool {
 	e := AsError(err)
 	return e != nil && e.Denied()
@@ -213,12 +224,13 @@ func IsDenied(err error) bool {
 
 // decodeBody fills the OpenAI fields from an error body, whatever it looks
 // like: the documented object, the bare string that a missing admin permission
-// gives (docs/openai-api.md), or something that is not JSON, of which nothing is kept.
+// gives (docs/openai-api.md), or something else, of which strange keeps a line.
 func (e *Error) decodeBody(body []byte, clean func(string) string) {
 	var envelope struct {
 		Error json.RawMessage `json:"error"`
 	}
 	if json.Unmarshal(body, &envelope) != nil || len(envelope.Error) == 0 {
+		e.strange = clean(strange(body))
 		return
 	}
 	var text string
@@ -232,7 +244,7 @@ func (e *Error) decodeBody(body []byte, clean func(string) string) {
 	if json.Unmarshal(envelope.Error, &fields) != nil {
 		return
 	}
-	asDocumented := true
+	asDocumented, complete := true, true
 	for name, target := range map[string]*string{
 		"message": &e.Message, "code": &e.Code, "type": &e.Type, "param": &e.Param,
 	} {
@@ -242,8 +254,10 @@ func (e *Error) decodeBody(body []byte, clean func(string) string) {
 		} else if len(fields[name]) > 0 {
 			asDocumented = false
 		}
+		complete = complete && len(fields[name]) > 0
 	}
 	e.documented = asDocumented && e.Message != "" && (e.Type != "" || e.Code != "")
+	e.spoken = e.documented || asDocumented && complete && e.Message != ""
 }
 
 // keyLike matches anything shaped like an OpenAI key. OpenAI masks keys in its

@@ -9,8 +9,6 @@ package client
 
 import (
 	"context"
-	"net/http"
-	"strings"
 	"time"
 
 	"github.com/openai/openai-go/v3"
@@ -20,7 +18,8 @@ import (
 
 // Probe returns nil once OpenAI accepts a key, also one that may not list the
 // models or whose project is at a limit: only a key that is known can lack a
-// permission. One request, GET models.
+// permission. A key of a project with data residency is known as well, and the
+// error's Blame is BlameHost: it is accepted at RightHost. One request, GET models.
 func (c *Client) Probe(ctx context.Context, key Secret) error {
 	const op = "try the new key"
 	asked := time.Now()
@@ -48,14 +47,7 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 }
 
 // keyIsKnown reports whether a refusal of the inference side says that the key
-// itself is in order. A missing permission is a 401 or a 403, told by its code
-// or its text (docs/openai-api.md).
+// itself is in order.
 func (e *Error) keyIsKnown() bool {
-	switch e.Status {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return e.Code == "missing_scope" || strings.Contains(e.Message, "Missing scopes")
-	case http.StatusTooManyRequests:
-		return e.Code != "" || e.Type != ""
-	}
-	return false
+	return e.missesScope() || e.RateLimited() && (e.Code != "" || e.Type != "")
 }

@@ -98,7 +98,7 @@ func (s *Server) listAccounts(c *call) answer {
 }
 
 func (s *Server) createAccount(c *call) answer {
-	f := c.fields("name", "create_service_account_only", "expires_in_seconds")
+	f := s.fields(c, "name", "create_service_account_only", "expires_in_seconds")
 	name := f.requiredText("name")
 	only := f.nullableFlag("create_service_account_only")
 	seconds := f.nullableSeconds("expires_in_seconds")

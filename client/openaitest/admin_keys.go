@@ -135,7 +135,7 @@ func (s *Server) listAdminKeys(c *call) answer {
 }
 
 func (s *Server) createAdminKey(c *call) answer {
-	f := c.fields("name", "expires_in_seconds")
+	f := s.fields(c, "name", "expires_in_seconds")
 	name := f.requiredText("name")
 	seconds := f.seconds("expires_in_seconds")
 	if f.bad != nil {

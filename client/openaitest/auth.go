@@ -65,10 +65,17 @@ func authorizeAdmin(c *call, key *adminKey) *answer {
 	return nil
 }
 
-// authorizeInference lets a key in when it is unrestricted or carries one of the
+// authorizeInference lets a key in, at the host of its project's region, when it is unrestricted or carries one of the
 // route's scopes, and its account has a role in the project at all. An admin key
 // (nil here) is not for this side.
 func authorizeInference(c *call, key *apiKey) *answer {
+	if key != nil {
+		if host := key.account.project.host(); host != "" && c.r.Host != host {
+			ans := fail(http.StatusUnauthorized, "incorrect_hostname", "",
+				"Attempted to access resource with incorrect regional hostname. Please make your request to "+host)
+			return &ans
+		}
+	}
 	allowed := key != nil && key.account.role != roleNone &&
 		(len(key.scopes) == 0 || slices.ContainsFunc(c.route.scopes, func(scope string) bool {
 			return slices.Contains(key.scopes, scope)

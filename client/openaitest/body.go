@@ -52,6 +52,15 @@ func (c *call) fields(known ...string) *fields {
 	return f
 }
 
+// fields is call.fields for a body with expires_in_seconds, which the API may not
+// know.
+func (s *Server) fields(c *call, known ...string) *fields {
+	if s.opts.ExpiryUnknown {
+		known = slices.DeleteFunc(known, func(name string) bool { return name == "expires_in_seconds" })
+	}
+	return c.fields(known...)
+}
+
 func (f *fields) refuse(code, param, message string) {
 	if f.bad == nil {
 		ans := fail(http.StatusBadRequest, code, param, message)

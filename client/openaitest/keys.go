@@ -94,7 +94,7 @@ func (s *Server) key(c *call) (*apiKey, *answer) {
 }
 
 func (s *Server) createAccountKey(c *call) answer {
-	f := c.fields("name", "scopes", "expires_in_seconds")
+	f := s.fields(c, "name", "scopes", "expires_in_seconds")
 	name := f.text("name")
 	scopes := f.scopes("scopes")
 	seconds := f.nullableSeconds("expires_in_seconds")
@@ -145,7 +145,7 @@ func (s *Server) getKey(c *call) answer {
 }
 
 func (s *Server) updateKey(c *call) answer {
-	f := c.fields("scopes", "expires_in_seconds")
+	f := s.fields(c, "scopes", "expires_in_seconds")
 	scopes := f.scopes("scopes")
 	seconds := f.seconds("expires_in_seconds")
 	if len(f.raw) == 0 {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -38,6 +39,26 @@ func (s *Server) AddProject(name string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.newProject(name, "").id
+}
+
+// SetResidency puts a project into a region, such as "eu": the inference side
+// then serves its keys at eu.api.openai.com only and refuses them elsewhere, with
+// a 401. "" is none.
+func (s *Server) SetResidency(id, region string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.projects.byID[id]; p != nil {
+		p.residency = region
+	}
+}
+
+// host is the only one that serves the project's keys, "" for any.
+func (p *project) host() string {
+	region, _, _ := strings.Cut(strings.ToLower(p.residency), "_")
+	if region == "" || region == "global" {
+		return ""
+	}
+	return region + ".api.openai.com"
 }
 
 // ArchiveProject ends a project's accounts and keys, as a person would.

@@ -55,6 +55,7 @@ type Options struct {
 	AdminActivationDelay time.Duration // the same for new admin keys on the Admin API
 
 	MaxKeyLifetime                 time.Duration // new project keys must expire within it; 0 = no policy
+	ExpiryUnknown                  bool          // expires_in_seconds is an unknown parameter, as before September 2026 and at gateways
 	DeleteServiceAccountKeyRefused bool          // DELETE of a service account's key is a 400, as documented until August
 
 	// Clock replaces time.Now; Advance adds to either. It is called under the

@@ -265,12 +265,17 @@ func verdict(cfg *config, err error) (*logical.Response, error) {
 	switch {
 	case e == nil:
 		return nil, err
+	case e.Blame() == client.BlameProxy:
 	case e.Status == 0 && !e.Sent:
 		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
-	case e.Status == http.StatusUnauthorized:
+	case e.Blame() == client.BlameKey:
 		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key; see %s: %s", what, adminKeysPage, e), nil
-	case e.Status == http.StatusForbidden:
+	case e.Blame() == client.BlamePermission:
 		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write", which an organization owner gives it at %s: %s`, what, adminKeysPage, e), nil
+	case e.Blame() == client.BlameOrganization:
+		return logical.ErrorResponse("%s: organization_id is not the organization of this admin_api_key; correct it, or clear it with organization_id=\"\": %s", what, e), nil
+	case e.Blame() == client.BlameHost:
+		return logical.ErrorResponse("%s: api_endpoint is not the host for this organization%s; send the right one with the admin_api_key: %s", what, atHost(e), e), nil
 	case e.Status == http.StatusNotFound, e.Status/100 == 2, e.Status/100 == 3:
 		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
 	}

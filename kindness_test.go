@@ -27,7 +27,7 @@ func TestKindness_AMistakeNamesThePageToOpen(t *testing.T) {
 	said := h.refused(h.write("roles/old", map[string]any{"project_id": archived}))
 	require.Contains(t, said, "platform.openai.com/settings/organization/projects")
 
-	h.sim.Fail(openaitest.Fault{Status: http.StatusForbidden})
+	h.sim.Fail(openaitest.Fault{Status: http.StatusForbidden, Code: "missing_scope", Message: "Missing scopes: api.management.write"})
 	_, err := h.read("creds/app")
 	require.ErrorContains(t, err, "platform.openai.com/settings/organization/admin-keys")
 	h.sim.ClearFaults()

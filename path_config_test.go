@@ -91,7 +91,7 @@ func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
 		"unreachable":          {map[string]any{"admin_api_key": good, "api_endpoint": "http://127.0.0.1:1/v1"}, []string{"cannot reach 127.0.0.1:1", "api_endpoint"}},
 		"not the API":          {map[string]any{"admin_api_key": good, "api_endpoint": html.URL}, []string{"does not serve the Admin API"}},
 		"no version in path":   {map[string]any{"admin_api_key": good, "api_endpoint": strings.TrimSuffix(h.sim.URL(), "/v1")}, []string{"does not serve the Admin API", "404"}},
-		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"does not accept"}},
+		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"organization_id is not the organization of this admin_api_key"}},
 		"someone else's id":    {map[string]any{"admin_api_key_id": otherID}, []string{"admin_api_key_id", "not the ID of this admin key"}},
 		"ambiguous":            {map[string]any{"admin_api_key": lookalikeKey}, []string{"several admin keys look like this one", "admin_api_key_id"}},
 		"endpoint alone":       {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"send admin_api_key with it"}},

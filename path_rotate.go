@@ -210,8 +210,8 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if err := settle(ctx, nextAPI, key.ID); err != nil {
 		nextAPI.Close()
 		b.discardAdminKey(ctx, req, api, key.ID, walID)
-		if client.IsDenied(err) || client.IsNotFound(err) {
-			return nil, nil, fmt.Errorf("the new admin key does not work: %w", err)
+		if client.BlamesKey(err) || client.IsNotFound(err) {
+			return nil, nil, upstream(fmt.Sprintf("the new admin key does not work: %s", err)) // and not the one in force
 		}
 		return nil, nil, fmt.Errorf("the new admin key could not be verified: %w", err)
 	}

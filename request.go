@@ -158,13 +158,56 @@ func failure(what string, err error) (*logical.Response, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	case e.RateLimited():
 		return nil, logical.CodedError(http.StatusTooManyRequests, text)
-	case e.Denied() && !e.AboutExpiry(): // a policy may refuse with 403, too
-		return nil, fmt.Errorf("%s: the engine's admin key is refused or lacks a permission; see %s, and write a working one to the config path: %w", what, adminKeysPage, err)
-	case e.Status == 0, e.Ambiguous():
-		return nil, logical.CodedError(http.StatusBadGateway, text)
-	default:
+	}
+	text = fmt.Sprintf("%s: %s%s", what, remedy(e), err)
+	switch blame := e.Blame(); {
+	case blame == client.BlameKey, blame == client.BlamePermission:
+		return nil, fmt.Errorf("%s: %s%w", what, remedy(e), err)
+	case blame == client.BlameRequest, e.AboutExpiry(): // a policy may refuse with 403, too
 		return logical.ErrorResponse("%s", text), nil
 	}
+	return nil, logical.CodedError(http.StatusBadGateway, text)
+}
+
+// remedy says what a refusal of a call with the admin key means and what to do
+// about it, to stand before its own text; "" where that says enough.
+func remedy(e *client.Error) string {
+	if e.ExpiryUnknown() {
+		return fmt.Sprintf("the API at %s does not know expires_in_seconds, with which a key gets its end; check api_endpoint and any gateway there: ", e.Host)
+	}
+	switch e.Blame() {
+	case client.BlameKey:
+		return fmt.Sprintf("the engine's admin key is refused; see %s, and write a working one to the config path: ", adminKeysPage)
+	case client.BlamePermission:
+		return fmt.Sprintf("the engine's admin key lacks a permission; give it \"Organization Administration: Write\" at %s, or write another one to the config path: ", adminKeysPage)
+	case client.BlameOrganization:
+		return "the organization_id of the config is not the organization of the key there; correct it, or clear it with organization_id=\"\": "
+	case client.BlameHost:
+		return fmt.Sprintf("the api_endpoint of the config is not the host for this organization%s; write the right one there, together with the key: ", atHost(e))
+	case client.BlameAddress:
+		return "OpenAI does not accept calls from the IP address of this Vault node or its proxy; add it to the IP allowlist at OpenAI: "
+	case client.BlamePolicy:
+		if e.AboutExpiry() {
+			return "" // whoever ordered the key has said which field to change
+		}
+		return fmt.Sprintf("a setting of the organization or the project does not allow this; an owner changes it at %s: ", projectsPage)
+	case client.BlameProxy:
+		return "the HTTP proxy does not let the call pass; check its log and the proxy settings of the plugin's environment: "
+	case client.BlameStranger:
+		return fmt.Sprintf("refused by %s, but not in OpenAI's form; a firewall, gateway or proxy may have answered: ", e.Host)
+	case client.BlameUnknown:
+		return fmt.Sprintf("refused by %s: ", e.Host)
+	case client.BlameRequest, client.BlameServer: // whose own text says enough
+	}
+	return ""
+}
+
+// atHost names the host that OpenAI says is the right one, where it does.
+func atHost(e *client.Error) string {
+	if host := e.RightHost(); host != "" {
+		return ", which is " + host
+	}
+	return ""
 }
 
 // notConfigured answers a request that needs a config where there is none.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -130,6 +131,8 @@ type order struct {
 	// that: 0 = no end.
 	covers, expiry time.Duration
 	activation     time.Duration // 0 = the key is not tried
+	// unproven says that a key which has not been accepted by then is handed out.
+	unproven bool
 }
 
 // made is a credential as ordered, whose journal entry is walID.
@@ -140,6 +143,8 @@ type made struct {
 	walID string
 	// requestID is OpenAI's, of the create.
 	requestID string
+	// warning is what whoever gets the key must know of it; "" for nothing.
+	warning string
 }
 
 // obtain creates what is ordered and makes it ready: restricted to its scopes,
@@ -245,6 +250,10 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 // key's lifetime.
 func (o order) hint(e *client.Error) string {
 	switch {
+	case e.ExpiryUnknown() && o.StaticRole != "":
+		return "static roles need it: "
+	case e.ExpiryUnknown():
+		return "or set the role's key_expiry=none, with which keys have no end: "
 	case e.AboutExpiry() && o.expiry == 0:
 		return "the key was asked for without an end (key_expiry=none), which a policy of the organization or the project seems to forbid; use key_expiry=max_ttl or ttl: "
 	case e.AboutExpiry() && o.StaticRole != "":
@@ -279,12 +288,51 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 	if ctx.Err() != nil {
 		return fmt.Errorf("nobody waits any more for OpenAI to accept the new key: %w", ctx.Err())
 	}
-	b.metrics.activated(o.activation, began, err)
-	if err != nil {
-		// What was refused is the new key and not the admin key.
-		return upstream(fmt.Sprintf("OpenAI does not accept the new key after %s (activation_timeout; 0 = hand keys out untried): %s", o.activation, err))
+	if e := client.AsError(err); e != nil && e.Blame() == client.BlameHost {
+		m.warning, err = residencyText(e), nil
 	}
+	b.metrics.activated(o.activation, began, err)
+	if err == nil {
+		return nil
+	}
+	// What was refused is the new key and not the admin key.
+	text := notActiveText(err, o.activation)
+	if !o.unproven {
+		return upstream(text + ": " + err.Error())
+	}
+	m.warning = fmt.Sprintf("The key had not been accepted when it was made, and may not work (activation_failure=warn): %s: %s", text, err)
+	b.log(req).Warn(m.noun()+" handed out although it may not work yet", append([]any{"for", o.label, "error", err}, m.attrs()...)...)
 	return nil
+}
+
+// notActiveText says why a new key does not count as active.
+func notActiveText(err error, waited time.Duration) string {
+	e := client.AsError(err)
+	if e != nil && e.Blame() == client.BlameKey {
+		return fmt.Sprintf("OpenAI does not accept the new key after %s (activation_timeout; 0 = hand keys out untried)", waited)
+	}
+	cause := ""
+	switch {
+	case e == nil:
+	case e.Status >= http.StatusInternalServerError:
+		cause = ", because of a server error"
+	case e.Blame() == client.BlameAddress:
+		cause = ", because OpenAI does not accept calls with it from the IP address of this Vault node"
+	case e.Blame() == client.BlameProxy:
+		cause = ", because the HTTP proxy does not let the call pass"
+	case e.Blame() == client.BlameStranger, e.Blame() == client.BlameUnknown:
+		cause = ", because the call was refused by " + e.Host
+	}
+	return fmt.Sprintf("it is unknown after %s whether OpenAI accepts the new key (activation_timeout; 0 = hand keys out untried)%s", waited, cause)
+}
+
+// residencyText is the warning with a key whose project has data residency.
+func residencyText(e *client.Error) string {
+	host := e.RightHost()
+	if host == "" {
+		return fmt.Sprintf("The key is valid, but its project has data residency: OpenAI does not serve it at %s. Use the key with the base URL of the project's region. %s", e.Host, e.Message)
+	}
+	return fmt.Sprintf("The key is valid, but its project has data residency: OpenAI serves it at %[1]s and not at %[2]s. Use the key with the base URL https://%[1]s/v1.", host, e.Host)
 }
 
 // withCurrent makes a call that may be made again. If the admin key was replaced
@@ -320,7 +368,8 @@ func (b *backend) updateKey(ctx context.Context, req *logical.Request, snap **sn
 	}
 }
 
-// activate waits until OpenAI accepts a key, for timeout at most.
+// activate waits until OpenAI accepts a key, for timeout at most. An error whose
+// Blame is BlameHost says that it does, at another host.
 func activate(ctx context.Context, api *client.Client, key client.Secret, timeout time.Duration) error {
 	if timeout == 0 {
 		return nil
@@ -335,7 +384,11 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 		if err == nil {
 			return nil
 		}
-		if e := client.AsError(err); said == nil || (e != nil && e.Status != 0) {
+		e := client.AsError(err)
+		if e != nil && e.Blame() == client.BlameHost {
+			return err
+		}
+		if said == nil || (e != nil && e.Status != 0) {
 			said = err
 		}
 		if client.Wait(ctx, pause/2+rand.N(pause/2)) != nil { // #nosec G404 -- jitter, not a secret

@@ -116,6 +116,7 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 		covers:     life.Covers,
 		expiry:     life.Key,
 		activation: r.ActivationTimeout,
+		unproven:   r.ActivationFailure == activationWarn,
 	})
 	if errors.Is(err, errNotConfigured) { // deleted meanwhile
 		return notConfigured(req), nil
@@ -150,6 +151,9 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	resp.Secret.MaxTTL = life.Max
 	resp.Secret.Renewable = true
 	resp.Warnings = life.Warnings
+	if m.warning != "" {
+		resp.AddWarning(m.warning)
+	}
 	if err == nil {
 		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
 			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt)}, m.attrs()...)...)

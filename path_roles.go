@@ -7,6 +7,7 @@ package openaisecrets
 // warning.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,17 @@ const (
 	expiryNone   = "none"    // never
 )
 
+// activationFailure is what happens to a new key that has not been accepted in
+// time. Entries of before the field have none, which is activationError.
+type activationFailure string
+
+const (
+	activationError activationFailure = "error" // it is destroyed
+	activationWarn  activationFailure = "warn"  // it is handed out with a warning
+)
+
+func (a activationFailure) String() string { return string(cmp.Or(a, activationError)) }
+
 // role is what a credential may be.
 type role struct {
 	Version int `json:"version"`
@@ -67,8 +79,9 @@ type role struct {
 	ServiceAccountID string `json:"service_account_id,omitempty"`
 	ServiceAccount   string `json:"service_account,omitempty"`
 	// ActivationTimeout is how long a new key is given to work; 0 = it is not
-	// tried.
-	ActivationTimeout time.Duration `json:"activation_timeout"`
+	// tried. ActivationFailure is what happens then.
+	ActivationTimeout time.Duration     `json:"activation_timeout"`
+	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
 }
 
 // newRole is what a write, and an entry of an earlier release, does not name.
@@ -191,8 +204,14 @@ func (b *backend) pathRole() *framework.Path {
 		},
 		"activation_timeout": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long to wait until OpenAI accepts a new key before it is handed out: 0 (hand it out untried) to 45s. A key that is not accepted by then is destroyed. Default 10s.",
+			Description:  "How long to wait until OpenAI accepts a new key before it is handed out: 0 (hand it out untried) to 45s. What happens to a key that is not accepted by then is up to activation_failure. Default 10s.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Activation timeout"},
+		},
+		"activation_failure": {
+			Type:          framework.TypeString,
+			Description:   "What happens to a new key that OpenAI has not accepted within activation_timeout, or of which that could not be found out: error (it is destroyed and the read fails; the default) or warn (it is handed out with a warning).",
+			AllowedValues: []any{string(activationError), string(activationWarn)},
+			DisplayAttrs:  &framework.DisplayAttributes{Name: "Activation failure"},
 		},
 	}
 	answer := map[string]*framework.FieldSchema{
@@ -274,6 +293,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 		"credential_type":               r.CredentialType,
 		"service_account_id":            r.ServiceAccountID,
 		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
+		"activation_failure":            r.ActivationFailure.String(),
 		"effective_project_id":          r.project(cfg),
 		"effective_ttl":                 int64(life.TTL / time.Second),
 		"effective_max_ttl":             int64(life.Max / time.Second),

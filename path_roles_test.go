@@ -30,6 +30,7 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"credential_type":               typeAccount,
 		"service_account_id":            "",
 		"activation_timeout":            int64(10),
+		"activation_failure":            "error",
 		"effective_project_id":          h.project,
 		"effective_ttl":                 int64(3600),
 		"effective_max_ttl":             int64(86400),

@@ -88,6 +88,9 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		data["previous_api_key_expires_at"] = timeText(previous)
 	}
 	resp := &logical.Response{Data: data}
+	if r.Current.Warning != "" {
+		resp.AddWarning(r.Current.Warning)
+	}
 	b.metrics.staticRead(name)
 	if !r.Current.ExpiresAt.After(now) {
 		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", timeText(r.LastRotated), r.RotationError))

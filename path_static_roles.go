@@ -61,6 +61,12 @@ func (b *backend) pathStaticRole() *framework.Path {
 			Description:  "How long to wait until OpenAI accepts a new key before it replaces the old one: 0 (not at all) to 45s. Default 10s.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Activation timeout"},
 		},
+		"activation_failure": {
+			Type:          framework.TypeString,
+			Description:   "What happens to a new key that OpenAI has not accepted within activation_timeout, or of which that could not be found out: error (it is destroyed and the old key stays in force; the default) or warn (it replaces the old key, with a warning).",
+			AllowedValues: []any{string(activationError), string(activationWarn)},
+			DisplayAttrs:  &framework.DisplayAttributes{Name: "Activation failure"},
+		},
 	}
 	addScheduleFields(fields)
 	delete(fields, "disable_automated_rotation")
@@ -145,6 +151,7 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 		"revocation_delay":            int64(r.RevocationDelay / time.Second),
 		"key_ttl":                     int64(r.KeyTTL / time.Second),
 		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
+		"activation_failure":          r.ActivationFailure.String(),
 		"rotation_period":             int64(r.RotationPeriod / time.Second),
 		"rotation_schedule":           r.RotationSchedule,
 		"rotation_window":             int64(r.RotationWindow / time.Second),
@@ -305,6 +312,10 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	}
 	if r.ActivationTimeout > maxActivation {
 		return nil, fmt.Sprintf("activation_timeout must be between 0 (not at all) and %s", maxActivation)
+	}
+
+	if problem := r.ActivationFailure.take(d); problem != "" {
+		return nil, problem
 	}
 
 	gap := r.longestGap(now)

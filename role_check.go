@@ -121,6 +121,9 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	if problem := choose(d, "key_expiry", &r.KeyExpiry, expiryMaxTTL, expiryTTL, expiryNone); problem != "" {
 		return nil, problem
 	}
+	if problem := r.ActivationFailure.take(d); problem != "" {
+		return nil, problem
+	}
 	if problem := choose(d, "credential_type", &r.CredentialType, typeAccount, typeKey); problem != "" {
 		return nil, problem
 	}
@@ -157,6 +160,17 @@ func choose(d *framework.FieldData, field string, target *string, values ...stri
 		return fmt.Sprintf("%s %.64q is not one of %s", field, *target, strings.Join(values, ", "))
 	}
 	return ""
+}
+
+// take takes the field activation_failure. The default is stored as no value, as
+// in entries of before the field.
+func (a *activationFailure) take(d *framework.FieldData) (problem string) {
+	value := a.String()
+	problem = choose(d, "activation_failure", &value, string(activationError), string(activationWarn))
+	if *a = activationFailure(value); *a == activationError {
+		*a = ""
+	}
+	return problem
 }
 
 // takeScopes takes the field scopes. A list without any is given as "" or [] and

@@ -55,12 +55,13 @@ type staticRole struct {
 	Adopted bool `json:"adopted,omitempty"`
 	// AccountCreatedAt is when the create of an account that was made for the role
 	// was sent; zero in entries of before it was kept.
-	AccountCreatedAt  time.Time     `json:"service_account_created_at,omitzero"`
-	Description       string        `json:"service_account_description,omitempty"`
-	Scopes            []string      `json:"scopes,omitempty"`
-	RevocationDelay   time.Duration `json:"revocation_delay"`
-	KeyTTL            time.Duration `json:"key_ttl,omitempty"`
-	ActivationTimeout time.Duration `json:"activation_timeout"`
+	AccountCreatedAt  time.Time         `json:"service_account_created_at,omitzero"`
+	Description       string            `json:"service_account_description,omitempty"`
+	Scopes            []string          `json:"scopes,omitempty"`
+	RevocationDelay   time.Duration     `json:"revocation_delay"`
+	KeyTTL            time.Duration     `json:"key_ttl,omitempty"`
+	ActivationTimeout time.Duration     `json:"activation_timeout"`
+	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
 	// RotationError is why the last rotation that nobody asked for has failed;
 	// empty after a success.
 	RotationError string `json:"last_rotation_error,omitempty"`
@@ -76,6 +77,8 @@ type staticKey struct {
 	Name      string        `json:"name,omitempty"`
 	Value     client.Secret `json:"-"`
 	ExpiresAt time.Time     `json:"expires_at"`
+	// Warning is what readers of the current key must know of it; "" for nothing.
+	Warning string `json:"warning,omitempty"`
 	// CreatedAt is when its create was sent. It and ExpiresAt are by this server's
 	// clock, the other two the same by OpenAI's. What is zero is not known, as in
 	// entries of before it was kept.
@@ -429,6 +432,7 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 		template:   staticNameTemplate,
 		data:       nameData{RoleName: name, DisplayName: displayName, ProjectID: r.ProjectID, UnixTime: now.Unix()},
 		scopes:     r.Scopes, expiry: r.keyLife(now), activation: r.ActivationTimeout,
+		unproven: r.ActivationFailure == activationWarn,
 	}
 	o.covers = o.expiry - expiryMargin
 	if r.ServiceAccountID != "" {
@@ -467,7 +471,8 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	next.correct(now)
 	if r.Current.ID != "" {
 		old := next.Current
-		old.Value, old.SupersededAt, old.SuccessorAt = client.Secret{}, now.UTC().Truncate(time.Second), m.key.CreatedAt.UTC()
+		old.Value, old.Warning = client.Secret{}, ""
+		old.SupersededAt, old.SuccessorAt = now.UTC().Truncate(time.Second), m.key.CreatedAt.UTC()
 		old.DeleteAfter, old.EvenIfUsed = old.SupersededAt.Add(r.RevocationDelay), r.RevocationDelay == 0
 		next.Retired = append(next.Retired, old)
 	}
@@ -479,7 +484,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	}
 	next.ServiceAccountID, next.ServiceAccount = m.ID, m.Name
 	next.Current = staticKey{
-		ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.KeyExpires,
+		ID: m.KeyID, Name: m.KeyName, Value: m.key.Value, ExpiresAt: m.KeyExpires, Warning: m.warning,
 		CreatedAt: m.CreatedAt, OpenAICreatedAt: m.key.CreatedAt.UTC(), OpenAIExpiresAt: m.key.ExpiresAt.UTC(),
 	}
 	next.LastRotated, next.RotationError = now.UTC().Truncate(time.Second), ""
@@ -497,6 +502,9 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	b.log(req).Info("static role rotated", append([]any{"static_role", name, "retired_api_key_id", r.Current.ID, "openai_request_id", m.requestID,
 		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt)}, m.attrs()...)...)
 	next, warnings = b.endUnwanted(ctx, req, name, next)
+	if m.warning != "" {
+		warnings = append(warnings, m.warning)
+	}
 	b.static.succeeded(name)
 	b.static.set(name, next.plan(b.now()))
 	return next, warnings, nil

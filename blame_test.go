@@ -210,6 +210,37 @@ func TestBlame_EveryPathBlamesOnlyWhatOpenAIBlames(t *testing.T) {
 	}
 }
 
+// The create of a key has worked, and the call that restricts it is refused.
+func TestBlame_ARefusalInTheMiddleOfAnIssue(t *testing.T) {
+	t.Parallel()
+	for name, r := range refusals() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.role(map[string]any{"scopes": scopeChat})
+			h.static("batch", fields{"scopes": scopeChat})
+			h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Status: r.status, Body: r.body})
+			for path, ask := range map[string]func() (*logical.Response, error){
+				"creds": func() (*logical.Response, error) { return h.read("creds/app") },
+				"static-roles": func() (*logical.Response, error) {
+					return h.write("static-roles/new", fields{"project_id": h.project, "rotation_period": "24h", "scopes": scopeChat})
+				},
+			} {
+				resp, err := ask()
+				text := answerText(resp, err)
+				require.Equal(t, r.want, statusOf(resp, err), "%s: %s", path, text)
+				requireBlames(t, text, r.blames...)
+				require.Contains(t, text, r.said, path)
+				require.Contains(t, text, "could not be restricted", path)
+			}
+			h.sim.ClearFaults()
+			h.must(h.remove("static-roles/batch"))
+			h.tick()
+			h.onlyLeased()
+		})
+	}
+}
+
 // What is refused after a rotation has made its key is the new key, or the call.
 func TestBlame_ARotationBlamesTheNewKeyOnlyOnOpenAIsWord(t *testing.T) {
 	t.Parallel()

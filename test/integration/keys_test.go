@@ -9,6 +9,7 @@ package integration
 import (
 	"bytes"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,6 +89,57 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 	require.Len(t, m.alive(), before, "a key that does not work is destroyed")
 	m.write("roles/r", map[string]any{"activation_timeout": 0})
 	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, m.creds("r").key), "handed out untried")
+}
+
+// Vault keeps the status of a plugin's error only when it is outermost.
+func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
+	m := newMount(t)
+	m.role("r", "1h", "24h")
+	for name, test := range map[string]struct {
+		fault  openaitest.Fault
+		status int
+		says   string
+	}{
+		"the admin key":          {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, http.StatusInternalServerError, "the engine's admin key is refused"},
+		"a missing permission":   {openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.write"}`}, http.StatusInternalServerError, "the engine's admin key lacks a permission"},
+		"a firewall":             {openaitest.Fault{Status: 403, Body: "<html><title>Blocked by rule 7</title></html>"}, http.StatusBadGateway, "Blocked by rule 7"},
+		"a proxy":                {openaitest.Fault{Status: 407, Body: "<html></html>"}, http.StatusBadGateway, "the HTTP proxy"},
+		"a project's setting":    {openaitest.Fault{Status: 403, Code: "key_creation_disabled", Message: "disabled"}, http.StatusBadGateway, "a setting of the organization or the project"},
+		"an organization":        {openaitest.Fault{Status: 401, Code: "mismatched_organization", Message: "no"}, http.StatusBadGateway, "organization_id"},
+		"a host":                 {openaitest.Fault{Status: 401, Code: "incorrect_hostname", Message: "use eu.api.openai.com"}, http.StatusBadGateway, "which is eu.api.openai.com"},
+		"an address":             {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "no"}, http.StatusBadGateway, "IP address"},
+		"a reason that is new":   {openaitest.Fault{Status: 403, Code: "teapot", Message: "short and stout"}, http.StatusBadGateway, "refused by 127.0.0.1"},
+		"a policy on a lifetime": {openaitest.Fault{Status: 403, Message: "Keys must expire within a day."}, http.StatusBadRequest, "shorten the role's max_ttl"},
+	} {
+		test.fault.Route = "/organization/*"
+		cancel := m.sim.Fail(test.fault)
+		_, err := m.client.Logical().Read(m.path + "/creds/r")
+		cancel()
+		requireStatus(t, test.status, err, name)
+		require.ErrorContains(t, err, test.says, name)
+		require.ErrorContains(t, err, "request id req_", name)
+	}
+}
+
+func TestAKeyOfAProjectWithDataResidencyComesWithItsHost(t *testing.T) {
+	m := newMount(t)
+	m.role("r", "1h", "24h")
+	m.sim.SetResidency(m.project, "eu")
+	require.Contains(t, strings.Join(m.read("creds/r").Warnings, "\n"), "https://eu.api.openai.com/v1")
+	m.write("static-roles/s", map[string]any{"project_id": m.project, "rotation_period": "1h"})
+	require.Contains(t, strings.Join(m.read("static-creds/s").Warnings, "\n"), "https://eu.api.openai.com/v1")
+}
+
+func TestAKeyIsHandedOutDuringAnOutageIfTheRoleSaysSo(t *testing.T) {
+	m := newMount(t)
+	m.write("roles/r", map[string]any{"project_id": m.project, "activation_timeout": "1s"})
+	m.sim.Fail(openaitest.Fault{Route: "/models", Status: http.StatusServiceUnavailable, Message: "down"})
+	_, err := m.client.Logical().Read(m.path + "/creds/r")
+	requireStatus(t, http.StatusBadGateway, err)
+	require.ErrorContains(t, err, "it is unknown after 1s whether OpenAI accepts the new key")
+	m.write("roles/r", map[string]any{"activation_failure": "warn"})
+	require.Equal(t, "warn", m.read("roles/r").Data["activation_failure"])
+	require.Contains(t, strings.Join(m.read("creds/r").Warnings, "\n"), "activation_failure=warn")
 }
 
 // Under a policy on the lifetime of keys everything works whose keys can end in

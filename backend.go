@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-secure-stdlib/base62"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/helper/useragent"
@@ -124,9 +125,11 @@ type backend struct {
 	ending   sync.Map
 	static   *staticState
 	renewals renewals
-	tidy     tidyState
-	metrics  *meters
-	notices  *notices
+	// deleted has the IDs of what OpenAI has told this process that it deleted.
+	deleted *lru.Cache[string, struct{}]
+	tidy    tidyState
+	metrics *meters
+	notices *notices
 
 	// storage is the mount's, for what Vault asks for without a request.
 	storage logical.Storage
@@ -157,7 +160,7 @@ func (s *snapshot) with(cfg *config) *snapshot {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
 	b.settling.Store(int64(notFinalBefore))
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{

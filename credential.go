@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
@@ -435,27 +436,45 @@ func (b *backend) replaced(snap *snapshot) bool {
 // destroy deletes a credential of known ID, or has its key end. Without an error
 // it is deleted or invalid; errNotFinal says that it must be looked for again.
 func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential) error {
+	id := c.ID
+	var deleted bool
 	var failure, err error
 	if c.isKey() {
-		if failure = b.destroyKey(ctx, snap.api, c); failure != nil {
+		id = c.KeyID
+		if deleted, failure = b.destroyKey(ctx, snap.api, c); failure != nil {
 			err = snap.keyDeleted(ctx, c.ProjectID, c.KeyID, failure, b.now())
 		}
 	} else if failure = snap.api.DeleteServiceAccount(ctx, c.ProjectID, c.ID); failure != nil {
 		err = snap.accountDeleted(ctx, c.ProjectID, c.ID, failure)
+	} else {
+		deleted = true
 	}
-	if err == nil && client.IsNotFound(failure) && !b.isFinal(c.CreatedAt) {
+	if deleted {
+		b.deleted.Add(id, struct{}{})
+	}
+	// What OpenAI has told this process that it deleted does not appear again.
+	if err == nil && client.IsNotFound(failure) && !b.isFinal(c.CreatedAt) && !b.deleted.Contains(id) {
 		return errNotFinal
 	}
 	return err
 }
 
+// maxDeleted is for what the WAL's workers delete until Vault's next try of the same
+// revocations, and for what a disable deletes.
+const maxDeleted = 8192
+
+func newDeleted() *lru.Cache[string, struct{}] {
+	deleted, _ := lru.New[string, struct{}](maxDeleted) // its only error is a size below 1
+	return deleted
+}
+
 // destroyKey deletes a key or, where OpenAI does not delete keys of service
 // accounts, has it expire within a second: its documents disagree on that
 // (docs/openai-api.md).
-func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) error {
-	err := api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
+func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) (deleted bool, err error) {
+	err = api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
 	if e := client.AsError(err); e == nil || !e.Refused() {
-		return err
+		return err == nil, err
 	}
 	soon := b.now().Add(2 * clockSlack)
 	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry)
@@ -467,10 +486,10 @@ func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credenti
 	}
 	switch {
 	case client.IsNotFound(updateErr):
-		return updateErr
+		return false, updateErr
 	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
 		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", timeText(key.ExpiresAt), "error", err)...)
-		return nil
+		return false, nil
 	}
-	return err
+	return false, err
 }

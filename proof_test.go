@@ -748,3 +748,33 @@ func TestProof_A404OfTheProjectSaysNothingOfTheAccount(t *testing.T) {
 }
 
 // A clock is set back while a request is in progress: its entry is dated anew by
+
+// What OpenAI has told this process that it deleted is not looked for again, although
+// it is new: a disable would wait for it.
+func TestProof_WhatThisProcessDeletedIsFinal(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{typeAccount, typeKey} {
+		h := configured(t, openaitest.Options{})
+		account := ""
+		if kind == typeKey {
+			account = h.adopted(nil)
+		}
+		lease := h.lease("creds/app", nil)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: 403, Message: "no"})
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 1, Status: 403, Message: "no"})
+		if kind == typeKey {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Times: 1, Status: 403, Message: "no"})
+		}
+		require.Error(t, h.revoke(lease))
+		h.sim.ClearFaults()
+		h.rollback()
+		require.Empty(t, h.journal())
+		require.NoError(t, h.revoke(lease), "Vault's next try")
+		require.Empty(t, h.journal())
+		if kind == typeKey {
+			h.onlyKeys(account)
+		} else {
+			h.onlyLeased()
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -343,6 +344,26 @@ func (v *Vault) Restart(ctx context.Context) error {
 		return err
 	}
 	return v.unseal(ctx)
+}
+
+// Snapshot writes all that the server stores, as vault operator raft snapshot save
+// does.
+func (v *Vault) Snapshot(ctx context.Context, to io.Writer) error {
+	if err := v.Client().Sys().RaftSnapshotWithContext(ctx, to); err != nil {
+		return fmt.Errorf("saving a snapshot: %w", err)
+	}
+	return nil
+}
+
+// Restore makes the server a copy of another, as vault operator raft snapshot
+// restore -force does: it takes the other's storage, unseal key and token, and with
+// the storage the other's audit device.
+func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) error {
+	if err := v.Client().Sys().RaftSnapshotRestoreWithContext(ctx, snapshot, true); err != nil {
+		return fmt.Errorf("restoring a snapshot: %w", err)
+	}
+	v.RootToken, v.unsealKey, v.AuditPath = of.RootToken, of.unsealKey, of.AuditPath
+	return v.Restart(ctx) // the process still has the unseal key that it was initialized with
 }
 
 // Stop ends the server and removes what it wrote.

@@ -1,0 +1,192 @@
+//go:build integration
+
+package integration
+
+// Deletions that OpenAI does not confirm, on a real Vault: a 404 that proves
+// nothing, and revocations that wait, next to which all else goes on.
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+const (
+	keyRoute = "/organization/projects/{project_id}/api_keys/{api_key_id}"
+	// aFewTicks is how long what Vault's ticks start may take.
+	aFewTicks = 3 * aTick
+)
+
+func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
+	m := newMount(t)
+	m.role("account", "1h", "24h")
+	m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": m.adopted("team")})
+	var leases []lease
+	for name, body := range map[string]string{
+		"OpenAI does not know the URL": `{"error":{"message":"Unknown request URL: DELETE /organization/projects. Please check the URL for typos, or see the docs at https://platform.openai.com/docs/api-reference/.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
+		"OpenAI calls it invalid":      `{"error":{"message":"Invalid URL (DELETE /v1/organization/projects)","type":"invalid_request_error","param":null,"code":null}}`,
+		"a gateway":                    `{"timestamp":"2026-11-26T10:00:00.000+00:00","status":404,"error":"Not Found","path":"/v1/organization/projects"}`,
+	} {
+		for _, role := range []string{"account", "key"} {
+			l := m.creds(role)
+			leases = append(leases, l)
+			fault := openaitest.Fault{Kind: openaitest.FaultStatus, Method: http.MethodDelete, Route: "/organization/*", Status: http.StatusNotFound, Body: body}
+			m.sim.Fail(fault)
+			fault.Method = http.MethodPost // or the key would be made to expire instead
+			m.sim.Fail(fault)
+			out, err := m.vaultCLI("lease", "revoke", "-sync", l.id)
+			m.sim.ClearFaults()
+			t.Logf("%s, credential_type of role %s: vault lease revoke -sync: %v\n%s", name, role, err, out)
+			require.Error(t, err, name)
+			require.Contains(t, out, "not deleted yet")
+			require.Equal(t, http.StatusOK, infer(t, m.sim, l.key), name)
+			require.True(t, m.leased(l), name)
+		}
+	}
+
+	// An endpoint without its /v1 answers 404 to everything.
+	l := m.creds("account")
+	config := m.adminConfig()
+	config["api_endpoint"] = strings.TrimSuffix(m.sim.URL(), "/v1")
+	_, err := m.client.Logical().Write(m.path+"/config", config)
+	requireStatus(t, http.StatusBadRequest, err)
+	require.ErrorContains(t, err, "does not serve the Admin API")
+	t.Logf("config without /v1: %v", err)
+	config["skip_verify"] = true
+	m.write("config", config)
+	err = m.revoke(l)
+	t.Logf("revoke there: %v", err)
+	require.Error(t, err)
+	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
+	require.True(t, m.leased(l))
+	m.write("config", m.adminConfig())
+	leases = append(leases, l)
+
+	began := time.Now()
+	for _, l := range leases {
+		require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, aFewTicks, 200*time.Millisecond, "the key of a failed revocation, by the WAL")
+	}
+	t.Logf("all %d keys were revoked by the WAL within %s of the last failure", len(leases), time.Since(began).Round(time.Second))
+	for _, l := range leases {
+		require.NoError(t, m.revoke(l), "Vault's next try")
+	}
+}
+
+// While forty revocations wait for one endpoint, a superseded admin key, a failed
+// revocation at another endpoint and tidy have their turn.
+func TestWhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
+	t.Parallel()
+	const forty = 40
+	for name, fault := range map[string]openaitest.Fault{
+		"that hangs":        {Kind: openaitest.FaultHang},
+		"that is throttled": {Status: http.StatusTooManyRequests, Message: "Rate limit reached"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMount(t, sweeping(), map[string]any{"rotation_grace_period": "1s"})
+			account := m.adopted("team")
+			m.role("waits", "1h", "24h")
+			m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": account})
+			for range forty {
+				m.creds("waits")
+			}
+			_, superseded := m.sim.AdminKey()
+			orphan := m.expiringKey(account)
+			other := m.creds("key")
+
+			fault.Method, fault.Route = http.MethodDelete, accountRoute
+			cancel := m.sim.Fail(fault)
+			require.NoError(t, m.client.Sys().RevokeWithOptionsWithContext(t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/waits", Prefix: true}))
+			began := time.Now()
+			refuse := m.sim.Fail(openaitest.Fault{Route: keyRoute, Status: http.StatusForbidden}) // also to have the key expire
+			require.Error(t, m.revoke(other))
+			refuse()
+			m.write("config/rotate", nil)
+
+			goals := map[string]func() bool{
+				"the superseded admin key is deleted": func() bool {
+					for _, key := range m.sim.AdminKeys() {
+						if key.Value == superseded {
+							return false
+						}
+					}
+					return true
+				},
+				"the key whose revocation failed is revoked": func() bool { return infer(t, m.sim, other.key) == http.StatusUnauthorized },
+				"tidy has deleted an orphan":                 func() bool { return m.deleted(orphan) },
+			}
+			for len(goals) > 0 {
+				require.Less(t, time.Since(began), aFewTicks, "still waiting: %v", slices.Collect(maps.Keys(goals)))
+				for what, reached := range goals {
+					if reached() {
+						t.Logf("%s %s after the forty were to be revoked", what, time.Since(began).Round(time.Second))
+						delete(goals, what)
+					}
+				}
+				time.Sleep(200 * time.Millisecond) // between two looks
+			}
+			require.Len(t, m.alive(), forty+1, "the forty must have waited all the while")
+			t.Logf("calls of the endpoint: %d", m.sim.Count(http.MethodDelete, accountRoute))
+
+			cancel()
+			// What is known of a limit belongs to the endpoint: by another name it is
+			// unlimited, and the test need not wait for the pace to recover.
+			_, key := m.sim.AddAdminKey("by hand")
+			m.write("config", map[string]any{"admin_api_key": key, "api_endpoint": strings.Replace(m.sim.URL(), "127.0.0.1", "localhost", 1)})
+			healed := time.Now()
+			require.Eventually(t, func() bool { return len(m.alive()) == 1 }, aFewTicks, 200*time.Millisecond, "the forty, once the endpoint answers")
+			t.Logf("the forty were revoked %s after the endpoint answered again", time.Since(healed).Round(time.Second))
+		})
+	}
+}
+
+// expiringKey makes a key as this mount would, which no lease and no WAL entry
+// knows and which expires at once, and returns its ID.
+func (m *mount) expiringKey(account string) (id string) {
+	m.t.Helper()
+	name := ""
+	for _, a := range m.sim.Accounts() {
+		if a.ID != account {
+			name = "vault-lost-" + a.Name[strings.LastIndex(a.Name, "-")+1:] // with the mount's tag
+		}
+	}
+	require.NotEmpty(m.t, name)
+	body := fmt.Sprintf(`{"name":%q,"expires_in_seconds":1}`, name)
+	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.sim.URL()+"/organization/projects/"+m.project+"/service_accounts/"+account+"/api_keys", bytes.NewReader([]byte(body)))
+	require.NoError(m.t, err)
+	_, key := m.sim.AdminKey()
+	req.Header.Set("Authorization", "Bearer "+key)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(m.t, err)
+	defer func() { require.NoError(m.t, resp.Body.Close()) }()
+	answer, err := io.ReadAll(resp.Body)
+	require.NoError(m.t, err)
+	var made struct {
+		ID string `json:"id"`
+	}
+	require.NoError(m.t, json.Unmarshal(answer, &made), "%s", answer)
+	require.NotEmpty(m.t, made.ID, "%s", answer)
+	return made.ID
+}
+
+// deleted reports whether something was deleted at the API, and did not only expire.
+func (m *mount) deleted(id string) bool {
+	for _, e := range m.sim.Ledger() {
+		if e.ID == id && e.Event == openaitest.EventDeleted {
+			return true
+		}
+	}
+	return false
+}

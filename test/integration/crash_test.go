@@ -319,15 +319,17 @@ func parallel(n int, what func(i int)) {
 }
 
 // inLog counts the lines of Vault's log that contain all of words.
-func (m *mount) inLog(words ...string) int {
+func (m *mount) inLog(words ...string) int { return len(m.lines(words...)) }
+
+// lines are those of Vault's log that contain all of words.
+func (m *mount) lines(words ...string) (found []string) {
 	m.t.Helper()
 	log, err := os.ReadFile(m.vault.LogPath)
 	require.NoError(m.t, err)
-	n := 0
 	for line := range strings.Lines(string(log)) {
 		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
-			n++
+			found = append(found, strings.TrimSpace(line))
 		}
 	}
-	return n
+	return found
 }

@@ -106,6 +106,9 @@ type backend struct {
 	// before one is not installed after it.
 	generation uint64
 
+	// tagLock is held while the mount's tag is made, once in a mount's life.
+	tagLock sync.Mutex
+
 	// configLock is a mutex of one slot whose wait honours a context.
 	configLock chan struct{}
 
@@ -231,7 +234,7 @@ func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, er
 	if cfg == nil {
 		return nil, errNotConfigured
 	}
-	tag, err := getTag(ctx, s)
+	tag, err := b.ensureTag(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -277,8 +280,10 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	if strings.HasPrefix(key, staticStoragePrefix) {
 		b.static.forget()
 	}
-	if name, ok := strings.CutPrefix(key, roleStoragePrefix); ok {
-		b.roles.forget(name)
+	for _, prefix := range []string{roleStoragePrefix, communityRolePrefix} {
+		if name, ok := strings.CutPrefix(key, prefix); ok {
+			b.roles.forget(name)
+		}
 	}
 }
 
@@ -368,8 +373,7 @@ type mountEntry struct {
 	Tag string `json:"tag"`
 }
 
-// getTag reads the mount's tag; it is an error when there is none, since the
-// config that a caller has read is never stored before its tag.
+// getTag reads the mount's tag; it is errNoTag when there is none.
 func getTag(ctx context.Context, s logical.Storage) (string, error) {
 	entry, err := s.Get(ctx, mountStorageKey)
 	if err != nil {
@@ -390,12 +394,21 @@ func getTag(ctx context.Context, s logical.Storage) (string, error) {
 
 var errNoTag = errors.New("the mount has no tag: write its config again")
 
-// ensureTag returns the mount's tag and makes it if there is none. The caller
-// holds configLock.
-func ensureTag(ctx context.Context, s logical.Storage) (string, error) {
+// ensureTag returns the mount's tag and makes it if there is none: before the
+// first config is stored, or when a config of the community plugin is first used.
+func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, error) {
 	tag, err := getTag(ctx, s)
 	if !errors.Is(err, errNoTag) {
 		return tag, err
+	}
+	b.tagLock.Lock()
+	defer b.tagLock.Unlock()
+	tag, err = getTag(ctx, s)
+	if !errors.Is(err, errNoTag) {
+		return tag, err
+	}
+	if err := recordCommunityProjects(ctx, s); err != nil {
+		return "", err
 	}
 	if tag, err = randomText(tagLength); err != nil {
 		return "", err

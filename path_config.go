@@ -96,7 +96,7 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
-	return stored.config, nil
+	return takeOver(entry, stored.config)
 }
 
 func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
@@ -340,7 +340,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 			return nil, fmt.Errorf("config not stored: %w", err)
 		}
 	}
-	tag, err := ensureTag(ctx, req.Storage)
+	tag, err := b.ensureTag(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}

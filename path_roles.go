@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,7 +105,7 @@ func getRole(ctx context.Context, s logical.Storage, name string) (*role, error)
 		return nil, fmt.Errorf("reading role %q: %w", name, err)
 	}
 	if entry == nil {
-		return nil, nil
+		return getCommunityRole(ctx, s, name)
 	}
 	r := newRole()
 	if err := entry.DecodeJSON(r); err != nil {
@@ -125,17 +126,19 @@ func roleNameField() *framework.FieldSchema {
 	}
 }
 
-func (b *backend) pathRoles() *framework.Path { return pathNames("roles", "roles", roleStoragePrefix) }
+func (b *backend) pathRoles() *framework.Path {
+	return pathNames("roles", "roles", roleStoragePrefix, communityRolePrefix)
+}
 
-// pathNames lists what is stored under a prefix, by its name.
-func pathNames(at, what, prefix string) *framework.Path {
+// pathNames lists what is stored under one of the prefixes, by its name.
+func pathNames(at, what string, prefixes ...string) *framework.Path {
 	return &framework.Path{
 		Pattern:      at + "/?$",
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: at},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ListOperation: &framework.PathOperation{
 				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-					names, err := req.Storage.List(ctx, prefix)
+					names, err := listNames(ctx, req.Storage, prefixes...)
 					if err != nil {
 						return nil, fmt.Errorf("listing the %s: %w", what, err)
 					}
@@ -150,6 +153,20 @@ func pathNames(at, what, prefix string) *framework.Path {
 		HelpSynopsis:    "List the " + what + ".",
 		HelpDescription: "Lists the names of all " + what + " of this mount.",
 	}
+}
+
+// listNames returns what is stored under any of the prefixes, sorted.
+func listNames(ctx context.Context, s logical.Storage, prefixes ...string) ([]string, error) {
+	var all []string
+	for _, prefix := range prefixes {
+		names, err := s.List(ctx, prefix)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
 func (b *backend) pathRole() *framework.Path {
@@ -273,7 +290,8 @@ account itself is never deleted.
 }
 
 func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	r, err := getRole(ctx, req.Storage, d.Get("name").(string))
+	name := d.Get("name").(string)
+	r, err := getRole(ctx, req.Storage, name)
 	if r == nil || err != nil {
 		return nil, err
 	}
@@ -282,7 +300,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 		return nil, err
 	}
 	life := r.lifetime(b.System().MaxLeaseTTL(), 0)
-	return &logical.Response{Data: map[string]any{
+	resp := &logical.Response{Data: map[string]any{
 		"project_id":                    r.ProjectID,
 		"service_account_name_template": r.NameTemplate,
 		"service_account_description":   r.Description,
@@ -298,12 +316,17 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 		"effective_ttl":                 int64(life.TTL / time.Second),
 		"effective_max_ttl":             int64(life.Max / time.Second),
 		"effective_key_lifetime":        int64(life.Key / time.Second),
-	}}, nil
+	}}
+	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
+		// As stored by an earlier release or the community plugin.
+		resp.AddWarning(fmt.Sprintf("This role issues no credentials until service_account_name_template is changed: %s", err))
+	}
+	return resp, nil
 }
 
 func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	err := b.roles.change(name, func() error { return req.Storage.Delete(ctx, roleStoragePrefix+name) })
+	err := b.roles.change(name, func() error { return deleteRole(ctx, req.Storage, name) })
 	if err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}

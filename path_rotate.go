@@ -165,7 +165,7 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if b.isDraining() { // one that has waited for the config while the drain had it
 		return nil, nil, errors.New("this mount is being disabled")
 	}
-	tag, err := getTag(ctx, req.Storage)
+	tag, err := b.ensureTag(ctx, req.Storage)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -78,6 +78,9 @@ func decodeLease(req *logical.Request) (leaseData, error) {
 	if req.Secret == nil {
 		return lease, errors.New("the lease has no data")
 	}
+	if isCommunityLease(req.Secret) {
+		return communityLease(req), nil
+	}
 	if err := decodeInto(&lease, req.Secret.InternalData); err != nil {
 		return lease, fmt.Errorf("the lease's data cannot be read: %w", err)
 	}
@@ -110,7 +113,7 @@ func (b *backend) secretCreds() *framework.Secret {
 			"api_key":    {Type: framework.TypeString, Description: "The API key."},
 			"api_key_id": {Type: framework.TypeString, Description: "ID of the key."},
 		},
-		Renew:  b.metrics.countLeases(b.metrics.renewed, b.renew),
+		Renew:  b.metrics.countLeases(b.metrics.renewed, unlessCommunity(b.renew)),
 		Revoke: b.metrics.countLeases(b.metrics.revoked, b.revoke),
 	}
 }

@@ -259,7 +259,7 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 	if cfg != nil {
 		named[cfg.ProjectID] = true
 	}
-	roles, err := s.storage.List(ctx, roleStoragePrefix)
+	roles, err := listNames(ctx, s.storage, roleStoragePrefix, communityRolePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("listing the roles: %w", err)
 	}

@@ -56,7 +56,14 @@ type upgrade struct {
 
 func newUpgrade(t *testing.T) *upgrade {
 	t.Helper()
-	v := ownVault(t)
+	u := newMove(t, ownVault(t), "upgrades.md")
+	u.start()
+	return u
+}
+
+// newMove is two versions of the plugin on a server, and the commands of a page.
+func newMove(t *testing.T, v *devenv.Vault, page string) *upgrade {
+	t.Helper()
 	u := &upgrade{mount: &mount{t: t, vault: v, client: v.Client(), path: "openai", sim: openaitest.Start(t, openaitest.Options{})}}
 	u.project = u.sim.AddProject("apps")
 	t.Logf("on Vault %s", v.Version)
@@ -65,9 +72,9 @@ func newUpgrade(t *testing.T) *upgrade {
 	require.NoError(t, err)
 	root, err := devenv.Root()
 	require.NoError(t, err)
-	content, err := os.ReadFile(filepath.Join(root, "docs", "upgrades.md"))
+	content, err := os.ReadFile(filepath.Join(root, "docs", page))
 	require.NoError(t, err)
-	for _, block := range docsBlocks(t, "docs/upgrades.md", string(content)) {
+	for _, block := range docsBlocks(t, "docs/"+page, string(content)) {
 		if strings.Contains(block.mark, strings.Split(t.Name(), "/")[0]) {
 			u.commands = append(u.commands, block.script)
 		}
@@ -85,7 +92,6 @@ func newUpgrade(t *testing.T) *upgrade {
 		built.Path = path
 		*into = built
 	}
-	u.start()
 	return u
 }
 

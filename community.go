@@ -1,0 +1,155 @@
+package openaisecrets
+
+// This file owns the takeover of a mount from the community plugin
+// (gitrgoliveira/vault-plugin-secrets-openai), which has the same name, and the
+// same types of secret and lease: its config, roles and leases as this engine
+// uses them.
+//
+// What must stay true: an entry is that plugin's only if it has no format version,
+// which every entry of this engine has. That plugin's entries are read and not
+// converted; a write stores this engine's format. What its entries do not say is
+// assumed so that nothing is deleted for it: that people made the admin key, and
+// that keys of its leases do not expire. The projects of its roles are recorded
+// before the mount has a tag, so that tidy covers every project in which something
+// bears the tag.
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client"
+)
+
+// communityRolePrefix is where that plugin stores roles. Its config has the
+// storage key of this engine's.
+const communityRolePrefix = "roles/"
+
+// takeOver completes a config that was read from an entry, if that is the
+// community plugin's.
+func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
+	if c.Version != 0 {
+		return c, nil
+	}
+	// Its time of the last rotation is that of the first write of the config as
+	// well, so it is good for planning the next one only.
+	var only struct {
+		LastRotated time.Time `json:"last_rotated_time"`
+	}
+	if err := entry.DecodeJSON(&only); err != nil {
+		return nil, fmt.Errorf("decoding the config: %w", err)
+	}
+	c.RotationGracePeriod = defaultRotationGrace
+	c.RequestTimeout = client.DefaultTimeout
+	if c.APIEndpoint == "" {
+		c.APIEndpoint = client.DefaultBaseURL
+	}
+	if _, problem := parseEndpoint(c.APIEndpoint, false); problem != "" {
+		// That plugin takes http without being told that it may.
+		_, problem = parseEndpoint(c.APIEndpoint, true)
+		c.AllowInsecureEndpoint = problem == ""
+	}
+	if endpoint, problem := parseEndpoint(c.APIEndpoint, true); problem == "" {
+		c.APIEndpoint = endpoint
+	}
+	if c.RotationSchedule != "" {
+		c.RotationPeriod = 0 // it stores both, and Vault's scheduler takes this one
+	}
+	if c.scheduled() {
+		c.RotationManager = managerVault // without one it refuses a schedule
+		c.planFrom(only.LastRotated)
+	}
+	return c, nil
+}
+
+// getCommunityRole reads a role of the community plugin; nil when there is none.
+func getCommunityRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
+	entry, err := s.Get(ctx, communityRolePrefix+name)
+	if err != nil {
+		return nil, fmt.Errorf("reading role %q: %w", name, err)
+	}
+	if entry == nil {
+		return nil, nil
+	}
+	r := newRole()
+	if err := entry.DecodeJSON(r); err != nil {
+		return nil, fmt.Errorf("decoding role %q: %w", name, err)
+	}
+	if r.MaxTTL <= 0 {
+		r.MaxTTL = defaultMaxTTL
+	}
+	if r.TTL <= 0 {
+		r.TTL = min(defaultTTL, r.MaxTTL)
+	}
+	return r, nil
+}
+
+// deleteRole deletes a role in both formats, this engine's last: otherwise a
+// failure in between would bring the other one back.
+func deleteRole(ctx context.Context, s logical.Storage, name string) error {
+	if err := s.Delete(ctx, communityRolePrefix+name); err != nil {
+		return err
+	}
+	return s.Delete(ctx, roleStoragePrefix+name)
+}
+
+// recordCommunityProjects records the projects of the community plugin's roles.
+func recordCommunityProjects(ctx context.Context, s logical.Storage) error {
+	names, err := s.List(ctx, communityRolePrefix)
+	if err != nil {
+		return fmt.Errorf("listing the roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getCommunityRole(ctx, s, name)
+		if err != nil || r == nil || r.ProjectID == "" || checkID("project_id", r.ProjectID) != "" {
+			continue // nothing can be made with it
+		}
+		if err := recordProject(ctx, s, r.ProjectID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isCommunityLease reports whether a lease was issued by the community plugin. Its
+// data are the three IDs that its own revoke asks for.
+func isCommunityLease(secret *logical.Secret) bool {
+	if _, ours := secret.InternalData["version"]; ours {
+		return false
+	}
+	for _, field := range []string{"project_id", "service_account_id", "api_key_id"} {
+		if id, _ := secret.InternalData[field].(string); id == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// communityLease is a lease of the community plugin as this engine revokes it.
+// Its role is in the path at which it was issued.
+func communityLease(req *logical.Request) leaseData {
+	id := func(field string) string { return req.Secret.InternalData[field].(string) }
+	return leaseData{
+		credential: credential{
+			Version: credentialVersion, Type: typeAccount,
+			ProjectID: id("project_id"), ID: id("service_account_id"), KeyID: id("api_key_id"),
+			CreatedAt: req.Secret.IssueTime,
+		},
+		Role: strings.TrimPrefix(req.Path, "creds/"), KeyExpiry: expiryNone,
+	}
+}
+
+// unlessCommunity refuses to renew a lease of the community plugin. Vault asks for
+// none of them, since that plugin issues them as not renewable.
+func unlessCommunity(renew framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		if req.Secret != nil && isCommunityLease(req.Secret) {
+			return nil, fmt.Errorf("the lease was issued by the community plugin, whose leases cannot be renewed; read %s%s for a new one", req.MountPoint, req.Path)
+		}
+		return renew(ctx, req, d)
+	}
+}

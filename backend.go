@@ -407,7 +407,7 @@ func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, err
 	if !errors.Is(err, errNoTag) {
 		return tag, err
 	}
-	if err := recordCommunityProjects(ctx, s); err != nil {
+	if err := b.recordCommunityRoles(ctx, s); err != nil {
 		return "", err
 	}
 	if tag, err = randomText(tagLength); err != nil {

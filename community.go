@@ -9,9 +9,8 @@ package openaisecrets
 // which every entry of this engine has. That plugin's entries are read and not
 // converted; a write stores this engine's format. What its entries do not say is
 // assumed so that nothing is deleted for it: that people made the admin key, and
-// that keys of its leases do not expire. The projects of its roles are recorded
-// before the mount has a tag, so that tidy covers every project in which something
-// bears the tag.
+// that keys of its leases do not expire. What tidy must know of its roles is
+// recorded before the mount has a tag, so it knows that of all that bears the tag.
 
 import (
 	"context"
@@ -97,8 +96,9 @@ func deleteRole(ctx context.Context, s logical.Storage, name string) error {
 	return s.Delete(ctx, roleStoragePrefix+name)
 }
 
-// recordCommunityProjects records the projects of the community plugin's roles.
-func recordCommunityProjects(ctx context.Context, s logical.Storage) error {
+// recordCommunityRoles records what tidy must know of each role of the community
+// plugin: its project and how long its leases can last.
+func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) error {
 	names, err := s.List(ctx, communityRolePrefix)
 	if err != nil {
 		return fmt.Errorf("listing the roles: %w", err)
@@ -107,6 +107,9 @@ func recordCommunityProjects(ctx context.Context, s logical.Storage) error {
 		r, err := getCommunityRole(ctx, s, name)
 		if err != nil || r == nil || r.ProjectID == "" || checkID("project_id", r.ProjectID) != "" {
 			continue // nothing can be made with it
+		}
+		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {
+			return err
 		}
 		if err := recordProject(ctx, s, r.ProjectID); err != nil {
 			return err

@@ -298,23 +298,24 @@ func TestCommunity_TemplatesThatAreNotAllowedHereAreNamed(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The tag is made before anything bears it, once, and after the projects of the
-// roles are recorded: a role may be deleted before tidy has seen it.
+// The tag is made before anything bears it, once, and after what tidy must know of
+// the roles is recorded: one may be deleted before tidy has seen it.
 func TestCommunity_TheTagIsMadeOnceAndFirst(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	second := h.sim.AddProject("second")
-	h.lay("roles/second", h.file("community/role.json", "proj_1", second))
+	h.lay("roles/second", h.file("community/role.json", "proj_1", second, "86400000000000", "172800000000000"))
 
-	for write := range 3 { // two records and the tag
+	for write := range 5 { // for each role its lease and its project, and the tag
 		h.storage.fail(storageFault{write: write})
 		_, err := h.read("creds/app")
 		require.Error(t, err, "write %d", write)
 		h.storage.heal()
 		require.Empty(t, h.alive(), "write %d", write)
 		require.Empty(t, h.entry(mountStorageKey), "write %d", write)
-		require.NoError(t, h.storage.inner.Delete(t.Context(), projectStoragePrefix+h.project))
-		require.NoError(t, h.storage.inner.Delete(t.Context(), projectStoragePrefix+second))
+		for _, at := range []string{projectStoragePrefix + h.project, projectStoragePrefix + second, longestLeaseStorageKey} {
+			require.NoError(t, h.storage.inner.Delete(t.Context(), at))
+		}
 	}
 
 	var group sync.WaitGroup
@@ -333,6 +334,9 @@ func TestCommunity_TheTagIsMadeOnceAndFirst(t *testing.T) {
 	projects, err := h.storage.List(t.Context(), projectStoragePrefix)
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{h.project, second}, projects)
+	longest, err := getLongestLease(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, 48*time.Hour, longest.LongestLease)
 	h.onlyLeased()
 }
 

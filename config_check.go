@@ -329,7 +329,7 @@ func (b *backend) rolesByProject(ctx context.Context, s logical.Storage, cfg *co
 			used[project] = append(used[project], what)
 		}
 	}
-	names, err := s.List(ctx, roleStoragePrefix)
+	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("listing the roles: %w", err)
 	}

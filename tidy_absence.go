@@ -113,7 +113,7 @@ func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, leas
 		return 0, err
 	}
 	lease = max(lease, assumedLongest, b.System().MaxLeaseTTL())
-	names, err := s.List(ctx, roleStoragePrefix)
+	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
 	if err != nil {
 		return 0, fmt.Errorf("listing the roles: %w", err)
 	}

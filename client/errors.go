@@ -260,22 +260,32 @@ func (e *Error) decodeBody(body []byte, clean func(string) string) {
 	e.spoken = e.documented || asDocumented && complete && e.Message != ""
 }
 
-// keyLike matches anything shaped like an OpenAI key. OpenAI masks keys in its
-// messages; a proxy or a test server may not.
-var keyLike = regexp.MustCompile(`sk-[A-Za-z0-9_\-]{6,}`)
+// keyLike matches a word that begins with sk- and is long enough to be a key, with
+// the character before it. A word in which sk- stands elsewhere, such as
+// task-runner, is none. OpenAI masks keys in its messages; a proxy or a test server
+// may not.
+var keyLike = regexp.MustCompile(`(^|[^\pL\pN])sk-[A-Za-z0-9_\-]{20,}`)
+
+// keyFront matches what a cut has left of a key at the end of a text.
+var keyFront = regexp.MustCompile(`(^|[^\pL\pN])sk-[A-Za-z0-9_\-]*$`)
+
+// HoldsKey reports whether a text contains something shaped like an OpenAI key.
+func HoldsKey(text string) bool { return keyLike.MatchString(text) }
+
+// hideKeys replaces whatever is shaped like a key.
+func hideKeys(text string) string { return keyLike.ReplaceAllString(text, "${1}sk-"+redacted) }
 
 // clean makes foreign text fit for an error: valid UTF-8, one line, printable,
 // bounded, and without anything that looks like a key.
 func clean(text string) string {
-	if len(text) > 8*maxMessage {
-		// Cutting may split a key, whose front would then be too short for
-		// keyLike only if it were under six characters.
+	cut := len(text) > 8*maxMessage
+	if cut {
 		text = text[:8*maxMessage]
 	}
 	if !utf8.ValidString(text) {
 		text = strings.ToValidUTF8(text, "\uFFFD")
 	}
-	text = keyLike.ReplaceAllString(text, "sk-"+redacted)
+	text = hideKeys(text)
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
 			return ' '
@@ -285,8 +295,12 @@ func clean(text string) string {
 		}
 		return r
 	}, text)
-	// Dropping characters above may have joined the halves of a key.
-	text = keyLike.ReplaceAllString(strings.TrimSpace(text), "sk-"+redacted)
+	// Dropping characters above may have joined the halves of a key, and cutting
+	// may have left too little of one to be known as such.
+	text = hideKeys(strings.TrimSpace(text))
+	if cut {
+		text = keyFront.ReplaceAllString(text, "${1}sk-"+redacted)
+	}
 	if utf8.RuneCountInString(text) > maxMessage {
 		text = string([]rune(text)[:maxMessage]) + "…"
 	}

@@ -66,6 +66,23 @@ func requireFit(t testing.TB, e *Error, secrets ...string) {
 	}
 }
 
+func TestHoldsKey_IsAWordThatBeginsWithSK(t *testing.T) {
+	t.Parallel()
+	const key = "sk-ABCDEFGHIJ0123456_-9"
+	for text, want := range map[string]bool{
+		key: true, "sk-admin-0123456789abcdef": true, " " + key: true, "https://" + key + "@x": true, "a_" + key: true, "a-" + key: true,
+		"[" + key + "]": true, "a\n" + key: true, "a," + key + ",b": true, "é" + key: false, "a" + key: false, "7" + key: false,
+		"": false, "sk-": false, "sk-short": false, key[:22]: false, "task-runner": false, "task-runner-0123456789-0123456789": false,
+		"risk-api-production-europe-west": false, "SK-ABCDEFGHIJ0123456789": false, "sk-admin-***************": false, "sk-0123456789 0123456789": false,
+	} {
+		require.Equal(t, want, HoldsKey(text), text)
+		require.False(t, HoldsKey(hideKeys(text)), text)
+		if !want {
+			require.Equal(t, text, clean(strings.ReplaceAll(text, "\n", " ")), text)
+		}
+	}
+}
+
 func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
 	t.Parallel()
 	type want struct {
@@ -106,8 +123,10 @@ func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
 		"unpaired surrogate":     {400, `{"error":{"message":"a\ud800b"}}`, want{message: "a\uFFFDb"}},
 		"not UTF-8":              {400, "{\"error\":{\"message\":\"a\xffb\"}}", want{message: "a\uFFFDb"}},
 		"status of nobody":       {599, ``, want{text: "refused (status 599"}},
-		"a key":                  {400, `{"error":{"message":"Incorrect key sk-proj-AbCdEf123456 provided","code":"sk-svcacct-abcdefgh"}}`, want{message: "Incorrect key sk-*** provided", code: "sk-***"}},
-		"a key in pieces":        {400, `{"error":{"message":"sk-ab\u0000cdef\u200bghijkl"}}`, want{message: "sk-***"}},
+		"a key":                  {400, `{"error":{"message":"Incorrect key sk-proj-AbCdEf1234567890 provided","code":"sk-svcacct-abcdefghijklmnop"}}`, want{message: "Incorrect key sk-*** provided", code: "sk-***"}},
+		"a key in pieces":        {400, `{"error":{"message":"sk-ab\u0000cdef\u200bghijklmnopqrstuvwx"}}`, want{message: "sk-***"}},
+		"words with sk- inside":  {400, `{"error":{"message":"no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}}`, want{message: "no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}},
+		"a key cut in two":       {400, `{"error":{"message":"m` + strings.Repeat("\u200b", 1060) + ` sk-proj-AbCdEf1234567890"}}`, want{message: "m sk-***"}},
 		"a key masked by OpenAI": {401, `{"error":{"message":"Incorrect API key provided: sk-admin*****wxyz."}}`, want{message: "Incorrect API key provided: sk-admin*****wxyz."}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -467,9 +486,9 @@ func FuzzErrorBody(f *testing.F) {
 		``, `{}`, `null`, `"x"`, `[]`, `{"error":null}`, `{"error":"s"}`, `{"error":{}}`, `{"error":[1]}`,
 		`{"error":{"message":"m","type":"t","param":"p","code":"c"}}`,
 		`{"error":{"message":5,"type":[],"param":{},"code":true}}`,
-		`{"error":{"message":"sk-admin-abcdefgh sk-ab\u0000cdefgh","code":"sk-\u200babcdefgh"}}`,
+		`{"error":{"message":"sk-admin-abcdefghijklmnop sk-ab\u0000cdefghijklmnopqrstuvwx","code":"sk-\u200babcdefghijklmnopqrstuvwx"}}`,
 		`{"error":"` + testKey + `"}`, `{"error":{"message":"` + testKey[:20] + `\n` + testKey[20:] + `"}}`,
-		`{"error":{"message":"a\ud800b\r\n\u2028\u202e"}}`, "{\"error\":\"sk-ab\xffcdefgh\"}",
+		`{"error":{"message":"a\ud800b\r\n\u2028\u202e"}}`, "{\"error\":\"sk-ab\xffcdefghijklmnopqrstuvwx\"}",
 		`<html>` + testKey + `</html>`, `{"error":{"message":"` + strings.Repeat("sk-abcdef ", 400) + `"}}`,
 		`{"error":{"message":"` + strings.Repeat("x", 3196) + testKey + `"}}`,
 		`{"Error":{"MESSAGE":"m"},"error":{"message":"n"}}`, strings.Repeat(`{"error":`, 2000),

@@ -9,6 +9,7 @@ package openaisecrets
 import (
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"maps"
 	"net"
@@ -59,7 +60,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 				cfg.retire(now, time.Time{}) // nobody else knows its value
 			}
 			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated = client.NewSecret(key), "", false
-			cfg.AdminKeyExpires, cfg.NextRotation = time.Time{}, time.Time{}
+			cfg.AdminKeyExpires, cfg.NextRotation, cfg.LastRotated = time.Time{}, time.Time{}, time.Time{}
 		}
 	}
 	if cfg.AdminKey.IsZero() {
@@ -97,7 +98,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 	if old != nil && endpoint != old.APIEndpoint && !newKey {
 		// Otherwise whoever may write the config could have the stored key
 		// sent to a server of theirs, and so read what is never read back.
-		return nil, "api_endpoint says where the admin key is sent: to change it, send admin_api_key with it"
+		return nil, "api_endpoint says where the admin key is sent: to change it, send admin_api_key with it" + keyFirst
 	}
 	cfg.APIEndpoint = endpoint
 
@@ -108,6 +109,11 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		}
 		if cfg.CACert != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cfg.CACert)) {
 			return nil, "ca_cert holds no PEM certificate"
+		}
+		if old != nil && !newKey && !trustsNoMore(old.CACert, cfg.CACert) {
+			// Otherwise whoever may write the config and can answer for the
+			// endpoint's name, by DNS or a proxy, could read the stored key.
+			return nil, "ca_cert says which servers may receive the admin key: to change it other than by removing some of its certificates, or to clear it, send admin_api_key with it" + keyFirst
 		}
 	}
 	if raw, ok := d.GetOk("rotation_grace_period"); ok {
@@ -148,6 +154,35 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		return nil, problem
 	}
 	return cfg, ""
+}
+
+// keyFirst is said where a write needs the admin key.
+const keyFirst = "; after a rotation only this engine knows the key, so make another admin key first, at " + adminKeysPage
+
+// trustsNoMore reports whether a CA bundle trusts nothing that the one before does
+// not; an empty one trusts the system's CAs.
+func trustsNoMore(before, after string) bool {
+	if before == "" || after == "" {
+		return before == after
+	}
+	known := certificates(before)
+	return !slices.ContainsFunc(certificates(after), func(c string) bool { return !slices.Contains(known, c) })
+}
+
+// certificates are those that a pool takes from a bundle, in DER.
+func certificates(bundle string) (all []string) {
+	for rest := []byte(bundle); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return all
+		}
+		if block.Type != "CERTIFICATE" || len(block.Headers) != 0 {
+			continue
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = append(all, string(block.Bytes))
+		}
+	}
 }
 
 // checkAdminKey says what is wrong with the shape of an admin key, "" when
@@ -205,6 +240,35 @@ func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
 		return "", fmt.Sprintf("api_endpoint has scheme %.32q; it must be https", u.Scheme)
 	}
 	return strings.TrimRight(u.String(), "/"), ""
+}
+
+// replacesKey reports whether a config has another admin key than the one before.
+func (c *config) replacesKey(old *config) bool {
+	return old != nil && !c.AdminKey.Equal(old.AdminKey)
+}
+
+// losesKey says why a write may not replace the admin key unchecked, "" when it may.
+func (c *config) losesKey(old *config) (problem string) {
+	if !c.replacesKey(old) || !old.AdminKeyRotated {
+		return ""
+	}
+	return fmt.Sprintf("config not stored: skip_verify=true would replace admin key %s, of which only this engine has the value, by one that may not work; leave skip_verify out, or send force=true as well to give that key up", old.AdminKeyID)
+}
+
+// undoesRotation says why a write may not bring an admin key back into force, ""
+// when it may: a tool that writes the same config again and again would undo each
+// rotation.
+func (c *config) undoesRotation(old *config) (problem string) {
+	if !c.replacesKey(old) || c.AdminKeyID == "" {
+		return ""
+	}
+	for i := range old.Retired {
+		if k := &old.Retired[i]; k.ID == c.AdminKeyID {
+			return fmt.Sprintf("config not stored: admin_api_key is key %s, which this mount superseded at %s and deletes: writing it back would undo that rotation. Leave admin_api_key out, make another at %s, or send force=true to keep this one",
+				k.ID, timeText(k.superseded(old.RotationGracePeriod)), adminKeysPage)
+		}
+	}
+	return ""
 }
 
 // checkConfig asks the API about a config that is about to be stored in place of

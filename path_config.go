@@ -96,7 +96,14 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
+<<<<<<< HEAD
 	return takeOver(entry, stored.config)
+=======
+	if !stored.AdminKeyRotated {
+		stored.LastRotated = time.Time{} // an earlier release kept that of the key before
+	}
+	return stored.config, nil
+>>>>>>> a2bd0de (Guard the admin key against writes that move, lose or restore it)
 }
 
 func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
@@ -152,7 +159,7 @@ func (b *backend) pathConfig() *framework.Path {
 		},
 		"ca_cert": {
 			Type:         framework.TypeString,
-			Description:  "PEM bundle of the CAs to trust for the endpoint, instead of the system's.",
+			Description:  "PEM bundle of the CAs to trust for the endpoint, instead of the system's. To change it other than by removing some of its certificates, or to clear it, send admin_api_key with it.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "CA certificates", EditType: "file"},
 		},
 		"rotation_grace_period": {
@@ -183,7 +190,7 @@ func (b *backend) pathConfig() *framework.Path {
 	}
 	addScheduleFields(fields)
 	answer := map[string]*framework.FieldSchema{
-		"last_rotated":             {Type: framework.TypeString, Description: "When this engine last replaced its admin key (RFC 3339); empty when never.", Required: true},
+		"last_rotated":             {Type: framework.TypeString, Description: "When a rotation put the current admin key in place (RFC 3339); empty for a key that was written to the config.", Required: true},
 		"retired_admin_keys":       {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period, or are kept beyond it since another Vault uses them.", Required: true},
 		"journal_entries":          {Type: framework.TypeInt, Description: "How many accounts and admin keys the journal holds that may still have to be deleted, those of requests under way included.", Required: true},
 		"journal_oldest":           {Type: framework.TypeString, Description: "Since when the oldest entry waits that the last pass over the journal left over (RFC 3339); empty when none.", Required: true},
@@ -201,6 +208,11 @@ func (b *backend) pathConfig() *framework.Path {
 		Type:         framework.TypeBool,
 		Description:  "Store the config without checking it against the API. Not stored itself.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Skip verification"},
+	}
+	fields["force"] = &framework.FieldSchema{
+		Type:         framework.TypeBool,
+		Description:  "Use an admin key that this mount has superseded, or, with skip_verify, replace without a check one that this engine made. Not stored itself.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Force"},
 	}
 
 	write := &framework.PathOperation{
@@ -316,13 +328,20 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if problem != "" {
 		return logical.ErrorResponse("%s", problem), nil
 	}
+	skip, force := d.Get("skip_verify").(bool), d.Get("force").(bool)
+	if problem := cfg.losesKey(old); skip && !force && problem != "" {
+		return logical.ErrorResponse("%s", problem), nil
+	}
 	api, err := b.newClient(ctx, cfg)
 	if err != nil {
 		return logical.ErrorResponse("config not stored: %s", err), nil
 	}
 
 	response := &logical.Response{}
-	keys, refusal, err := b.checkConfig(ctx, req, old, cfg, api, d.Get("skip_verify").(bool), response)
+	keys, refusal, err := b.checkConfig(ctx, req, old, cfg, api, skip, response)
+	if problem := cfg.undoesRotation(old); refusal == nil && err == nil && !force && problem != "" {
+		refusal = logical.ErrorResponse("%s", problem)
+	}
 	if refusal != nil || err != nil {
 		api.Close()
 		b.log(req).Warn("config not stored: the check has failed", "endpoint", api.Host(), "error", errors.Join(err, refusal.Error()))
@@ -365,7 +384,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 			"If that is because it belongs to another organization or endpoint: leases, journal entries and static roles from there cannot be ended with the new key, and revoking them fails until a key of that organization is written again. "+
 			"Use a mount for each organization.", old.AdminKeyID))
 	}
-	b.reportRetired(ctx, req, old, snap, d.Get("skip_verify").(bool), response)
+	b.reportRetired(ctx, req, old, snap, skip, response)
 	if cfg.AllowInsecureEndpoint && strings.HasPrefix(cfg.APIEndpoint, "http:") {
 		response.AddWarning("The admin key travels in clear text: api_endpoint is not https.")
 	}

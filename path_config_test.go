@@ -357,7 +357,7 @@ func TestConfig_RetiredKeyConfiguredAgainLives(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	first, value := h.sim.AdminKey()
 	h.must(h.write("config/rotate", nil))
-	h.must(h.write("config", map[string]any{"admin_api_key": value}))
+	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	h.advance(defaultRotationGrace + time.Second)
 	h.tick()
 	require.Equal(t, []string{first}, h.adminKeyIDs())

@@ -292,7 +292,7 @@ func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
 	// One without a role is good for nothing, as yet.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Kind: openaitest.FaultGarbageBefore,
 		Body: `{"object":"organization.project.service_account","id":"` + account + `","name":"batch","role":"none","created_at":1767225600}`})
-	require.Contains(t, h.must(h.write(at, data)).Warnings[0], "its keys can do nothing until it is given one")
+	require.Contains(t, h.must(h.write(at, data)).Warnings[0], `has the role "none" in project`)
 
 	// Another kind forgets it, and does not take it up again by itself.
 	h.must(h.write(at, map[string]any{"credential_type": "service_account"}))

@@ -79,7 +79,8 @@ is kept instead, until seven days after that: another Vault uses it, for
 example a copy that was restored from a snapshot. With rotation_grace_period=0,
 after any shortening of rotation_grace_period, and with force=true, superseded
 keys are deleted whoever uses them. force=true does so at once and for all of
-them.
+them. Without force a rotation is refused while five superseded keys wait for the
+end of their grace period; one on schedule is not.
 
 An admin key that was written to the config of two mounts stops working in the
 second one when the first one rotates it. Give each mount a key of its own.
@@ -140,6 +141,9 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request, forc
 	}
 	if cfg == nil {
 		return nil, "", nil, errNotConfigured
+	}
+	if problem := cfg.crowded(b.now()); problem != "" && !force {
+		return nil, "", nil, mistake(problem)
 	}
 	next, warnings, err := b.rotateLocked(ctx, req, cfg, force)
 	if err == nil && !cfg.AdminKeyRotated {

@@ -60,21 +60,29 @@ func strict(handler framework.OperationFunc) framework.OperationFunc {
 	}
 }
 
-// HandleExistenceCheck and HandleRequest shield the admin key: when it comes as
-// a list or an object, the framework quotes it in an error, which Vault logs.
+// HandleExistenceCheck and HandleRequest keep keys from the framework and the
+// handlers: the framework quotes a value of a wrong type in an error, which Vault
+// logs, and a name or an ID goes into the log, storage, reads and warnings.
 
 // HandleExistenceCheck is framework.Backend's, with that shield.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
 	shielded := *req // the request itself comes again, to be refused
 	shielded.Data = maps.Clone(req.Data)
-	shieldAdminKey(&shielded)
-	return b.Backend.HandleExistenceCheck(ctx, &shielded)
+	maps.DeleteFunc(shielded.Data, func(name string, value any) bool { return misplacedKey(name, value) != "" })
+	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &shielded)
+	if err != nil && client.HoldsKey(err.Error()) {
+		err = errors.New("checking whether the entry exists has failed")
+	}
+	return checked, exists, err
 }
 
 // HandleRequest is framework.Backend's, with that shield.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if !shieldAdminKey(req) {
-		return logical.ErrorResponse("admin_api_key must be one string"), nil
+	if problem, err := b.checkKeys(ctx, req); problem != "" || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return logical.ErrorResponse("%s", problem), nil
 	}
 	b.metrics.push.seen(req)
 	done := b.watch(ctx, req)
@@ -86,15 +94,53 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	return resp, err
 }
 
-// shieldAdminKey removes an admin key that is not a string, and reports
-// whether there was none.
-func shieldAdminKey(req *logical.Request) bool {
-	raw, given := req.Data["admin_api_key"]
-	if _, isText := raw.(string); given && raw != nil && !isText {
-		delete(req.Data, "admin_api_key")
-		return false
+// checkKeys says which part of a request holds a key that does not belong there,
+// "" for none, without quoting it.
+func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem string, err error) {
+	switch req.Operation { //nolint:exhaustive // the others send text
+	case logical.RevokeOperation, logical.RenewOperation, logical.RollbackOperation:
+		return "", nil // what they send is the engine's own
 	}
-	return true
+	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+		if problem := misplacedKey(name, req.Data[name]); problem != "" {
+			return problem, nil
+		}
+	}
+	if !client.HoldsKey(req.Path) {
+		return "", nil
+	}
+	if req.Operation == logical.DeleteOperation { // of what an earlier release stored
+		for path, prefix := range map[string]string{"roles/": roleStoragePrefix, "static-roles/": staticStoragePrefix} {
+			if name, ok := strings.CutPrefix(req.Path, path); ok {
+				entry, err := req.Storage.Get(ctx, prefix+name)
+				if err != nil {
+					return "", errors.New("reading the role to be deleted has failed")
+				}
+				if entry != nil {
+					return "", nil
+				}
+			}
+		}
+	}
+	return "the path contains an API key; revoke that key, because Vault's audit log has paths in clear text", nil
+}
+
+// misplacedKey says that a field, given or unknown, holds a key and may not, ""
+// when all is well. Only admin_api_key may, and only as one string.
+func misplacedKey(name string, value any) (problem string) {
+	text, isText := value.(string)
+	if !isText {
+		text = fmt.Sprint(value) // lists and objects at any depth
+	}
+	switch {
+	case client.HoldsKey(name):
+		return "the name of a field contains an API key; nothing was stored, revoke that key"
+	case name == "admin_api_key" && !isText && value != nil:
+		return "admin_api_key must be one string"
+	case name != "admin_api_key" && client.HoldsKey(text):
+		return fmt.Sprintf("%.64q contains an API key; nothing was stored. Only admin_api_key of the config takes one, and a key that was sent in another field should be revoked", name)
+	}
+	return ""
 }
 
 // log returns the logger of all that is done for a request: its lines name the

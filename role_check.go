@@ -58,8 +58,12 @@ func checkAdopted(ctx context.Context, snap *snapshot, project, id string, respo
 	if ours(account.Name) {
 		return "", fmt.Errorf("service account %q (%s) was made by this mount, for a lease or a static role, and ends with that; make one that is nobody's", id, account.Name), nil
 	}
-	if account.Role == "none" {
-		response.AddWarning(fmt.Sprintf("Service account %s (%s) has no role in project %s: its keys can do nothing until it is given one.", id, account.Name, project))
+	switch account.Role {
+	case "member": // as of the accounts that this engine makes
+	case "none":
+		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s: its keys can do nothing until it has another.", id, account.Name, account.Role, project))
+	default:
+		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s and not %q, as the accounts that the engine makes have: all who read its keys can do what that role allows. Restrict the keys with scopes, or use an account with that other role.", id, account.Name, account.Role, project, "member"))
 	}
 	return account.Name, nil, nil
 }

@@ -339,7 +339,7 @@ func TestStatic_AnAccountWithoutARoleIsAdoptedWithAWarning(t *testing.T) {
 	id := account.ID
 	h.sim.Keep(id)
 	resp := h.static("batch", fields{"service_account_id": id})
-	require.Contains(t, resp.Warnings[0], "has no role in project")
+	require.Contains(t, resp.Warnings[0], `has the role "none" in project`)
 	h.must(h.remove("static-roles/batch"))
 	require.Equal(t, []string{id}, h.liveAccounts())
 }

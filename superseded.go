@@ -85,6 +85,28 @@ func (k *retiredKey) superseded(grace time.Duration) time.Time {
 	return k.SupersededAt
 }
 
+// maxWaiting is how many superseded keys may wait when a person asks for a rotation:
+// each is a live admin key.
+const maxWaiting = 5
+
+// crowded says why a rotation that a person asks for is refused, "" when it is not.
+// Keys that are kept, or could not be deleted, are no reason to keep a key in force.
+func (c *config) crowded(now time.Time) (problem string) {
+	var next time.Time
+	waiting := 0
+	for i := range c.Retired {
+		if k := &c.Retired[i]; k.ID != c.AdminKeyID && ours(k) && !k.due(now) {
+			if waiting++; next.IsZero() || k.DeleteAfter.Before(next) {
+				next = k.DeleteAfter
+			}
+		}
+	}
+	if waiting < maxWaiting || c.RotationGracePeriod == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, timeText(next))
+}
+
 func (k *retiredKey) due(now time.Time) bool { return !k.Elsewhere && !now.Before(k.DeleteAfter) }
 
 // hurry has the key deleted whoever uses it, at a time or when it was due if that
@@ -191,6 +213,19 @@ func (c *config) warnOfRetired(resp *logical.Response) {
 	if ids := c.retiredIDs(isElsewhere); len(ids) > 0 {
 		resp.AddWarning(elsewhereText(ids))
 	}
+	if text := c.stuckText(); text != "" {
+		resp.AddWarning(text)
+	}
+}
+
+// stuckText says of which superseded keys none is deleted, since the current key may
+// be one of them; "" when its ID is known.
+func (c *config) stuckText() string {
+	ids := c.retiredIDs(func(k *retiredKey) bool { return !k.Elsewhere })
+	if c.AdminKeyID != "" || len(ids) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("The ID of the current admin key is unknown after skip_verify, so the engine does not delete superseded admin keys: %s. Write admin_api_key again without skip_verify, or delete them at OpenAI.", strings.Join(ids, ", "))
 }
 
 // --- Who uses a key ---
@@ -276,12 +311,14 @@ func (b *backend) reportRetired(ctx context.Context, req *logical.Request, old *
 	}
 	if cfg.RotationGracePeriod < old.RotationGracePeriod && !quiet {
 		cfg = b.sweepRetired(ctx, req, snap, b.atOnce())
-		if left := cfg.retiredIDs(b.atOnce()); len(left) > 0 {
+		if left := cfg.retiredIDs(b.atOnce()); len(left) > 0 && cfg.AdminKeyID != "" {
 			response.AddWarning(notDeletedText(left))
 		}
 	}
 	if cfg.asksAnother(old) {
 		cfg.warnOfRetired(response)
+	} else if text := cfg.stuckText(); text != "" {
+		response.AddWarning(text)
 	}
 }
 
@@ -510,6 +547,9 @@ func (b *backend) amendConfig(ctx context.Context, s logical.Storage, cfg *confi
 
 // remindOfRetired logs once a day which superseded keys are kept and why.
 func (b *backend) remindOfRetired(req *logical.Request, cfg *config) {
+	if text := cfg.stuckText(); text != "" && b.rotation.mayWarn("current key unknown", b.now(), remindEvery) {
+		b.log(req).Warn("superseded admin keys are not deleted", "text", text)
+	}
 	for i := range cfg.Retired {
 		k := &cfg.Retired[i]
 		if k.Elsewhere || k.Kept == "" || !b.rotation.mayWarn("kept "+k.ID, b.now(), remindEvery) {
@@ -548,8 +588,8 @@ func ours(k *retiredKey) bool { return !k.Elsewhere && k.Kept == "" }
 
 // sweepRetired deletes some of the superseded keys without asking who uses them,
 // and stores the rest. The caller holds configLock, and snap is what is in force.
-// It returns the config then in force; failures are logged and tried again by the
-// worker.
+// It returns the config with what is left, also where that could not be stored; a
+// failure is logged and tried again by the worker, which finds deleted keys gone.
 func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot, which func(*retiredKey) bool) *config {
 	next := snap.config.clone()
 	var keys []retiredKey
@@ -563,7 +603,6 @@ func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *
 	}
 	if err := b.amendConfig(ctx, req.Storage, next); err != nil {
 		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
-		return snap.config
 	}
 	return next
 }

@@ -89,7 +89,14 @@ func TestEverythingAtOnce(t *testing.T) {
 		return write("config", map[string]any{"request_timeout": 20 + rand.N(10), "rotation_period": rand.N(2) * 3600})(l)
 	})
 	again(50*time.Millisecond, "config read", read("config"))
-	again(300*time.Millisecond, "rotation", write("config/rotate", nil))
+	again(300*time.Millisecond, "rotation", func(l *api.Logical) error {
+		// Without force five waiting keys would refuse it, and with it others in use end.
+		err := write("config/rotate", nil)(l)
+		if err != nil && strings.Contains(err.Error(), "wait for the end of their grace period") {
+			return nil
+		}
+		return err
+	})
 	again(30*time.Millisecond, "role write", func(l *api.Logical) error {
 		return write("roles/edited", map[string]any{"project_id": m.project, "ttl": 60 + rand.N(60)})(l)
 	})

@@ -218,7 +218,7 @@ func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(nil)
 		h.role(nil)
-		const rotations, readers = 6, 4
+		const rotations, readers = 5, 4
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
 		for range readers {

@@ -5,6 +5,7 @@ package openaisecrets
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -342,6 +343,36 @@ func TestStatic_AnAccountWithoutARoleIsAdoptedWithAWarning(t *testing.T) {
 	require.Contains(t, resp.Warnings[0], `has the role "none" in project`)
 	h.must(h.remove("static-roles/batch"))
 	require.Equal(t, []string{id}, h.liveAccounts())
+}
+
+func TestAdoption_WarnsOfEveryRoleButMember(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.sim.KeepAll()
+	adopt := func(role string) (warnings string) {
+		t.Helper()
+		id := h.sim.AddServiceAccount(h.project, "adopted")
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 2, Kind: openaitest.FaultGarbageBefore,
+			Body: fmt.Sprintf(`{"object":"organization.project.service_account","id":%q,"name":"adopted","role":%q,"created_at":1767225600}`, id, role)})
+		asRole := h.must(h.write("roles/adopted", fields{"project_id": h.project, "credential_type": typeKey, "service_account_id": id}))
+		asStatic := h.must(h.write("static-roles/adopted", fields{"project_id": h.project, "service_account_id": id, "rotation_period": "24h"}))
+		h.sim.ClearFaults()
+		h.must(h.remove("static-roles/adopted"))
+		h.must(h.remove("roles/adopted"))
+		if asRole == nil || asStatic == nil {
+			require.Nil(t, asRole)
+			require.Nil(t, asStatic)
+			return ""
+		}
+		require.Equal(t, asRole.Warnings[0], asStatic.Warnings[0])
+		return asRole.Warnings[0]
+	}
+	require.Empty(t, adopt("member"))
+	for _, role := range []string{"owner", "none", "admin", "Member"} {
+		warned := adopt(role)
+		require.Contains(t, warned, fmt.Sprintf("has the role %q in project %s", role, h.project))
+		require.Equal(t, role == "none", strings.Contains(warned, "can do nothing"))
+	}
 }
 
 func TestStatic_ProjectOfTheConfig(t *testing.T) {

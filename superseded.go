@@ -186,7 +186,7 @@ func isElsewhere(k *retiredKey) bool { return k.Elsewhere }
 
 // elsewhereText says of keys that only a person can delete them.
 func elsewhereText(ids []string) string {
-	return fmt.Sprintf("Not among the admin keys that the current one sees, so the engine does not delete them: %s. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
+	return fmt.Sprintf("The current admin key has not shown that it sees these superseded ones, so the engine does not delete them: %s. A rotation and a config write without skip_verify look again. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
 }
 
 // keptText says why the key is kept, "" for one that is not.
@@ -210,18 +210,17 @@ func (c *config) warnOfRetired(resp *logical.Response) {
 			resp.AddWarning(text)
 		}
 	}
-	if ids := c.retiredIDs(isElsewhere); len(ids) > 0 {
-		resp.AddWarning(elsewhereText(ids))
-	}
 	if text := c.stuckText(); text != "" {
 		resp.AddWarning(text)
+	} else if ids := c.retiredIDs(isElsewhere); len(ids) > 0 {
+		resp.AddWarning(elsewhereText(ids))
 	}
 }
 
 // stuckText says of which superseded keys none is deleted, since the current key may
 // be one of them; "" when its ID is known.
 func (c *config) stuckText() string {
-	ids := c.retiredIDs(func(k *retiredKey) bool { return !k.Elsewhere })
+	ids := c.retiredIDs(func(*retiredKey) bool { return true })
 	if c.AdminKeyID != "" || len(ids) == 0 {
 		return ""
 	}

@@ -746,3 +746,80 @@ func TestSchedule_AClockThatIsAheadDoesNotRotateEveryMinute(t *testing.T) {
 	}
 	require.LessOrEqual(t, h.sim.Count(http.MethodPost, "/organization/admin_api_keys"), 3)
 }
+
+func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "168h"}))
+	for range maxWaiting {
+		h.must(h.write("config/rotate", nil))
+		h.advance(time.Minute)
+	}
+	first := h.retiredKeys()[0]
+	before := h.entries()
+	for _, at := range []string{"config/rotate", "rotate-root"} {
+		said := h.refused(h.write(at, nil))
+		require.Contains(t, said, timeText(first.DeleteAfter))
+		require.Contains(t, said, "force=true")
+	}
+	require.Equal(t, before, h.entries())
+	require.Len(t, h.adminKeyIDs(), maxWaiting+1)
+
+	// One on schedule is made all the same.
+	h.must(h.write("config", map[string]any{"rotation_period": "10m"}))
+	h.advance(11 * time.Minute)
+	h.tick()
+	require.Len(t, h.adminKeyIDs(), maxWaiting+2)
+	h.must(h.write("config", map[string]any{"rotation_period": 0}))
+	h.refused(h.write("config/rotate", nil))
+
+	// Those that are kept, or could not be deleted, do not count.
+	cfg, err := getConfig(t.Context(), h.storage)
+	require.NoError(t, err)
+	cfg.keep(cfg.Retired[0].ID, keptUsed, h.now())
+	cfg.Retired[1].DeleteAfter = h.now().Add(-time.Minute)
+	require.NoError(t, h.b.amendConfig(t.Context(), h.storage, cfg))
+	h.must(h.write("config/rotate", nil))
+	h.refused(h.write("config/rotate", nil))
+
+	// With force, and without a grace period, none is left.
+	h.must(h.write("config/rotate", map[string]any{"force": true}))
+	require.Len(t, h.adminKeyIDs(), 1)
+}
+
+func TestRotate_ByHandIsNeverRefusedWithoutAGracePeriod(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	for range maxWaiting {
+		h.must(h.write("config/rotate", nil))
+	}
+	failed := h.retiredKeys()[1].ID
+	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + failed, Status: 403})
+	resp := h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
+	require.Equal(t, []string{notDeletedText([]string{failed})}, resp.Warnings, "of the one that has failed")
+	cancel()
+	require.Empty(t, h.must(h.write("config/rotate", nil)).Warnings)
+	require.Len(t, h.adminKeyIDs(), 1)
+}
+
+func TestSuperseded_OnlyAFailureIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config", map[string]any{"rotation_grace_period": "1h"}))
+	h.must(h.write("config/rotate", nil))
+	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "30m"})), "it waits")
+	h.advance(10 * time.Minute)
+	h.must(h.write("config/rotate", nil))
+	// The first is deleted and the second waits; that storage fails then is the
+	// worker's affair.
+	h.advance(10 * time.Minute)
+	h.storage.fail(storageFault{write: 1})
+	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "15m"})))
+	require.Len(t, h.adminKeyIDs(), 2)
+	h.storage.heal()
+	h.tick()
+	require.Len(t, h.retiredKeys(), 1)
+}

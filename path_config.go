@@ -96,14 +96,10 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
-<<<<<<< HEAD
-	return takeOver(entry, stored.config)
-=======
 	if !stored.AdminKeyRotated {
 		stored.LastRotated = time.Time{} // an earlier release kept that of the key before
 	}
-	return stored.config, nil
->>>>>>> a2bd0de (Guard the admin key against writes that move, lose or restore it)
+	return takeOver(entry, stored.config)
 }
 
 func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {

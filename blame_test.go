@@ -383,7 +383,8 @@ func TestActivationFailure_ReadsBackAndHasADefault(t *testing.T) {
 		require.Equal(t, "warn", h.must(h.read(at)).Data["activation_failure"], "a write that does not name it keeps it")
 		require.Contains(t, h.refused(h.write(at, map[string]any{"activation_failure": "ignore"})), `activation_failure "ignore" is not one of error, warn`)
 		h.must(h.write(at, map[string]any{"activation_failure": ""}))
-		require.Equal(t, "error", h.must(h.read(at)).Data["activation_failure"])
+		data := h.must(h.read(at)).Data
+		require.Equal(t, []any{"", "error"}, []any{data["activation_failure"], data["effective_activation_failure"]})
 	}
 	h.must(h.remove("static-roles/batch"))
 }

@@ -104,8 +104,8 @@ func TestCommunity_TheConfigIsCompleted(t *testing.T) {
 		"rotation_period":            int64(0),
 		"rotation_schedule":          "",
 		"disable_automated_rotation": false,
-		"last_rotated":               "", // that plugin notes each write of the config there, too
-		"next_rotation":              "",
+		"last_rotated":               nil, // that plugin notes each write of the config there, too
+		"next_rotation":              nil,
 		"rotation_manager":           "",
 	} {
 		require.EqualValues(t, want, h.config()[field], field)

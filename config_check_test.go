@@ -98,7 +98,6 @@ func TestConfig_TrustingAnotherCATakesTheAdminKey(t *testing.T) {
 		"one more first":         authority(t, "evil") + its,
 		"one more after garbage": its + "-----BEGIN X-----\n-----END X-----\ngarbage\n" + authority(t, "evil"),
 		"the system's":           "",
-		"spaces":                 " \n",
 		"the same name":          its + authority(t, "other"),
 	} {
 		for _, skip := range []bool{false, true} {

@@ -51,7 +51,7 @@ const apiPreamble = `# API reference
 
 <!-- Made by "go generate ." from the engine's own paths. Change it there. -->
 
-Paths are relative to the mount, ` + "`openai/`" + ` here. ` + "`vault path-help openai/<path>`" + ` says the same on a server. Over HTTP, put ` + "`/v1/`" + ` in front of the path; a list is a GET with ` + "`?list=true`" + `. Durations are sent as seconds or as text such as ` + "`90m`" + `, whole seconds only, and read as seconds. A write with an unknown field is refused.
+Paths are relative to the mount, ` + "`openai/`" + ` here. ` + "`vault path-help openai/<path>`" + ` says the same on a server. Over HTTP, put ` + "`/v1/`" + ` in front of the path; a list is a GET with ` + "`?list=true`" + `. Durations are sent as seconds or as text such as ` + "`90m`" + `, whole seconds only, and read as seconds; times are RFC 3339 or null. A write with an unknown field is refused; [what a value means](configure.md#what-a-value-means) is the same for all fields. A write or delete without data answers 204, or 200 if it has warnings.
 
 What the fields are for is in [configure.md](configure.md), [roles.md](roles.md), [static-roles.md](static-roles.md), [rotation.md](rotation.md) and [tidy.md](tidy.md); what can go wrong is in [troubleshooting.md](troubleshooting.md).
 `

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,10 @@ const (
 	minConcurrent = 4
 	maxConcurrent = 1024
 )
+
+// configSpelled are the fields of which an empty text stands for a default, or
+// that have several spellings.
+var configSpelled = []string{"api_endpoint"}
 
 // config is the engine's configuration, as stored and as used.
 type config struct {
@@ -71,6 +76,8 @@ type config struct {
 	RotationError string `json:"last_rotation_error,omitempty"`
 	// AdminKeyExpires is the admin key's end at OpenAI; zero = none known.
 	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
+
+	AsWritten asWritten `json:"as_written,omitempty"`
 }
 
 // storedConfig adds the one value that config itself never encodes.
@@ -186,12 +193,12 @@ func (b *backend) pathConfig() *framework.Path {
 	}
 	addScheduleFields(fields)
 	answer := map[string]*framework.FieldSchema{
-		"last_rotated":             {Type: framework.TypeString, Description: "When a rotation put the current admin key in place (RFC 3339); empty for a key that was written to the config.", Required: true},
+		"last_rotated":             {Type: framework.TypeString, Description: "When a rotation put the current admin key in place (RFC 3339); null for a key that was written to the config.", Required: true},
 		"retired_admin_keys":       {Type: framework.TypeInt, Description: "How many replaced admin keys wait for the end of their grace period, or are kept beyond it since another Vault uses them.", Required: true},
 		"journal_entries":          {Type: framework.TypeInt, Description: "How many accounts and admin keys the journal holds that may still have to be deleted, those of requests under way included.", Required: true},
-		"journal_oldest":           {Type: framework.TypeString, Description: "Since when the oldest entry waits that the last pass over the journal left over (RFC 3339); empty when none.", Required: true},
-		"admin_api_key_expires_at": {Type: framework.TypeString, Description: "When the admin key expires at OpenAI (RFC 3339); empty when it does not, as far as is known.", Required: true},
-		"next_rotation":            {Type: framework.TypeString, Description: "When the admin key is to be replaced next (RFC 3339); empty when nothing is planned.", Required: true},
+		"journal_oldest":           {Type: framework.TypeString, Description: "Since when the oldest entry waits that the last pass over the journal left over (RFC 3339); null when none.", Required: true},
+		"admin_api_key_expires_at": {Type: framework.TypeString, Description: "When the admin key expires at OpenAI (RFC 3339); null when it does not, as far as is known.", Required: true},
+		"next_rotation":            {Type: framework.TypeString, Description: "When the admin key is to be replaced next (RFC 3339); null when nothing is planned.", Required: true},
 		"rotation_manager":         {Type: framework.TypeString, Description: "Who makes the next rotation: vault (Enterprise's rotation manager) or internal (this engine); empty when none is planned.", Required: true},
 		"last_rotation_error":      {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
 	}
@@ -200,6 +207,7 @@ func (b *backend) pathConfig() *framework.Path {
 			answer[name] = &framework.FieldSchema{Type: field.Type, Description: field.Description, Required: true}
 		}
 	}
+	addEffective(answer, configSpelled)
 	fields["skip_verify"] = &framework.FieldSchema{
 		Type:         framework.TypeBool,
 		Description:  "Store the config without checking it against the API. Not stored itself.",
@@ -226,14 +234,17 @@ func (b *backend) pathConfig() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:  b.configRead,
 				Summary:   "Read the engine's configuration, without the admin key.",
-				Responses: orNotFound(okFields("The configuration.", answer), "There is none yet; a warning says how to write one."),
+				Responses: okFields("The configuration.", answer),
 			},
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
 			logical.DeleteOperation: &framework.PathOperation{
-				Callback:                    b.configDelete,
-				Summary:                     "Delete the engine's configuration.",
-				Responses:                   noContent("Deleted."),
+				Callback: b.configDelete,
+				Summary:  "Delete the engine's configuration.",
+				Responses: map[int][]framework.Response{
+					http.StatusOK:        {{Description: "Deleted. Warnings say what can no longer be revoked, and which admin keys are left."}},
+					http.StatusNoContent: {{Description: "There was none."}},
+				},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
@@ -267,7 +278,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		return nil, err
 	}
 	if cfg == nil {
-		return noConfig(req)
+		return nil, nil // Vault's own 404, on which scripts rely
 	}
 	journal, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
@@ -288,12 +299,13 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"request_timeout":         int64(cfg.RequestTimeout / time.Second),
 		"max_concurrent_requests": cfg.MaxConcurrent,
 		"journal_entries":         len(journal),
-		"journal_oldest":          timeText(oldest),
+		"journal_oldest":          timeOrNull(oldest),
 		"tidy_interval":           int64(cfg.TidyInterval / time.Second),
 		"tidy_safety_buffer":      int64(cfg.TidySafetyBuffer / time.Second),
-		"last_rotated":            timeText(cfg.LastRotated),
+		"last_rotated":            timeOrNull(cfg.LastRotated),
 		"retired_admin_keys":      len(cfg.Retired),
 	}}
+	cfg.AsWritten.show(resp.Data, configSpelled)
 	cfg.showSchedule(resp, b.now())
 	cfg.warnOfRetired(resp)
 	return resp, nil
@@ -328,6 +340,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if problem := cfg.losesKey(old); skip && !force && problem != "" {
 		return logical.ErrorResponse("%s", problem), nil
 	}
+	cfg.AsWritten = cfg.AsWritten.note(d, map[string]any{"api_endpoint": cfg.APIEndpoint}, configSpelled)
 	api, err := b.newClient(ctx, cfg)
 	if err != nil {
 		return logical.ErrorResponse("config not stored: %s", err), nil

@@ -30,7 +30,7 @@ func (b *backend) pathCreds() *framework.Path {
 				"service_account":    {Type: framework.TypeString, Description: "Name of the service account that owns the key; of an account that a role names, its name when the role was written.", Required: true},
 				"service_account_id": {Type: framework.TypeString, Description: "ID of that account.", Required: true},
 				"project_id":         {Type: framework.TypeString, Description: "ID of its project.", Required: true},
-				"expires_at":         {Type: framework.TypeString, Description: "When the key expires at OpenAI whatever becomes of the lease (RFC 3339); empty with key_expiry=none.", Required: true},
+				"expires_at":         {Type: framework.TypeString, Description: "When the key expires at OpenAI whatever becomes of the lease (RFC 3339); null with key_expiry=none.", Required: true},
 			}),
 			// A standby would create the account and only then learn that it
 			// cannot write the lease.
@@ -73,9 +73,6 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 	asked := time.Duration(0)
 	if raw, ok := d.GetOk("ttl"); ok {
 		asked = time.Duration(raw.(int)) * time.Second
-		if asked < 0 {
-			return logical.ErrorResponse("ttl must not be negative"), nil
-		}
 	}
 	r, err := b.roles.get(ctx, req.Storage, name)
 	if err != nil {
@@ -85,7 +82,7 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 		return logical.ErrorResponse("there is no role %q; `vault list %sroles` shows those there are", name, req.MountPoint), nil
 	}
 	began := time.Now()
-	resp, err := b.issue(ctx, req, name, r, r.lifetime(b.System().MaxLeaseTTL(), asked))
+	resp, err := b.issue(ctx, req, name, r, r.lifetime(b.System(), asked))
 	b.metrics.issue(ctx, name, began, resp, err)
 	return resp, err
 }
@@ -145,7 +142,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 		"service_account":    m.Name,
 		"service_account_id": m.ID,
 		"project_id":         m.ProjectID,
-		"expires_at":         timeText(m.key.ExpiresAt),
+		"expires_at":         timeOrNull(m.key.ExpiresAt),
 	}, lease.internal())
 	resp.Secret.TTL = life.TTL
 	resp.Secret.MaxTTL = life.Max

@@ -247,7 +247,9 @@ func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
 	}
 	for _, p := range s.due {
 		g.kept += p.kept
-		g.lag = max(g.lag, now.Sub(p.rotate))
+		if !p.rotate.IsZero() {
+			g.lag = max(g.lag, now.Sub(p.rotate))
+		}
 		if !p.owed.IsZero() {
 			g.lag = max(g.lag, now.Sub(p.owed))
 		}

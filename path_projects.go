@@ -6,6 +6,7 @@ package openaisecrets
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -54,5 +55,6 @@ func (b *backend) projectsList(ctx context.Context, req *logical.Request, _ *fra
 		keys = append(keys, p.ID)
 		info[p.ID] = map[string]any{"name": p.Name, "status": p.Status}
 	}
+	slices.Sort(keys)
 	return logical.ListResponseWithInfo(keys, info), nil
 }

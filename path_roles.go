@@ -23,12 +23,14 @@ import (
 
 const (
 	roleStoragePrefix = "role/"
-	roleVersion       = 2
+	roleVersion       = 3
 
 	defaultTTL          = time.Hour
 	defaultMaxTTL       = 24 * time.Hour
 	defaultNameTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
 	defaultActivation   = 10 * time.Second
+	// untunedTTL is the default_lease_ttl of a Vault that was told of none.
+	untunedTTL = 32 * 24 * time.Hour
 	// maxActivation leaves room for the create in a request's budget.
 	maxActivation = 45 * time.Second
 
@@ -66,7 +68,8 @@ type role struct {
 	ProjectID    string `json:"project_id"`
 	NameTemplate string `json:"service_account_name_template"`
 	Description  string `json:"service_account_description,omitempty"`
-	// TTL and MaxTTL are never zero in storage.
+	// TTL and MaxTTL are 0 where the default applies; before format 3 the default
+	// itself was stored.
 	TTL    time.Duration `json:"ttl"`
 	MaxTTL time.Duration `json:"max_ttl"`
 
@@ -83,6 +86,25 @@ type role struct {
 	// tried. ActivationFailure is what happens then.
 	ActivationTimeout time.Duration     `json:"activation_timeout"`
 	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
+
+	AsWritten asWritten `json:"as_written,omitempty"`
+}
+
+// maxTTL is the longest that the role lets a lease last.
+func (r *role) maxTTL() time.Duration { return cmp.Or(r.MaxTTL, defaultMaxTTL) }
+
+// leaseTTL is how long the role lets a lease last at first. A mount that was not
+// tuned looks like one that was tuned to Vault's default of 32 days, so that the
+// mount's default only shortens the engine's.
+func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
+	if r.TTL != 0 {
+		return r.TTL
+	}
+	ttl := min(defaultTTL, r.maxTTL())
+	if mountDefault > 0 {
+		ttl = min(ttl, mountDefault)
+	}
+	return ttl
 }
 
 // newRole is what a write, and an entry of an earlier release, does not name.
@@ -142,6 +164,7 @@ func pathNames(at, what string, prefixes ...string) *framework.Path {
 					if err != nil {
 						return nil, fmt.Errorf("listing the %s: %w", what, err)
 					}
+					slices.Sort(names)
 					return logical.ListResponse(names), nil
 				},
 				Summary: "List the " + what + ".",
@@ -189,7 +212,7 @@ func (b *backend) pathRole() *framework.Path {
 		},
 		"ttl": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long a lease lasts unless it is renewed. 0 = the default, 1h or max_ttl if that is shorter.",
+			Description:  "How long a lease lasts unless it is renewed. 0 = the default: the shortest of 1h, max_ttl and the mount's default_lease_ttl.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "TTL"},
 		},
 		"max_ttl": {
@@ -240,10 +263,14 @@ func (b *backend) pathRole() *framework.Path {
 	for name, field := range fields {
 		answer[name] = &framework.FieldSchema{Type: field.Type, Description: field.Description, Required: true}
 	}
+	spelling := spelled(fields, "service_account_name_template")
+	addEffective(answer, spelling)
 	fields["name"] = roleNameField()
 
 	write := &framework.PathOperation{
-		Callback:                    strict(b.roleWrite),
+		Callback: strict(func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+			return b.roleWrite(ctx, req, d, spelling)
+		}),
 		Summary:                     "Create or change a role.",
 		Responses:                   noContent("Stored."),
 		ForwardPerformanceStandby:   true,
@@ -255,7 +282,9 @@ func (b *backend) pathRole() *framework.Path {
 		Fields:       fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
-				Callback:  b.roleRead,
+				Callback: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+					return b.roleRead(ctx, req, d, spelling)
+				},
 				Summary:   "Read a role.",
 				Responses: okFields("The role.", answer),
 			},
@@ -289,7 +318,7 @@ account itself is never deleted.
 	}
 }
 
-func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framework.FieldData, spelling []string) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	r, err := getRole(ctx, req.Storage, name)
 	if r == nil || err != nil {
@@ -299,8 +328,28 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return nil, err
 	}
-	life := r.lifetime(b.System().MaxLeaseTTL(), 0)
-	resp := &logical.Response{Data: map[string]any{
+	life := r.lifetime(b.System(), 0)
+	data := r.fields()
+	r.AsWritten.show(data, spelling)
+	for field, value := range map[string]any{
+		"effective_project_id":   r.project(cfg),
+		"effective_ttl":          int64(life.TTL / time.Second),
+		"effective_max_ttl":      int64(life.Max / time.Second),
+		"effective_key_lifetime": int64(life.Key / time.Second),
+	} {
+		data[field] = value
+	}
+	resp := &logical.Response{Data: data}
+	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
+		// As stored by an earlier release or the community plugin.
+		resp.AddWarning(fmt.Sprintf("This role issues no credentials until service_account_name_template is changed: %s", err))
+	}
+	return resp, nil
+}
+
+// fields are what a write may have, as it is used.
+func (r *role) fields() map[string]any {
+	return map[string]any{
 		"project_id":                    r.ProjectID,
 		"service_account_name_template": r.NameTemplate,
 		"service_account_description":   r.Description,
@@ -312,16 +361,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 		"service_account_id":            r.ServiceAccountID,
 		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
 		"activation_failure":            r.ActivationFailure.String(),
-		"effective_project_id":          r.project(cfg),
-		"effective_ttl":                 int64(life.TTL / time.Second),
-		"effective_max_ttl":             int64(life.Max / time.Second),
-		"effective_key_lifetime":        int64(life.Key / time.Second),
-	}}
-	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
-		// As stored by an earlier release or the community plugin.
-		resp.AddWarning(fmt.Sprintf("This role issues no credentials until service_account_name_template is changed: %s", err))
 	}
-	return resp, nil
 }
 
 func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -335,7 +375,7 @@ func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *frame
 	return nil, nil
 }
 
-func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData, spelling []string) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestBudget)
 	defer cancel()
 	name := d.Get("name").(string)
@@ -351,6 +391,8 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 		return logical.ErrorResponse("role %q: %s", name, problem), nil
 	}
 
+	r.AsWritten = r.AsWritten.note(d, r.fields(), spelling)
+
 	response := &logical.Response{}
 	snap, err := b.current(ctx, req.Storage)
 	if err != nil && !errors.Is(err, errNotConfigured) {
@@ -364,22 +406,10 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if project == "" {
 		return logical.ErrorResponse("role %q: project_id is required, since the config has none; `vault list %sprojects` shows those there are", name, req.MountPoint), nil
 	}
-	if snap == nil {
-		response.AddWarning("Project " + project + " was not checked: the engine has no admin key yet.")
-		if r.CredentialType == typeKey {
-			response.AddWarning("Nor was service account " + r.ServiceAccountID + ".")
-		}
-	} else {
-		refusal, err := checkProject(ctx, req, snap.api, project)
-		if refusal == nil && err == nil && r.CredentialType == typeKey {
-			r.ServiceAccount, refusal, err = checkAdopted(ctx, snap, project, r.ServiceAccountID, response)
-		}
-		switch {
-		case err != nil:
-			return failure(fmt.Sprintf("role %q not stored", name), err)
-		case refusal != nil:
-			return logical.ErrorResponse("role %q: %s", name, refusal), nil
-		}
+	if problem, err := b.checkRole(ctx, req, snap, cfg, old, r, response); err != nil {
+		return failure(fmt.Sprintf("role %q not stored", name), err)
+	} else if problem != nil {
+		return logical.ErrorResponse("role %q: %s", name, problem), nil
 	}
 	if old != nil && len(old.Scopes) > 0 && len(r.Scopes) == 0 {
 		response.AddWarning("The role has no scopes any more: new keys can do all that their account may do.")
@@ -391,6 +421,14 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	if mountMax := b.System().MaxLeaseTTL(); mountMax > 0 && r.MaxTTL > mountMax {
 		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than the mount allows: leases end after %s (max_lease_ttl of the mount).", r.MaxTTL, mountMax))
 	}
+	life, mountDefault := r.lifetime(b.System(), 0), b.System().DefaultLeaseTTL()
+	// Of an untuned mount's, and of one that no lease of the role could have, there is
+	// nothing to say.
+	shorter := life.TTL < min(defaultTTL, r.maxTTL())
+	longer := mountDefault > life.TTL && mountDefault <= life.Max && mountDefault != untunedTTL
+	if r.TTL == 0 && (shorter || longer) {
+		response.AddWarning(fmt.Sprintf("The role has no ttl: leases last %s at first, the shortest of %s, max_ttl and the mount's default_lease_ttl (%s). Set ttl for another length.", life.TTL, defaultTTL, mountDefault))
+	}
 	switch {
 	case r.KeyExpiry == expiryMaxTTL && r.MaxTTL > maxLease:
 		response.AddWarning(fmt.Sprintf("max_ttl %s is longer than a key can live at OpenAI: leases end after %s. With key_expiry=ttl renewals can go beyond.", r.MaxTTL, maxLease))
@@ -398,7 +436,7 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 		response.AddWarning(fmt.Sprintf("ttl %s is longer than a key can live at OpenAI: leases last %s, and longer with renewals.", r.TTL, maxLease))
 	}
 
-	if err := b.raiseLongestLease(ctx, req.Storage, r.MaxTTL); err != nil {
+	if err := b.raiseLongestLease(ctx, req.Storage, r.maxTTL()); err != nil {
 		return nil, fmt.Errorf("role %q not stored: %w", name, err)
 	}
 	if err := recordProject(ctx, req.Storage, project); err != nil {
@@ -427,11 +465,11 @@ type lifetime struct {
 	Warnings    []string
 }
 
-// lifetime computes a lease's times from the role, the mount's maximum and
-// what was asked for (0 = nothing).
-func (r *role) lifetime(mountMax, asked time.Duration) lifetime {
-	l := lifetime{TTL: r.TTL, Max: r.MaxTTL}
-	if mountMax > 0 {
+// lifetime computes a lease's times from the role, the mount's bounds and what
+// was asked for (0 = nothing).
+func (r *role) lifetime(mount logical.SystemView, asked time.Duration) lifetime {
+	l := lifetime{TTL: r.leaseTTL(mount.DefaultLeaseTTL()), Max: r.maxTTL()}
+	if mountMax := mount.MaxLeaseTTL(); mountMax > 0 {
 		l.Max = min(l.Max, mountMax)
 	}
 	if r.KeyExpiry == expiryMaxTTL {
@@ -444,7 +482,11 @@ func (r *role) lifetime(mountMax, asked time.Duration) lifetime {
 	if r.KeyExpiry == expiryTTL {
 		longest = min(longest, maxLease)
 	}
-	if l.TTL > longest {
+	switch {
+	case l.TTL <= longest:
+	case asked == 0 && r.TTL == 0: // nobody asked for it
+		l.TTL = longest
+	default:
 		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s is longer than the %s that the role and the mount allow, and was cut to that.", l.TTL, longest))
 		l.TTL = longest
 	}

@@ -23,8 +23,8 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"project_id":                    h.project,
 		"service_account_name_template": defaultNameTemplate,
 		"service_account_description":   "",
-		"ttl":                           int64(3600),
-		"max_ttl":                       int64(86400),
+		"ttl":                           int64(0),
+		"max_ttl":                       int64(0),
 		"scopes":                        []string{},
 		"key_expiry":                    expiryMaxTTL,
 		"credential_type":               typeAccount,
@@ -35,17 +35,22 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"effective_ttl":                 int64(3600),
 		"effective_max_ttl":             int64(86400),
 		"effective_key_lifetime":        int64(86475),
+		"effective_key_expiry":          expiryMaxTTL,
+		"effective_credential_type":     typeAccount,
+		"effective_activation_failure":  "error",
+
+		"effective_service_account_name_template": defaultNameTemplate,
 	}, h.must(h.read("roles/app")).Data)
 
 	h.must(h.write("roles/app", map[string]any{"service_account_description": "for the app", "ttl": "30m"}))
 	data := h.must(h.read("roles/app")).Data
 	require.Equal(t, "for the app", data["service_account_description"])
 	require.EqualValues(t, 1800, data["ttl"])
-	require.EqualValues(t, 86400, data["max_ttl"], "a partial write keeps the rest")
+	require.EqualValues(t, 86400, data["effective_max_ttl"], "a partial write keeps the rest")
 	require.Equal(t, h.project, data["project_id"])
 
 	h.must(h.write("roles/team.b-1", map[string]any{"project_id": h.project, "max_ttl": "10m"}))
-	require.EqualValues(t, 600, h.must(h.read("roles/team.b-1")).Data["ttl"], "the default ttl is no longer than max_ttl")
+	require.EqualValues(t, 600, h.must(h.read("roles/team.b-1")).Data["effective_ttl"], "the default ttl is no longer than max_ttl")
 	for _, at := range []string{"roles", "roles/"} {
 		require.Equal(t, []string{"app", "team.b-1"}, h.must(h.list(at)).Data["keys"])
 	}
@@ -89,7 +94,7 @@ func TestRoles_BadInput(t *testing.T) {
 		"template unknown field":   {map[string]any{"service_account_name_template": "{{.Nope}}{{.RandomSuffix}}"}, "Nope"},
 		"template syntax":          {map[string]any{"service_account_name_template": "{{.RandomSuffix"}, "service_account_name_template"},
 		"huge template":            {map[string]any{"service_account_name_template": huge}, "limit"},
-		"template with control":    {map[string]any{"service_account_name_template": "{{.RandomSuffix}}\n"}, "control character"},
+		"template with control":    {map[string]any{"service_account_name_template": "{{.RandomSuffix}}\n-"}, "control character"},
 		"huge description":         {map[string]any{"service_account_description": huge}, "limit"},
 		"unknown field":            {map[string]any{"scope": "api.model.read"}, `unknown field: "scope"`},
 	} {
@@ -152,11 +157,12 @@ func TestRoles_Scopes(t *testing.T) {
 	}{
 		"one":                      {"api.model.read", []string{"api.model.read"}, ""},
 		"text with commas":         {"b.read,a.read", []string{"b.read", "a.read"}, ""},
-		"and spaces":               {" b.read , a.read\n", []string{"b.read", "a.read"}, ""},
+		"and spaces":               {"b.read , a.read\n", []string{"b.read", "a.read"}, ""},
 		"a list":                   {[]any{"b.read", "a.read"}, []string{"b.read", "a.read"}, ""},
-		"a list with spaces":       {[]any{" b.read", "a.read "}, []string{"b.read", "a.read"}, ""},
+		"a list with spaces":       {[]any{" b.read", "a.read "}, nil, "begins or ends with a space"},
+		"a list with line breaks":  {[]any{"b.read\n", "a.read"}, []string{"b.read", "a.read"}, ""},
 		"twice":                    {"b.read,a.read,b.read", []string{"b.read", "a.read"}, ""},
-		"twice, with spaces":       {[]any{"b.read", " b.read"}, []string{"b.read"}, ""},
+		"twice, with spaces":       {"b.read, b.read", []string{"b.read"}, ""},
 		"of another form":          {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI's to judge
 		"none":                     {"", []string{}, ""},
 		"an empty list":            {[]any{}, []string{}, ""},
@@ -166,11 +172,12 @@ func TestRoles_Scopes(t *testing.T) {
 		"an empty one":             {"a.read,,b.read", nil, "an empty one"},
 		"an empty one at the end":  {"a.read,", nil, "an empty one"},
 		"only commas":              {",,", nil, "an empty one"},
-		"blank":                    {" ", nil, "an empty one"},
+		"blank":                    {" ", nil, "begins or ends with a space"},
 		"a list of nothing":        {[]any{""}, nil, "an empty one"},
 		"a list of blanks":         {[]any{"a.read", "\t"}, nil, "an empty one"},
 		"a list of null":           {[]any{nil}, nil, "an empty one"},
-		"null":                     {nil, nil, "must be a list"},
+		"null":                     {nil, []string{"old.read", "old.write"}, ""},
+		"null as text":             {"null", nil, "not a scope"},
 		"an object":                {map[string]any{}, nil, "must be a list"},
 		"an object with something": {map[string]any{"a.read": true}, nil, "scopes"},
 		"a comma within":           {[]any{"a.read,b.read"}, nil, `"a.read,b.read" is not an identifier`},
@@ -221,7 +228,7 @@ func TestRoles_BadModes(t *testing.T) {
 		"huge key_expiry":              {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "is not one of"},
 		"credential_type":              {map[string]any{"credential_type": "API_KEY"}, `"API_KEY" is not one of service_account, api_key`},
 		"api_key without an account":   {map[string]any{"credential_type": "api_key"}, "service_account_id is required with credential_type=api_key"},
-		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": " "}, "service_account_id is required"},
+		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": "\n"}, "service_account_id is required"},
 		"an account without api_key":   {map[string]any{"service_account_id": account}, "of use only with credential_type=api_key"},
 		"an account for accounts":      {map[string]any{"credential_type": "service_account", "service_account_id": account}, "of use only"},
 		"an account that is a path":    {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "not an identifier"},
@@ -292,6 +299,7 @@ func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
 	// One without a role is good for nothing, as yet.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Kind: openaitest.FaultGarbageBefore,
 		Body: `{"object":"organization.project.service_account","id":"` + account + `","name":"batch","role":"none","created_at":1767225600}`})
+	h.must(h.remove(at))
 	require.Contains(t, h.must(h.write(at, data)).Warnings[0], `has the role "none" in project`)
 
 	// Another kind forgets it, and does not take it up again by itself.
@@ -386,7 +394,8 @@ func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
 	h.must(h.write("config", map[string]any{"project_id": "proj_later", "skip_verify": true}))
 	require.Equal(t, "proj_later", h.must(h.read("roles/app")).Data["effective_project_id"])
 	require.Contains(t, h.refused(h.read("creds/app")), "proj_later")
-	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), `no project "proj_later"`)
+	h.must(h.write("roles/app", map[string]any{"ttl": "5m"})) // what has not changed is not checked
+	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"project_id": "proj_sooner"})), `no project "proj_sooner"`)
 	h.must(h.write("config", map[string]any{"request_timeout": "20s"})) // what has not changed is not checked
 	h.must(h.remove("config"))
 	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), "project_id is required")

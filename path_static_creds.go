@@ -32,7 +32,7 @@ func (b *backend) pathStaticCreds() *framework.Path {
 					"service_account_id":  {Type: framework.TypeString, Description: "ID of that account.", Required: true},
 					"project_id":          {Type: framework.TypeString, Description: "ID of its project.", Required: true},
 					"expires_at":          {Type: framework.TypeString, Description: "When the key expires at OpenAI if no rotation replaces it (RFC 3339).", Required: true},
-					"ttl":                 {Type: framework.TypeInt, Description: "Seconds to the next rotation; 0 when it is due.", Required: true},
+					"ttl":                 {Type: framework.TypeInt, Description: "Seconds to the next rotation, or while that is paused to the end of the key; 0 when it is due.", Required: true},
 					"last_vault_rotation": {Type: framework.TypeString, Description: "When the key was put in force (RFC 3339).", Required: true},
 					// Vault Agent and consul-template read again after ttl only where
 					// there is a rotation_period, whatever it is.
@@ -63,15 +63,19 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	}
 	now := b.now()
 	r.correct(now) // stored by the next pass
+	change := r.next(now)
+	if r.DisableAutomatedRotation {
+		change = r.Current.ExpiresAt
+	}
 	data := map[string]any{
 		"api_key":             r.Current.Value.Reveal(),
 		"api_key_id":          r.Current.ID,
 		"service_account":     r.ServiceAccount,
 		"service_account_id":  r.ServiceAccountID,
 		"project_id":          r.ProjectID,
-		"expires_at":          timeText(r.Current.ExpiresAt),
-		"ttl":                 max(0, int64(r.next(now).Sub(now).Round(time.Second)/time.Second)),
-		"last_vault_rotation": timeText(r.LastRotated),
+		"expires_at":          timeOrNull(r.Current.ExpiresAt),
+		"ttl":                 max(0, int64(change.Sub(now).Round(time.Second)/time.Second)),
+		"last_vault_rotation": timeOrNull(r.LastRotated),
 		"rotation_period":     int64(r.RotationPeriod / time.Second),
 	}
 	if r.RotationSchedule != "" {
@@ -92,7 +96,10 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		resp.AddWarning(r.Current.Warning)
 	}
 	b.metrics.staticRead(name)
-	if !r.Current.ExpiresAt.After(now) {
+	switch {
+	case r.DisableAutomatedRotation && r.inLastThird(now):
+		resp.AddWarning(r.pausedText(req.MountPoint, name))
+	case !r.Current.ExpiresAt.After(now):
 		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", timeText(r.LastRotated), r.RotationError))
 	}
 	return resp, nil

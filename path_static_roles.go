@@ -69,7 +69,11 @@ func (b *backend) pathStaticRole() *framework.Path {
 		},
 	}
 	addScheduleFields(fields)
-	delete(fields, "disable_automated_rotation")
+	fields["disable_automated_rotation"] = &framework.FieldSchema{
+		Type:         framework.TypeBool,
+		Description:  "Pause rotation: keep the schedule and the key, which ends at api_key_expires_at. false resumes it, with a rotation at once if one is due.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Disable automated rotation"},
+	}
 	answer := map[string]*framework.FieldSchema{
 		"service_account":         {Type: framework.TypeString, Description: "Name of the service account; of an adopted one, its name when it was adopted.", Required: true},
 		"service_account_adopted": {Type: framework.TypeBool, Description: "Whether the account was there before the role, and stays after it.", Required: true},
@@ -78,16 +82,20 @@ func (b *backend) pathStaticRole() *framework.Path {
 		"retired_keys":            {Type: framework.TypeInt, Description: "How many replaced keys are not deleted yet.", Required: true},
 		"kept_keys":               {Type: framework.TypeInt, Description: "How many of them are kept beyond revocation_delay since they are still used.", Required: true},
 		"last_vault_rotation":     {Type: framework.TypeString, Description: "When the key was put in force (RFC 3339).", Required: true},
-		"next_vault_rotation":     {Type: framework.TypeString, Description: "When it is to be replaced next (RFC 3339).", Required: true},
+		"next_vault_rotation":     {Type: framework.TypeString, Description: "When it is to be replaced next (RFC 3339); null while rotation is paused.", Required: true},
 		"last_rotation_error":     {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
-		"next_rotation_retry":     {Type: framework.TypeString, Description: "When a rotation that has failed is tried again (RFC 3339), as far as this node knows; empty without any.", Required: true},
+		"next_rotation_retry":     {Type: framework.TypeString, Description: "When a rotation that has failed is tried again (RFC 3339), as far as this node knows; null without any.", Required: true},
 	}
 	for name, field := range fields {
 		answer[name] = &framework.FieldSchema{Type: field.Type, Description: field.Description, Required: true}
 	}
+	spelling := spelled(fields, "project_id", "service_account_id")
+	addEffective(answer, spelling)
 	fields["name"] = roleNameField()
 	write := &framework.PathOperation{
-		Callback:                    strict(b.staticRoleWrite),
+		Callback: strict(func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+			return b.staticRoleWrite(ctx, req, d, spelling)
+		}),
 		Summary:                     "Create or change a static role.",
 		Responses:                   noContent("Stored."),
 		ForwardPerformanceStandby:   true,
@@ -99,7 +107,9 @@ func (b *backend) pathStaticRole() *framework.Path {
 		Fields:       fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
-				Callback:  b.staticRoleRead,
+				Callback: func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+					return b.staticRoleRead(ctx, req, d, spelling)
+				},
 				Summary:   "Read a static role.",
 				Responses: okFields("The static role.", answer),
 			},
@@ -133,7 +143,7 @@ rotations were missed and not before a week, or after key_ttl.
 	}
 }
 
-func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *framework.FieldData, spelling []string) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	r, err := getStaticRole(ctx, req.Storage, name)
 	if r == nil || err != nil {
@@ -141,28 +151,22 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 	}
 	now := b.now()
 	r.correct(now) // stored by the next pass
-	resp := &logical.Response{Data: map[string]any{
-		"project_id":                  r.ProjectID,
-		"service_account_id":          r.ServiceAccountID,
-		"service_account":             r.ServiceAccount,
-		"service_account_adopted":     r.Adopted,
-		"service_account_description": r.Description,
-		"scopes":                      append([]string{}, r.Scopes...), // [] and not null without any
-		"revocation_delay":            int64(r.RevocationDelay / time.Second),
-		"key_ttl":                     int64(r.KeyTTL / time.Second),
-		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
-		"activation_failure":          r.ActivationFailure.String(),
-		"rotation_period":             int64(r.RotationPeriod / time.Second),
-		"rotation_schedule":           r.RotationSchedule,
-		"rotation_window":             int64(r.RotationWindow / time.Second),
-		"api_key_id":                  r.Current.ID,
-		"api_key_expires_at":          timeText(r.Current.ExpiresAt),
-		"retired_keys":                len(r.Retired),
-		"last_vault_rotation":         timeText(r.LastRotated),
-		"next_vault_rotation":         timeText(r.next(now)),
-		"last_rotation_error":         r.RotationError,
-		"next_rotation_retry":         timeText(b.static.retry(name)),
-	}}
+	data := r.fields()
+	r.AsWritten.show(data, spelling)
+	for field, value := range map[string]any{
+		"service_account":         r.ServiceAccount,
+		"service_account_adopted": r.Adopted,
+		"api_key_id":              r.Current.ID,
+		"api_key_expires_at":      timeOrNull(r.Current.ExpiresAt),
+		"retired_keys":            len(r.Retired),
+		"last_vault_rotation":     timeOrNull(r.LastRotated),
+		"next_vault_rotation":     timeOrNull(r.next(now)),
+		"last_rotation_error":     r.RotationError,
+		"next_rotation_retry":     timeOrNull(b.static.retry(name)),
+	} {
+		data[field] = value
+	}
+	resp := &logical.Response{Data: data}
 	kept := 0
 	for _, k := range r.Retired {
 		if !k.kept() {
@@ -176,7 +180,25 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 	return resp, nil
 }
 
-func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+// fields are what a write may have, as it is used.
+func (r *staticRole) fields() map[string]any {
+	return map[string]any{
+		"project_id":                  r.ProjectID,
+		"service_account_id":          r.ServiceAccountID,
+		"service_account_description": r.Description,
+		"scopes":                      append([]string{}, r.Scopes...), // [] and not null without any
+		"revocation_delay":            int64(r.RevocationDelay / time.Second),
+		"key_ttl":                     int64(r.KeyTTL / time.Second),
+		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
+		"activation_failure":          r.ActivationFailure.String(),
+		"rotation_period":             int64(r.RotationPeriod / time.Second),
+		"rotation_schedule":           r.RotationSchedule,
+		"rotation_window":             int64(r.RotationWindow / time.Second),
+		"disable_automated_rotation":  r.DisableAutomatedRotation,
+	}
+}
+
+func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData, spelling []string) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	if len(name) > maxRoleName {
 		return logical.ErrorResponse("the role's name is %d characters long; the limit is %d", len(name), maxRoleName), nil
@@ -195,12 +217,16 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 	if problem != "" {
 		return logical.ErrorResponse("%s: %s", label, problem), nil
 	}
-	snap, err := b.current(ctx, req.Storage)
-	if errors.Is(err, errNotConfigured) {
-		return notConfigured(req), nil // there is a key to be made
-	}
-	if err != nil {
-		return nil, err
+	rotates := old == nil || !slices.Equal(old.Scopes, r.Scopes)
+	var snap *snapshot
+	if rotates { // the rest needs nothing of OpenAI's
+		snap, err = b.current(ctx, req.Storage)
+		if errors.Is(err, errNotConfigured) {
+			return notConfigured(req), nil // there is a key to be made
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 
 	response := &logical.Response{}
@@ -226,11 +252,28 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		}
 	}
 
-	if old == nil || !slices.Equal(old.Scopes, r.Scopes) {
+	// As it will be used: an account that is to be made has no ID yet, but one.
+	used := r.fields()
+	if old == nil && !r.Adopted {
+		used["service_account_id"] = nil
+	}
+	r.AsWritten = r.AsWritten.note(d, used, spelling)
+	if rotates {
 		if old != nil && len(r.Scopes) == 0 {
 			response.AddWarning("The role has no scopes any more: its key can do all that its account may do.")
 		}
-		_, warnings, err := b.rotateStatic(ctx, req, name, r, false)
+		next, warnings, err := b.rotateStatic(ctx, req, name, r, false)
+		if unavailable(err) && narrows(old, r) && !r.DisableAutomatedRotation {
+			// What the role allows does not wait for OpenAI, though its key does.
+			warnings = append(warnings, fmt.Sprintf("The scopes are stored, but the key in force keeps its former ones until a rotation succeeds, which is tried again every few minutes: %s", err))
+			next, err = r, nil
+			next.NextRotation = b.now().UTC().Truncate(time.Second)
+			if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
+				b.static.lookAt(name, b.now())
+				return nil, err
+			}
+			b.static.set(name, next.plan(b.now()))
+		}
 		switch {
 		case errors.Is(err, errNotConfigured): // deleted meanwhile
 			return notConfigured(req), nil
@@ -239,6 +282,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		case err != nil:
 			return failure(label+" not stored", err)
 		}
+		r = next
 		for _, warning := range warnings {
 			response.AddWarning(warning)
 		}
@@ -247,16 +291,34 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 			b.static.lookAt(name, b.now())
 			return nil, err
 		}
-		r, warnings := b.endUnwanted(ctx, req, name, r)
+		var warnings []string
+		r, warnings = b.endUnwanted(ctx, req, name, r)
 		for _, warning := range warnings {
 			response.AddWarning(warning)
 		}
 		b.static.set(name, r.plan(b.now()))
 	}
+	if r.DisableAutomatedRotation {
+		response.AddWarning(r.pausedText(req.MountPoint, name))
+	}
 	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
 	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)
 	b.kickStatic(req) //nolint:contextcheck // it outlives this request
 	return unlessEmpty(response), nil
+}
+
+// narrows reports whether a write only takes scopes away.
+func narrows(old, r *staticRole) bool {
+	if old == nil || len(r.Scopes) == 0 {
+		return false
+	}
+	return len(old.Scopes) == 0 || !slices.ContainsFunc(r.Scopes, func(scope string) bool { return !slices.Contains(old.Scopes, scope) })
+}
+
+// unavailable reports whether OpenAI could not be asked, or did not answer.
+func unavailable(err error) bool {
+	e := client.AsError(err)
+	return e != nil && !errors.Is(err, errWhichStaticKey) && (e.Status == 0 || e.Ambiguous() || e.RateLimited())
 }
 
 // mergeStaticRole applies a write to the stored role (nil when there is none)
@@ -272,7 +334,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 		if !ok {
 			continue
 		}
-		value := strings.TrimSpace(raw.(string))
+		value := raw.(string)
 		if problem := checkID(field, value); problem != "" {
 			return nil, problem
 		}
@@ -291,7 +353,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 		if problem := checkText("service_account_description", raw.(string)); problem != "" {
 			return nil, problem
 		}
-		r.Description = strings.TrimSpace(raw.(string))
+		r.Description = raw.(string)
 	}
 	if problem := takeScopes(d, &r.Scopes); problem != "" {
 		return nil, problem
@@ -302,12 +364,12 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	if r.RotationPeriod == 0 && r.RotationSchedule == "" {
 		return nil, "rotation_period or rotation_schedule is required"
 	}
+	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
+		r.DisableAutomatedRotation = raw.(bool)
+	}
 	for field, target := range map[string]*time.Duration{"revocation_delay": &r.RevocationDelay, "key_ttl": &r.KeyTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
-			if *target < 0 {
-				return nil, field + " must not be negative"
-			}
 		}
 	}
 	if r.ActivationTimeout > maxActivation {

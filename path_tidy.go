@@ -329,8 +329,8 @@ func tidyFields() map[string]*framework.FieldSchema {
 		"apply":                 {Type: framework.TypeBool, Description: "Whether what is found is deleted; otherwise it is a dry run."},
 		"automatic":             {Type: framework.TypeBool, Description: "Whether the engine started it by itself."},
 		"safety_buffer":         {Type: framework.TypeDurationSecond, Description: "How old an account must be, in seconds."},
-		"time_started":          {Type: framework.TypeString, Description: "When it started (RFC 3339)."},
-		"time_finished":         {Type: framework.TypeString, Description: "When it ended (RFC 3339), empty before."},
+		"time_started":          {Type: framework.TypeString, Description: "When it started (RFC 3339); null before."},
+		"time_finished":         {Type: framework.TypeString, Description: "When it ended (RFC 3339); null before."},
 		"message":               {Type: framework.TypeString, Description: "What it is doing, or how it ended."},
 		"project_count":         {Type: framework.TypeInt, Description: "Projects that roles name or have named."},
 		"done_project_count":    {Type: framework.TypeInt, Description: "Those looked through so far, whatever came of it."},
@@ -342,11 +342,11 @@ func tidyFields() map[string]*framework.FieldSchema {
 		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next sweep tries again."},
 		"waiting_count":         {Type: framework.TypeInt, Description: fmt.Sprintf("Orphans without a key beyond the %d that a run deletes; apply=true force=true deletes them.", absenceLimit)},
 		"unconfirmed_count":     {Type: framework.TypeInt, Description: "Accounts that so far one listing shows without a key. They are orphans if a run at least five minutes later sees the same. A restart of the plugin starts this over."},
-		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account or else api_key_id and api_key_name, project_id, created_at, age and why. At most %d of them.", maxListed)},
+		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account or else api_key_id and api_key_name, project_id, created_at, age in seconds, and why. At most %d of them.", maxListed)},
 		"error":                 {Type: framework.TypeString, Description: "The first of errors, empty without any."},
 		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("What failed, at most %d of it.", maxErrors)},
-		"last_auto_run":         {Type: framework.TypeString, Description: "When the engine last started one by itself (RFC 3339), or when it began to count the first interval; empty before."},
-		"next_auto_run":         {Type: framework.TypeString, Description: "When it starts the next one (RFC 3339), empty where tidy_interval is 0."},
+		"last_auto_run":         {Type: framework.TypeString, Description: "When the engine last started one by itself (RFC 3339), or when it began to count the first interval; null before."},
+		"next_auto_run":         {Type: framework.TypeString, Description: "When it starts the next one (RFC 3339); null where tidy_interval is 0."},
 	} {
 		field.Required = true
 		fields[name] = &field
@@ -398,8 +398,8 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		shown := map[string]any{
 			"service_account_id": o.ID,
 			"project_id":         o.ProjectID,
-			"created_at":         timeText(o.createdAt),
-			"age":                o.age.Truncate(time.Second).String(),
+			"created_at":         timeOrNull(o.createdAt),
+			"age":                int64(o.age / time.Second),
 			"why":                o.why,
 		}
 		if o.isKey() {
@@ -417,11 +417,11 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 	if err != nil {
 		return nil, err
 	}
-	lastAuto, nextAuto := "", ""
+	var lastAuto, nextAuto any
 	if last != nil {
-		lastAuto = timeText(last.LastAutoRun)
+		lastAuto = timeOrNull(last.LastAutoRun)
 		if snap, err := b.current(ctx, req.Storage); err == nil && snap.config.TidyInterval > 0 {
-			nextAuto = timeText(last.LastAutoRun.Add(snap.config.TidyInterval))
+			nextAuto = timeOrNull(last.LastAutoRun.Add(snap.config.TidyInterval))
 		}
 	}
 	resp := &logical.Response{Data: map[string]any{
@@ -429,8 +429,8 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		"apply":                 status.apply,
 		"automatic":             status.automatic,
 		"safety_buffer":         int64(status.safetyBuffer / time.Second),
-		"time_started":          timeText(status.started),
-		"time_finished":         timeText(status.finished),
+		"time_started":          timeOrNull(status.started),
+		"time_finished":         timeOrNull(status.finished),
 		"message":               status.message,
 		"project_count":         status.projects,
 		"done_project_count":    status.done,

@@ -89,7 +89,9 @@ func TestRenew_WithTTLMovesTheKeyFirst(t *testing.T) {
 				require.Equal(t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
 			}
 
-			said := h.refused(h.renew(t.Context(), lease, 2*time.Hour, 0))
+			_, err := h.renew(t.Context(), lease, 2*time.Hour, 0)
+			require.Error(t, err)
+			said := err.Error()
 			require.Contains(t, said, "past the max TTL")
 			require.Equal(t, 14, h.sim.Count("", ""))
 			h.advance(8*time.Minute + expiryMargin)
@@ -336,7 +338,10 @@ func TestRenew_WhatCannotBe(t *testing.T) {
 			h.advance(6 * time.Minute)
 			test.before(h, lease)
 			h.sim.ResetRequests()
-			require.Contains(t, h.refused(h.renew(t.Context(), lease, 6*time.Minute, 0)), test.said)
+			resp, err := h.renew(t.Context(), lease, 6*time.Minute, 0)
+			require.Nil(t, resp, "Vault would print it as a Go value")
+			require.ErrorContains(t, err, test.said)
+			require.Equal(t, http.StatusBadRequest, coded(t, err))
 			require.Equal(t, test.calls, h.sim.Count("", ""))
 			h.configure(nil)
 			require.NoError(t, h.revoke(lease))

@@ -1,7 +1,7 @@
 package openaisecrets
 
 // This file owns what every path does alike with a request: refusing what it
-// does not know, checking text, and turning a failed call into the right kind
+// does not know (what it makes of each value is in write.go), checking text, and turning a failed call into the right kind
 // of answer: the caller's mistake is a response with status 400, OpenAI's or
 // ours is an error with a cause. None of them ever carries a key.
 
@@ -13,12 +13,10 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -47,41 +45,37 @@ func strict(handler framework.OperationFunc) framework.OperationFunc {
 			return logical.ErrorResponse("unknown field: %s; `vault path-help %s%s` lists the fields of this version",
 				strings.Join(unknown[:min(len(unknown), 8)], ", "), req.MountPoint, req.Path), nil
 		}
-		for name, raw := range d.Raw {
-			if d.Schema[name].Type != framework.TypeDurationSecond {
-				continue
-			}
-			// Vault's framework cuts 500ms to 0, which means the default.
-			if exact, err := parseutil.ParseDurationSecond(raw); err == nil && exact%time.Second != 0 {
-				return logical.ErrorResponse("%s must be whole seconds", name), nil
-			}
-		}
 		return handler(ctx, req, d)
 	}
 }
 
-// HandleExistenceCheck and HandleRequest keep keys from the framework and the
-// handlers: the framework quotes a value of a wrong type in an error, which Vault
-// logs, and a name or an ID goes into the log, storage, reads and warnings.
-
-// HandleExistenceCheck is framework.Backend's, with that shield.
+// HandleExistenceCheck is framework.Backend's for the path alone: whether
+// something exists does not depend on the data, and what is wrong with that is
+// for HandleRequest to say. Here it would be an internal error that quotes it.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
-	shielded := *req // the request itself comes again, to be refused
-	shielded.Data = maps.Clone(req.Data)
-	maps.DeleteFunc(shielded.Data, func(name string, value any) bool { return misplacedKey(name, value) != "" })
-	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &shielded)
+	if !storable(req.Path) {
+		return false, false, nil
+	}
+	bare := *req // the request itself comes again
+	bare.Data = nil
+	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &bare)
 	if err != nil && client.HoldsKey(err.Error()) {
 		err = errors.New("checking whether the entry exists has failed")
 	}
 	return checked, exists, err
 }
 
-// HandleRequest is framework.Backend's, with that shield.
+// HandleRequest is framework.Backend's, on data of which each value has its
+// field's type and one spelling.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if problem, err := b.checkKeys(ctx, req); problem != "" || err != nil {
 		if err != nil {
 			return nil, err
 		}
+		return logical.ErrorResponse("%s", problem), nil
+	}
+	ignored, problem := b.normalize(req)
+	if problem != "" {
 		return logical.ErrorResponse("%s", problem), nil
 	}
 	b.metrics.push.seen(req)
@@ -90,6 +84,12 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	done(resp, err)
 	if req.Operation == logical.HelpOperation && resp != nil {
 		keepReferences(resp)
+	}
+	if len(ignored) > 0 && err == nil && !resp.IsError() {
+		if resp == nil {
+			resp = &logical.Response{}
+		}
+		resp.AddWarning("Ignored fields that only a read shows: " + strings.Join(ignored, ", "))
 	}
 	return resp, err
 }
@@ -136,7 +136,7 @@ func misplacedKey(name string, value any) (problem string) {
 	case client.HoldsKey(name):
 		return "the name of a field contains an API key; nothing was stored, revoke that key"
 	case name == "admin_api_key" && !isText && value != nil:
-		return "admin_api_key must be one string"
+		return name + " must be one string"
 	case name != "admin_api_key" && client.HoldsKey(text):
 		return fmt.Sprintf("%.64q contains an API key; nothing was stored. Only admin_api_key of the config takes one, and a key that was sent in another field should be revoked", name)
 	}
@@ -258,21 +258,7 @@ func atHost(e *client.Error) string {
 
 // notConfigured answers a request that needs a config where there is none.
 func notConfigured(req *logical.Request) *logical.Response {
-	return logical.ErrorResponse("this engine has no admin key yet: run `vault write %sconfig admin_api_key=...`", req.MountPoint)
-}
-
-// noConfig answers a read of the config where there is none: a 404, as Vault's
-// own, with a warning that says what to do.
-func noConfig(req *logical.Request) (*logical.Response, error) {
-	resp := &logical.Response{}
-	resp.AddWarning(fmt.Sprintf("This engine has no admin key yet: run `vault write %sconfig admin_api_key=@admin-key.txt`. An organization owner makes the key at %s.", req.MountPoint, adminKeysPage))
-	return logical.RespondWithStatusCode(resp, req, http.StatusNotFound)
-}
-
-// orNotFound adds to what is documented a 404 that says more than Vault's own.
-func orNotFound(responses map[int][]framework.Response, description string) map[int][]framework.Response {
-	responses[http.StatusNotFound] = []framework.Response{{Description: description}}
-	return responses
+	return logical.ErrorResponse("this engine has no admin key yet: run `vault write %sconfig admin_api_key=@admin-key.txt`. An organization owner makes the key at %s", req.MountPoint, adminKeysPage)
 }
 
 // unlessEmpty returns a response of warnings, or nil, which Vault answers with

@@ -68,6 +68,39 @@ func checkAdopted(ctx context.Context, snap *snapshot, project, id string, respo
 	return account.Name, nil, nil
 }
 
+// checkRole asks OpenAI about the project and the account of a role. What it was
+// asked before it is not asked again: narrowing a role must not wait for OpenAI. A
+// problem says why the role cannot be stored; an error is OpenAI's.
+func (b *backend) checkRole(ctx context.Context, req *logical.Request, snap *snapshot, cfg *config, old, r *role, response *logical.Response) (problem, err error) {
+	project := r.project(cfg)
+	moved := old == nil || old.project(cfg) != project
+	adopted := r.CredentialType == typeKey && (moved || old.CredentialType != typeKey || old.ServiceAccountID != r.ServiceAccountID)
+	if snap == nil {
+		if moved || adopted {
+			response.AddWarning("Project " + project + " was not checked: the engine has no admin key yet.")
+		}
+		if adopted {
+			response.AddWarning("Service account " + r.ServiceAccountID + " was not checked: the engine has no admin key yet.")
+		}
+		return nil, nil
+	}
+	if moved {
+		if problem, err = checkProject(ctx, req, snap.api, project); problem != nil || err != nil {
+			return problem, err
+		}
+	}
+	unread := r.CredentialType == typeKey && r.ServiceAccount == "" // as when there was no admin key
+	if !adopted && !unread {
+		return nil, nil
+	}
+	r.ServiceAccount, problem, err = checkAdopted(ctx, snap, project, r.ServiceAccountID, response)
+	if err != nil && !adopted {
+		response.AddWarning(fmt.Sprintf("Service account %s was not checked: %s", r.ServiceAccountID, err))
+		err = nil
+	}
+	return problem, err
+}
+
 // mergeRole applies a write to the stored role (nil when there is none) and
 // checks everything that can be checked without a call.
 func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem string) {
@@ -85,7 +118,7 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 			if problem := checkText(field, value); problem != "" {
 				return nil, problem
 			}
-			*target = strings.TrimSpace(value)
+			*target = value
 		}
 	}
 	if problem := checkID("project_id", r.ProjectID); problem != "" {
@@ -101,19 +134,10 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
-			if *target < 0 {
-				return nil, field + " must not be negative"
-			}
 		}
 	}
-	if r.MaxTTL == 0 {
-		r.MaxTTL = defaultMaxTTL
-	}
-	if r.TTL == 0 {
-		r.TTL = min(defaultTTL, r.MaxTTL)
-	}
-	if r.TTL > r.MaxTTL {
-		return nil, fmt.Sprintf("ttl %s is longer than max_ttl %s", r.TTL, r.MaxTTL)
+	if r.TTL > r.maxTTL() {
+		return nil, fmt.Sprintf("ttl %s is longer than max_ttl %s", r.TTL, r.maxTTL())
 	}
 	if r.ActivationTimeout > maxActivation {
 		return nil, fmt.Sprintf("activation_timeout must be between 0 (hand keys out untried) and %s", maxActivation)
@@ -133,7 +157,7 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	}
 	raw, given := d.GetOk("service_account_id")
 	if given {
-		id := strings.TrimSpace(raw.(string))
+		id := raw.(string)
 		if problem := checkID("service_account_id", id); problem != "" {
 			return nil, problem
 		}
@@ -177,16 +201,11 @@ func (a *activationFailure) take(d *framework.FieldData) (problem string) {
 	return problem
 }
 
-// takeScopes takes the field scopes. A list without any is given as "" or [] and
-// not as null or {}, which are what is left of a variable that was not set.
+// takeScopes takes the field scopes.
 func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
 	raw, ok := d.GetOk("scopes")
 	if !ok {
 		return ""
-	}
-	switch d.Raw["scopes"].(type) {
-	case nil, map[string]any:
-		return "scopes must be a list, or text with commas between them"
 	}
 	scopes, problem := parseScopes(raw.([]string))
 	if problem == "" {
@@ -199,12 +218,13 @@ func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
 // There is no list of those that exist, so only their shape is checked.
 func parseScopes(raw []string) (scopes []string, problem string) {
 	for _, scope := range raw {
-		scope = strings.TrimSpace(scope)
 		switch {
 		case scope == "":
 			// It may be what is left of a variable that was not set, and a list
 			// without any scope means all of them.
 			return nil, "scopes contains an empty one"
+		case scope == "null": // of the CLI, which sends text
+			return nil, "scopes contains null, which is not a scope; leave scopes out to keep what is stored, or send an empty list for all that the account may do"
 		case len(scope) > maxScope:
 			return nil, fmt.Sprintf("scopes: %.64q... has %d characters; the limit is %d", scope, len(scope), maxScope)
 		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' || r == '"' }):

@@ -211,14 +211,15 @@ func TestRoles_AChangeIsInForceAtOnce(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	h.must(h.remove("roles/app"))
 	require.Contains(t, h.refused(h.read("creds/app")), `there is no role "app"`)
-	require.Contains(t, h.refused(h.end(logical.RenewOperation, lease)), "no longer exists")
+	_, err := h.end(logical.RenewOperation, lease)
+	require.ErrorContains(t, err, "no longer exists")
 	require.NoError(t, h.revoke(lease))
 
 	// Written, with an answer that says that it was not.
 	h.must(h.write("roles/app", nil))
 	require.Equal(t, time.Hour, ttl())
 	h.storage.fail(storageFault{write: 0, after: true})
-	_, err := h.write("roles/app", map[string]any{"ttl": "4h"})
+	_, err = h.write("roles/app", map[string]any{"ttl": "4h"})
 	h.storage.heal()
 	require.Error(t, err)
 	require.Equal(t, 4*time.Hour, ttl())

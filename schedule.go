@@ -10,6 +10,7 @@ package openaisecrets
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -87,7 +88,12 @@ func (s *schedule) merge(d *framework.FieldData, now time.Time) (problem string)
 	p := automatedrotationutil.AutomatedRotationParams{
 		RotationSchedule: s.RotationSchedule, RotationWindow: s.RotationWindow, RotationPeriod: s.RotationPeriod,
 	}
-	if err := p.ParseAutomatedRotationFields(d); err != nil {
+	given := *d
+	if period, ok := d.GetOk("rotation_period"); !cronGiven && s.RotationSchedule != "" && (!ok || period.(int) == 0) {
+		given.Raw = maps.Clone(d.Raw)
+		given.Raw["rotation_schedule"] = s.RotationSchedule // to which a window may be given alone
+	}
+	if err := p.ParseAutomatedRotationFields(&given); err != nil {
 		return err.Error()
 	}
 	switch period, given := d.GetOk("rotation_period"); {
@@ -387,9 +393,9 @@ func (c *config) showSchedule(resp *logical.Response, now time.Time) {
 		"rotation_window":            int64(c.RotationWindow / time.Second),
 		"disable_automated_rotation": c.DisableAutomatedRotation,
 		"rotation_manager":           manager,
-		"next_rotation":              timeText(next),
+		"next_rotation":              timeOrNull(next),
 		"last_rotation_error":        c.RotationError,
-		"admin_api_key_expires_at":   timeText(c.AdminKeyExpires),
+		"admin_api_key_expires_at":   timeOrNull(c.AdminKeyExpires),
 	} {
 		resp.Data[name] = value
 	}

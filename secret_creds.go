@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -113,8 +114,21 @@ func (b *backend) secretCreds() *framework.Secret {
 			"api_key":    {Type: framework.TypeString, Description: "The API key."},
 			"api_key_id": {Type: framework.TypeString, Description: "ID of the key."},
 		},
-		Renew:  b.metrics.countLeases(b.metrics.renewed, unlessCommunity(b.renew)),
+		Renew:  refusing(b.metrics.countLeases(b.metrics.renewed, unlessCommunity(b.renew))),
 		Revoke: b.metrics.countLeases(b.metrics.revoked, b.revoke),
+	}
+}
+
+// refusing returns a refusal as an error: Vault prints a renewal's response as a Go
+// value, and an error as its text. It is outside of what counts, for which a
+// refusal is no failure.
+func refusing(handler framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		resp, err := handler(ctx, req, d)
+		if err == nil && resp.IsError() {
+			return nil, logical.CodedError(http.StatusBadRequest, resp.Error().Error())
+		}
+		return resp, err
 	}
 }
 
@@ -139,8 +153,8 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	}
 	// Vault replaces the lease's data by what is returned, so all of it is.
 	resp := &logical.Response{Secret: req.Secret, Data: req.Data}
-	resp.Secret.TTL = r.TTL
-	resp.Secret.MaxTTL = min(r.MaxTTL, lease.MaxTTL)
+	resp.Secret.TTL = r.leaseTTL(b.System().DefaultLeaseTTL())
+	resp.Secret.MaxTTL = min(r.maxTTL(), lease.MaxTTL)
 	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
 	renewed := func() {
 		log.Info("lease renewed", "ttl", resp.Secret.TTL.String(), "key_expires_at", timeText(lease.KeyExpires))

@@ -158,7 +158,8 @@ func TestRenew_FollowsTheRoleButNeverOutlivesTheKey(t *testing.T) {
 	require.Equal(t, 24*time.Hour, resp.Secret.MaxTTL)
 
 	h.must(h.remove("roles/app"))
-	require.Contains(t, h.refused(h.end(logical.RenewOperation, lease)), "no longer exists")
+	_, err := h.end(logical.RenewOperation, lease)
+	require.ErrorContains(t, err, "no longer exists")
 	require.NoError(t, h.revoke(lease))
 }
 

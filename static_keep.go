@@ -52,7 +52,7 @@ type staticState struct {
 
 // plan is what is to be done for a role next.
 type plan struct {
-	rotate, deadline time.Time // from when, and until when a reader may rely on it
+	rotate, deadline time.Time // from when (zero = never), and until when a reader may rely on it
 	clean            time.Time // when a retired key is to be deleted, or tried again; zero = none
 	owed             time.Time // since when the first of them should be gone; zero = none
 	kept             int       // retired keys that are still used
@@ -191,7 +191,9 @@ func (s *staticState) take(now time.Time, n int) (names []string, next time.Time
 		if retry := s.failures[name].retry; at.Before(retry) {
 			at = retry
 		}
-		consider(name, at, p.deadline)
+		if !p.rotate.IsZero() {
+			consider(name, at, p.deadline)
+		}
 		if !p.clean.IsZero() {
 			consider(name, p.clean, p.clean)
 		}
@@ -384,7 +386,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		r, _ = b.endRetiredKeys(ctx, req, name, r, true)
 	}
 	var rotateErr error
-	if now := b.now(); !now.Before(r.next(now)) && !now.Before(b.static.retry(name)) {
+	if now := b.now(); r.due(now) && !now.Before(b.static.retry(name)) {
 		next, _, err := b.rotateStatic(ctx, req, name, r, false)
 		if err == nil {
 			r = next

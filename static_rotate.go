@@ -62,9 +62,12 @@ type staticRole struct {
 	KeyTTL            time.Duration     `json:"key_ttl,omitempty"`
 	ActivationTimeout time.Duration     `json:"activation_timeout"`
 	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
+	// DisableAutomatedRotation pauses rotation: the key stays, and ends when it does.
+	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
 	// RotationError is why the last rotation that nobody asked for has failed;
 	// empty after a success.
-	RotationError string `json:"last_rotation_error,omitempty"`
+	RotationError string    `json:"last_rotation_error,omitempty"`
+	AsWritten     asWritten `json:"as_written,omitempty"`
 
 	Current staticKey   `json:"current_key"`
 	Retired []staticKey `json:"retired_keys,omitempty"`
@@ -217,13 +220,34 @@ func (r *staticRole) keyLife(now time.Time) time.Duration {
 }
 
 // next is when the key is to be replaced: when the schedule says so, or sooner
-// where it would otherwise end before its successor has taken over.
+// where it would otherwise end before its successor has taken over. Zero while
+// rotation is paused.
 func (r *staticRole) next(now time.Time) time.Time {
+	if r.DisableAutomatedRotation {
+		return time.Time{}
+	}
 	at := r.tick(now)
 	if by := r.renewBy(); by.Before(at) {
 		return by
 	}
 	return at
+}
+
+// due reports whether the key is to be replaced now.
+func (r *staticRole) due(now time.Time) bool {
+	next := r.next(now)
+	return !next.IsZero() && !now.Before(next)
+}
+
+// inLastThird reports whether less than a third of the key's life is left.
+func (r *staticRole) inLastThird(now time.Time) bool {
+	return now.After(r.Current.ExpiresAt.Add(-r.Current.ExpiresAt.Sub(r.LastRotated) / 3))
+}
+
+// pausedText says what becomes of the key while rotation is paused.
+func (r *staticRole) pausedText(mount, name string) string {
+	return fmt.Sprintf("Rotation is paused (disable_automated_rotation): key %s expires at OpenAI at %s, and nothing replaces it before. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
+		r.Current.ID, timeText(r.Current.ExpiresAt), mount, name)
 }
 
 // renewBy is when the key must be replaced at the latest, for it to live on for

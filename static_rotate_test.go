@@ -349,7 +349,7 @@ func TestStaticRotation_FailuresBackOffAndShow(t *testing.T) {
 	require.NotEmpty(t, h.staticRole("batch")["next_rotation_retry"])
 	cancel()
 	h.must(h.write("rotate-role/batch", nil))
-	require.Equal(t, []any{"", ""}, []any{h.staticRole("batch")["last_rotation_error"], h.staticRole("batch")["next_rotation_retry"]})
+	require.Equal(t, []any{"", nil}, []any{h.staticRole("batch")["last_rotation_error"], h.staticRole("batch")["next_rotation_retry"]})
 	h.advance(defaultRevocationDelay)
 	h.keep()
 	h.onlyStatic()

@@ -186,14 +186,15 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
 		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0, "kept_keys": 0,
 		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
-		"last_rotation_error": "", "next_rotation_retry": "",
+		"last_rotation_error": "", "next_rotation_retry": nil,
+		"disable_automated_rotation": false, "effective_project_id": h.project, "effective_activation_failure": "error", "effective_service_account_id": made.ID,
 	}, h.staticRole("batch"))
 	about(t, key.ExpiresAt, h.staticRole("batch")["api_key_expires_at"])
 	require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), time.Minute)
 
 	h.static("etl.nightly-2", fields{
 		"rotation_schedule": "0 2 * * *", "rotation_window": "2h", "revocation_delay": "1h", "key_ttl": "72h",
-		"scopes": "api.model.read,api.model.request,api.model.read", "service_account_description": " loads  ", "activation_timeout": 0,
+		"scopes": "api.model.read,api.model.request,api.model.read", "service_account_description": "loads\n", "activation_timeout": 0,
 	})
 	data := h.staticRole("etl.nightly-2")
 	require.Equal(t, []string{"api.model.read", "api.model.request"}, data["scopes"])
@@ -256,7 +257,6 @@ func TestStatic_BadInputIsRefusedAndMakesNothing(t *testing.T) {
 		"window beyond a key's life":       {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": year}, "rotate more often"},
 		"schedule that is none":            {fields{"rotation_period": nil, "rotation_schedule": "often"}, "rotation_schedule"},
 		"schedule that never comes":        {fields{"rotation_period": nil, "rotation_schedule": "0 0 31 2 *"}, "never comes"},
-		"disable_automated_rotation":       {fields{"disable_automated_rotation": true}, "unknown field"},
 		"rotation_policy":                  {fields{"rotation_policy": "p"}, "unknown field"},
 		"misspelt field":                   {fields{"scope": "api.model.read"}, "unknown field"},
 		"negative revocation_delay":        {fields{"revocation_delay": -1}, "negative"},
@@ -383,7 +383,7 @@ func TestStatic_ProjectOfTheConfig(t *testing.T) {
 	require.Equal(t, h.project, h.staticRole("batch")["project_id"])
 	h.must(h.write("config", fields{"project_id": h.sim.AddProject("another")}))
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "48h", "project_id": "", "service_account_id": ""}))
-	require.Equal(t, h.project, h.staticRole("batch")["project_id"], "its account is where it was made")
+	require.Equal(t, h.project, h.staticRole("batch")["effective_project_id"], "its account is where it was made")
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()
 	h.gone("batch")

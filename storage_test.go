@@ -102,7 +102,11 @@ func TestGolden_Roles(t *testing.T) {
 		Scopes: []string{"api.model.request", "api.model.read"}, KeyExpiry: expiryTTL, CredentialType: typeKey,
 		ServiceAccountID: "user-1", ServiceAccount: "batch", ActivationTimeout: 0,
 	}
-	for file, want := range map[string]*role{"role.v1.json": v1, "role.v2.json": v2} {
+	v3 := &role{
+		Version: 3, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation,
+		AsWritten: asWritten{"key_expiry": ""},
+	}
+	for file, want := range map[string]*role{"role.v1.json": v1, "role.v2.json": v2, "role.v3.json": v3} {
 		s := &logical.InmemStorage{}
 		require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "app", Value: golden(t, file)}))
 		got, err := getRole(t.Context(), s, "app")
@@ -112,6 +116,9 @@ func TestGolden_Roles(t *testing.T) {
 	encoded, err := json.Marshal(v2)
 	require.NoError(t, err)
 	require.JSONEq(t, string(golden(t, "role.v2.json")), string(encoded))
+	encoded, err = json.Marshal(v3)
+	require.NoError(t, err)
+	require.JSONEq(t, string(golden(t, "role.v3.json")), string(encoded))
 }
 
 func TestGolden_StaticRoleV1(t *testing.T) {

@@ -32,6 +32,7 @@ type calmView struct {
 	logical.SystemView
 	replication recent[consts.ReplicationState]
 	maxLeaseTTL recent[time.Duration]
+	leaseTTL    recent[time.Duration]
 }
 
 func (v *calmView) ReplicationState() consts.ReplicationState {
@@ -39,6 +40,10 @@ func (v *calmView) ReplicationState() consts.ReplicationState {
 }
 
 func (v *calmView) MaxLeaseTTL() time.Duration { return v.maxLeaseTTL.get(v.SystemView.MaxLeaseTTL) }
+
+func (v *calmView) DefaultLeaseTTL() time.Duration {
+	return v.leaseTTL.get(v.SystemView.DefaultLeaseTTL)
+}
 
 // recent is an answer, which one caller asks for anew while the others go on with
 // the one there is: that all of them wait for Vault together, many times a second,

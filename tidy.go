@@ -274,7 +274,7 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 		if r != nil {
 			named[r.project(cfg)] = true
 			s.claims.add(r.ServiceAccountID)
-			longest = max(longest, r.MaxTTL)
+			longest = max(longest, r.maxTTL())
 		}
 	}
 	if s.longest, err = s.longestLease(ctx, longest); err != nil {
@@ -726,7 +726,7 @@ func keyGone(ctx context.Context, snap *snapshot, c credential) (gone, stays boo
 	if err == nil {
 		return false, true
 	}
-	return client.IsNotFound(err) && snap.keyDeleted(ctx, c.ProjectID, c.KeyID, err, time.Time{}) == nil, false
+	return client.IsNotFound(err) && !speaksOfProject(err, c.ProjectID, c.KeyID), false
 }
 
 // unlessEnded returns why a project could not be swept, or nil if there is nothing

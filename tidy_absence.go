@@ -121,7 +121,7 @@ func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, leas
 		// One that cannot be read was written by a newer release, which has
 		// recorded its lease.
 		if r, err := getRole(ctx, s, name); err == nil && r != nil {
-			lease = max(lease, r.MaxTTL)
+			lease = max(lease, r.maxTTL())
 		}
 	}
 	return lease, nil

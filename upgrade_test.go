@@ -91,6 +91,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	batch := h.sim.AddServiceAccount(h.project, "batch")
 	roleV1 := h.file("role.v1.json", "proj_1", h.project)
 	h.lay(roleStoragePrefix+"app", roleV1)
+	h.lay(roleStoragePrefix+"plain", h.file("role.v3.json", "proj_1", h.project))
 	h.lay(roleStoragePrefix+"team", h.file("role.v2.json", "proj_1", h.project, "user-1", batch))
 	current, retired := "vault-static-batch-ab3defghij4klmn", "vault-static-batch-ab3dezzzzzzzzzz"
 	currentID, retiredID := h.key(batch, current, 216*time.Hour), h.key(batch, retired, 192*time.Hour)

@@ -1,0 +1,281 @@
+package openaisecrets
+
+// What a written value means, walked from the paths' own schemas: a new field is
+// held to it without a line here.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// changing are fields of reads that change without a write.
+var changing = []string{"journal_entries", "journal_oldest", "effective_ttl", "effective_max_ttl", "effective_key_lifetime"}
+
+// shows is what a read shows of an entry that a write can have changed.
+func (h *harness) shows(at string) map[string]any {
+	h.t.Helper()
+	data := maps.Clone(h.must(h.read(at)).Data)
+	maps.DeleteFunc(data, func(name string, _ any) bool { return slices.Contains(changing, name) })
+	return data
+}
+
+// TestWrites_EveryFieldOfEveryPath is the table of what each kind of value means.
+func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
+	t.Parallel()
+	const key = "sk-svcacct-0123456789012345678901234567890123456789"
+	walked := 0
+	for _, p := range newBackend().Paths {
+		entry := p.Operations[logical.CreateOperation] != nil
+		if !entry && p.Operations[logical.UpdateOperation] == nil {
+			continue
+		}
+		at := strings.TrimPrefix(readablePath(p.Pattern), "openai/")
+		at = strings.Replace(at, "<name>", map[bool]string{true: "batch", false: "app"}[strings.Contains(at, "static") || strings.Contains(at, "rotate-role")], 1)
+		for name, field := range p.Fields {
+			if strings.Contains(p.Pattern, "(?P<"+name+">") {
+				continue
+			}
+			walked++
+			t.Run(at+" "+name, func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.holdStatic()
+				h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_schedule": "0 2 * * *", "rotation_window": "2h", "scopes": "api.model.read"}))
+				defer func() { h.must(h.remove("static-roles/batch")) }()
+				h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 * * *", "rotation_window": "2h", "allow_insecure_endpoint": true}))
+				h.role(map[string]any{"scopes": "b.read,a.read", "service_account_description": "for the app", "ttl": "30m"})
+
+				// unchanged, refused: what storage holds is what it held.
+				unchanged := func(what string, value any, refused bool) {
+					t.Helper()
+					if !entry && !refused {
+						return // it would act
+					}
+					var before map[string]any
+					if entry {
+						before = h.shows(at)
+					}
+					resp, err := h.write(at, map[string]any{name: value})
+					if refused {
+						said := h.refused(resp, err)
+						require.Contains(t, said, name, what)
+						require.NotContains(t, said, key, what)
+					} else {
+						h.must(resp, err)
+					}
+					if entry {
+						require.Equal(t, before, h.shows(at), what)
+					}
+				}
+				text, list, number, duration := field.Type == framework.TypeString, field.Type == framework.TypeCommaStringSlice, field.Type == framework.TypeInt, field.Type == framework.TypeDurationSecond
+				unchanged("null", nil, false)
+				unchanged("an object", map[string]any{"a": key}, true)
+				unchanged("padded", " 1", true)
+				unchanged("padded behind", "1 ", true)
+				unchanged("two line breaks", "1\n\n", true)
+				if !list {
+					unchanged("a list", []any{key}, true)
+				}
+				if text {
+					unchanged("a number", 5, true)
+					unchanged("too large", strings.Repeat("x", 1<<20), true)
+				}
+				if name != "admin_api_key" {
+					unchanged("a key", key, true)
+					unchanged("a key in a sentence", "see "+key+", please", true)
+				}
+				if list {
+					unchanged("a padded element", []any{" a.read"}, true)
+					unchanged("an element that is null", []any{nil}, true)
+					unchanged("an element of another type", []any{5}, true)
+					unchanged("null as text", "null", true)
+					unchanged("too large", strings.Repeat("x,", 1<<20), true)
+				}
+				if !text && !list {
+					unchanged("empty", "", false)
+					unchanged("a line break", "\n", false)
+					unchanged("a fraction", json.Number("0.9"), true)
+				}
+				if number || duration {
+					unchanged("too small", -1, true)
+					unchanged("too large", json.Number("99999999999999999999"), true)
+					unchanged("another fraction", json.Number("1.5"), true)
+				}
+				if duration {
+					unchanged("half a second", "500ms", true)
+					unchanged("0.9 seconds", "0.9s", true)
+					unchanged("no duration", "soon", true)
+				}
+				if !entry {
+					return
+				}
+				// What a read shows is taken with the line break of a file, too.
+				shown, is := h.shows(at)[name]
+				if value := fmt.Sprint(shown); is && !list && value != "" {
+					unchanged("a final line break", value+"\n", false)
+				}
+				// Zero and empty values are refused, or read as they were written.
+				for _, value := range map[bool][]any{true: {""}, false: {0, "0"}}[text] {
+					if list || !is {
+						continue
+					}
+					if resp, err := h.write(at, map[string]any{name: value}); err == nil && !resp.IsError() {
+						want := fmt.Sprint(value)
+						if field.Type == framework.TypeBool {
+							want = "false"
+						}
+						if name != "admin_api_key_id" { // which is found
+							require.Equal(t, want, fmt.Sprint(h.shows(at)[name]))
+						}
+						before := h.shows(at)
+						h.must(h.write(at, map[string]any{name: value}))
+						require.Equal(t, before, h.shows(at), "a second write changes nothing")
+					}
+				}
+				require.NotContains(t, h.log.String(), key)
+			})
+		}
+	}
+	require.Greater(t, walked, 35)
+}
+
+// A read that is written back, whole, changes nothing.
+func TestWrites_AReadCanBeWrittenBack(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.holdStatic()
+	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "service_account_id": "", "rotation_period": "24h"}))
+	h.must(h.write("roles/app", map[string]any{"ttl": 0, "max_ttl": 0, "key_expiry": "", "credential_type": "", "service_account_name_template": "", "scopes": "b.read,a.read,b.read"}))
+	require.Equal(t, []any{int64(0), int64(0), "", "", "", []string{"b.read", "a.read"}}, func() (got []any) {
+		data := h.must(h.read("roles/app")).Data
+		for _, name := range []string{"ttl", "max_ttl", "key_expiry", "credential_type", "service_account_name_template", "scopes"} {
+			got = append(got, data[name])
+		}
+		return got
+	}())
+	for _, at := range []string{"config", "roles/app", "static-roles/batch"} {
+		before := h.must(h.read(at)).Data
+		resp := h.must(h.write(at, before))
+		require.NotNil(t, resp, at)
+		require.Contains(t, strings.Join(resp.Warnings, " "), "Ignored fields that only a read shows: ", at)
+		require.Equal(t, before, h.must(h.read(at)).Data, at)
+		require.Contains(t, h.refused(h.write(at, map[string]any{"effective_tll": 1})), `unknown field: "effective_tll"`)
+	}
+	require.Contains(t, h.refused(h.write("creds/app", map[string]any{"api_key_id": "x"})), "unknown field", "a credential is no entry")
+	h.must(h.remove("static-roles/batch"))
+}
+
+func TestRoles_NarrowingNeedsNoOpenAI(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.adopted(map[string]any{"scopes": "a.read,b.read"})
+	h.sim.ResetRequests()
+	h.sim.Fail(openaitest.Fault{Status: http.StatusServiceUnavailable})
+	for _, data := range []map[string]any{
+		{"project_id": h.project, "credential_type": typeKey, "service_account_id": account, "scopes": "a.read,b.read"},
+		{"ttl": "5m"}, {"scopes": "a.read"}, {"max_ttl": "10m"},
+	} {
+		h.must(h.write("roles/app", data))
+	}
+	require.Zero(t, h.sim.Count("", ""))
+	_, err := h.write("roles/app", map[string]any{"project_id": "proj_other"})
+	require.Error(t, err)
+	h.sim.ClearFaults()
+	h.sim.DeleteServiceAccount(h.project, account)
+}
+
+func TestRoles_WithoutATTLFollowAShorterMount(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	require.Nil(t, h.role(nil), "of an untuned mount there is nothing to say")
+	h.system.DefaultLeaseTTLVal = 20 * time.Minute
+	time.Sleep(viewAge)
+	require.Contains(t, h.role(nil).Warnings[0], "leases last 20m0s at first")
+	require.EqualValues(t, 1200, h.must(h.read("roles/app")).Data["effective_ttl"])
+	lease := h.lease("creds/app", nil)
+	require.Equal(t, 20*time.Minute, lease.Secret.TTL)
+	require.Empty(t, lease.Warnings)
+	require.NoError(t, h.revoke(lease))
+	require.Nil(t, h.role(map[string]any{"ttl": "2h"}))
+	require.EqualValues(t, 7200, h.must(h.read("roles/app")).Data["effective_ttl"])
+}
+
+func TestPaths_ANameThatVaultCannotStoreIsRefused(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for _, at := range []string{"roles/a..b", "static-roles/a..b", "creds/a..b", "static-creds/a..b", "rotate-role/a..b"} {
+		require.NotNil(t, h.b.Route(at), at)
+		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation} {
+			require.Contains(t, h.refused(h.do(context.Background(), op, at, nil)), "two dots in a row", at)
+		}
+	}
+}
+
+func TestSchedule_AWindowAloneIsTakenWithAStoredSchedule(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 * * *"}))
+	h.must(h.write("config", map[string]any{"rotation_window": "2h"}))
+	require.EqualValues(t, 7200, h.config()["rotation_window"])
+	require.Equal(t, "0 2 * * *", h.config()["rotation_schedule"])
+}
+
+func TestStatic_RotationCanBePaused(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	key, end := h.staticCreds("batch")["api_key_id"], h.staticTime("batch", "api_key_expires_at")
+	resp := h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": true}))
+	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+timeText(end))
+	require.Nil(t, h.staticRole("batch")["next_vault_rotation"])
+	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
+	h.restartStatic() // what is due is read from storage, too
+	h.until(end.Add(-48 * time.Hour))
+	h.keep()
+	resp = h.must(h.read("static-creds/batch"))
+	require.Equal(t, key, resp.Data["api_key_id"])
+	require.InDelta(t, 48*3600, resp.Data["ttl"], 60)
+	require.Contains(t, resp.Warnings[0], "Rotation is paused")
+	h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": false}))
+	h.keep()
+	require.NotEqual(t, key, h.staticCreds("batch")["api_key_id"])
+	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
+	h.gone("batch")
+}
+
+func TestStatic_NarrowingNeedsNoOpenAI(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"scopes": "api.model.read,api.model.request"})
+	first := h.staticCreds("batch")["api_key_id"]
+	h.sim.Fail(openaitest.Fault{Status: http.StatusServiceUnavailable})
+	h.sim.ResetRequests()
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "12h", "scopes": "api.model.read,api.model.request"}))
+	require.Zero(t, h.sim.Count("", ""))
+	_, err := h.write("static-roles/batch", fields{"scopes": "api.model.read,api.other"})
+	require.Error(t, err, "that is no narrowing")
+	resp := h.must(h.write("static-roles/batch", fields{"scopes": "api.model.read"}))
+	require.Contains(t, resp.Warnings[0], "keeps its former ones until a rotation succeeds")
+	require.Equal(t, []string{"api.model.read"}, h.staticRole("batch")["scopes"])
+	require.Equal(t, first, h.staticCreds("batch")["api_key_id"])
+	h.sim.ClearFaults()
+	h.advance(time.Minute)
+	h.keep()
+	require.NotEqual(t, first, h.staticCreds("batch")["api_key_id"])
+	h.tick()
+	h.onlyStatic()
+	h.gone("batch")
+}

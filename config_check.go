@@ -121,8 +121,8 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		if grace < 0 || grace > maxRotationGrace {
 			return nil, fmt.Sprintf("rotation_grace_period must be between 0 and %s", maxRotationGrace)
 		}
-		if grace < cfg.RotationGracePeriod {
-			cfg.hurry(grace)
+		if grace < cfg.RotationGracePeriod || grace == 0 {
+			cfg.hurry(grace, now)
 		}
 		cfg.RotationGracePeriod = grace
 	}

@@ -384,6 +384,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	snap := newSnapshot(cfg, api, tag)
 	b.install(snap)
 	b.rotation.stored(arranged)
+	b.rotation.forget(lookForKeys)
 	b.notify(eventConfigWrite, req.MountPoint, configStorageKey, true, "admin_api_key_id", cfg.AdminKeyID)
 	b.log(req).Info("config stored", "admin_api_key_id", cfg.AdminKeyID, "endpoint", api.Host())
 
@@ -423,7 +424,11 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 		return nil, nil
 	}
 	// The last chance for what is retired: nothing knows of it afterwards.
+	var expire map[string]time.Time
 	if api, err := b.newClient(ctx, cfg); err == nil {
+		if len(cfg.Retired) > 0 {
+			expire = b.lastLook(ctx, req, cfg, api)
+		}
 		cleanup, cancel := context.WithTimeout(ctx, cleanupBudget)
 		var keys []retiredKey
 		for i := range cfg.Retired {
@@ -450,6 +455,12 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 
 	response := &logical.Response{}
 	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again, and static roles are not rotated. Their keys stay usable until they expire at OpenAI.")
+	for i := range cfg.Retired {
+		k := &cfg.Retired[i]
+		text := cfg.leftText(k, expire[k.ID])
+		response.AddWarning(text)
+		b.log(req).Warn("the config is deleted and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", timeText(expire[k.ID]), "text", text)
+	}
 	left := cfg.retiredIDs(func(*retiredKey) bool { return true })
 	if cfg.AdminKeyRotated {
 		left = append(left, cfg.AdminKeyID)

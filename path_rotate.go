@@ -78,9 +78,11 @@ A superseded key that is used more than three minutes after it was superseded
 is kept instead, until seven days after that: another Vault uses it, for
 example a copy that was restored from a snapshot. With rotation_grace_period=0,
 after any shortening of rotation_grace_period, and with force=true, superseded
-keys are deleted whoever uses them. force=true does so at once and for all of
-them. Without force a rotation is refused while five superseded keys wait for the
-end of their grace period; one on schedule is not.
+keys are deleted whoever uses them. force=true and 0 do so at once and for all of
+them. With force=true the answer names those that the current key does not see;
+the engine forgets them, delete them at OpenAI. Without force a rotation is
+refused while five superseded keys wait for the end of their grace period; one on
+schedule is not.
 
 An admin key that was written to the config of two mounts stops working in the
 second one when the first one rotates it. Give each mount a key of its own.
@@ -104,7 +106,11 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *fram
 	case errors.Is(err, errWhichKey):
 		return nil, err
 	case err != nil:
-		return failure("admin key not rotated, the old one stays in force", err)
+		what := "admin key not rotated, the old one stays in force"
+		if d.Get("force").(bool) {
+			what += "; to end superseded keys without a new one, write rotation_grace_period=0 to the config"
+		}
+		return failure(what, err)
 	}
 	resp := &logical.Response{
 		Data: map[string]any{
@@ -198,7 +204,9 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if force {
 		lost = next.retiredIDs(isElsewhere)
 		next.Retired = slices.DeleteFunc(next.Retired, func(k retiredKey) bool { return k.Elsewhere })
-		next.hurry(0)
+	}
+	if force || next.RotationGracePeriod == 0 {
+		next.hurry(0, b.now())
 	}
 	next.AdminKey, next.AdminKeyID, next.AdminKeyRotated = value, key.ID, true
 	next.LastRotated = b.now().UTC().Truncate(time.Second)

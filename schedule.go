@@ -270,8 +270,7 @@ func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 // later than before. It reports whether there were any.
 func (c *config) correctTimes(now time.Time) (corrected bool) {
 	now = now.UTC().Truncate(time.Second)
-	ahead := func(t time.Time) bool { return t.After(now.Add(clockTolerance)) }
-	if ahead(c.LastRotated) {
+	if c.LastRotated.After(now.Add(clockTolerance)) {
 		c.LastRotated, corrected = now, true
 		if life := c.keyLife(now); life != 0 && c.AdminKeyExpires.After(now.Add(life)) {
 			c.AdminKeyExpires = now.Add(life)
@@ -286,18 +285,20 @@ func (c *config) correctTimes(now time.Time) (corrected bool) {
 	}
 	for i := range c.Retired {
 		k := &c.Retired[i]
-		if ahead(k.CreatedAt) {
-			k.CreatedAt, corrected = now, true
+		// What OpenAI's clock confirms is not of the future: then this one is behind.
+		at := later(now, k.SupersededThere)
+		if k.CreatedAt.After(at.Add(clockTolerance)) {
+			k.CreatedAt, corrected = at, true
 		}
 		superseded := k.superseded(c.RotationGracePeriod)
-		if !ahead(superseded) {
+		if !superseded.After(at.Add(clockTolerance)) {
 			continue
 		}
-		after := now.Add(k.DeleteAfter.Sub(superseded))
+		after := at.Add(k.DeleteAfter.Sub(superseded))
 		if after.Before(k.DeleteAfter) {
 			k.DeleteAfter = after
 		}
-		k.SupersededAt, corrected = now, true
+		k.SupersededAt, corrected = at, true
 	}
 	return corrected
 }

@@ -111,6 +111,13 @@ func (s *rotationState) mayWarn(what string, now time.Time, every time.Duration)
 	return true
 }
 
+// forget has mayWarn answer yes the next time.
+func (s *rotationState) forget(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.warned, what)
+}
+
 // unsupported reports whether a server has no rotation manager: Community says
 // so in a text, which is all that Vault's plugin protocol leaves of its error,
 // and other servers do not know the call.

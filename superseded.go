@@ -10,6 +10,8 @@ package openaisecrets
 //     seven days at most: a copy of this Vault that was restored elsewhere must
 //     not end the original's. An operator who asks for the end of a key gets it
 //     at once, whoever uses it: that may be a thief;
+//   - a key that OpenAI says was superseded later than this clock says counts from
+//     then: the clock was behind, and the use of the key began no earlier;
 //   - OpenAI is not asked while configLock is held, except by a request that
 //     holds it anyway, and one key whose call hangs does not keep the others.
 
@@ -43,6 +45,12 @@ const (
 	endRun     = 2 * time.Minute
 	// remindEvery is how often the log repeats that a key is kept.
 	remindEvery = 24 * time.Hour
+	// lookAgain is the least time between two lists of admin keys that are to tell
+	// which of them the current key sees.
+	lookAgain = time.Hour
+	// lastLookBudget bounds all that is asked before the keys of a mount or config
+	// that ends are deleted.
+	lastLookBudget = 10 * time.Second
 )
 
 // Why a superseded key outlives its grace period.
@@ -74,15 +82,34 @@ type retiredKey struct {
 	// Elsewhere says that no list of the key in force has shown it: it may belong
 	// to another organization or endpoint.
 	Elsewhere bool `json:"elsewhere,omitempty"`
+	// Unchecked says that no list of the key in force has been read since it may be
+	// another organization's.
+	Unchecked bool `json:"not_checked,omitempty"`
 }
 
-// superseded is when the key was superseded. Of one of an earlier release that
-// follows from the grace period.
+// superseded is when the key was superseded, by the later of the two clocks. Of
+// one of an earlier release that follows from the grace period.
 func (k *retiredKey) superseded(grace time.Duration) time.Time {
 	if k.SupersededAt.IsZero() {
 		return k.DeleteAfter.Add(-grace)
 	}
-	return k.SupersededAt
+	return later(k.SupersededAt, k.SupersededThere)
+}
+
+// seen reports whether the key in force is known to see the key, or was never in
+// doubt to.
+func (k *retiredKey) seen() bool { return !k.Elsewhere && !k.Unchecked }
+
+func (k *retiredKey) due(now time.Time) bool { return k.seen() && !now.Before(k.DeleteAfter) }
+
+// usedAfter reports whether a use of the key is so long after it was superseded
+// that it was not by this process.
+func (k *retiredKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
+	at := k.SupersededThere
+	if at.IsZero() {
+		at = k.superseded(grace)
+	}
+	return lastUsed.After(at.Add(useTolerance))
 }
 
 // maxWaiting is how many superseded keys may wait when a person asks for a rotation:
@@ -107,8 +134,6 @@ func (c *config) crowded(now time.Time) (problem string) {
 	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, timeText(next))
 }
 
-func (k *retiredKey) due(now time.Time) bool { return !k.Elsewhere && !now.Before(k.DeleteAfter) }
-
 // hurry has the key deleted whoever uses it, at a time or when it was due if that
 // is sooner.
 func (k *retiredKey) hurry(at time.Time) {
@@ -127,7 +152,10 @@ func (c *config) retire(now, there time.Time) {
 	}
 	c.forget(c.AdminKeyID) // retired before, and configured again since
 	now = now.UTC().Truncate(time.Second)
-	key := retiredKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now.Add(c.RotationGracePeriod), Regardless: c.RotationGracePeriod == 0}
+	key := retiredKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now, Regardless: c.RotationGracePeriod == 0}
+	if !key.Regardless {
+		key.DeleteAfter = later(now, there).Add(c.RotationGracePeriod)
+	}
 	if c.AdminKeyRotated {
 		key.CreatedAt = c.LastRotated
 	}
@@ -140,12 +168,16 @@ func (c *config) forget(id string) {
 }
 
 // hurry has superseded keys deleted whoever uses them, each this long after it
-// was superseded, and none later than planned.
-func (c *config) hurry(grace time.Duration) {
+// was superseded and at once with 0, and none later than planned.
+func (c *config) hurry(grace time.Duration, now time.Time) {
 	for i := range c.Retired {
 		k := &c.Retired[i]
 		k.SupersededAt = k.superseded(c.RotationGracePeriod)
-		k.hurry(k.SupersededAt.Add(grace))
+		at := now // whatever the clock was when it was superseded
+		if grace > 0 {
+			at = k.SupersededAt.Add(grace)
+		}
+		k.hurry(at)
 	}
 }
 
@@ -164,12 +196,27 @@ func (c *config) keep(id, why string, lastUsed time.Time) {
 // that the others may be elsewhere.
 func (c *config) locate(keys []client.AdminKey, away bool) {
 	for i := range c.Retired {
-		if k := &c.Retired[i]; slices.ContainsFunc(keys, func(a client.AdminKey) bool { return a.ID == k.ID }) {
-			k.Elsewhere = false
-		} else if away {
-			k.Elsewhere = true
-		}
+		k := &c.Retired[i]
+		listed := slices.ContainsFunc(keys, func(a client.AdminKey) bool { return a.ID == k.ID })
+		k.Elsewhere = !listed && (k.Elsewhere || k.Unchecked || away)
+		k.Unchecked = false
 	}
+}
+
+// unsure returns the superseded keys of which it is not known whether the current
+// key sees them, or is one of them.
+func (c *config) unsure() []string {
+	return c.retiredIDs(func(k *retiredKey) bool { return k.Unchecked || c.AdminKeyID == "" })
+}
+
+// mustLook reports whether a list of admin keys is needed to go on.
+func (c *config) mustLook(now time.Time) bool {
+	return c.AdminKeyID == "" || slices.ContainsFunc(c.Retired, func(k retiredKey) bool { return k.Unchecked || c.lost(&k, now) })
+}
+
+// lost reports whether a key that no list shows has been waited for long enough.
+func (c *config) lost(k *retiredKey, now time.Time) bool {
+	return isElsewhere(k) && now.Sub(k.superseded(c.RotationGracePeriod)) >= longestKept
 }
 
 // retiredIDs returns the IDs of some of the superseded keys.
@@ -182,49 +229,70 @@ func (c *config) retiredIDs(which func(*retiredKey) bool) (ids []string) {
 	return ids
 }
 
-func isElsewhere(k *retiredKey) bool { return k.Elsewhere }
+func isElsewhere(k *retiredKey) bool { return k.Elsewhere && !k.Unchecked }
 
 // elsewhereText says of keys that only a person can delete them.
 func elsewhereText(ids []string) string {
-	return fmt.Sprintf("The current admin key has not shown that it sees these superseded ones, so the engine does not delete them: %s. A rotation and a config write without skip_verify look again. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
+	return fmt.Sprintf("Not among the admin keys that the current one sees, so the engine does not delete them: %s. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
+}
+
+// unsureText says of keys that they wait for a list of admin keys.
+func unsureText(ids []string) string {
+	return fmt.Sprintf("The engine has not checked whether the current admin key sees these superseded ones, and does not delete them before: %s. It checks within a minute, and after a failure once an hour. A config write without skip_verify checks at once; if the ID of the current key cannot be found, send it as admin_api_key_id.", strings.Join(ids, ", "))
 }
 
 // keptText says why the key is kept, "" for one that is not.
 func (k *retiredKey) keptText() string {
-	why := ""
-	switch k.Kept {
-	case keptUsed:
-		why = fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", timeText(k.LastUsed))
-	case keptUnvouched:
-		why = "another Vault, such as the one that this one is a copy of, may use it"
-	default:
+	why := k.keptWhy()
+	if why == "" {
 		return ""
 	}
-	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or shorten rotation_grace_period.", k.ID, timeText(k.DeleteAfter), why)
+	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, timeText(k.DeleteAfter), why)
+}
+
+func (k *retiredKey) keptWhy() string {
+	switch k.Kept {
+	case keptUsed:
+		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", timeText(k.LastUsed))
+	case keptUnvouched:
+		return "another Vault, such as the one that this one is a copy of, may use it"
+	}
+	return ""
+}
+
+// leftText says why the key outlives the mount or the config, and until when.
+func (c *config) leftText(k *retiredKey, end time.Time) string {
+	why := k.keptWhy()
+	switch {
+	case c.AdminKeyID == "":
+		why = "the ID of the current admin key is unknown, so it may be this one"
+	case k.Unchecked:
+		why = "the engine could not check whether the current admin key sees it"
+	case k.Elsewhere:
+		why = "it is not among the admin keys that the current one sees"
+	case why == "":
+		why = "it could not be deleted"
+	}
+	until := ""
+	if !end.IsZero() {
+		until = fmt.Sprintf(" It expires at %s.", timeText(end))
+	}
+	return fmt.Sprintf("Superseded admin key %s is left at OpenAI: %s.%s", k.ID, why, until)
 }
 
 // warnOfRetired adds to a read of the config what has become of superseded keys.
 func (c *config) warnOfRetired(resp *logical.Response) {
+	unsure := c.unsure()
 	for i := range c.Retired {
-		if text := c.Retired[i].keptText(); text != "" && !c.Retired[i].Elsewhere {
-			resp.AddWarning(text)
+		if k := &c.Retired[i]; k.Kept != "" && !k.Elsewhere && !slices.Contains(unsure, k.ID) {
+			resp.AddWarning(k.keptText())
 		}
 	}
-	if text := c.stuckText(); text != "" {
-		resp.AddWarning(text)
+	if len(unsure) > 0 {
+		resp.AddWarning(unsureText(unsure))
 	} else if ids := c.retiredIDs(isElsewhere); len(ids) > 0 {
 		resp.AddWarning(elsewhereText(ids))
 	}
-}
-
-// stuckText says of which superseded keys none is deleted, since the current key may
-// be one of them; "" when its ID is known.
-func (c *config) stuckText() string {
-	ids := c.retiredIDs(func(*retiredKey) bool { return true })
-	if c.AdminKeyID != "" || len(ids) == 0 {
-		return ""
-	}
-	return fmt.Sprintf("The ID of the current admin key is unknown after skip_verify, so the engine does not delete superseded admin keys: %s. Write admin_api_key again without skip_verify, or delete them at OpenAI.", strings.Join(ids, ", "))
 }
 
 // --- Who uses a key ---
@@ -286,12 +354,18 @@ func (b *backend) supersede(old, cfg *config, keys []client.AdminKey) (moved boo
 	before := slices.IndexFunc(keys, func(k client.AdminKey) bool { return k.ID == old.AdminKeyID })
 	moved = keys != nil && old.AdminKeyID != "" && before < 0
 	// A copy of another Vault replaces that one's key so. Whoever shortens the
-	// grace period in the same write wants its end.
-	if old.AdminKeyRotated && !old.AdminKey.Equal(cfg.AdminKey) && cfg.RotationGracePeriod >= old.RotationGracePeriod &&
+	// grace period in the same write, or has none, wants its end.
+	if old.AdminKeyRotated && !old.AdminKey.Equal(cfg.AdminKey) && cfg.RotationGracePeriod > 0 && cfg.RotationGracePeriod >= old.RotationGracePeriod &&
 		(before < 0 || !b.useOf(old.AdminKey).vouches(keys[before].LastUsedAt)) {
 		cfg.keep(old.AdminKeyID, keptUnvouched, time.Time{})
 	}
-	cfg.locate(keys, moved || keys == nil && cfg.asksAnother(old))
+	if keys != nil {
+		cfg.locate(keys, moved)
+	} else if cfg.asksAnother(old) {
+		for i := range cfg.Retired {
+			cfg.Retired[i].Unchecked = true
+		}
+	}
 	return moved
 }
 
@@ -302,13 +376,13 @@ func (c *config) asksAnother(old *config) bool {
 }
 
 // reportRetired says in the answer to a config write what becomes of superseded
-// keys, and deletes those whose grace period it has shortened to nothing.
+// keys, and deletes those that are to end at once.
 func (b *backend) reportRetired(ctx context.Context, req *logical.Request, old *config, snap *snapshot, quiet bool, response *logical.Response) {
 	cfg := snap.config
 	if old == nil {
 		return
 	}
-	if cfg.RotationGracePeriod < old.RotationGracePeriod && !quiet {
+	if (cfg.RotationGracePeriod < old.RotationGracePeriod || cfg.RotationGracePeriod == 0) && !quiet {
 		cfg = b.sweepRetired(ctx, req, snap, b.atOnce())
 		if left := cfg.retiredIDs(b.atOnce()); len(left) > 0 && cfg.AdminKeyID != "" {
 			response.AddWarning(notDeletedText(left))
@@ -316,8 +390,8 @@ func (b *backend) reportRetired(ctx context.Context, req *logical.Request, old *
 	}
 	if cfg.asksAnother(old) {
 		cfg.warnOfRetired(response)
-	} else if text := cfg.stuckText(); text != "" {
-		response.AddWarning(text)
+	} else if ids := cfg.unsure(); len(ids) > 0 {
+		response.AddWarning(unsureText(ids))
 	}
 }
 
@@ -330,8 +404,11 @@ func notDeletedText(ids []string) string {
 // worker is deleting.
 func (b *backend) beingEnded(old, cfg *config) (problem string) {
 	b.ending.Range(func(id, _ any) bool {
-		if id == cfg.AdminKeyID || cfg.AdminKeyID == "" && cfg.asksAnother(old) {
-			problem = "config not stored: the engine is deleting a superseded admin key that may be this one; try again in a minute, or write another"
+		switch {
+		case id == cfg.AdminKeyID:
+			problem = "config not stored: the engine is deleting this admin key, which it has superseded; try again in a minute, or write another"
+		case cfg.AdminKeyID == "" && cfg.asksAnother(old):
+			problem = "config not stored: the engine is deleting a superseded admin key, and without an ID this one may be it; send admin_api_key_id with it, or try again in a minute"
 		}
 		return problem == ""
 	})
@@ -423,12 +500,9 @@ func (b *backend) endKeys(ctx context.Context, req *logical.Request, snap *snaps
 // usedByOthers returns when a key was last used, if that is so long after it was
 // superseded that it was not by this process, and zero otherwise.
 func (b *backend) usedByOthers(ctx context.Context, snap *snapshot, key retiredKey) (time.Time, error) {
-	superseded := key.superseded(snap.config.RotationGracePeriod)
-	if key.Regardless || b.now().Sub(superseded) >= longestKept {
+	grace := snap.config.RotationGracePeriod
+	if key.Regardless || b.now().Sub(key.superseded(grace)) >= longestKept {
 		return time.Time{}, nil
-	}
-	if !key.SupersededThere.IsZero() {
-		superseded = key.SupersededThere
 	}
 	ctx, cancel := context.WithTimeout(ctx, endBudget)
 	defer cancel()
@@ -438,7 +512,7 @@ func (b *backend) usedByOthers(ctx context.Context, snap *snapshot, key retiredK
 		return time.Time{}, nil // whether it is deleted is the delete's to prove
 	case err != nil:
 		return time.Time{}, err
-	case known.LastUsedAt.After(superseded.Add(useTolerance)):
+	case key.usedAfter(known.LastUsedAt, grace):
 		return known.LastUsedAt, nil
 	}
 	return time.Time{}, nil
@@ -457,10 +531,19 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	}
 	b.remindOfRetired(req, snap.config)
 	now := b.now()
-	lost := func(k *retiredKey) bool {
-		return k.Elsewhere && now.Sub(k.superseded(snap.config.RotationGracePeriod)) >= longestKept
+	if snap.config.mustLook(now) && b.rotation.mayWarn(lookForKeys, now, lookAgain) {
+		if err := b.look(ctx, req, snap); err != nil {
+			if b.rotation.mayWarn(lookForKeys+" in vain", now, remindEvery) {
+				b.log(req).Warn("which admin keys the current one sees is not known yet", "superseded_admin_api_key_ids", snap.config.retiredIDs(func(*retiredKey) bool { return true }), "error", err)
+			}
+		} else if snap, err = b.current(ctx, req.Storage); err != nil {
+			return err
+		}
 	}
-	if len(snap.config.retiredIDs(func(k *retiredKey) bool { return k.due(now) || lost(k) })) == 0 {
+	if snap.config.AdminKeyID == "" {
+		return nil
+	}
+	if len(snap.config.retiredIDs(func(k *retiredKey) bool { return k.due(now) })) == 0 {
 		return nil
 	}
 
@@ -485,18 +568,9 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 			keys = append(keys, key)
 		}
 	}
-	gone := snap.config.retiredIDs(lost)
 	unlock()
 	e := b.endKeys(ctx, req, snap, keys, true)
-	var seen []client.AdminKey
-	if len(gone) > 0 {
-		seen, err = snap.api.ListAdminKeys(ctx)
-		if err != nil || !slices.ContainsFunc(seen, func(k client.AdminKey) bool { return k.ID == snap.config.AdminKeyID }) {
-			b.log(req).Warn("whether superseded admin keys belong to another organization is not known yet", "admin_api_key_ids", gone, "error", err)
-			seen, gone = nil, nil
-		}
-	}
-	if len(e.deleted)+len(e.used)+len(gone) == 0 {
+	if len(e.deleted)+len(e.used) == 0 {
 		return nil
 	}
 
@@ -511,20 +585,115 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	if err != nil || cfg == nil {
 		return err
 	}
-	cfg.locate(seen, false)
-	gone = cfg.retiredIDs(func(k *retiredKey) bool { return k.Elsewhere && slices.Contains(gone, k.ID) })
-	e.deleted = append(e.deleted, gone...)
-	if !e.apply(cfg) && len(seen) == 0 {
+	if !e.apply(cfg) {
 		return nil
 	}
 	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
 		return err // deleting them again finds them gone
 	}
+	b.remindOfRetired(req, cfg)
+	return nil
+}
+
+// lookForKeys names the look of the worker where its last time is noted.
+const lookForKeys = "look for admin keys"
+
+// completeList returns what a list of admin keys says: the current key's ID and end, and
+// the others. Without an error the list is complete, since it shows the current key.
+func completeList(ctx context.Context, cfg *config, api *client.Client) (found *config, keys []client.AdminKey, err error) {
+	found = cfg.clone()
+	keys, resp, err := findAdminKeyID(ctx, found, api)
+	if err == nil && resp != nil {
+		err = errAdminKeyIDUnknown
+	}
+	return found, keys, err
+}
+
+// learn takes over what a list of admin keys has said.
+func (c *config) learn(found *config, keys []client.AdminKey) {
+	if c.AdminKeyID == "" {
+		c.AdminKeyID, c.AdminKeyExpires = found.AdminKeyID, found.AdminKeyExpires
+	}
+	c.locate(keys, false)
+	c.forget(c.AdminKeyID) // it was superseded once, and written back
+}
+
+// look finds the ID of the current admin key and which superseded ones it sees, and
+// forgets those that it has not seen for a week.
+func (b *backend) look(ctx context.Context, req *logical.Request, snap *snapshot) error {
+	found, keys, err := completeList(ctx, snap.config, snap.api)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, lockBudget)
+	defer cancel()
+	unlock, err := b.lockConfig(wait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	cfg, err := getConfig(ctx, req.Storage)
+	if err != nil || cfg == nil || cfg.asksAnother(snap.config) || cfg.AdminKeyID != snap.config.AdminKeyID {
+		return err // of a config that is not in force the list says nothing
+	}
+	cfg.learn(found, keys)
+	gone := cfg.retiredIDs(func(k *retiredKey) bool { return cfg.lost(k, b.now()) })
+	for _, id := range gone {
+		cfg.forget(id)
+	}
+	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
+		return err
+	}
+	if cfg.AdminKeyID != snap.config.AdminKeyID {
+		b.log(req).Info("ID of the admin key found", "admin_api_key_id", cfg.AdminKeyID)
+	}
 	if len(gone) > 0 {
 		b.log(req).Warn("superseded admin keys of another organization or endpoint are forgotten; delete those that are alive there", "admin_api_key_ids", gone)
 	}
-	b.remindOfRetired(req, cfg)
 	return nil
+}
+
+// lastLook is for a mount or config that ends, after which nothing knows of
+// superseded keys: it notes in the config which are used by another Vault, and
+// returns when each ends at OpenAI. Where OpenAI does not say, they count as unused.
+func (b *backend) lastLook(ctx context.Context, req *logical.Request, cfg *config, api *client.Client) (ends map[string]time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, lastLookBudget)
+	defer cancel()
+	if len(cfg.unsure()) > 0 {
+		found, keys, err := completeList(ctx, cfg, api)
+		if err != nil {
+			b.log(req).Warn("which admin keys the current one sees is not known", "error", err)
+			return nil
+		}
+		cfg.learn(found, keys)
+	}
+	ends = map[string]time.Time{}
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	used := map[string]time.Time{}
+	for _, key := range slices.Clone(cfg.Retired) {
+		if key.Regardless || !key.seen() || key.ID == cfg.AdminKeyID {
+			continue
+		}
+		group.Go(func() {
+			known, err := api.GetAdminKey(ctx, key.ID)
+			if err != nil {
+				b.log(req).Warn("use of a superseded admin key not read", "admin_api_key_id", key.ID, "error", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ends[key.ID] = known.ExpiresAt
+			if key.usedAfter(known.LastUsedAt, cfg.RotationGracePeriod) {
+				used[key.ID] = known.LastUsedAt
+			}
+		})
+	}
+	group.Wait()
+	for id, at := range used {
+		cfg.keep(id, keptUsed, at)
+	}
+	return ends
 }
 
 // amendConfig stores a config whose client is the one in force. The caller holds
@@ -546,12 +715,9 @@ func (b *backend) amendConfig(ctx context.Context, s logical.Storage, cfg *confi
 
 // remindOfRetired logs once a day which superseded keys are kept and why.
 func (b *backend) remindOfRetired(req *logical.Request, cfg *config) {
-	if text := cfg.stuckText(); text != "" && b.rotation.mayWarn("current key unknown", b.now(), remindEvery) {
-		b.log(req).Warn("superseded admin keys are not deleted", "text", text)
-	}
 	for i := range cfg.Retired {
 		k := &cfg.Retired[i]
-		if k.Elsewhere || k.Kept == "" || !b.rotation.mayWarn("kept "+k.ID, b.now(), remindEvery) {
+		if !k.seen() || k.Kept == "" || !b.rotation.mayWarn("kept "+k.ID, b.now(), remindEvery) {
 			continue
 		}
 		b.log(req).Warn("superseded admin key is kept", "admin_api_key_id", k.ID, "text", k.keptText())
@@ -560,7 +726,7 @@ func (b *backend) remindOfRetired(req *logical.Request, cfg *config) {
 
 // endRetired deletes superseded admin keys whatever is left of their grace
 // period: the mount is being disabled, and then nothing knows of them. Those that
-// another Vault uses stay.
+// another Vault uses or may use stay.
 func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
@@ -574,16 +740,21 @@ func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
 	if err != nil {
 		return err
 	}
-	left := b.sweepRetired(ctx, req, snap, ours)
+	if len(snap.config.Retired) == 0 {
+		return nil
+	}
+	next := snap.config.clone()
+	expire := b.lastLook(ctx, req, next, snap.api)
+	left := b.sweepRetired(ctx, req, snap.with(next), ours)
 	for i := range left.Retired {
 		k := &left.Retired[i]
-		b.log(req).Warn("the mount is being disabled and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "text", k.keptText())
+		b.log(req).Warn("the mount is being disabled and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", timeText(expire[k.ID]), "text", left.leftText(k, expire[k.ID]))
 	}
 	return nil
 }
 
 // ours selects the keys that go when this engine does.
-func ours(k *retiredKey) bool { return !k.Elsewhere && k.Kept == "" }
+func ours(k *retiredKey) bool { return k.seen() && k.Kept == "" }
 
 // sweepRetired deletes some of the superseded keys without asking who uses them,
 // and stores the rest. The caller holds configLock, and snap is what is in force.

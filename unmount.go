@@ -7,8 +7,8 @@ package openaisecrets
 // taints a mount that is disabled and one that moves, a failure of either leaves
 // the taint, and then a seal, a step-down or a restart unloads the mount as a
 // disable does. So static roles end only where this process has seen the taint
-// begin and nothing has failed since; where they stay the log says what stays and
-// until when.
+// begin, nothing has failed since, and Vault has never paused; where they stay the
+// log says what stays and until when.
 
 import (
 	"context"
@@ -33,6 +33,13 @@ const (
 	unmountBudget  = 15 * time.Second
 	// unmountReading is for reading what must be logged when that is spent.
 	unmountReading = 5 * time.Second
+	// unmountPause is the longest that Vault may pause between the steps of a
+	// disable, whose first is a rollback and whose last is the unload. It does so for
+	// moments; after a failure that the engine does not see it pauses for ever.
+	unmountPause = time.Minute
+	// unmountTick is how long Vault's regular tick must come after the last step to
+	// show such a pause: it comes once a minute, by chance between two steps, too.
+	unmountTick = 5 * time.Second
 	// envOpenBao is set by OpenBao for its plugins.
 	envOpenBao = "BAO_VERSION"
 )
@@ -75,6 +82,12 @@ type taintWatch struct {
 	begun   bool // this process has seen the present taint begin
 	failed  bool // a revoke has failed, or Vault has broken off a request, since it began
 	told    bool // what stays has been logged
+
+	// step is when the taint's first rollback or the last revoke ended, the later of
+	// the two, with its monotonic reading. Zero while that rollback is in progress.
+	step    time.Time
+	revoked bool // there was a revoke since the last rollback
+	paused  bool // Vault has paused for longer than in a disable
 }
 
 // look takes note of whether the mount is tainted. A taint that was there at the
@@ -84,6 +97,7 @@ func (w *taintWatch) look(tainted bool) {
 	defer w.mu.Unlock()
 	if tainted && !w.tainted {
 		w.begun, w.failed, w.told = w.served, false, false
+		w.step, w.revoked, w.paused = time.Time{}, false, false
 	}
 	w.tainted = tainted
 	w.served = w.served || !tainted
@@ -106,6 +120,43 @@ func (w *taintWatch) fail() {
 	w.failed = true
 }
 
+// rolledBack takes note of the end of a rollback. One that follows another without a
+// revoke between them is a tick of a mount in which nothing goes on.
+func (w *taintWatch) rolledBack(now time.Time, revoking bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case !w.tainted:
+	case w.step.IsZero():
+		w.step = now
+	case !w.revoked && !revoking && now.Sub(w.step) > unmountTick:
+		w.paused = true
+	}
+	w.revoked = false
+}
+
+// revokes takes note of the begin of a revoke, and revokeDone of its end. The first
+// in a while is no part of a disable: a lease of a mount that lives on has ended.
+func (w *taintWatch) revokes(now time.Time, others bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.paused = w.paused || !others && w.idle(now)
+	w.revoked = true
+}
+
+func (w *taintWatch) revokeDone(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.revoked = true; !w.step.IsZero() {
+		w.step = now
+	}
+}
+
+// idle reports whether the last step of a disable was too long ago.
+func (w *taintWatch) idle(now time.Time) bool {
+	return w.tainted && !w.step.IsZero() && now.Sub(w.step) > unmountPause
+}
+
 // tell reports once for each taint that what stays must be logged.
 func (w *taintWatch) tell() bool {
 	w.mu.Lock()
@@ -116,7 +167,7 @@ func (w *taintWatch) tell() bool {
 }
 
 // doubt says why an unload of the tainted mount may be no disable, "" if it is one.
-func (w *taintWatch) doubt() string {
+func (w *taintWatch) doubt(now time.Time) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -124,6 +175,10 @@ func (w *taintWatch) doubt() string {
 		return "this process has not seen the taint begin"
 	case w.failed:
 		return "a revocation has failed or was interrupted since the taint began"
+	case w.step.IsZero():
+		return "the rollback with which a disable begins has not ended"
+	case w.paused || w.idle(now):
+		return "Vault did not go on with disabling or moving the mount"
 	}
 	return ""
 }
@@ -148,19 +203,22 @@ func (b *backend) watch(ctx context.Context, req *logical.Request) (done func(*l
 		return func(*logical.Response, error) {}
 	}
 	if revoke {
-		b.revoking.Add(1)
+		b.taint.revokes(b.now(), b.revoking.Add(1) > 1)
 	}
 	// A seal or a step-down in the middle of a disable breaks the request off, and
 	// unloads the mount perhaps before the request has noticed.
 	stop := context.AfterFunc(ctx, b.taint.fail)
 	return func(resp *logical.Response, err error) {
 		stop()
-		if revoke {
-			if err != nil || resp.IsError() {
-				b.taint.fail()
-			}
-			b.revoking.Add(-1)
+		if !revoke {
+			b.taint.rolledBack(b.now(), b.revoking.Load() > 0)
+			return
 		}
+		if err != nil || resp.IsError() {
+			b.taint.fail()
+		}
+		b.taint.revokeDone(b.now())
+		b.revoking.Add(-1)
 	}
 }
 
@@ -170,7 +228,7 @@ func (b *backend) mayStay() string {
 	if known := b.mountPoint.Load(); known != nil {
 		mountPoint = *known
 	}
-	switch doubt := b.taint.doubt(); {
+	switch doubt := b.taint.doubt(b.now()); {
 	case doubt != "":
 		return doubt
 	case b.revoking.Load() > 0: // Vault disables once all are done

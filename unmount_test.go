@@ -176,6 +176,140 @@ func TestUnmount_AStepDownInTheMiddleLeavesStaticRoles(t *testing.T) {
 	h.works()
 }
 
+// A move fails at Vault, too, after every revocation: its new path is taken, or the
+// mount table cannot be stored. Nothing tells the engine, and the taint stays.
+func TestUnmount_AMoveThatFailsAtVaultLeavesStaticRoles(t *testing.T) {
+	t.Parallel()
+	for name, after := range map[string]func(h *harness, lease *logical.Response){
+		"Vault's ticks go on for minutes": func(h *harness, _ *logical.Response) {
+			for range 10 {
+				h.advance(time.Minute)
+				h.rollbackOnly()
+			}
+		},
+		"Vault ticks twice": func(h *harness, _ *logical.Response) {
+			h.rollbackOnly()
+			h.advance(unmountTick + time.Second)
+			h.rollbackOnly()
+		},
+		"more than a minute passes": func(h *harness, _ *logical.Response) { h.advance(unmountPause + time.Second) },
+		"a lease ends later": func(h *harness, lease *logical.Response) {
+			h.advance(unmountPause + time.Second)
+			require.NoError(h.t, h.revoke(lease))
+		},
+		"a lease ends after two ticks": func(h *harness, lease *logical.Response) {
+			h.rollbackOnly()
+			h.advance(unmountTick + time.Second)
+			h.rollbackOnly()
+			require.NoError(h.t, h.revoke(lease))
+		},
+		"the move is repeated": func(h *harness, lease *logical.Response) {
+			h.advance(unmountPause + time.Second)
+			h.rollbackOnly()
+			require.NoError(h.t, h.revoke(lease))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, one, two := leased(t)
+			h.begin()
+			require.NoError(t, h.revoke(one))
+			after(h, two)
+			h.b.Cleanup(context.Background())
+			require.Contains(t, h.log.String(), "Vault did not go on with disabling or moving the mount")
+			require.Len(t, lines(h.log.String(), "static role keeps its credential"), 1)
+			h.works()
+		})
+	}
+}
+
+func TestUnmount_ALongDisableLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for name, disable := range map[string]func(h *harness, one, two *logical.Response){
+		"ticks between slow revocations": func(h *harness, one, two *logical.Response) {
+			h.advance(unmountPause / 2)
+			require.NoError(h.t, h.revoke(one))
+			h.rollbackOnly()
+			h.advance(unmountPause / 2)
+			require.NoError(h.t, h.revoke(two))
+			h.rollbackOnly()
+			h.advance(unmountPause / 2)
+		},
+		"a revocation that takes minutes": func(h *harness, one, two *logical.Response) {
+			h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+				for range 3 {
+					h.advance(unmountPause)
+					h.rollbackOnly()
+				}
+			}})
+			require.NoError(h.t, h.revoke(one))
+			require.NoError(h.t, h.revoke(two))
+		},
+		"a tick just before the first revocation": func(h *harness, one, two *logical.Response) {
+			h.rollbackOnly()
+			require.NoError(h.t, h.revoke(one))
+			require.NoError(h.t, h.revoke(two))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, one, two := leased(t)
+			h.begin()
+			disable(h, one, two)
+			h.b.Cleanup(context.Background())
+			require.Empty(t, h.liveAccounts())
+			require.Empty(t, lines(h.log.String(), "keeps its credential"))
+		})
+	}
+}
+
+// A step-down may unload the mount before the first rollback has noticed.
+func TestUnmount_ARollbackInProgressLeavesStaticRoles(t *testing.T) {
+	t.Parallel()
+	h, one, _ := leased(t)
+	require.NoError(t, h.revoke(one))
+	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young", ID: h.account(h.project, "vault-app-young", time.Hour)})
+	require.NoError(t, err)
+	arrived, proceed := make(chan struct{}), make(chan struct{})
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+		close(arrived)
+		<-proceed
+	}})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		h.begin()
+	}()
+	<-arrived
+	h.b.Cleanup(context.Background())
+	close(proceed)
+	<-ended
+	require.Contains(t, h.log.String(), "the rollback with which a disable begins has not ended")
+	h.works()
+}
+
+// A disable that failed leaves the mount tainted, and Vault's ticks drain it each
+// minute.
+func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
+	t.Parallel()
+	h, one, two := leased(t)
+	h.begin()
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden})
+	require.Error(t, h.revoke(one))
+	require.Error(t, h.revoke(two))
+	for range 10 {
+		h.advance(time.Minute)
+		h.rollbackOnly()
+	}
+	require.Len(t, lines(h.log.String(), "its WAL could not be executed"), 1)
+	left := lines(h.log.String(), `"left at OpenAI"`)
+	require.Len(t, left, 2, "one line for each account")
+	for _, lease := range []*logical.Response{one, two} {
+		require.Contains(t, strings.Join(left, ""), lease.Data["service_account_id"])
+	}
+	h.sim.KeepAll()
+}
+
 // tickAt sends Vault's tick to a mount elsewhere.
 func (h *harness) tickAt(mountPoint string) {
 	h.t.Helper()

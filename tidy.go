@@ -129,6 +129,7 @@ type sweep struct {
 	longest time.Duration
 	// absences is how many accounts without a key may still be deleted.
 	absences int
+	deleted  int // orphans so far
 	// inRow counts the deletes of a project that failed for a shared reason, and
 	// stalls the projects in which nothing went on.
 	inRow, stalls int
@@ -368,14 +369,19 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 				continue
 			}
 		}
-		// Last, since of all that is found it is the least certain.
-		waiting := max(0, len(found.absent)-s.absences)
-		s.absences -= len(found.absent) - waiting
-		s.tidy.note(func(t *tidyStatus) { t.waiting += waiting })
+		// Last, since of all that is found it is the least certain. In another
+		// order each time, as remove.
+		rand.Shuffle(len(found.absent), func(i, j int) { found.absent[i], found.absent[j] = found.absent[j], found.absent[i] }) // #nosec G404 -- an order, not a secret
+		allowed := min(len(found.absent), s.absences)
+		s.tidy.note(func(t *tidyStatus) { t.waiting += len(found.absent) - allowed })
 		if !s.apply {
+			s.absences -= allowed
 			return nil
 		}
-		return s.removeAbsent(ctx, p.id, found.absent[:len(found.absent)-waiting])
+		// Those that cannot be deleted take nothing from other projects.
+		before := s.deleted
+		defer func() { s.absences -= s.deleted - before }()
+		return s.removeAbsent(ctx, p.id, found.absent[:allowed])
 	}
 }
 
@@ -530,7 +536,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 		for _, k := range page {
 			muster.shown(k)
 			dead := s.dead(k, f.began)
-			if len(old) > 0 && k.AccountID == "" && k.UserID == "" && !dead {
+			if len(old) > 0 && ownerless(k) && !dead {
 				return unknownOwner(k)
 			}
 			// A service account is a kind of user, and its ID looks like a user's.
@@ -581,6 +587,10 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	f.expired, f.absent = old[:n], old[n:]
 	return f, nil
 }
+
+// ownerless reports a key whose owner is not known. One that has expired is no
+// reason to leave a project alone: whosever it is, it keeps nothing in use.
+func ownerless(k client.ProjectKey) bool { return k.AccountID == "" && k.UserID == "" }
 
 // unknownOwner is why a project is left alone.
 func unknownOwner(k client.ProjectKey) error {
@@ -700,12 +710,20 @@ func (s *sweep) removeOne(ctx context.Context, o orphan) error {
 	case err == nil:
 		s.inRow = 0
 		s.moved()
+		s.deleted++
 		s.tidy.note(func(t *tidyStatus) { t.deleted++ })
 		s.log.Info("orphan deleted", append(o.attrs(), "age", o.age.Truncate(time.Second).String(), "why", o.why)...)
 		return nil
 	case errors.Is(err, errNotFinal): // the next run looks again
 		return nil
-	case ctx.Err() != nil:
+	}
+	return s.notRemoved(ctx, o, err)
+}
+
+// notRemoved notes why an orphan stays. It returns an error when the others of its
+// project are not worth a try.
+func (s *sweep) notRemoved(ctx context.Context, o orphan, err error) error {
+	if ctx.Err() != nil {
 		return err
 	}
 	s.tidy.note(func(t *tidyStatus) { t.failed++ })

@@ -281,14 +281,14 @@ func (s *sweep) removeAbsent(ctx context.Context, project string, absent []liste
 			}
 			looked = s.now()
 		}
+		o := s.orphanAccount(project, a)
 		same, err := s.sameAccount(ctx, project, a)
 		if err != nil {
-			return err
+			err = s.notRemoved(ctx, o, err)
+		} else if same {
+			err = s.removeOne(ctx, o)
 		}
-		if !same {
-			continue
-		}
-		if err := s.removeOne(ctx, s.orphanAccount(project, a)); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -316,7 +316,7 @@ func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAcc
 		for _, k := range keys {
 			muster.shown(k)
 			switch {
-			case k.AccountID == "" && k.UserID == "":
+			case ownerless(k) && !s.dead(k, s.now()):
 				return unknownOwner(k)
 			case keyless[k.AccountID] || keyless[k.UserID]:
 				return fmt.Errorf("key %s belongs to an account that two listings have shown without a key; no account without a key is deleted", k.ID)
@@ -340,7 +340,7 @@ func (s *sweep) sameAccount(ctx context.Context, project string, a listedAccount
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("service account %s not read before its deletion: %w", a.id(), err)
+		return false, fmt.Errorf("it could not be read before its deletion: %w", err)
 	}
 	s.moved()
 	return account.ID == a.id() && account.Name == a.name() && seconds(account.CreatedAt) == a.created, nil

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -538,7 +539,10 @@ func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
 		}, "list keys of project", 0},
 		"an account that cannot be read": {func(*harness, string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 403}
-		}, "not read before its deletion", 0},
+		}, "not deleted: it could not be read before its deletion", 0},
+		"one account that cannot be read": {func(_ *harness, id string) openaitest.Fault {
+			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 403, Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, id) }}
+		}, "not deleted: it could not be read before its deletion", 2},
 		"an account that is not found": {func(*harness, string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 404, Code: "service_account_not_found", Message: "No service account found.", Times: 1}
 		}, "", 2},
@@ -566,9 +570,44 @@ func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
 			}
 			require.Equal(t, tidyError, status["state"])
 			require.Contains(t, status["error"], test.said)
-			require.Zero(t, h.sim.Count(http.MethodDelete, ""))
+			require.Equal(t, test.deleted, h.sim.Count(http.MethodDelete, ""))
 		})
 	}
+	t.Run("a listing that lacks a key which exists", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		h.sim.KeepAll()
+		h.keyless(3)
+		h.oldEnough()
+		lease := h.lease("creds/app", nil)
+		h.tidy(true)
+		h.advance(confirmAfter + time.Second)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+		status := h.tidy(true)
+		require.Equal(t, tidyError, status["state"])
+		require.Contains(t, status["error"], "the listing of keys is not complete: it does not show key "+lease.Data["api_key_id"].(string))
+		require.Len(t, h.alive(), 4)
+	})
+	t.Run("and what the listings agreed on is forgotten if it does not", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		id := h.keyless(3)[1]
+		h.oldEnough()
+		h.tidy(true)
+		h.advance(confirmAfter + time.Second)
+		made := ""
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
+			key, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
+			require.NoError(t, err)
+			made = key.ID
+		}})
+		require.Equal(t, tidyError, h.tidy(true)["state"])
+		require.NoError(t, h.api().DeleteProjectKey(t.Context(), h.project, made))
+		status := h.tidy(true)
+		require.Equal(t, []any{tidyFinished, 0, 3}, []any{status["state"], status["deleted_count"], status["unconfirmed_count"]}, status["error"])
+		h.advance(confirmAfter + time.Second)
+		require.Equal(t, 3, h.tidy(true)["deleted_count"])
+	})
 	t.Run("more than a minute ago", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
@@ -601,4 +640,65 @@ func TestTidy_ClocksThatDiffer(t *testing.T) {
 	h.mu.Unlock()
 	require.NoError(t, h.revoke(lease))
 	require.Equal(t, 2, h.tidy(true)["deleted_count"].(int)+h.tidyTwice()["deleted_count"].(int))
+}
+
+// What cannot be deleted keeps no other from its turn: neither in its project nor,
+// by using up what a run deletes on absence, in another.
+func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]openaitest.Fault{
+		"a failure that others would share": {Method: http.MethodDelete, Status: http.StatusUnauthorized},
+		"any other":                         {Method: http.MethodDelete, Status: http.StatusForbidden},
+		"an account that cannot be read":    {Method: http.MethodGet, Status: http.StatusForbidden},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			ids := h.keyless(6)
+			slices.Sort(ids)
+			for _, id := range ids[:patience] {
+				f := fault
+				f.Route, f.Match = deleteAccountRoute, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, id) }
+				h.sim.Fail(f)
+			}
+			h.oldEnough()
+			h.tidyTwice()
+			for range 20 { // as many as it takes for one order in which they are not first
+				if len(h.alive()) > patience {
+					h.tidyTwice()
+				}
+			}
+			require.ElementsMatch(t, ids[:patience], h.alive())
+			h.sim.KeepAll()
+		})
+	}
+	t.Run("more than a run deletes, in another project", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{})
+		projects := []string{h.project, h.sim.AddProject("other")}
+		h.must(h.write("roles/other", fields{"project_id": projects[1]}))
+		slices.Sort(projects) // they are swept in this order
+		for range absenceLimit {
+			h.sim.AddServiceAccount(projects[0], h.ours())
+		}
+		h.sim.AddServiceAccount(projects[1], h.ours())
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden, Match: func(r *http.Request) bool { return strings.Contains(r.URL.Path, projects[0]) }})
+		h.oldEnough()
+		status := h.tidyTwice()
+		require.Equal(t, 1, status["deleted_count"], status["error"])
+		require.Equal(t, absenceLimit, status["failed_count"])
+		h.sim.KeepAll()
+	})
+}
+
+// The search leaves it out, and so does the last look.
+func TestTidy_AnExpiredKeyWithoutAnOwnerStopsNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.keyless(1)
+	h.oldEnough()
+	h.listed([]any{keyObject(client.ProjectKey{ID: "key_1", Name: "n", CreatedAt: h.now().Add(-100 * time.Hour), ExpiresAt: h.now().Add(-time.Hour)}, nil)})
+	status := h.tidyTwice()
+	require.Equal(t, tidyFinished, status["state"], status["error"])
+	require.Empty(t, h.alive())
 }

@@ -164,3 +164,18 @@ func TestStaticClock_OneThatStaysWrongRotatesOnSchedule(t *testing.T) {
 		})
 	}
 }
+
+// Set right long after the rotation, the clock gives the old key no second life.
+func TestStaticClock_ASupersessionIsCorrectedToWhenItWas(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.setClock(time.Hour)
+	h.static("batch", nil)
+	old := h.staticCreds("batch")["api_key"].(string)
+	h.must(h.write("rotate-role/batch", nil))
+	h.sim.Advance(defaultRevocationDelay + time.Minute)
+	h.setClock(defaultRevocationDelay + time.Minute)
+	h.keep()
+	require.False(t, h.accepted(old))
+	h.gone("batch")
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
@@ -217,6 +218,120 @@ func TestStaticKept_ACopyOfVaultLeavesTheOriginalItsKey(t *testing.T) {
 	h.keep()
 	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 	h.sim.KeepAll()
+}
+
+// last_used_at is by OpenAI's clock, and the end of the key by this server's.
+func TestStaticKept_ACopyWhoseClockIsAheadLeavesTheOriginalItsKey(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{90 * time.Second, 3 * time.Minute, 40 * 24 * time.Hour} {
+		t.Run(ahead.String(), func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.static("batch", fields{"rotation_period": "1440h"})
+			staging := h.copied()
+			key := h.staticCreds("batch")["api_key"].(string)
+			staging.setClock(ahead)
+			staging.must(staging.write("rotate-role/batch", nil))
+			for range 20 {
+				h.advance(30 * time.Second)
+				staging.setClock(h.offset + ahead)
+				require.True(t, h.accepted(key), "after %s", h.offset)
+				staging.keep()
+			}
+			require.Equal(t, 1, staging.staticRole("batch")["kept_keys"])
+		})
+	}
+}
+
+func TestStaticKept_ACopyWhoseClockWasBehindLeavesTheOriginalItsKey(t *testing.T) {
+	t.Parallel()
+	for _, behind := range []time.Duration{90 * time.Second, 9 * time.Minute, time.Hour} {
+		t.Run(behind.String(), func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.static("batch", nil)
+			staging := h.copied()
+			key := h.staticCreds("batch")["api_key"].(string)
+			staging.setClock(-behind)
+			staging.must(staging.write("rotate-role/batch", nil))
+			for range 20 { // and is right from now on
+				h.advance(30 * time.Second)
+				staging.setClock(h.offset)
+				require.True(t, h.accepted(key), "after %s", h.offset)
+				staging.keep()
+			}
+			require.Equal(t, 1, staging.staticRole("batch")["kept_keys"])
+		})
+	}
+}
+
+func TestStaticKept_AClockThatIsBehindKeepsNoKey(t *testing.T) {
+	t.Parallel()
+	for _, behind := range []time.Duration{10 * time.Second, time.Minute} {
+		for _, use := range []string{"never used", "used in the overlap"} {
+			t.Run(use+", behind by "+behind.String(), func(t *testing.T) {
+				t.Parallel()
+				h := withStatic(t, openaitest.Options{})
+				h.setClock(-behind)
+				h.static("batch", fields{"revocation_delay": "2m"})
+				old := h.staticCreds("batch")["api_key"].(string)
+				h.must(h.write("rotate-role/batch", nil))
+				if use != "never used" {
+					h.advance(30 * time.Second)
+					require.True(t, h.accepted(old))
+				}
+				h.until(h.storedStatic("batch").Retired[0].DeleteAfter)
+				h.keep()
+				require.Equal(t, 0, h.staticRole("batch")["kept_keys"])
+				if use != "never used" { // nothing tells that the clock is not right by now
+					h.advance(behind)
+					h.keep()
+				}
+				require.False(t, h.accepted(old))
+				h.gone("batch")
+			})
+		}
+	}
+}
+
+// OpenAI may round last_used_at.
+func TestStaticKept_AUseJustBeforeTheEndIsOneAfterIt(t *testing.T) {
+	t.Parallel()
+	for before, kept := range map[time.Duration]bool{50 * time.Second: true, 70 * time.Second: false} {
+		t.Run(before.String(), func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.static("batch", fields{"revocation_delay": "1h"})
+			key := h.staticCreds("batch")["api_key"].(string)
+			h.must(h.write("rotate-role/batch", nil))
+			end := h.storedStatic("batch").Retired[0].DeleteAfter
+			h.until(end.Add(-before))
+			require.True(t, h.accepted(key))
+			h.until(end)
+			h.keep()
+			require.Equal(t, kept, h.accepted(key))
+			h.gone("batch")
+		})
+	}
+	for before, used := range map[time.Duration]bool{time.Second: true, 2 * time.Second: false} { // a sixth of the overlap
+		at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		k := staticKey{SupersededAt: at, DeleteAfter: at.Add(9 * time.Second)}
+		require.Equal(t, used, k.usedAfterEnd(k.DeleteAfter.Add(-before), time.Hour))
+	}
+}
+
+// Until a slow activation has ended, readers have only the old key.
+func TestStaticKept_TheOverlapBeginsAfterTheActivation(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	m := &made{credential: credential{CreatedAt: at}, key: client.Key{CreatedAt: at.Add(time.Hour)}}
+	require.Equal(t, at.Add(time.Hour+30*time.Second), m.supersedes(at.Add(30*time.Second)))
+	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(-time.Hour)), "a clock that was set back")
+	require.Equal(t, at.Add(time.Hour+requestBudget), m.supersedes(at.Add(24*time.Hour)), "and one that was set ahead")
+	m.key.CreatedAt = time.Time{}
+	require.Zero(t, m.supersedes(at))
 }
 
 // copied is a mount whose storage was restored from a snapshot of h's.

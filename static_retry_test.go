@@ -146,3 +146,18 @@ func TestStaticRetry_ARoleThatCanBeReadAgainIsKept(t *testing.T) {
 	require.Equal(t, 0, h.staticRole("batch")["retired_keys"])
 	h.gone("batch")
 }
+
+func TestStaticRetry_NothingIsTakenBeforeARoleThatCouldNotBeReadMayBeLookedAt(t *testing.T) {
+	t.Parallel()
+	s, now := newStaticState(), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s.due = map[string]plan{"batch": {rotate: now, deadline: now, clean: now}}
+	names, _ := s.take(now, 1)
+	require.Equal(t, []string{"batch"}, names)
+	retry := s.notRead("batch", now)
+	require.GreaterOrEqual(t, retry.Sub(now), firstRetry/2)
+	names, next := s.take(retry.Add(-time.Second), 1)
+	require.Empty(t, names)
+	require.Equal(t, retry, next)
+	names, _ = s.take(retry, 1)
+	require.Equal(t, []string{"batch"}, names)
+}

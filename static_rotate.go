@@ -89,8 +89,9 @@ type staticKey struct {
 	OpenAICreatedAt time.Time `json:"openai_created_at,omitzero"`
 	OpenAIExpiresAt time.Time `json:"openai_expires_at,omitzero"`
 
-	// The rest is of superseded keys. SupersededAt is by this server's clock,
-	// SuccessorAt by OpenAI's.
+	// The rest is of superseded keys. SupersededAt is by this server's clock.
+	// SuccessorAt is the same by OpenAI's: when it made the successor, and what the
+	// activation took.
 	DeleteAfter  time.Time `json:"delete_after,omitzero"`
 	SupersededAt time.Time `json:"superseded_at,omitzero"`
 	SuccessorAt  time.Time `json:"successor_created_at,omitzero"`
@@ -146,11 +147,45 @@ func (k *staticKey) end(delay time.Duration) time.Time {
 	return k.DeleteAfter
 }
 
-// usedAfterEnd reports whether a superseded key was used when its readers should
-// all have had its successor. The margin is for what OpenAI may round.
-func (k *staticKey) usedAfterEnd(lastUsed time.Time, delay time.Duration) bool {
+// readersEnd is from when its readers should all have had a superseded key's
+// successor, by OpenAI's clock where that is known: it is what last_used_at is by. The
+// margin is for what OpenAI may round.
+func (k *staticKey) readersEnd(delay time.Duration) time.Time {
 	overlap := k.DeleteAfter.Sub(k.superseded(delay))
-	return lastUsed.After(k.DeleteAfter.Add(-min(time.Minute, overlap/6)))
+	end := k.DeleteAfter
+	if !k.SuccessorAt.IsZero() {
+		end = k.SuccessorAt.Add(overlap)
+	}
+	return end.Add(-min(time.Minute, overlap/6))
+}
+
+// usedAfterEnd reports whether a superseded key was used when its readers should
+// all have had its successor.
+func (k *staticKey) usedAfterEnd(lastUsed time.Time, delay time.Duration) bool {
+	return lastUsed.After(k.readersEnd(delay))
+}
+
+// behind is by how much this server's clock was behind OpenAI's when the key was
+// superseded, as far as that is known.
+func (k *staticKey) behind(delay time.Duration) time.Duration {
+	if k.SuccessorAt.IsZero() {
+		return 0
+	}
+	return k.SuccessorAt.Sub(k.superseded(delay))
+}
+
+// tooSoon reports whether a superseded key that its readers have used is due only
+// because this server's clock was a little behind and perhaps is no more. By correct
+// it would be put off only after more than that.
+func (k *staticKey) tooSoon(lastUsed, now time.Time, delay time.Duration) bool {
+	behind := k.behind(delay)
+	return behind > 0 && behind <= maxSkew && lastUsed.After(k.SuccessorAt) && now.Before(k.readersEnd(delay))
+}
+
+// putOff has a superseded key end when it would by OpenAI's clock.
+func (k *staticKey) putOff(delay time.Duration) {
+	overlap := k.DeleteAfter.Sub(k.superseded(delay))
+	k.SupersededAt, k.DeleteAfter = k.SuccessorAt, k.SuccessorAt.Add(overlap)
 }
 
 func later(a, b time.Time) time.Time {
@@ -324,13 +359,15 @@ func (r *staticRole) correct(now time.Time) (changed bool) {
 		ahead(&k.KeptAt)
 		superseded := k.superseded(r.RevocationDelay)
 		overlap := k.DeleteAfter.Sub(superseded)
-		behind := k.SuccessorAt.Sub(superseded)
 		switch {
 		case ahead(&superseded):
+			if !k.SuccessorAt.IsZero() { // which may have been long ago
+				superseded = earlier(superseded, k.SuccessorAt)
+			}
 			k.SupersededAt, k.DeleteAfter = superseded, superseded.Add(overlap)
-		case !k.SuccessorAt.IsZero() && behind > maxSkew && !now.Before(k.SuccessorAt) && !k.EvenIfUsed:
+		case k.behind(r.RevocationDelay) > maxSkew && !now.Before(k.SuccessorAt) && !k.EvenIfUsed:
 			// It was behind, and its readers have not had their time yet.
-			k.SupersededAt, k.DeleteAfter = k.SuccessorAt, k.SuccessorAt.Add(overlap)
+			k.putOff(r.RevocationDelay)
 			changed = true
 		}
 	}
@@ -496,7 +533,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	if r.Current.ID != "" {
 		old := next.Current
 		old.Value, old.Warning = client.Secret{}, ""
-		old.SupersededAt, old.SuccessorAt = now.UTC().Truncate(time.Second), m.key.CreatedAt.UTC()
+		old.SupersededAt, old.SuccessorAt = now.UTC().Truncate(time.Second), m.supersedes(now)
 		old.DeleteAfter, old.EvenIfUsed = old.SupersededAt.Add(r.RevocationDelay), r.RevocationDelay == 0
 		next.Retired = append(next.Retired, old)
 	}
@@ -532,6 +569,17 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	b.static.succeeded(name)
 	b.static.set(name, next.plan(b.now()))
 	return next, warnings, nil
+}
+
+// supersedes is when a key that was made and activated by now supersedes another, by
+// OpenAI's clock. Zero if OpenAI does not say when it made it.
+func (m *made) supersedes(now time.Time) time.Time {
+	if m.key.CreatedAt.IsZero() {
+		return time.Time{}
+	}
+	// This server's clock may be set meanwhile.
+	activation := min(max(now.Sub(m.CreatedAt), 0), requestBudget)
+	return m.key.CreatedAt.UTC().Add(activation).Truncate(time.Second)
 }
 
 // explainMissing explains a 404 to the create of a key: whether its account is
@@ -601,6 +649,11 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 			log.Warn("superseded key kept: it was used after its end, perhaps by another Vault; rotate-role with force=true deletes it",
 				"last_used_at", timeText(used), "delete_after", timeText(k.DeleteAfter), "kept_until", timeText(k.keptUntil(r.RevocationDelay)))
 			rest = append(rest, k)
+			continue
+		}
+		if err == nil && k.tooSoon(used, now, r.RevocationDelay) {
+			k.putOff(r.RevocationDelay)
+			rest, changed = append(rest, k), true
 			continue
 		}
 		if err == nil {

@@ -71,7 +71,7 @@ func (b *backend) kick(req *logical.Request) {
 	b.work.refresh.start(ctx, func(ctx context.Context) {
 		b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
 		for _, kind := range journalKinds {
-			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) { b.workLane(client.Background(ctx), req, kind) })
+			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) { b.workLane(client.Background(ctx), req, kind) }) //nolint:contextcheck // it outlives the refresh
 		}
 	})
 }

@@ -49,10 +49,10 @@ test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or in
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
 	{ rc=0; \
 	  if [ '$(SUITE)' != integration ]; then \
-	    go test -json $(RACE) -run '$(RUN)' -timeout 10m ./... || rc=1; \
+	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
 	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
 	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
-	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 15m ./test/integration/... | \
+	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 20m ./test/integration/... | \
 	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed

@@ -290,7 +290,7 @@ func TestResidency_TheKeyIsHandedOutWithItsHost(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
-			h.sim.SetResidency(h.project, "eu")
+			h.sim.SetResidency(h.project, "EU_STORAGE_PROCESSING")
 			if kind == typeKey {
 				h.adopted(nil)
 			}
@@ -303,7 +303,7 @@ func TestResidency_TheKeyIsHandedOutWithItsHost(t *testing.T) {
 		})
 	}
 	h := configured(t, openaitest.Options{})
-	h.sim.SetResidency(h.project, "EU_1") // as a region is written elsewhere
+	h.sim.SetResidency(h.project, "EU_STORAGE_PROCESSING")
 	resp := h.static("batch", nil)
 	require.Contains(t, strings.Join(resp.Warnings, "\n"), "eu.api.openai.com")
 	for range 2 {

@@ -42,6 +42,7 @@ func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
 	if err := entry.DecodeJSON(&only); err != nil {
 		return nil, fmt.Errorf("decoding the config: %w", err)
 	}
+	c.KeyOriginUnknown = true
 	c.RotationGracePeriod = defaultRotationGrace
 	c.RequestTimeout = client.DefaultTimeout
 	if c.APIEndpoint == "" {

@@ -59,7 +59,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 			if cfg.AdminKeyRotated {
 				cfg.retire(now, time.Time{}) // nobody else knows its value
 			}
-			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated = client.NewSecret(key), "", false
+			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated, cfg.KeyOriginUnknown = client.NewSecret(key), "", false, false
 			cfg.AdminKeyExpires, cfg.NextRotation, cfg.LastRotated = time.Time{}, time.Time{}, time.Time{}
 		}
 	}
@@ -67,12 +67,14 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		return nil, "admin_api_key is required"
 	}
 
-	if raw, ok := d.GetOk("admin_api_key_id"); ok && cfg.AdminKeyRotated && strings.TrimSpace(raw.(string)) != cfg.AdminKeyID {
+	id, idGiven := d.GetOk("admin_api_key_id")
+	idGiven = idGiven && (id.(string) != "" || newKey) // an empty one asks for it to be found, which it is
+	if idGiven && cfg.AdminKeyRotated && strings.TrimSpace(id.(string)) != cfg.AdminKeyID {
 		// It would otherwise be retired, and deleted, in place of the real one.
 		return nil, fmt.Sprintf("admin_api_key_id: this engine made the admin key in force and knows its ID, %s; send admin_api_key with the ID of another", cfg.AdminKeyID)
 	}
 	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID, "project_id": &cfg.ProjectID} {
-		if raw, ok := d.GetOk(name); ok {
+		if raw, ok := d.GetOk(name); ok && (name != "admin_api_key_id" || idGiven) {
 			value := strings.TrimSpace(raw.(string))
 			if problem := checkID(name, value); problem != "" {
 				return nil, problem
@@ -219,7 +221,7 @@ func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "", fmt.Sprintf("api_endpoint %.200q is not a URL", raw)
+		return "", "api_endpoint is not a URL" // and not quoted: a password may be why
 	}
 	switch {
 	case u.User != nil:
@@ -249,10 +251,10 @@ func (c *config) replacesKey(old *config) bool {
 
 // losesKey says why a write may not replace the admin key unchecked, "" when it may.
 func (c *config) losesKey(old *config) (problem string) {
-	if !c.replacesKey(old) || !old.AdminKeyRotated {
+	if !c.replacesKey(old) || !old.AdminKeyRotated && !old.KeyOriginUnknown {
 		return ""
 	}
-	return fmt.Sprintf("config not stored: skip_verify=true would replace admin key %s, of which only this engine has the value, by one that may not work; leave skip_verify out, or send force=true as well to give that key up", old.AdminKeyID)
+	return fmt.Sprintf("config not stored: skip_verify=true would replace admin key %s, of which only this engine may have the value, by one that may not work; leave skip_verify out, or send force=true as well to give that key up", old.AdminKeyID)
 }
 
 // undoesRotation says why a write may not bring an admin key back into force, ""

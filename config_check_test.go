@@ -229,3 +229,18 @@ func TestConfig_AnEarlierReleasesTimeOfARotationBeforeAWrittenKeyIsNotShown(t *t
 	h.restart()
 	require.Empty(t, h.config()["last_rotated"])
 }
+
+// A tool that always sends the field, though empty, must be able to change others.
+func TestConfig_AnEmptyAdminKeyIDIsNotGiven(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	id := h.adminKeyID()
+	for _, skip := range []bool{false, true} {
+		h.must(h.write("config", map[string]any{"admin_api_key_id": "", "tidy_interval": "6h", "skip_verify": skip}))
+		require.Equal(t, id, h.adminKeyID())
+	}
+	h.refused(h.write("config", map[string]any{"admin_api_key_id": "key_other"}))
+	require.NotContains(t, h.refused(h.write("config", map[string]any{"api_endpoint": "https://user:p%zzsecret@host/v1"})), "secret")
+}

@@ -41,6 +41,8 @@ func inBubble(t *testing.T, opts openaitest.Options, test func(t *testing.T, h *
 	sim := openaitest.New(opts)
 	server := httptest.NewUnstartedServer(sim)
 	server.Config.SetKeepAlivesEnabled(false)
+	// Nor may one stay open that was made for a request which ended meanwhile.
+	server.Config.ReadHeaderTimeout = 10 * time.Second
 	server.Start()
 	defer server.Close()
 	defer sim.Close()

@@ -50,8 +50,10 @@ type config struct {
 	AdminKeyID string `json:"admin_api_key_id"`
 	// AdminKeyRotated says that this engine made the key, so that nobody else
 	// holds its value and it must not be left behind.
-	AdminKeyRotated bool   `json:"admin_api_key_rotated,omitempty"`
-	OrganizationID  string `json:"organization_id,omitempty"`
+	AdminKeyRotated bool `json:"admin_api_key_rotated,omitempty"`
+	// KeyOriginUnknown says that another plugin stored the key, and may have made it.
+	KeyOriginUnknown bool   `json:"admin_api_key_origin_unknown,omitempty"`
+	OrganizationID   string `json:"organization_id,omitempty"`
 	// ProjectID is that of roles which name none; it may be empty.
 	ProjectID             string        `json:"project_id,omitempty"`
 	APIEndpoint           string        `json:"api_endpoint"`

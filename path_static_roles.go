@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -217,14 +218,14 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 	if problem != "" {
 		return logical.ErrorResponse("%s: %s", label, problem), nil
 	}
-	rotates := old == nil || !slices.Equal(old.Scopes, r.Scopes)
+	rotates := old == nil || !sameScopes(old.Scopes, r.Scopes)
 	var snap *snapshot
 	if rotates { // the rest needs nothing of OpenAI's
 		snap, err = b.current(ctx, req.Storage)
-		if errors.Is(err, errNotConfigured) {
+		if errors.Is(err, errNotConfigured) && !narrows(old, r) {
 			return notConfigured(req), nil // there is a key to be made
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errNotConfigured) {
 			return nil, err
 		}
 	}
@@ -263,9 +264,13 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 			response.AddWarning("The role has no scopes any more: its key can do all that its account may do.")
 		}
 		next, warnings, err := b.rotateStatic(ctx, req, name, r, false)
-		if unavailable(err) && narrows(old, r) && !r.DisableAutomatedRotation {
+		if unavailable(err) && narrows(old, r) {
 			// What the role allows does not wait for OpenAI, though its key does.
-			warnings = append(warnings, fmt.Sprintf("The scopes are stored, but the key in force keeps its former ones until a rotation succeeds, which is tried again every few minutes: %s", err))
+			warning := fmt.Sprintf("The scopes are stored, but the key in force keeps its former ones until a rotation succeeds, which is tried again every few minutes: %s", err)
+			if r.DisableAutomatedRotation {
+				warning = fmt.Sprintf("The scopes are stored, but the key in force keeps its former ones until you run rotate-role or resume its rotation: %s", err)
+			}
+			warnings = append(warnings, warning)
 			next, err = r, nil
 			next.NextRotation = b.now().UTC().Truncate(time.Second)
 			if err := putStaticRole(ctx, req.Storage, name, next); err != nil {
@@ -315,10 +320,20 @@ func narrows(old, r *staticRole) bool {
 	return len(old.Scopes) == 0 || !slices.ContainsFunc(r.Scopes, func(scope string) bool { return !slices.Contains(old.Scopes, scope) })
 }
 
-// unavailable reports whether OpenAI could not be asked, or did not answer.
+// sameScopes reports whether two lists allow the same, in whatever order.
+func sameScopes(a, b []string) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(scope string) bool { return !slices.Contains(b, scope) })
+}
+
+// unavailable reports whether OpenAI could not be asked, or refused for another
+// reason than what was asked for.
 func unavailable(err error) bool {
+	if errors.Is(err, errNotConfigured) {
+		return true
+	}
 	e := client.AsError(err)
-	return e != nil && !errors.Is(err, errWhichStaticKey) && (e.Status == 0 || e.Ambiguous() || e.RateLimited())
+	return e != nil && !errors.Is(err, errWhichStaticKey) &&
+		(e.Status == 0 || e.Ambiguous() || e.RateLimited() || e.Denied() || e.Status == http.StatusProxyAuthRequired)
 }
 
 // mergeStaticRole applies a write to the stored role (nil when there is none)

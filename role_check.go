@@ -9,6 +9,7 @@ package openaisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,6 +26,8 @@ const (
 	// OpenAI publishes no limit; its longest known identifier has 48.
 	maxScopes = 100
 	maxScope  = 128
+	// nameBudget bounds the look at the name of an account that is adopted already.
+	nameBudget = 5 * time.Second
 )
 
 // checkProject says why a project cannot be used; an error is OpenAI's.
@@ -93,10 +96,15 @@ func (b *backend) checkRole(ctx context.Context, req *logical.Request, snap *sna
 	if !adopted && !unread {
 		return nil, nil
 	}
+	if !adopted { // nothing waits for a name that only reads show
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, nameBudget)
+		defer cancel()
+	}
 	r.ServiceAccount, problem, err = checkAdopted(ctx, snap, project, r.ServiceAccountID, response)
-	if err != nil && !adopted {
-		response.AddWarning(fmt.Sprintf("Service account %s was not checked: %s", r.ServiceAccountID, err))
-		err = nil
+	if failure := errors.Join(problem, err); failure != nil && !adopted {
+		response.AddWarning(fmt.Sprintf("Service account %s was not checked: %s", r.ServiceAccountID, failure))
+		return nil, nil
 	}
 	return problem, err
 }
@@ -134,6 +142,9 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
+			if *target > maxRotationPeriod { // beyond which sums of it could overflow
+				return nil, fmt.Sprintf("%s must be %s or less", field, maxRotationPeriod)
+			}
 		}
 	}
 	if r.TTL > r.maxTTL() {

@@ -87,6 +87,7 @@ func putLongestLease(ctx context.Context, s logical.Storage, lease time.Duration
 // raiseLongestLease records that a role is about to allow leases of that length. It
 // precedes the write of the role.
 func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, lease time.Duration) error {
+	lease = min(lease, maxRotationPeriod)
 	b.tidy.longest.Lock() // roles are written in parallel
 	defer b.tidy.longest.Unlock()
 	entry, err := getLongestLease(ctx, s)
@@ -140,9 +141,10 @@ func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Dur
 	case err != nil:
 		return 0, err
 	case entry == nil:
-		return s.longestUnrecorded(ctx, s.storage, roles)
+		longest, err := s.longestUnrecorded(ctx, s.storage, roles)
+		return min(longest, maxRotationPeriod), err
 	}
-	return max(entry.LongestLease, roles), nil
+	return min(max(entry.LongestLease, roles), maxRotationPeriod), nil // it must not overflow a sum
 }
 
 // witness is a key that OpenAI must list as long as it lives.

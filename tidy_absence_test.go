@@ -5,6 +5,7 @@ package openaisecrets
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -701,4 +702,18 @@ func TestTidy_AnExpiredKeyWithoutAnOwnerStopsNothing(t *testing.T) {
 	status := h.tidyTwice()
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Empty(t, h.alive())
+}
+
+// Sums of the longest lease must not overflow, whatever a role or an earlier release
+// has asked for.
+func TestTidy_TheLongestLeaseIsBounded(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	for _, field := range []string{"ttl", "max_ttl"} {
+		require.Contains(t, h.refused(h.write("roles/long", map[string]any{"project_id": h.project, field: "9223372036"})), field+" must be ")
+	}
+	require.NoError(t, h.b.raiseLongestLease(t.Context(), h.storage, math.MaxInt64))
+	entry, err := getLongestLease(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, maxRotationPeriod, entry.LongestLease)
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -90,6 +91,8 @@ func (e *Error) Blame() Blame {
 		return BlameKey
 	case e.Denied() && policyCode.MatchString(e.Code), e.Status == http.StatusForbidden && e.AboutExpiry():
 		return BlamePolicy
+	case e.Status == http.StatusNotFound && !e.NotFound(), e.Status == http.StatusMethodNotAllowed:
+		return BlameStranger // it does not know the URL: the endpoint or a gateway is wrong
 	case !e.Denied():
 		return BlameRequest
 	case organizationText.MatchString(e.Message):
@@ -117,13 +120,26 @@ func BlamesKey(err error) bool {
 	return e != nil && (e.Blame() == BlameKey || e.Blame() == BlamePermission)
 }
 
+// defaultHost is that of DefaultBaseURL.
+const defaultHost = "api.openai.com"
+
 // RightHost is the host that OpenAI's refusal of the wrong one names, "" without
 // any.
 func (e *Error) RightHost() string {
 	if e.Blame() != BlameHost {
 		return ""
 	}
-	return strings.ToLower(hostname.FindString(e.Message))
+	own, _, _ := strings.Cut(e.Host, ":")
+	var others []string
+	for _, name := range hostname.FindAllString(strings.ToLower(e.Message), -1) {
+		if name != strings.ToLower(own) && name != defaultHost && !slices.Contains(others, name) {
+			others = append(others, name)
+		}
+	}
+	if len(others) != 1 {
+		return "" // which it is, is not known
+	}
+	return others[0]
 }
 
 // ExpiryUnknown reports whether the API refuses expires_in_seconds because it has

@@ -297,9 +297,9 @@ func Backoff(attempt int, asked time.Duration) time.Duration {
 }
 
 // Wait sleeps for d. It returns at once, with an error, when the context is
-// done or would be before d has passed.
+// done or would be by the time that d has passed.
 func Wait(ctx context.Context, d time.Duration) error {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < d {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return context.DeadlineExceeded
 	}
 	timer := time.NewTimer(d)

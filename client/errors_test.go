@@ -111,7 +111,7 @@ func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
 		"empty error":            {400, `{"error":{}}`, want{text: "refused: Bad Request"}},
 		"another object":         {422, `{"detail":"m"}`, want{text: "refused: Unprocessable Entity: m (status 422"}},
 		"empty":                  {403, ``, want{text: "refused: Forbidden (status 403, request id req_1)"}},
-		"a page's title":         {403, "<html><head><title>\nStop sk-admin-abcdefghijkl!\n</title></head>", want{text: "refused: Forbidden: Stop sk-***! (status 403"}},
+		"a page's title":         {403, "<html><head><title>\nStop sk-admin-abcdefghijklmnop!\n</title></head>", want{text: "refused: Forbidden: Stop sk-***! (status 403"}},
 		"HTML":                   {502, `<html><body>Bad gateway sk-admin-abcdefghijkl</body></html>`, want{text: "refused: Bad Gateway (status 502"}},
 		"garbage":                {500, "\xff\xfe\x00{", want{text: "refused: Internal Server Error"}},
 		"truncated":              {500, `{"error":{"message":"m"`, want{text: "refused: Internal Server Error"}},

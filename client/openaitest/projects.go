@@ -41,7 +41,7 @@ func (s *Server) AddProject(name string) string {
 	return s.newProject(name, "").id
 }
 
-// SetResidency puts a project into a region, such as "eu": the inference side
+// SetResidency puts a project into a region, such as "EU_STORAGE_PROCESSING": the inference side
 // then serves its keys at eu.api.openai.com only and refuses them elsewhere, with
 // a 401. "" is none.
 func (s *Server) SetResidency(id, region string) {

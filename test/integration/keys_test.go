@@ -124,7 +124,7 @@ func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
 func TestAKeyOfAProjectWithDataResidencyComesWithItsHost(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
-	m.sim.SetResidency(m.project, "eu")
+	m.sim.SetResidency(m.project, "EU_STORAGE_PROCESSING")
 	require.Contains(t, strings.Join(m.read("creds/r").Warnings, "\n"), "https://eu.api.openai.com/v1")
 	m.write("static-roles/s", map[string]any{"project_id": m.project, "rotation_period": "1h"})
 	require.Contains(t, strings.Join(m.read("static-creds/s").Warnings, "\n"), "https://eu.api.openai.com/v1")

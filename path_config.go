@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -241,12 +240,9 @@ func (b *backend) pathConfig() *framework.Path {
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
 			logical.DeleteOperation: &framework.PathOperation{
-				Callback: b.configDelete,
-				Summary:  "Delete the engine's configuration.",
-				Responses: map[int][]framework.Response{
-					http.StatusOK:        {{Description: "Deleted. Warnings say what can no longer be revoked, and which admin keys are left."}},
-					http.StatusNoContent: {{Description: "There was none."}},
-				},
+				Callback:                    b.configDelete,
+				Summary:                     "Delete the engine's configuration.",
+				Responses:                   noContent("Deleted, or there was none. Warnings, with status 200, say what can no longer be revoked and which admin keys are left."),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},

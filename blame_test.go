@@ -1,8 +1,8 @@
 package openaisecrets
 
-// Every path, against every way to be refused: an error blames what OpenAI
-// blames and nothing else, has the status of whoever can change it, and carries
-// what was said with its request ID.
+// Each path meets each kind of refusal. An error blames only what OpenAI blames. Its
+// status tells whether the caller, the operator or OpenAI must act, and it carries
+// the original message and request ID.
 
 import (
 	"fmt"
@@ -44,7 +44,7 @@ type refusal struct {
 	blames, inConfig []string
 	// want and wantConfig are the statuses of the two; 500 is an error with its cause.
 	want, wantConfig int
-	said             string // what must not be lost of it
+	said             string // the part of the answer that the error must contain
 }
 
 func refusals() map[string]refusal {

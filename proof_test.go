@@ -778,3 +778,23 @@ func TestProof_WhatThisProcessDeletedIsFinal(t *testing.T) {
 		}
 	}
 }
+
+// A worker that does not end in time leaves the WAL as it is, which must be said.
+func TestDisable_NamesWhatAWorkerThatDoesNotEndLeaves(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	lease := h.lease("creds/app", nil)
+	id := lease.Data["service_account_id"].(string)
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: id})
+	require.NoError(t, err)
+	release, err := h.b.work.refresh.wait(t.Context())
+	require.NoError(t, err)
+	defer release()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.Error(t, h.b.drain(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
+	lines := h.lines("left at OpenAI")
+	require.Len(t, lines, 1)
+	require.Equal(t, id, lines[0]["service_account_id"])
+}

@@ -111,6 +111,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	for _, j := range b.work.jobs() { // what they do now is done here
 		release, err := j.hold(ctx)
 		if err != nil {
+			b.logLeft(context.WithoutCancel(ctx), req, err)
 			return err
 		}
 		defer release()

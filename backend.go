@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -87,7 +88,23 @@ var errNotConfigured = errors.New("the engine has no admin key: write one to the
 // Factory builds the backend for one mount. Vault calls it for registration,
 // too, with neither storage nor a system view that answers.
 func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	return World{}.Factory(ctx, conf)
+}
+
+// World is what test/simulation replaces around a backend. The zero value is the
+// real world; no setting and no environment variable reaches it.
+type World struct {
+	Now  func() time.Time
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // to OpenAI
+}
+
+// Factory is the package's, in this world.
+func (w World) Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 	b := newBackend() //nolint:contextcheck // what it starts outlives this call
+	b.dial = w.Dial
+	if w.Now != nil {
+		b.now = w.Now
+	}
 	if err := b.Setup(ctx, conf); err != nil {
 		return nil, err
 	}
@@ -137,7 +154,8 @@ type backend struct {
 	// storage is the mount's, for what Vault asks for without a request.
 	storage logical.Storage
 
-	now func() time.Time
+	now  func() time.Time
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil = the client's
 	// settling is notFinalBefore, but for tests.
 	settling atomic.Int64
 }
@@ -303,6 +321,7 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		Pace:         b.pace,
 		Observer:     b.useOf(cfg.AdminKey),
 		UserAgent:    agent,
+		DialContext:  b.dial,
 	})
 }
 

@@ -75,6 +75,8 @@ type Options struct {
 	Pace         *Pace         // what is known of rate limits, here and elsewhere; default nothing
 	Observer     Observer      // is told of each call; default nobody
 	UserAgent    string
+	// DialContext opens connections; default net.Dialer's. It is for a simulation.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client calls the Admin API with one admin key. It is safe for concurrent use
@@ -117,6 +119,9 @@ func New(o Options) (*Client, error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
+	if o.DialContext == nil {
+		o.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	base, err := url.Parse(o.BaseURL)
 	if err != nil || base.Host == "" || (base.Scheme != "https" && base.Scheme != "http") {
 		// Not quoted: what is no URL may well be something secret.
@@ -133,7 +138,7 @@ func New(o Options) (*Client, error) {
 	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           o.DialContext,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ForceAttemptHTTP2:     true,

@@ -1,0 +1,535 @@
+package simulation
+
+// This file owns who acts in a life: programs and readers, operators, people at
+// OpenAI, and what befalls Vault. What they choose comes from their own stream of
+// the seed.
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// roles are what programs lease from.
+var roles = []struct {
+	name string
+	data map[string]any
+}{
+	{"app", map[string]any{"ttl": "1h", "max_ttl": "4h"}},
+	{"short", map[string]any{"ttl": "15m", "max_ttl": "1h", "key_expiry": "ttl", "scopes": "api.model.read,api.model.request"}},
+	{"key", map[string]any{"ttl": "1h", "max_ttl": "24h", "credential_type": "api_key"}},
+	{"keyed", map[string]any{"ttl": "20m", "max_ttl": "2h", "credential_type": "api_key", "key_expiry": "ttl", "scopes": "api.model.read"}},
+}
+
+// actorsOfLife sets the mount up, as an operator does on a calm day, and has
+// everybody begin.
+func (w *world) actorsOfLife(t *testing.T) {
+	r := w.dice("setup")
+	id, key := w.openai.sim.AdminKey()
+	w.ledger.configured = map[string]bool{id: true}
+	config := map[string]any{
+		"admin_api_key": key, "api_endpoint": endpoint,
+		"rotation_period": []string{"", "6h", "24h", "1h"}[r.IntN(4)], "rotation_grace_period": []string{"5m", "30m", "2h"}[r.IntN(3)],
+		"tidy_interval": []string{"12h", "1h", "0"}[r.IntN(3)],
+	}
+	if w.Copy { // docs/rotation.md: in a shorter grace a copy cannot see the original's use
+		config["rotation_grace_period"] = "30m"
+	}
+	w.must(w.vault, "config", config)
+	for i, role := range roles {
+		data := map[string]any{"project_id": w.openai.projects[i%len(w.openai.projects)]}
+		for k, v := range role.data {
+			data[k] = v
+		}
+		if data["credential_type"] == "api_key" {
+			data["service_account_id"] = w.openai.sim.AddServiceAccount(data["project_id"].(string), "by hand")
+		}
+		w.must(w.vault, "roles/"+role.name, data)
+		w.ledger.wrote(role.name, split(data["scopes"]))(true)
+	}
+	statics := map[string]map[string]any{
+		"made":    {"project_id": w.openai.projects[0], "rotation_period": "2h", "revocation_delay": "10m"},
+		"adopted": {"project_id": w.openai.projects[1], "rotation_period": "6h", "service_account_id": w.openai.sim.AddServiceAccount(w.openai.projects[1], "batch")},
+	}
+	if w.Readers > 0 {
+		for _, name := range []string{"made", "adopted"} {
+			w.must(w.vault, "static-roles/"+name, statics[name])
+		}
+	}
+	for _, project := range w.openai.projects { // of people, with names that are near
+		for _, name := range []string{"vault-app-somebody", "vault-static-made-x", "ci"} {
+			w.openai.sim.AddServiceAccount(project, name)
+		}
+	}
+	for i := range w.Programs {
+		w.act(func() { w.program(w.vault, fmt.Sprintf("program %d", i)) })
+	}
+	for i := range w.Readers {
+		w.act(func() { w.reader(w.vault, fmt.Sprintf("reader %d", i)) })
+	}
+	if w.Operators {
+		w.act(w.operator)
+	}
+	if w.People {
+		w.act(w.people)
+	}
+	if w.Faults > 0 {
+		w.act(w.openai.weather.change)
+	}
+	if w.Trouble {
+		w.act(w.trouble)
+	}
+	if w.Clocks {
+		w.act(w.clocks)
+	}
+	if w.Copy {
+		w.act(w.copy)
+	}
+	w.act(func() { // what is checked however quiet it is
+		for w.sleep(10 * time.Minute) {
+			w.checkAdmins()
+			w.openai.sim.ResetRequests()
+		}
+	})
+}
+
+func split(scopes any) []string {
+	text, _ := scopes.(string)
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' })
+}
+
+// must is a write that has to succeed.
+func (w *world) must(v *vault, path string, data map[string]any) {
+	if err := w.write(v, "operator", path, data); err != nil {
+		panic(fmt.Sprintf("%s: %v", path, err)) // the world is built wrong
+	}
+}
+
+// write is a write of an operator.
+func (w *world) write(v *vault, who, path string, data map[string]any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	resp, err := v.request(ctx, logical.UpdateOperation, path, data)
+	if err == nil && resp.IsError() {
+		err = resp.Error()
+	}
+	shown := map[string]any{}
+	for k, value := range data {
+		if k != "admin_api_key" {
+			shown[k] = value
+		}
+	}
+	w.tell(who, "writes %s %v: %v", path, shown, err)
+	return err
+}
+
+func pause(r *rand.Rand, mean time.Duration) time.Duration {
+	return time.Duration((0.1 + r.ExpFloat64()) * float64(mean))
+}
+
+// program leases a key, uses it, renews it, revokes it or lets it end, and begins
+// again. Now and then it hangs up in the middle of a request.
+func (w *world) program(v *vault, who string) {
+	r := w.dice(v.name + who)
+	for w.sleep(pause(r, 10*time.Minute)) {
+		role := roles[r.IntN(len(roles))].name
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		if r.IntN(12) == 0 {
+			hangUp := time.Duration(r.Int64N(int64(2 * time.Second)))
+			time.AfterFunc(hangUp, cancel)
+		}
+		began := time.Now()
+		l, _, err := v.issue(ctx, role, nil)
+		cancel()
+		if err != nil {
+			w.tell(who, "is refused credentials of %s: %v", role, err)
+			continue
+		}
+		if v == w.vault {
+			w.checkScopes(role, l.keyID(), began)
+		}
+		w.checkLease(v, l)
+		uses := 1 + r.IntN(6)
+		for range uses {
+			if !w.sleep(pause(r, 8*time.Minute)) {
+				return
+			}
+			w.checkLease(v, l)
+			if l.renewable && r.IntN(2) == 0 {
+				ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+				_ = v.renew(ctx, l.id, time.Duration(r.IntN(3))*30*time.Minute) // it may have ended
+				cancel()
+				w.checkLease(v, l)
+			}
+		}
+		switch r.IntN(3) {
+		case 0:
+			w.tell(who, "revokes %s", l.id)
+			v.revoke(l.id)
+		case 1: // it lets it end
+		case 2: // and goes on until then
+			for v.living(l) && w.sleep(20*time.Minute) {
+				w.checkLease(v, l)
+			}
+		}
+	}
+}
+
+// reader reads a static role and uses its key.
+func (w *world) reader(v *vault, who string) {
+	r := w.dice(v.name + who)
+	for w.sleep(pause(r, 3*time.Minute)) {
+		name := []string{"made", "adopted"}[r.IntN(2)]
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		resp, err := v.request(ctx, logical.ReadOperation, "static-creds/"+name, nil)
+		cancel()
+		if err == nil && resp != nil && !resp.IsError() {
+			w.checkStatic(v, name, resp.Data)
+		}
+	}
+}
+
+// operator changes what there is to change.
+func (w *world) operator() {
+	r := w.dice("operator")
+	v, who := w.vault, "operator"
+	for w.sleep(pause(r, time.Hour)) {
+		role := roles[r.IntN(len(roles))]
+		switch r.IntN(12) {
+		case 0, 1:
+			_ = w.write(v, who, "config/rotate", nil) // refused while five wait
+		case 2:
+			scopes := []string{"api.model.read", "api.model.read,api.model.request", ""}[r.IntN(3)]
+			done := w.ledger.wrote(role.name, split(scopes))
+			done(w.write(v, who, "roles/"+role.name, map[string]any{"scopes": scopes}) == nil)
+		case 3:
+			_ = w.write(v, who, "roles/"+role.name, map[string]any{"ttl": fmt.Sprintf("%dm", 10+r.IntN(50))})
+		case 4:
+			_ = w.write(v, who, "rotate-role/"+[]string{"made", "adopted"}[r.IntN(2)], nil)
+		case 5:
+			_ = w.write(v, who, "tidy", map[string]any{"apply": true})
+		case 6:
+			w.tell(who, "revokes all leases")
+			for _, id := range v.leaseIDs() {
+				v.revoke(id)
+			}
+		case 7:
+			_ = w.write(v, who, "config", map[string]any{"rotation_grace_period": []string{"5m", "1h"}[r.IntN(2)]})
+		case 8:
+			if w.Copy {
+				continue
+			}
+			if v.move([]string{"openai/", "keys/"}[r.IntN(2)], r.IntN(4) == 0) != nil {
+				w.sleep(pause(r, 10*time.Minute))
+				w.untaint(v, who)
+			}
+		case 9:
+			v.reload()
+		case 10:
+			if w.Readers > 0 && !w.Copy {
+				_ = w.write(v, who, "static-roles/made", map[string]any{"rotation_period": []string{"1h", "3h"}[r.IntN(2)]})
+			}
+		case 11:
+			if r.IntN(4) == 0 && !w.Copy {
+				w.disableAndBeginAnew(v, who)
+			}
+		}
+	}
+}
+
+// untaint moves a mount on which a move or disable has failed, until that succeeds;
+// what refuses to be revoked is forgotten by force at last.
+func (w *world) untaint(v *vault, who string) {
+	for try := 0; v.tainted.Load() && try < 50; try++ {
+		if try > 5 {
+			v.forceRevoke()
+		}
+		if v.move("openai/", false) == nil {
+			return
+		}
+		w.sleep(5 * time.Minute)
+	}
+}
+
+// disableAndBeginAnew disables the mount, checks what it has left, and enables
+// another.
+func (w *world) disableAndBeginAnew(v *vault, who string) {
+	for try := 0; v.disable() != nil; try++ {
+		if !w.sleep(10 * time.Minute) {
+			w.untaint(v, who)
+			return
+		}
+		if try > 5 {
+			v.forceRevoke()
+		}
+	}
+	w.tell(who, "has disabled the mount, and enables another")
+	v.enable()
+	w.setUpAgain(v)
+}
+
+func (v *vault) leaseIDs() (ids []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id := range v.leases {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (v *vault) forceRevoke() {
+	t, _, err := v.serving()
+	if err == nil {
+		_ = v.revokePrefix(t.ctx, true)
+	}
+}
+
+// people do at OpenAI what they like.
+func (w *world) people() {
+	r := w.dice("people")
+	for w.sleep(pause(r, 5*time.Hour)) {
+		switch r.IntN(4) {
+		case 0: // of what the engine has made, or others
+			accounts := w.openai.sim.Accounts()
+			if len(accounts) == 0 {
+				continue
+			}
+			a := accounts[r.IntN(len(accounts))]
+			ids := []string{a.ID}
+			for _, k := range a.Keys {
+				ids = append(ids, k.ID)
+			}
+			w.ledger.hand(ids...)
+			w.tell("people", "delete account %s %s", a.ID, a.Name)
+			w.openai.sim.DeleteServiceAccount(a.ProjectID, a.ID)
+		case 1:
+			keys := w.openai.sim.Keys()
+			if len(keys) == 0 {
+				continue
+			}
+			k := keys[r.IntN(len(keys))]
+			w.ledger.hand(k.ID)
+			status, _ := w.openai.person(http.MethodDelete, "/organization/projects/"+k.ProjectID+"/api_keys/"+k.ID, "")
+			w.tell("people", "delete key %s: %d", k.ID, status)
+		case 2:
+			if id := w.vault.adminKeyID(); id != "" && r.IntN(3) == 0 {
+				if first, _ := w.openai.sim.AdminKey(); id != first {
+					w.ledger.hand(id)
+					w.tell("people", "delete admin key %s", id)
+					w.openai.sim.DeleteAdminKey(id)
+					w.sleep(pause(r, time.Hour))
+					w.repairAdmin()
+				}
+			}
+		case 3:
+			w.openai.sim.AddServiceAccount(w.openai.projects[r.IntN(2)], "vault-app-"+fmt.Sprint(r.IntN(1000)))
+		}
+	}
+}
+
+// repairAdmin writes an admin key where the config's does not work any more.
+func (w *world) repairAdmin() {
+	current := w.vault.adminKeyID()
+	if !w.ledger.handed(current) {
+		return
+	}
+	for range 20 {
+		id, key := w.openai.sim.AddAdminKey("by hand")
+		w.ledger.mu.Lock()
+		w.ledger.configured[id] = true
+		w.ledger.mu.Unlock()
+		if w.write(w.vault, "operator", "config", map[string]any{"admin_api_key": key, "admin_api_key_id": id}) == nil || !w.sleep(10*time.Minute) {
+			return
+		}
+	}
+}
+
+// trouble is what befalls Vault.
+func (w *world) trouble() {
+	r := w.dice("trouble")
+	v := w.vault
+	var kept *snapshot
+	for w.sleep(pause(r, 90*time.Minute)) {
+		switch r.IntN(10) {
+		case 0:
+			v.restart(true, pause(r, 2*time.Minute))
+		case 1:
+			v.restart(false, pause(r, 10*time.Minute))
+		case 2:
+			v.stepDown(0)
+		case 3:
+			v.stepDown(pause(r, 20*time.Second))
+		case 4, 5, 6: // the plugin dies at some step of what it does next
+			if _, p, err := v.serving(); err == nil {
+				p.mu.Lock()
+				p.killAt = 1 + r.IntN(40)
+				p.mu.Unlock()
+			}
+		case 7:
+			if _, p, err := v.serving(); err == nil {
+				p.kill()
+			}
+		case 8:
+			if !w.Copy && v.isMounted() {
+				kept = v.snapshot()
+				w.tell("operator", "takes a snapshot")
+			}
+		case 9:
+			if kept != nil && time.Since(kept.at) < 6*time.Hour && v.isMounted() {
+				v.restore(kept)
+				kept = nil
+				w.ledger.anyScopes() // the roles are those of then
+				if id := v.adminKeyID(); !w.openai.hasAdmin(id) { // it has been replaced since
+					w.ledger.hand(id)
+					w.repairAdmin()
+				}
+				if v.tainted.Load() {
+					w.untaint(v, "operator")
+				}
+			}
+		}
+	}
+}
+
+func (v *vault) isMounted() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mounted
+}
+
+// clocks differ, and jump.
+func (w *world) clocks() {
+	r := w.dice("clocks")
+	for w.sleep(pause(r, 8*time.Hour)) {
+		by := time.Duration(r.NormFloat64() * float64([]time.Duration{20 * time.Second, 10 * time.Minute, 3 * time.Hour}[r.IntN(3)]))
+		w.tell("clock", "of Vault is set by %s", by)
+		w.vault.setClock(by)
+		w.sleep(pause(r, 2*time.Hour))
+		w.tell("clock", "of Vault is set right")
+		w.vault.setClock(-by)
+	}
+}
+
+// copy restores a snapshot as a second Vault, beside the first, for some hours.
+func (w *world) copy() {
+	r := w.dice("copy")
+	if !w.sleep(pause(r, 4*time.Hour)) {
+		return
+	}
+	c := newVault(w, "copy")
+	w.tell("operator", "restores a snapshot as a second Vault")
+	c.load(w.vault.snapshot())
+	w.mu.Lock()
+	w.copies = append(w.copies, c)
+	w.mu.Unlock()
+	c.start()
+	ends := time.Now().Add(pause(r, 8*time.Hour))
+	for time.Now().Before(ends) && w.sleep(pause(r, 30*time.Minute)) {
+		switch r.IntN(6) {
+		case 0:
+			_ = w.write(c, "copy's", "config/rotate", nil)
+		case 1:
+			_ = w.write(c, "copy's", "tidy", map[string]any{"apply": true})
+		case 2:
+			_ = w.write(c, "copy's", "rotate-role/made", nil)
+		case 3:
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			_, _, _ = c.issue(ctx, roles[r.IntN(len(roles))].name, nil)
+			cancel()
+		case 4:
+			c.restart(r.IntN(2) == 0, time.Minute)
+		case 5:
+			if ids := c.leaseIDs(); len(ids) > 0 {
+				c.revoke(ids[r.IntN(len(ids))])
+			}
+		}
+	}
+	w.tell("operator", "ends the second Vault")
+	c.end()
+}
+
+// setUpAgain configures a mount that was enabled after another's end.
+func (w *world) setUpAgain(v *vault) {
+	for range 50 {
+		id, key := w.openai.sim.AddAdminKey("by hand")
+		w.ledger.mu.Lock()
+		w.ledger.configured[id] = true
+		w.ledger.mu.Unlock()
+		if w.write(v, "operator", "config", map[string]any{"admin_api_key": key, "admin_api_key_id": id, "api_endpoint": endpoint}) == nil {
+			break
+		}
+		if !w.sleep(5 * time.Minute) {
+			return
+		}
+	}
+	for i, role := range roles {
+		data := map[string]any{"project_id": w.openai.projects[i%len(w.openai.projects)]}
+		for k, value := range role.data {
+			data[k] = value
+		}
+		if data["credential_type"] == "api_key" {
+			data["service_account_id"] = w.openai.sim.AddServiceAccount(data["project_id"].(string), "by hand")
+		}
+		done := w.ledger.wrote(role.name, split(data["scopes"]))
+		done(w.write(v, "operator", "roles/"+role.name, data) == nil)
+	}
+}
+
+// settle lets the world come to rest: OpenAI and storage work, and operators put right
+// what people have broken. Then nothing may be left that nobody holds; and after the
+// mount's end, nothing at all.
+func (w *world) settle() {
+	w.tell("world", "comes to rest")
+	w.openai.weather.calm()
+	w.openai.calmDown()
+	v := w.vault
+	w.mu.Lock()
+	copies := len(w.copies)
+	w.mu.Unlock()
+	if v.jumped(w.began) > 0 {
+		v.mu.Lock()
+		v.offset = 0
+		v.mu.Unlock()
+	}
+	w.untaint(v, "operator")
+	w.repairAdmin()
+	w.checkSecrets()
+	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
+	_ = copies
+	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
+		if all, _ := w.left(); len(all) == 0 {
+			break
+		}
+		if int(time.Since(began).Hours())%6 == 0 {
+			_ = w.write(v, "operator", "tidy", map[string]any{"apply": true})
+		}
+	}
+	if all, ids := w.left(); len(all) > 0 && !w.isBroken() {
+		w.violate(nothingLeft, ids, "%s after the world came to rest there is still: %s", rest, strings.Join(all, "; "))
+	}
+	w.checkAdmins()
+	if w.isBroken() {
+		return
+	}
+	for try := 0; v.disable() != nil && try < 10; try++ {
+		w.sleep(time.Minute)
+	}
+	if v.isMounted() {
+		w.violate(nothingLeft, nil, "the mount cannot be disabled")
+	}
+	// Of the last admin key the operator disposes.
+	all, ids := w.left()
+	all = slices.DeleteFunc(all, func(s string) bool { return strings.HasPrefix(s, "admin key") })
+	if len(all) > 0 {
+		w.violate(nothingLeft, ids, "after the mount was disabled there is still: %s", strings.Join(all, "; "))
+	}
+	w.checkSecrets()
+}

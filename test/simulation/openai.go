@@ -1,0 +1,448 @@
+package simulation
+
+// This file owns OpenAI in this world: the simulator behind connections of
+// net.Pipe, what goes wrong on the way, and what people do there by hand.
+//
+// What must stay true: a call has its effect whole or not at all; each form in which
+// OpenAI is wrong passes, within the bounds that the engine is built for (a replica
+// knows what is five minutes old; a listing omits the same thing once, not always).
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// endpoint is where the engine believes OpenAI to be. No socket is ever opened.
+const endpoint = "http://127.0.0.1:1/v1"
+
+type openai struct {
+	w        *world
+	sim      *openaitest.Server
+	server   http.Server
+	accepted chan net.Conn
+	closed   chan struct{}
+	weather  *weather
+	count    atomic.Int64
+
+	mu       sync.Mutex
+	projects []string
+	listings map[string]listing   // by URL: what it answered some minutes ago
+	omitted  map[string]time.Time // when a listing last left an ID out
+}
+
+// listing is an answer of a list call.
+type listing struct {
+	at   time.Time
+	body map[string]any
+}
+
+type processKey struct{}
+
+func newOpenAI(w *world) *openai {
+	o := &openai{
+		w: w, accepted: make(chan net.Conn), closed: make(chan struct{}),
+		listings: map[string]listing{}, omitted: map[string]time.Time{},
+	}
+	o.weather = newWeather(w, o)
+	o.sim = openaitest.New(openaitest.Options{})
+	o.sim.SetURL(endpoint)
+	o.projects = []string{o.sim.AddProject("apps"), o.sim.AddProject("jobs")}
+	o.server = http.Server{
+		Handler: o, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, processKey{}, c.(*conn).p)
+		},
+	}
+	go func() { _ = o.server.Serve(o) }() // it ends with close
+	return o
+}
+
+// Accept, Close and Addr make it the listener of its server.
+func (o *openai) Accept() (net.Conn, error) {
+	select {
+	case c := <-o.accepted:
+		return c, nil
+	case <-o.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (o *openai) Close() error   { return nil }
+func (o *openai) Addr() net.Addr { return &net.IPAddr{} }
+
+func (o *openai) close() {
+	close(o.closed)
+	o.sim.Close()
+	_ = o.server.Close() // what is open is closed
+}
+
+func (o *openai) calls() int { return int(o.count.Load()) }
+
+// ServeHTTP answers one call of a process, under the weather.
+func (o *openai) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	defer func() { // net/http would swallow a mistake of this world's
+		if mistake := recover(); mistake != nil && mistake != any(http.ErrAbortHandler) {
+			go panic(mistake)
+		} else if mistake != nil {
+			panic(mistake)
+		}
+	}()
+	p := r.Context().Value(processKey{}).(*process)
+	o.count.Add(1)
+	p.called()
+	p.mayDie()
+	what := r.Method + " " + strings.TrimPrefix(r.URL.Path, "/v1")
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	f := o.weather.strike(p, r)
+	if f.slow > 0 {
+		o.wait(r, f.slow)
+	}
+	if f.before {
+		o.w.tell(p.name, "%s -> %s, without effect", what, f)
+		o.wrong(rw, r, f)
+		return
+	}
+	answer := httptest.NewRecorder()
+	sent := r.Clone(r.Context())
+	sent.Body = io.NopCloser(bytes.NewReader(body))
+	o.sim.ServeHTTP(answer, sent)
+	o.w.ledger.note(p, r, body, answer)
+	if r.Method == http.MethodGet && answer.Code == http.StatusOK {
+		o.list(p, r, f, answer)
+	}
+	p.mayDie()
+	if f.after {
+		o.w.tell(p.name, "%s -> %d, but %s", what, answer.Code, f)
+		o.wrong(rw, r, f)
+		return
+	}
+	o.w.tell(p.name, "%s -> %d %s", what, answer.Code, told{r, body, answer})
+	for name, values := range answer.Header() {
+		rw.Header()[name] = values
+	}
+	rw.WriteHeader(answer.Code)
+	_, _ = rw.Write(answer.Body.Bytes()) // a client that is gone is its own loss
+}
+
+// wait waits, unless the client goes.
+func (o *openai) wait(r *http.Request, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-r.Context().Done():
+	case <-o.closed:
+	}
+}
+
+// told is what the story says of an answer: names and IDs, no keys.
+type told struct {
+	r      *http.Request
+	body   []byte
+	answer *httptest.ResponseRecorder
+}
+
+func (t told) String() string {
+	var in, out struct {
+		Name, ID, Code string
+		APIKey         struct{ ID, Name string } `json:"api_key"`
+		Error          *struct{ Code, Message string }
+		Data           []struct{ ID string }
+		HasMore        bool `json:"has_more"`
+	}
+	_ = json.Unmarshal(t.body, &in) // what is not there stays empty
+	_ = json.Unmarshal(t.answer.Body.Bytes(), &out)
+	var parts []string
+	for _, s := range []string{in.Name, out.ID, out.APIKey.ID} {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	if out.Error != nil {
+		parts = append(parts, strings.TrimSpace(out.Error.Code+" "+out.Error.Message))
+	}
+	for _, d := range out.Data {
+		parts = append(parts, d.ID)
+	}
+	text := strings.Join(parts, " ")
+	return text[:min(len(text), 300)]
+}
+
+// wrong answers with what a fault is.
+func (o *openai) wrong(rw http.ResponseWriter, r *http.Request, f fault) {
+	switch {
+	case f.hang:
+		o.wait(r, 10*time.Minute)
+		panic(http.ErrAbortHandler)
+	case f.status == 0:
+		panic(http.ErrAbortHandler)
+	case f.retryAfter != "":
+		rw.Header().Set("Retry-After", f.retryAfter)
+	}
+	if strings.HasPrefix(f.body, "<") {
+		rw.Header().Set("Content-Type", "text/html")
+	} else {
+		rw.Header().Set("Content-Type", "application/json")
+	}
+	rw.Header().Set("X-Request-Id", "req_wrong")
+	rw.WriteHeader(f.status)
+	_, _ = io.WriteString(rw, f.body)
+}
+
+// list makes a listing lag or fall short, as the weather has it, and remembers it.
+func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.ResponseRecorder) {
+	var body map[string]any
+	if json.Unmarshal(answer.Body.Bytes(), &body) != nil || body["object"] != "list" || body["data"] == nil {
+		return
+	}
+	url := r.URL.String()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	before, known := o.listings[url]
+	if !known || time.Since(before.at) > 4*time.Minute {
+		o.listings[url] = listing{time.Now(), body}
+	}
+	switch f.listing {
+	case lagging:
+		if known && time.Since(before.at) < 5*time.Minute {
+			body = before.body
+		}
+	case short:
+		if items := body["data"].([]any); len(items) > 0 {
+			i := p.pick(len(items))
+			id, _ := items[i].(map[string]any)["id"].(string)
+			// Twice the same thing would be no lag but a loss.
+			if time.Since(o.omitted[id]) > 24*time.Hour {
+				o.omitted[id] = time.Now()
+				body["data"] = append(append([]any{}, items[:i]...), items[i+1:]...)
+			}
+		}
+	default:
+		return
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // it was JSON
+	}
+	answer.Body.Reset()
+	answer.Body.Write(text)
+	o.w.tell(p.name, "the next listing %s", f.listing)
+}
+
+// use uses a key as a program does, on the inference side, and returns the status.
+func (o *openai) use(key string) int {
+	r := httptest.NewRequest(http.MethodGet, endpoint+"/models", nil)
+	r.Header.Set("Authorization", "Bearer "+key)
+	answer := httptest.NewRecorder()
+	o.sim.ServeHTTP(answer, r)
+	return answer.Code
+}
+
+// person is who acts at OpenAI by hand, with the organization's first admin key.
+func (o *openai) person(method, path, body string) (status int, answer string) {
+	_, key := o.sim.AdminKey()
+	r := httptest.NewRequest(method, endpoint+path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+key)
+	r.Header.Set("Content-Type", "application/json")
+	rec := httptest.NewRecorder()
+	o.sim.ServeHTTP(rec, r)
+	return rec.Code, rec.Body.String()
+}
+
+// fault is what goes wrong with one call.
+type fault struct {
+	before, after bool // the effect; neither = none
+	hang          bool
+	status        int // 0 = the connection is reset
+	body          string
+	retryAfter    string
+	slow          time.Duration
+	listing       wrongListing
+	name          string
+}
+
+func (f fault) String() string { return f.name }
+
+type wrongListing string
+
+const (
+	lagging wrongListing = "is one of some minutes ago"
+	short   wrongListing = "leaves one out"
+)
+
+// answers are the wrong answers that a call may have.
+var answers = []fault{
+	{name: "reset"},
+	{name: "hang", hang: true},
+	{name: "500", status: 500, body: `{"error":{"message":"The server had an error while processing your request.","type":"server_error","param":null,"code":null}}`},
+	{name: "503", status: 503, body: `<html><body>upstream connect error</body></html>`},
+	{name: "502", status: 502, body: ``},
+	{name: "429", status: 429, body: `{"error":{"message":"Rate limit reached.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`},
+	{name: "429 with Retry-After", status: 429, retryAfter: "20", body: `{"error":{"message":"Rate limit reached.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`},
+	{name: "404 of a URL", status: 404, body: `{"error":{"message":"Invalid URL (DELETE /v1/organization)","type":"invalid_request_error","param":null,"code":null}}`},
+	{name: "404 of a gateway", status: 404, body: `<html><head><title>404 Not Found</title></head></html>`},
+	{name: "404 in a string", status: 404, body: `{"error":"Not Found"}`},
+	{name: "404 of a route", status: 404, body: `{"detail":"Not Found"}`},
+	{name: "403 of a gateway", status: 403, body: `<html><body>Request blocked</body></html>`},
+	{name: "garbage", status: 200, body: `{"object":"orga`},
+	{name: "nothing", status: 200, body: ``},
+	{name: "an empty object", status: 200, body: `{}`},
+	{name: "huge", status: 200, body: `{"a":"` + strings.Repeat("x", 5<<20) + `"}`},
+}
+
+// weather is how OpenAI and storage are just now.
+type weather struct {
+	w *world
+	o *openai
+
+	mu     sync.Mutex
+	dice   *rand.Rand
+	odds   int    // one call in so many goes wrong; 0 = none
+	route  string // only calls with this in their path; "" = all
+	only   *fault // what then happens; nil = anything
+	lists  bool   // listings lag and fall short
+	young  bool   // replicas do not know what is new
+	stores int    // one storage operation in so many goes wrong
+}
+
+func newWeather(w *world, o *openai) *weather {
+	return &weather{w: w, o: o, dice: w.dice("weather")}
+}
+
+// calm ends all that goes wrong.
+func (x *weather) calm() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
+}
+
+// change is the weather of a life: calm and trouble in turns.
+func (x *weather) change() {
+	r := x.w.dice("weather changes")
+	hours := func(n int) time.Duration { return time.Duration((0.2 + r.Float64()) * float64(n) * float64(time.Hour)) }
+	for x.w.sleep(hours(3)) {
+		x.mu.Lock()
+		name := ""
+		limit := 0
+		switch r.IntN(8) {
+		case 0, 1:
+			x.odds, name = 3+r.IntN(30), "sprinkles"
+		case 2:
+			x.odds, x.only, name = 1, &answers[r.IntN(7)], "outage"
+		case 3:
+			x.odds, x.only = 1, &answers[r.IntN(len(answers))]
+			x.route = []string{"service_accounts", "api_keys", "admin_api_keys"}[r.IntN(3)]
+			name = "outage of " + x.route
+		case 4:
+			limit, name = 10, "ten calls a minute"
+		case 5:
+			x.lists, x.odds, name = true, 20, "listings lag"
+		case 6:
+			x.young, x.odds, name = true, 50, "replicas lag"
+		case 7:
+			x.stores, name = 20+r.IntN(200), "storage fails"
+		}
+		lasts := hours(1)
+		if x.w.Faults == 1 {
+			lasts /= 6
+		}
+		x.mu.Unlock()
+		x.o.sim.Configure(func(o *openaitest.Options) {
+			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
+			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
+		})
+		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
+		if limit > 0 || name == "outage" || x.route != "" {
+			x.w.ledger.troubled(lasts)
+		}
+		x.w.sleep(lasts)
+		x.calm()
+		x.o.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.ActivationDelay = 0, 0 })
+		x.w.tell("weather", "calm")
+	}
+}
+
+// strike says what goes wrong with a call.
+func (x *weather) strike(p *process, r *http.Request) (f fault) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.lists && r.Method == http.MethodGet {
+		f.listing = []wrongListing{"", lagging, lagging, short}[x.dice.IntN(4)]
+	}
+	if x.young && x.dice.IntN(2) == 0 && x.w.ledger.isYoung(r, 4*time.Minute) {
+		f = fault{before: true, status: 404, name: "404 of a replica",
+			body: `{"error":{"message":"No such thing was found in this project.","type":"invalid_request_error","param":null,"code":"not_found"}}`}
+		return f
+	}
+	if x.dice.IntN(200) == 0 {
+		f.slow = time.Duration(x.dice.Int64N(int64(20 * time.Second)))
+	}
+	if x.odds == 0 || x.dice.IntN(x.odds) > 0 || !strings.Contains(r.URL.Path, x.route) {
+		return f
+	}
+	chosen := answers[x.dice.IntN(len(answers))]
+	if x.only != nil {
+		chosen = *x.only
+	}
+	if chosen.name == "huge" && x.dice.IntN(20) > 0 {
+		chosen = answers[0] // it takes long to send
+	}
+	if chosen.status == 429 && strings.HasSuffix(r.URL.Path, "/models") {
+		return f // OpenAI limits the rate of a key that it knows
+	}
+	chosen.listing, chosen.slow = f.listing, f.slow
+	// A refusal comes before the effect; the rest on either side.
+	refusal := chosen.status == 429 || chosen.status == 404 || chosen.status == 403
+	if chosen.before = refusal || x.dice.IntN(2) == 0; !chosen.before {
+		chosen.after = true
+	}
+	return chosen
+}
+
+// storageFault is what goes wrong with one operation.
+type storageFault struct {
+	before, after bool
+	slow          time.Duration
+}
+
+func (x *weather) storage(*process) (f storageFault) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.stores == 0 || x.dice.IntN(x.stores) > 0 {
+		return f
+	}
+	switch x.dice.IntN(3) {
+	case 0:
+		f.before = true
+	case 1:
+		f.after = true
+	case 2:
+		f.slow = time.Duration(x.dice.Int64N(int64(3 * time.Second)))
+	}
+	return f
+}
+
+// calmDown has the simulator answer at once and without limits.
+func (o *openai) calmDown() {
+	o.sim.Configure(func(c *openaitest.Options) { c.RatePerMinute, c.ActivationDelay, c.AdminActivationDelay = 0, 0, 0 })
+}
+
+// hasAdmin reports whether an admin key is alive.
+func (o *openai) hasAdmin(id string) bool {
+	return slices.ContainsFunc(o.sim.AdminKeys(), func(k openaitest.AdminKey) bool { return k.ID == id })
+}

@@ -91,6 +91,18 @@ func (w *world) actorsOfLife(t *testing.T) {
 	}
 	if w.Copy {
 		w.act(w.copy)
+		// A copy can see only what it is shown: the original's use of what the copy has
+		// superseded (docs/rotation.md).
+		w.act(func() {
+			for w.sleep(20 * time.Second) {
+				for _, name := range []string{"made", "adopted"} {
+					w.read(w.vault, name)
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				_, _ = w.vault.request(ctx, logical.ListOperation, "projects/", nil)
+				cancel()
+			}
+		})
 	}
 	w.act(func() { // what is checked however quiet it is
 		for w.sleep(10 * time.Minute) {
@@ -186,13 +198,16 @@ func (w *world) program(v *vault, who string) {
 func (w *world) reader(v *vault, who string) {
 	r := w.dice(v.name + who)
 	for w.sleep(pause(r, 3*time.Minute)) {
-		name := []string{"made", "adopted"}[r.IntN(2)]
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-		resp, err := v.request(ctx, logical.ReadOperation, "static-creds/"+name, nil)
-		cancel()
-		if err == nil && resp != nil && !resp.IsError() {
-			w.checkStatic(v, name, resp.Data)
-		}
+		w.read(v, []string{"made", "adopted"}[r.IntN(2)])
+	}
+}
+
+func (w *world) read(v *vault, name string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	resp, err := v.request(ctx, logical.ReadOperation, "static-creds/"+name, nil)
+	if err == nil && resp != nil && !resp.IsError() {
+		w.checkStatic(v, name, resp.Data)
 	}
 }
 
@@ -261,7 +276,12 @@ func (w *world) untaint(v *vault, who string) {
 // disableAndBeginAnew disables the mount, checks what it has left, and enables
 // another.
 func (w *world) disableAndBeginAnew(v *vault, who string) {
+	// What is orphaned already is not found by the next mount, which has another tag;
+	// and of the last admin key the operator disposes.
+	_, orphans := w.left()
+	w.ledger.hand(append(orphans, v.adminKeyID())...)
 	for try := 0; v.disable() != nil; try++ {
+		w.ledger.hand(v.adminKeyID())
 		if !w.sleep(10 * time.Minute) {
 			w.untaint(v, who)
 			return
@@ -328,6 +348,7 @@ func (w *world) people() {
 					w.sleep(pause(r, time.Hour))
 					w.repairAdmin()
 				}
+				kept = nil
 			}
 		case 3:
 			w.openai.sim.AddServiceAccount(w.openai.projects[r.IntN(2)], "vault-app-"+fmt.Sprint(r.IntN(1000)))
@@ -385,8 +406,8 @@ func (w *world) trouble() {
 		case 9:
 			if kept != nil && time.Since(kept.at) < 6*time.Hour && v.isMounted() {
 				v.restore(kept)
-				kept = nil
 				w.ledger.anyScopes() // the roles are those of then
+				w.ledger.forgotten(kept.at)
 				if id := v.adminKeyID(); !w.openai.hasAdmin(id) { // it has been replaced since
 					w.ledger.hand(id)
 					w.repairAdmin()

@@ -134,6 +134,18 @@ func (l *ledger) handed(ids ...string) bool {
 	return slices.ContainsFunc(ids, func(id string) bool { return l.byHand[id] })
 }
 
+// forgotten notes that a restored Vault knows nothing of what it has made since. Of that,
+// admin keys and what belongs to static roles have no end that anybody sees.
+func (l *ledger) forgotten(since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, t := range l.things {
+		if t.at.After(since) && (t.kind == "admin key" || strings.HasPrefix(t.name, "vault-static")) {
+			l.mark(id)
+		}
+	}
+}
+
 // note takes note of what a call has done, and checks it.
 func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest.ResponseRecorder) {
 	if answer.Code != http.StatusOK || r.Method == http.MethodGet {
@@ -547,6 +559,9 @@ func (w *world) left() (all []string, ids []string) {
 		held[k.ID] = true
 	}
 	foreign := func(t *thing) bool { // a copy's that has no end of its own
+		if w.ledger.handed(t.id) {
+			return true
+		}
 		return t.by.v != v && (t.kind == "admin key" || strings.HasPrefix(t.name, "vault-static"))
 	}
 	for _, a := range w.openai.sim.Accounts() {

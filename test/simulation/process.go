@@ -11,6 +11,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,7 @@ type process struct {
 // first used, and after its process has died.
 func (v *vault) spawn(name string) *process {
 	p := &process{w: v.w, v: v, name: name, store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
+	p.log.p = p
 	ctx := context.Background()
 	b, err := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory(ctx, &logical.BackendConfig{
 		System: &systemView{StaticSystemView: logical.StaticSystemView{
@@ -64,7 +66,7 @@ func (v *vault) spawn(name string) *process {
 			PluginEnvironment:   &logical.PluginEnvironment{VaultVersion: "1.21.2"},
 		}, v: v},
 		StorageView: view{p},
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, JSONFormat: true}),
+		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, DisableTime: true}),
 	})
 	if err != nil {
 		panic(err) // nothing in this world makes it fail
@@ -251,14 +253,18 @@ func (s *systemView) DeregisterRotationJob(context.Context, *rotation.RotationJo
 
 // logBuffer is a process's log.
 type logBuffer struct {
+	p   *process
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *logBuffer) Write(line []byte) (int, error) {
+	if !b.p.dead.Load() {
+		b.p.w.tell(b.p.name, "logs %s", strings.TrimSpace(string(line)))
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.buf.Write(p)
+	return b.buf.Write(line)
 }
 
 func (b *logBuffer) String() string {

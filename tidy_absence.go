@@ -192,6 +192,9 @@ func (w *witnesses) of(project string) []witness {
 func (w *witnesses) forget(project, id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.keys[project] == nil { // it was a static role's
+		return
+	}
 	w.keys[project] = slices.DeleteFunc(w.keys[project], func(k witness) bool { return k.id == id })
 }
 

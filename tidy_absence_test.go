@@ -717,3 +717,18 @@ func TestTidy_TheLongestLeaseIsBounded(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, maxRotationPeriod, entry.LongestLease)
 }
+
+// A process that has handed out nothing remembers no key, yet a static role names one
+// that a listing must show.
+func TestTidy_AStaticRolesKeyThatWasDeletedByHand(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.static("made", nil)
+	id := h.storedStatic("made").Current.ID
+	require.NoError(t, h.api().DeleteProjectKey(t.Context(), h.project, id))
+	h.restart()
+	h.advance(2 * notFinalBefore)
+	h.orphan()
+	require.EqualValues(t, 1, h.tidy(true)["deleted_count"])
+	h.must(h.remove("static-roles/made"))
+}

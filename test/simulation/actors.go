@@ -348,7 +348,6 @@ func (w *world) people() {
 					w.sleep(pause(r, time.Hour))
 					w.repairAdmin()
 				}
-				kept = nil
 			}
 		case 3:
 			w.openai.sim.AddServiceAccount(w.openai.projects[r.IntN(2)], "vault-app-"+fmt.Sprint(r.IntN(1000)))
@@ -412,6 +411,7 @@ func (w *world) trouble() {
 					w.ledger.hand(id)
 					w.repairAdmin()
 				}
+				kept = nil
 				if v.tainted.Load() {
 					w.untaint(v, "operator")
 				}

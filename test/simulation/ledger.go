@@ -60,7 +60,7 @@ const (
 	unloadBound = 100 * time.Second
 	// window, and what may be called in it beyond what requests explain.
 	window        = 10 * time.Minute
-	callsAtRest   = 1500
+	callsAtRest   = 3000 // a drain tries what has failed for 80 s of each minute
 	callsForEach  = 25
 	opsAtRest     = 60_000
 	maxAdminKeys  = 12
@@ -598,7 +598,7 @@ func (w *world) checkAdmins() {
 	var ids []string
 	for _, k := range alive {
 		works = works || k.ID == current
-		if t := w.ledger.thing(k.ID); t != nil && t.by.v == w.vault {
+		if t := w.ledger.thing(k.ID); t != nil && t.by.v == w.vault && !w.ledger.handed(k.ID) {
 			made++
 			ids = append(ids, k.ID)
 		}

@@ -62,6 +62,7 @@ type vault struct {
 
 	tainted atomic.Bool
 	moved   atomic.Int64 // restores and the like, by which leases may be lost
+	mount   atomic.Int64 // counts the mounts that were enabled one after the other
 }
 
 // jump is a step of a Vault's clock.
@@ -599,6 +600,7 @@ func (v *vault) enable() {
 		return
 	}
 	v.tainted.Store(false)
+	v.mount.Add(1)
 	p := v.spawn(fmt.Sprintf("%s/new%d", v.name, v.roll(1<<20)))
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -691,14 +693,14 @@ type snapshot struct {
 	leases map[string]lease
 	path   string
 	at     time.Time
-	ended  map[string]bool
+	mount  int64
 	taint  bool
 }
 
 func (v *vault) snapshot() *snapshot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	s := &snapshot{store: &logical.InmemStorage{}, leases: map[string]lease{}, path: v.path, at: time.Now(), taint: v.tainted.Load()}
+	s := &snapshot{store: &logical.InmemStorage{}, leases: map[string]lease{}, path: v.path, at: time.Now(), taint: v.tainted.Load(), mount: v.mount.Load()}
 	ctx := context.Background()
 	_ = logical.ScanView(ctx, v.store, func(key string) { // in memory, nothing fails
 		if entry, err := v.store.Get(ctx, key); err == nil && entry != nil {

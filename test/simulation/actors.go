@@ -524,12 +524,8 @@ func (w *world) setUpAgain(v *vault) {
 // mount's end, nothing at all.
 func (w *world) settle() {
 	w.tell("world", "comes to rest")
-	w.openai.weather.calm()
 	w.openai.calmDown()
 	v := w.vault
-	w.mu.Lock()
-	copies := len(w.copies)
-	w.mu.Unlock()
 	if v.jumped(w.began) > 0 {
 		v.mu.Lock()
 		v.offset = 0
@@ -539,7 +535,6 @@ func (w *world) settle() {
 	w.repairAdmin()
 	w.checkSecrets()
 	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
-	_ = copies
 	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
 		if all, _ := w.left(); len(all) == 0 {
 			break

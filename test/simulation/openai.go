@@ -129,7 +129,7 @@ func (o *openai) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	p.mayDie()
 	if f.after {
-		o.w.tell(p.name, "%s -> %d, but %s", what, answer.Code, f)
+		o.w.tell(p.name, "%s -> %d %s, but %s", what, answer.Code, told{r, body, answer}, f)
 		o.wrong(rw, r, f)
 		return
 	}
@@ -317,6 +317,7 @@ type weather struct {
 	only   *fault // what then happens; nil = anything
 	lists  bool   // listings lag and fall short
 	young  bool   // replicas do not know what is new
+	rests  bool   // for good: nothing is slow either
 	stores int    // one storage operation in so many goes wrong
 }
 
@@ -389,7 +390,7 @@ func (x *weather) strike(p *process, r *http.Request) (f fault) {
 			body: `{"error":{"message":"No such thing was found in this project.","type":"invalid_request_error","param":null,"code":"not_found"}}`}
 		return f
 	}
-	if x.dice.IntN(200) == 0 {
+	if !x.rests && x.dice.IntN(200) == 0 {
 		f.slow = time.Duration(x.dice.Int64N(int64(20 * time.Second)))
 	}
 	if x.odds == 0 || x.dice.IntN(x.odds) > 0 || !strings.Contains(r.URL.Path, x.route) {
@@ -437,8 +438,12 @@ func (x *weather) storage(*process) (f storageFault) {
 	return f
 }
 
-// calmDown has the simulator answer at once and without limits.
+// calmDown has OpenAI answer at once and without limits.
 func (o *openai) calmDown() {
+	o.weather.calm()
+	o.weather.mu.Lock()
+	o.weather.rests = true
+	o.weather.mu.Unlock()
 	o.sim.Configure(func(c *openaitest.Options) { c.RatePerMinute, c.ActivationDelay, c.AdminActivationDelay = 0, 0, 0 })
 }
 

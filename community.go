@@ -14,6 +14,7 @@ package openaisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -77,7 +78,7 @@ func getCommunityRole(ctx context.Context, s logical.Storage, name string) (*rol
 	}
 	r := newRole()
 	if err := entry.DecodeJSON(r); err != nil {
-		return nil, fmt.Errorf("decoding role %q: %w", name, err)
+		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
 	}
 	if r.MaxTTL <= 0 {
 		r.MaxTTL = defaultMaxTTL
@@ -106,7 +107,10 @@ func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) e
 	}
 	for _, name := range names {
 		r, err := getCommunityRole(ctx, s, name)
-		if err != nil || r == nil || r.ProjectID == "" || checkID("project_id", r.ProjectID) != "" {
+		if err != nil && !errors.As(err, &unreadable{}) {
+			return err
+		}
+		if r == nil || r.ProjectID == "" || checkID("project_id", r.ProjectID) != "" {
 			continue // nothing can be made with it
 		}
 		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {

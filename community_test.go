@@ -6,6 +6,7 @@ package openaisecrets
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -346,4 +347,32 @@ func TestCommunity_TheTagComesWithTheFirstTick(t *testing.T) {
 	h := communityMount(t)
 	h.rollback()
 	require.NotEmpty(t, h.entry(mountStorageKey))
+}
+
+// A role that storage does not give is no role that needs nothing: the mount gets its
+// tag, and so deletes anything, only once all are recorded.
+func TestCommunity_ARoleThatCannotBeReadIsNotTakenForNone(t *testing.T) {
+	t.Parallel()
+	h := communityMount(t)
+	h.lay("roles/broken", []byte("{")) // which issues nothing
+	broken := errors.New("no quorum")
+	storage := &troubledStorage{Storage: h.storage, get: func(key string) error {
+		if key == communityRolePrefix+"app" {
+			return broken
+		}
+		return nil
+	}}
+	_, err := h.b.ensureTag(t.Context(), storage)
+	require.ErrorIs(t, err, broken)
+	_, err = getTag(t.Context(), h.storage)
+	require.ErrorIs(t, err, errNoTag)
+	_, err = h.b.ensureTag(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, []string{h.project}, h.recorded())
+
+	// Likewise for the longest lease of a mount that has not recorded it.
+	_, err = h.b.longestUnrecorded(t.Context(), storage, time.Hour)
+	require.ErrorIs(t, err, broken)
+	_, err = h.b.longestUnrecorded(t.Context(), h.storage, time.Hour)
+	require.NoError(t, err)
 }

@@ -131,13 +131,19 @@ func getRole(ctx context.Context, s logical.Storage, name string) (*role, error)
 	}
 	r := newRole()
 	if err := entry.DecodeJSON(r); err != nil {
-		return nil, fmt.Errorf("decoding role %q: %w", name, err)
+		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
 	}
 	if r.Version > roleVersion {
-		return nil, fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)
+		return nil, unreadable{fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)}
 	}
 	return r, nil
 }
+
+// unreadable is an error of an entry that storage has and this version cannot read,
+// whereas any other leaves open what storage has.
+type unreadable struct{ error }
+
+func (u unreadable) Unwrap() error { return u.error }
 
 func roleNameField() *framework.FieldSchema {
 	return &framework.FieldSchema{

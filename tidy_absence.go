@@ -119,9 +119,12 @@ func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, leas
 		return 0, fmt.Errorf("listing the roles: %w", err)
 	}
 	for _, name := range names {
-		// One that cannot be read was written by a newer release, which has
-		// recorded its lease.
-		if r, err := getRole(ctx, s, name); err == nil && r != nil {
+		r, err := getRole(ctx, s, name)
+		switch {
+		case errors.As(err, &unreadable{}): // by a newer release, which has recorded its lease
+		case err != nil:
+			return 0, err
+		case r != nil:
 			lease = max(lease, r.maxTTL())
 		}
 	}

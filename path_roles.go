@@ -376,8 +376,9 @@ func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}
-	b.notify(eventRoleDelete, req.MountPoint, req.Path, true, "name", name)
-	b.log(req).Info("role deleted", "role", name)
+	shown := client.HideKeys(name) // of what an earlier release stored
+	b.notify(eventRoleDelete, req.MountPoint, "roles/"+shown, true, "name", shown)
+	b.log(req).Info("role deleted", "role", shown)
 	return nil, nil
 }
 

@@ -486,8 +486,9 @@ func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name 
 		return "", fmt.Errorf("deleting static role %q: %w", name, err)
 	}
 	b.static.drop(name)
-	log := b.log(req).With("static_role", name)
-	b.notify(eventStaticDelete, req.MountPoint, "static-roles/"+name, true, "name", name)
+	shown := client.HideKeys(name) // of what an earlier release stored
+	log := b.log(req).With("static_role", shown)
+	b.notify(eventStaticDelete, req.MountPoint, "static-roles/"+shown, true, "name", shown)
 	log.Info("static role deleted", "adopted", r.Adopted)
 	var lefts []string
 	for i, c := range owned {

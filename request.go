@@ -82,6 +82,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	done := b.watch(ctx, req)
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	done(resp, err)
+	if err != nil && client.HoldsKey(req.Path) { // of what an earlier release stored
+		err = errors.New(client.HideKeys(err.Error()))
+	}
 	if req.Operation == logical.HelpOperation && resp != nil {
 		keepReferences(resp)
 	}
@@ -109,20 +112,31 @@ func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem 
 	if !client.HoldsKey(req.Path) {
 		return "", nil
 	}
-	if req.Operation == logical.DeleteOperation { // of what an earlier release stored
-		for path, prefix := range map[string]string{"roles/": roleStoragePrefix, "static-roles/": staticStoragePrefix} {
-			if name, ok := strings.CutPrefix(req.Path, path); ok {
-				entry, err := req.Storage.Get(ctx, prefix+name)
-				if err != nil {
-					return "", errors.New("reading the role to be deleted has failed")
-				}
-				if entry != nil {
-					return "", nil
-				}
-			}
+	// What an earlier release stored is read and deleted, and nothing else.
+	where, name, _ := strings.Cut(req.Path, "/")
+	for _, prefix := range entriesAt[where] {
+		entry, err := req.Storage.Get(ctx, prefix+name)
+		if err != nil {
+			return "", errors.New("reading the role that the path names has failed")
+		}
+		switch {
+		case entry == nil:
+		case strings.HasSuffix(where, "roles") && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation):
+			return "", nil
+		default:
+			return "the name of this role has the form of an API key, so it can only be listed, read and deleted; write the role under another name", nil
 		}
 	}
 	return "the path contains an API key; revoke that key, because Vault's audit log has paths in clear text", nil
+}
+
+// entriesAt are the storage prefixes of what the paths with a name use.
+var entriesAt = map[string][]string{
+	"roles":        {roleStoragePrefix, communityRolePrefix},
+	"creds":        {roleStoragePrefix, communityRolePrefix},
+	"static-roles": {staticStoragePrefix},
+	"static-creds": {staticStoragePrefix},
+	"rotate-role":  {staticStoragePrefix},
 }
 
 // misplacedKey says that a field, given or unknown, holds a key and may not, ""

@@ -112,17 +112,62 @@ func TestRequest_WordsThatContainSKPassEverywhere(t *testing.T) {
 	}
 }
 
-// A role that an earlier release stored under a key as its name can be deleted,
-// and only that.
-func TestRequest_ARoleWithAKeyForANameCanBeDeleted(t *testing.T) {
+// A role that an earlier release stored under a key as its name is listed, read and
+// deleted like any other, and everything else says why it is refused.
+func TestRequest_ARoleWithAKeyForANameCanBeReadAndDeleted(t *testing.T) {
 	t.Parallel()
-	h := configured(t, openaitest.Options{})
 	const name = "sk-proj-AbCdEf0123456789"
-	entry, err := h.storage.inner.Get(t.Context(), roleStoragePrefix+"app")
-	require.NoError(t, err)
-	require.NoError(t, h.storage.inner.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + name, Value: entry.Value}))
-	h.refused(h.read("creds/" + name))
-	h.must(h.remove("roles/" + name))
-	require.NotContains(t, h.entries(), name)
-	h.refused(h.remove("roles/" + name))
+	for where, c := range map[string]struct{ at, prefix string }{
+		"role":                 {"roles/", roleStoragePrefix},
+		"role of the other":    {"roles/", communityRolePrefix},
+		"static role":          {"static-roles/", staticStoragePrefix},
+		"unreadable":           {"roles/", roleStoragePrefix},
+		"unreadable static":    {"static-roles/", staticStoragePrefix},
+		"unreadable community": {"roles/", communityRolePrefix},
+	} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.holdStatic()
+			value := []byte(fmt.Sprintf(`{"version":1,"project_id":%q,"adopted":true,"current_key":{"id":"key_x"}}`, h.project))
+			broken := strings.HasPrefix(where, "unreadable")
+			if broken {
+				value = []byte("{")
+			}
+			require.NoError(t, h.storage.inner.Put(t.Context(), &logical.StorageEntry{Key: c.prefix + name, Value: value}))
+			if c.prefix == communityRolePrefix && !broken {
+				require.NoError(t, h.storage.inner.Put(t.Context(), &logical.StorageEntry{Key: c.prefix + name, Value: []byte(fmt.Sprintf(`{"project_id":%q}`, h.project))}))
+			}
+			require.Contains(t, h.must(h.list(c.at)).Data["keys"], name)
+
+			refuse := func(resp *logical.Response, err error) {
+				t.Helper()
+				said := h.refused(resp, err)
+				require.Contains(t, said, "can only be listed, read and deleted")
+				require.NotContains(t, said, name)
+			}
+			refuse(h.write(c.at+name, map[string]any{"project_id": h.project}))
+			if c.at == "roles/" {
+				refuse(h.read("creds/" + name))
+				refuse(h.write("creds/"+name, nil))
+			} else {
+				refuse(h.read("static-creds/" + name))
+				refuse(h.write("rotate-role/"+name, nil))
+			}
+			resp, err := h.read(c.at + name)
+			if broken {
+				require.Error(t, err)
+				require.NotContains(t, err.Error(), name)
+			} else {
+				require.Equal(t, h.project, h.must(resp, err).Data["project_id"])
+			}
+			if !broken || c.at == "roles/" {
+				h.must(h.remove(c.at + name))
+				require.NotContains(t, h.entries(), c.prefix+name)
+				require.Contains(t, h.refused(h.read(c.at+name)), "the path contains an API key")
+				require.Contains(t, h.refused(h.remove(c.at+name)), "the path contains an API key")
+			}
+			require.NotContains(t, h.log.String(), name)
+		})
+	}
 }

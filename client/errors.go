@@ -272,8 +272,8 @@ var keyFront = regexp.MustCompile(`(^|[^\pL\pN])sk-[A-Za-z0-9_\-]*$`)
 // HoldsKey reports whether a text contains something shaped like an OpenAI key.
 func HoldsKey(text string) bool { return keyLike.MatchString(text) }
 
-// hideKeys replaces whatever is shaped like a key.
-func hideKeys(text string) string { return keyLike.ReplaceAllString(text, "${1}sk-"+redacted) }
+// HideKeys replaces whatever is shaped like a key.
+func HideKeys(text string) string { return keyLike.ReplaceAllString(text, "${1}sk-"+redacted) }
 
 // clean makes foreign text fit for an error: valid UTF-8, one line, printable,
 // bounded, and without anything that looks like a key.
@@ -285,7 +285,7 @@ func clean(text string) string {
 	if !utf8.ValidString(text) {
 		text = strings.ToValidUTF8(text, "\uFFFD")
 	}
-	text = hideKeys(text)
+	text = HideKeys(text)
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsSpace(r) {
 			return ' '
@@ -297,7 +297,7 @@ func clean(text string) string {
 	}, text)
 	// Dropping characters above may have joined the halves of a key, and cutting
 	// may have left too little of one to be known as such.
-	text = hideKeys(strings.TrimSpace(text))
+	text = HideKeys(strings.TrimSpace(text))
 	if cut {
 		text = keyFront.ReplaceAllString(text, "${1}sk-"+redacted)
 	}

@@ -76,7 +76,7 @@ func TestHoldsKey_IsAWordThatBeginsWithSK(t *testing.T) {
 		"risk-api-production-europe-west": false, "SK-ABCDEFGHIJ0123456789": false, "sk-admin-***************": false, "sk-0123456789 0123456789": false,
 	} {
 		require.Equal(t, want, HoldsKey(text), text)
-		require.False(t, HoldsKey(hideKeys(text)), text)
+		require.False(t, HoldsKey(HideKeys(text)), text)
 		if !want {
 			require.Equal(t, text, clean(strings.ReplaceAll(text, "\n", " ")), text)
 		}

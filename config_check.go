@@ -61,6 +61,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 			}
 			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated, cfg.KeyOriginUnknown = client.NewSecret(key), "", false, false
 			cfg.AdminKeyExpires, cfg.NextRotation, cfg.LastRotated = time.Time{}, time.Time{}, time.Time{}
+			cfg.RotationError = "" // of the key before
 		}
 	}
 	if cfg.AdminKey.IsZero() {

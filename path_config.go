@@ -201,7 +201,7 @@ func (b *backend) pathConfig() *framework.Path {
 		"admin_api_key_expires_at": {Type: framework.TypeString, Description: "When the admin key expires at OpenAI (RFC 3339); null when it does not, as far as is known.", Required: true},
 		"next_rotation":            {Type: framework.TypeString, Description: "When the admin key is to be replaced next (RFC 3339); null when nothing is planned.", Required: true},
 		"rotation_manager":         {Type: framework.TypeString, Description: "Who makes the next rotation: vault (Enterprise's rotation manager) or internal (this engine); empty when none is planned.", Required: true},
-		"last_rotation_error":      {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success.", Required: true},
+		"last_rotation_error":      {Type: framework.TypeString, Description: "Why the last rotation on schedule failed; empty after a success, a change of the schedule or another admin key.", Required: true},
 	}
 	for name, field := range fields {
 		if name != "admin_api_key" {

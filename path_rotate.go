@@ -214,6 +214,7 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	if life != 0 && next.AdminKeyExpires.IsZero() {
 		next.AdminKeyExpires = next.LastRotated.Add(life) // what was asked for, though not confirmed
 	}
+	next.RotationError = ""
 	next.plan(b.now())
 	nextAPI, err := b.newClient(ctx, next)
 	if err != nil {

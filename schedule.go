@@ -210,8 +210,13 @@ func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem s
 	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
 		c.DisableAutomatedRotation = raw.(bool)
 	}
-	// A write that changes nothing of the schedule does not put it off.
-	if !c.sameSchedule(&before) || c.NextRotation.IsZero() {
+	// A write that changes nothing of the schedule does not put it off, and does not
+	// make a failure forgotten.
+	changed := !c.sameSchedule(&before)
+	if changed {
+		c.RotationError = ""
+	}
+	if changed || c.NextRotation.IsZero() {
 		c.plan(now)
 	}
 	return ""
@@ -229,7 +234,7 @@ func (c *config) sameSchedule(o *config) bool {
 // plan sets when the next rotation is due. A period counts from the last
 // rotation, or from now for a key that no rotation has made.
 func (c *config) plan(now time.Time) {
-	c.NextRotation, c.RotationError = time.Time{}, ""
+	c.NextRotation = time.Time{}
 	if !c.scheduled() {
 		return
 	}

@@ -2,6 +2,7 @@ package openaisecrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -417,6 +418,42 @@ func TestSchedule_RotationByHandClearsTheError(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	require.Empty(t, h.config()["last_rotation_error"])
 	h.oneAdminKey()
+}
+
+// An error stays until a rotation succeeds, or the write changes what has failed.
+func TestSchedule_AWriteOfSomethingElseKeepsTheError(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	fail := func() {
+		t.Helper()
+		cfg, err := getConfig(t.Context(), h.storage)
+		require.NoError(t, err)
+		require.NoError(t, h.b.noteFailure(t.Context(), h.storage, cfg.AdminKey, errors.New("frozen")))
+		require.Equal(t, "frozen", h.config()["last_rotation_error"])
+	}
+	said := func(want string, data map[string]any) {
+		t.Helper()
+		fail()
+		h.must(h.write("config", data))
+		require.Equal(t, want, h.config()["last_rotation_error"], data)
+	}
+	_, key := h.sim.AdminKey()
+	_, other := h.sim.AddAdminKey("other")
+	// Without a schedule the key's own end asks for rotations, which can fail too.
+	said("frozen", map[string]any{"tidy_interval": "6h"})
+	said("frozen", map[string]any{"rotation_period": 0, "rotation_schedule": "", "rotation_window": 0, "disable_automated_rotation": false})
+	said("frozen", map[string]any{"admin_api_key": key})
+	said("", map[string]any{"rotation_period": "24h"})
+	said("frozen", map[string]any{"rotation_period": "24h", "rotation_schedule": ""})
+	said("frozen", map[string]any{"request_timeout": "20s"})
+	said("", map[string]any{"disable_automated_rotation": true})
+	said("frozen", map[string]any{"disable_automated_rotation": true, "rotation_period": 86400})
+	said("", map[string]any{"rotation_period": 0})
+	said("", map[string]any{"admin_api_key": other})
+	fail()
+	h.must(h.write("config/rotate", nil))
+	require.Empty(t, h.config()["last_rotation_error"])
 }
 
 func TestSchedule_EnterpriseKeepsTheSchedule(t *testing.T) {

@@ -48,13 +48,13 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		cfg = old.clone()
 	}
 
-	newKey := false
+	newKey, known := false, false // given, and the one whose ID is stored
 	if raw, ok := d.GetOk("admin_api_key"); ok {
 		key := strings.TrimSpace(raw.(string)) // a key read from a file ends in a line break
 		if problem := checkAdminKey(key); problem != "" {
 			return nil, problem
 		}
-		newKey = true
+		newKey, known = true, cfg.AdminKeyID != "" && cfg.AdminKey.Equal(client.NewSecret(key))
 		if !cfg.AdminKey.Equal(client.NewSecret(key)) {
 			if cfg.AdminKeyRotated {
 				cfg.retire(now, time.Time{}) // nobody else knows its value
@@ -69,7 +69,8 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 	}
 
 	id, idGiven := d.GetOk("admin_api_key_id")
-	idGiven = idGiven && (id.(string) != "" || newKey) // an empty one asks for it to be found, which it is
+	// An empty one asks for it to be found, which it is, unless nothing is looked for.
+	idGiven = idGiven && (id.(string) != "" || newKey && !(known && d.Get("skip_verify").(bool)))
 	if idGiven && cfg.AdminKeyRotated && strings.TrimSpace(id.(string)) != cfg.AdminKeyID {
 		// It would otherwise be retired, and deleted, in place of the real one.
 		return nil, fmt.Sprintf("admin_api_key_id: this engine made the admin key in force and knows its ID, %s; send admin_api_key with the ID of another", cfg.AdminKeyID)

@@ -36,9 +36,9 @@ const (
 	maxConcurrent = 1024
 )
 
-// configSpelled are the fields of which an empty text stands for a default, or
-// that have several spellings.
-var configSpelled = []string{"api_endpoint"}
+// configSpelled are the fields of which an empty text stands for a default or for
+// what the engine finds, or that have several spellings.
+var configSpelled = []string{"admin_api_key_id", "api_endpoint"}
 
 // config is the engine's configuration, as stored and as used.
 type config struct {
@@ -120,6 +120,16 @@ func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
 		return fmt.Errorf("storing the config: %w", err)
 	}
 	return nil
+}
+
+// spelling is what is used of the fields of configSpelled. An ID that is unknown
+// will be found, so it is not the empty text that asks for that.
+func (c *config) spelling() map[string]any {
+	used := map[string]any{"api_endpoint": c.APIEndpoint, "admin_api_key_id": c.AdminKeyID}
+	if c.AdminKeyID == "" {
+		used["admin_api_key_id"] = nil
+	}
+	return used
 }
 
 // clone returns a copy that shares nothing that is ever changed.
@@ -338,7 +348,6 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 	if problem := cfg.losesKey(old); skip && !force && problem != "" {
 		return logical.ErrorResponse("%s", problem), nil
 	}
-	cfg.AsWritten = cfg.AsWritten.note(d, map[string]any{"api_endpoint": cfg.APIEndpoint}, configSpelled)
 	api, err := b.newClient(ctx, cfg)
 	if err != nil {
 		return logical.ErrorResponse("config not stored: %s", err), nil
@@ -360,6 +369,7 @@ func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *fram
 		return logical.ErrorResponse("%s", problem), nil
 	}
 	cfg.forget(cfg.AdminKeyID) // whoever configures a retired key again wants it to live
+	cfg.AsWritten = cfg.AsWritten.note(d, cfg.spelling(), configSpelled)
 
 	if cfg.ProjectID != "" {
 		if err := recordProject(ctx, req.Storage, cfg.ProjectID); err != nil {

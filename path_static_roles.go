@@ -76,6 +76,7 @@ func (b *backend) pathStaticRole() *framework.Path {
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Disable automated rotation"},
 	}
 	answer := map[string]*framework.FieldSchema{
+		"effective_key_ttl":       {Type: framework.TypeInt, Description: "How long a key made now lives at OpenAI if no rotation replaces it, in seconds.", Required: true},
 		"service_account":         {Type: framework.TypeString, Description: "Name of the service account; of an adopted one, its name when it was adopted.", Required: true},
 		"service_account_adopted": {Type: framework.TypeBool, Description: "Whether the account was there before the role, and stays after it.", Required: true},
 		"api_key_id":              {Type: framework.TypeString, Description: "ID of the key in force.", Required: true},
@@ -155,6 +156,7 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 	data := r.fields()
 	r.AsWritten.show(data, spelling)
 	for field, value := range map[string]any{
+		"effective_key_ttl":       int64(r.keyLife(now) / time.Second),
 		"service_account":         r.ServiceAccount,
 		"service_account_adopted": r.Adopted,
 		"api_key_id":              r.Current.ID,

@@ -134,7 +134,10 @@ func (h *harness) config() map[string]any {
 	return h.must(h.read("config")).Data
 }
 
-func (h *harness) adminKeyID() string { h.t.Helper(); return h.config()["admin_api_key_id"].(string) }
+func (h *harness) adminKeyID() string {
+	h.t.Helper()
+	return h.config()["effective_admin_api_key_id"].(string)
+}
 
 // until moves the clocks to a time.
 func (h *harness) until(at time.Time) { h.advance(at.Sub(h.now())) }

@@ -182,7 +182,7 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 	require.WithinDuration(t, h.now().Add(7*24*time.Hour), key.ExpiresAt, time.Minute, "a week at least")
 	require.Equal(t, fields{
 		"project_id": h.project, "service_account_id": made.ID, "service_account": made.Name, "service_account_adopted": false, "service_account_description": "",
-		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "activation_timeout": int64(10), "activation_failure": "error",
+		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "effective_key_ttl": int64(7 * 86400), "activation_timeout": int64(10), "activation_failure": "error",
 		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
 		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0, "kept_keys": 0,
 		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
@@ -430,6 +430,9 @@ func TestStatic_APartialWriteKeepsTheRest(t *testing.T) {
 	for field, value := range (fields{"service_account_description": "loads more", "revocation_delay": int64(3600), "key_ttl": int64(200 * 3600), "activation_timeout": int64(0)}) {
 		require.Nil(t, h.must(h.write("static-roles/batch", fields{field: value})))
 		before[field] = value
+		if field == "key_ttl" {
+			before["effective_key_ttl"] = value
+		}
 		require.Equal(t, before, h.staticRole("batch"), field)
 	}
 	h.must(h.write("static-roles/batch", nil))

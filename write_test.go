@@ -22,7 +22,7 @@ import (
 )
 
 // changing are fields of reads that change without a write.
-var changing = []string{"journal_entries", "journal_oldest", "effective_ttl", "effective_max_ttl", "effective_key_lifetime"}
+var changing = []string{"journal_entries", "journal_oldest", "effective_ttl", "effective_max_ttl", "effective_key_lifetime", "effective_key_ttl"}
 
 // shows is what a read shows of an entry that a write can have changed.
 func (h *harness) shows(at string) map[string]any {
@@ -137,9 +137,7 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 						if field.Type == framework.TypeBool {
 							want = "false"
 						}
-						if name != "admin_api_key_id" { // which is found
-							require.Equal(t, want, fmt.Sprint(h.shows(at)[name]))
-						}
+						require.Equal(t, want, fmt.Sprint(h.shows(at)[name]))
 						before := h.shows(at)
 						h.must(h.write(at, map[string]any{name: value}))
 						require.Equal(t, before, h.shows(at), "a second write changes nothing")
@@ -150,6 +148,83 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 		}
 	}
 	require.Greater(t, walked, 35)
+}
+
+// What is written at the creation of an entry reads as it was written, each field
+// alone and all of them at once, so that a tool that compares the two, as Terraform
+// does, has nothing to write again.
+func TestWrites_WhatIsWrittenReadsBack(t *testing.T) {
+	t.Parallel()
+	for _, p := range newBackend().Paths {
+		if p.Operations[logical.CreateOperation] == nil {
+			continue
+		}
+		at := strings.Replace(strings.TrimPrefix(readablePath(p.Pattern), "openai/"), "<name>", "app", 1)
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			h := newHarness(t, openaitest.Options{})
+			h.holdStatic()
+			_, key := h.sim.AdminKey()
+			base := map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}
+			if at != "config" {
+				h.configure(nil)
+				base = map[string]any{"project_id": h.project}
+			}
+			if strings.HasPrefix(at, "static") {
+				base["rotation_period"] = 3600
+			}
+			apply := func(body map[string]any) (taken bool) {
+				t.Helper()
+				if resp, err := h.write(at, body); err != nil || resp.IsError() {
+					h.refused(resp, err)
+					return false
+				}
+				read := h.shows(at)
+				for name, value := range body {
+					if shown, is := read[name]; is {
+						require.Equal(t, fmt.Sprint(value), fmt.Sprint(shown), name)
+					}
+				}
+				h.must(h.write(at, body))
+				require.Equal(t, read, h.shows(at), "a second apply changes nothing: %v", body)
+				return true
+			}
+			all := maps.Clone(base)
+			for name, field := range p.Fields {
+				if strings.Contains(p.Pattern, "(?P<"+name+">") {
+					continue
+				}
+				var zero any
+				switch field.Type { //nolint:exhaustive // no other is used
+				case framework.TypeString:
+					zero = ""
+				case framework.TypeCommaStringSlice:
+					zero = []string{}
+				case framework.TypeBool:
+					zero = false
+				default:
+					zero = 0
+				}
+				body := maps.Clone(base)
+				body[name] = zero
+				taken := apply(body)
+				if _, given := base[name]; taken && !given {
+					all[name] = zero
+				}
+				if taken {
+					h.must(h.remove(at))
+				}
+				require.True(t, apply(base), "without %s", name)
+				apply(map[string]any{name: zero})
+				h.must(h.remove(at))
+			}
+			require.Greater(t, len(all), 8)
+			require.True(t, apply(all), "%v", all)
+			if at != "config" {
+				h.must(h.remove(at))
+			}
+		})
+	}
 }
 
 // A read that is written back, whole, changes nothing.
@@ -278,4 +353,80 @@ func TestStatic_NarrowingNeedsNoOpenAI(t *testing.T) {
 	h.tick()
 	h.onlyStatic()
 	h.gone("batch")
+}
+
+// A value that nobody chose follows what was chosen, and refuses nothing.
+func TestStatic_TheDefaultRevocationDelayFollowsTheSchedule(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "24h"})
+	delay := func(want int, data fields) {
+		t.Helper()
+		h.must(h.write("static-roles/batch", data))
+		require.EqualValues(t, want, h.staticRole("batch")["revocation_delay"])
+	}
+	delay(300, fields{"rotation_period": "5m"})
+	delay(300, fields{"service_account_description": "for the nightly batch"})
+	delay(360, fields{"rotation_period": "24h"})
+	delay(60, fields{"rotation_schedule": "* * * * *"})
+	delay(360, fields{"rotation_period": "24h"})
+	delay(360, h.must(h.read("static-roles/batch")).Data) // which chooses nothing
+	delay(300, fields{"rotation_period": "5m"})
+
+	// A read of which one field is changed says what it says.
+	edited := h.must(h.read("static-roles/batch")).Data
+	edited["rotation_period"] = "24h"
+	delay(300, edited)
+	delay(300, fields{"service_account_description": "another"})
+
+	delay(360, fields{"revocation_delay": "6m"})
+	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"rotation_period": "5m"})), "revocation_delay must be between 0 and the 5m0s")
+	delay(0, fields{"revocation_delay": 0})
+	delay(0, fields{"rotation_period": "12h"})
+	h.gone("batch")
+}
+
+// A default that gets shorter with the schedule ends no key early: nobody asked for
+// that.
+func TestStatic_AShorterDefaultDelayKeepsWhatWaits(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", fields{"rotation_period": "24h"})
+	h.must(h.write("rotate-role/batch", nil))
+	before := h.must(h.read("static-creds/batch")).Data["previous_api_key_expires_at"]
+	require.NotNil(t, before)
+	h.must(h.write("static-roles/batch", fields{"rotation_period": "1m"}))
+	require.EqualValues(t, 60, h.staticRole("batch")["revocation_delay"])
+	require.Equal(t, before, h.must(h.read("static-creds/batch")).Data["previous_api_key_expires_at"])
+	h.gone("batch")
+}
+
+// An ID that is known is not lost to a write that asks for it and looks for nothing.
+func TestConfig_AnEmptyIDKeepsTheKnownOneUnchecked(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	id, key := h.sim.AdminKey()
+	ids := func() []any {
+		data := h.config()
+		return []any{data["admin_api_key_id"], data["effective_admin_api_key_id"]}
+	}
+	require.Equal(t, []any{id, id}, ids())
+	for range 2 {
+		h.must(h.write("config", fields{"admin_api_key": key, "admin_api_key_id": "", "skip_verify": true}))
+		require.Equal(t, []any{"", id}, ids())
+	}
+	h.must(h.write("config/rotate", nil))
+	require.Equal(t, "", h.config()["admin_api_key_id"], "as it was written")
+	require.NotEqual(t, id, h.config()["effective_admin_api_key_id"])
+	h.must(h.write("config", fields{"admin_api_key_id": "", "tidy_interval": "6h"}))
+
+	// Of a key that was not looked at the ID is found later, and still reads as written.
+	other, otherKey := h.sim.AddAdminKey("other")
+	h.must(h.write("config", fields{"admin_api_key": otherKey, "admin_api_key_id": "", "skip_verify": true, "force": true}))
+	require.Equal(t, []any{"", ""}, ids())
+	h.tick()
+	require.Equal(t, []any{"", other}, ids())
+	h.must(h.write("config", fields{"admin_api_key_id": other}))
+	require.Equal(t, []any{other, other}, ids())
 }

@@ -7,7 +7,7 @@
 set -euo pipefail
 
 response=(api_key_id service_account service_account_id project_id expires_at
-  admin_api_key_id last_rotated orphans)
+  admin_api_key_id effective_admin_api_key_id last_rotated orphans)
 request=(project_id ttl max_ttl service_account_name_template rotation_period
   rotation_schedule apply)
 

@@ -49,7 +49,7 @@ func (b *backend) pathStaticRole() *framework.Path {
 		},
 		"revocation_delay": {
 			Type:         framework.TypeDurationSecond,
-			Description:  "How long a replaced key lives on, for those who have not read the new one yet: 0 to the rotation period, or to the time between two rotations of the schedule. A shorter one applies to the keys that already wait. Default 6m, or that time if it is shorter.",
+			Description:  "How long a replaced key lives on, for those who have not read the new one yet: 0 to the rotation period, or to the time between two rotations of the schedule. A shorter one applies to the keys that already wait. Default 6m, or that time if it is shorter, which follows the schedule.",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Revocation delay"},
 		},
 		"key_ttl": {
@@ -341,7 +341,7 @@ func unavailable(err error) bool {
 // mergeStaticRole applies a write to the stored role (nil when there is none)
 // and checks everything that can be checked without a call.
 func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r *staticRole, problem string) {
-	r = &staticRole{ActivationTimeout: defaultActivation, RevocationDelay: -1}
+	r = &staticRole{ActivationTimeout: defaultActivation, DefaultDelay: true}
 	if old != nil {
 		r = old.clone()
 		r.correct(now)
@@ -384,7 +384,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
 		r.DisableAutomatedRotation = raw.(bool)
 	}
-	for field, target := range map[string]*time.Duration{"revocation_delay": &r.RevocationDelay, "key_ttl": &r.KeyTTL, "activation_timeout": &r.ActivationTimeout} {
+	for field, target := range map[string]*time.Duration{"key_ttl": &r.KeyTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
 		}
@@ -398,13 +398,20 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 	}
 
 	gap := r.longestGap(now)
-	if r.RevocationDelay < 0 {
-		r.RevocationDelay = min(defaultRevocationDelay, gap)
+	byDefault := min(defaultRevocationDelay, gap)
+	raw, chosen := d.GetOk("revocation_delay")
+	if chosen {
+		delay := time.Duration(raw.(int)) * time.Second
+		// A default that was read and is written back stays one.
+		r.DefaultDelay = r.DefaultDelay && old != nil && delay == old.RevocationDelay && delay == byDefault
+		r.RevocationDelay = delay
+	} else if r.DefaultDelay && (old == nil || !r.same(&old.schedule)) {
+		r.RevocationDelay = byDefault
 	}
 	if r.RevocationDelay > gap {
 		return nil, fmt.Sprintf("revocation_delay must be between 0 and the %s from one rotation to the next", gap)
 	}
-	if _, given := d.GetOk("revocation_delay"); old != nil && (r.RevocationDelay < old.RevocationDelay || given && r.RevocationDelay == 0) {
+	if old != nil && chosen && (r.RevocationDelay < old.RevocationDelay || r.RevocationDelay == 0) {
 		r.shorten(old.RevocationDelay)
 	}
 	// What a key made at any time must live through, to which a schedule adds the

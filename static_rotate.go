@@ -55,10 +55,13 @@ type staticRole struct {
 	Adopted bool `json:"adopted,omitempty"`
 	// AccountCreatedAt is when the create of an account that was made for the role
 	// was sent; zero in entries of before it was kept.
-	AccountCreatedAt  time.Time         `json:"service_account_created_at,omitzero"`
-	Description       string            `json:"service_account_description,omitempty"`
-	Scopes            []string          `json:"scopes,omitempty"`
-	RevocationDelay   time.Duration     `json:"revocation_delay"`
+	AccountCreatedAt time.Time     `json:"service_account_created_at,omitzero"`
+	Description      string        `json:"service_account_description,omitempty"`
+	Scopes           []string      `json:"scopes,omitempty"`
+	RevocationDelay  time.Duration `json:"revocation_delay"`
+	// DefaultDelay says that nobody chose RevocationDelay, so that it follows the
+	// schedule. In entries of before it was kept any value counts as chosen.
+	DefaultDelay      bool              `json:"revocation_delay_default,omitempty"`
 	KeyTTL            time.Duration     `json:"key_ttl,omitempty"`
 	ActivationTimeout time.Duration     `json:"activation_timeout"`
 	ActivationFailure activationFailure `json:"activation_failure,omitempty"`

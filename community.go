@@ -156,7 +156,7 @@ func communityLease(req *logical.Request) leaseData {
 func unlessCommunity(renew framework.OperationFunc) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		if req.Secret != nil && isCommunityLease(req.Secret) {
-			return nil, fmt.Errorf("the lease was issued by the community plugin, whose leases cannot be renewed; read %s%s for a new one", req.MountPoint, req.Path)
+			return logical.ErrorResponse("the lease was issued by the community plugin, whose leases cannot be renewed; read %s%s for a new one", req.MountPoint, req.Path), nil
 		}
 		return renew(ctx, req, d)
 	}

@@ -223,6 +223,9 @@ func TestCommunity_ItsLeasesAreNotRenewed(t *testing.T) {
 	_, err := h.renew(t.Context(), lease, time.Minute, time.Hour)
 	require.ErrorContains(t, err, "cannot be renewed")
 	require.ErrorContains(t, err, "creds/app")
+	require.Equal(t, http.StatusBadRequest, coded(t, err))
+	metrics := h.must(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "prometheus"})).Data[logical.HTTPRawBody].([]byte)
+	require.Contains(t, string(metrics), `vault_openai_credentials_renewed_total{mount_point="openai/",outcome="refused"`, "that is no failure")
 	require.Equal(t, []string{account}, h.alive())
 	require.NoError(t, h.revoke(lease))
 }

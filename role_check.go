@@ -28,6 +28,9 @@ const (
 	maxScope  = 128
 	// nameBudget bounds the look at the name of an account that is adopted already.
 	nameBudget = 5 * time.Second
+	// notInScope are characters of which lists and objects are made: as a scope, "[]"
+	// would be no list without any.
+	notInScope = ",\"'`[]{}()<>"
 )
 
 // checkProject says why a project cannot be used; an error is OpenAI's.
@@ -234,11 +237,11 @@ func parseScopes(raw []string) (scopes []string, problem string) {
 			// It may be what is left of a variable that was not set, and a list
 			// without any scope means all of them.
 			return nil, "scopes contains an empty one"
-		case scope == "null": // of the CLI, which sends text
+		case strings.EqualFold(scope, "null"): // of the CLI, which sends text
 			return nil, "scopes contains null, which is not a scope; leave scopes out to keep what is stored, or send an empty list for all that the account may do"
 		case len(scope) > maxScope:
 			return nil, fmt.Sprintf("scopes: %.64q... has %d characters; the limit is %d", scope, len(scope), maxScope)
-		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' || r == '"' }):
+		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(notInScope, r) }):
 			return nil, fmt.Sprintf("scopes: %.64q is not an identifier like api.model.request", scope)
 		}
 		if !slices.Contains(scopes, scope) {

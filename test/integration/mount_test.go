@@ -104,7 +104,7 @@ func (m *mount) adminConfig() map[string]any {
 func (m *mount) keepAdminKey() {
 	config, err := m.client.Logical().Read(m.path + "/config")
 	if err == nil && config != nil {
-		if id, ok := config.Data["admin_api_key_id"].(string); ok {
+		if id, ok := config.Data["effective_admin_api_key_id"].(string); ok {
 			m.sim.Keep(id)
 		}
 	}

@@ -98,7 +98,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	b.metrics.staticRead(name)
 	switch {
 	case r.DisableAutomatedRotation && r.inLastThird(now):
-		resp.AddWarning(r.pausedText(req.MountPoint, name))
+		resp.AddWarning(r.pausedText(req.MountPoint, name, now))
 	case !r.Current.ExpiresAt.After(now):
 		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", timeText(r.LastRotated), r.RotationError))
 	}

@@ -306,7 +306,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		b.static.set(name, r.plan(b.now()))
 	}
 	if r.DisableAutomatedRotation {
-		response.AddWarning(r.pausedText(req.MountPoint, name))
+		response.AddWarning(r.pausedText(req.MountPoint, name, b.now()))
 	}
 	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
 	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)

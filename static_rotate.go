@@ -283,7 +283,11 @@ func (r *staticRole) inLastThird(now time.Time) bool {
 }
 
 // pausedText says what becomes of the key while rotation is paused.
-func (r *staticRole) pausedText(mount, name string) string {
+func (r *staticRole) pausedText(mount, name string, now time.Time) string {
+	if !r.Current.ExpiresAt.After(now) {
+		return fmt.Sprintf("Rotation is paused (disable_automated_rotation), and key %s expired at OpenAI at %s. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
+			r.Current.ID, timeText(r.Current.ExpiresAt), mount, name)
+	}
 	return fmt.Sprintf("Rotation is paused (disable_automated_rotation): key %s expires at OpenAI at %s, and nothing replaces it before. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
 		r.Current.ID, timeText(r.Current.ExpiresAt), mount, name)
 }

@@ -324,6 +324,13 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	require.Equal(t, key, resp.Data["api_key_id"])
 	require.InDelta(t, 48*3600, resp.Data["ttl"], 60)
 	require.Contains(t, resp.Warnings[0], "Rotation is paused")
+	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+timeText(end))
+	h.until(end.Add(time.Minute))
+	for _, resp := range []*logical.Response{h.must(h.read("static-creds/batch")), h.must(h.write("static-roles/batch", fields{"service_account_description": "paused"}))} {
+		require.Len(t, resp.Warnings, 1)
+		require.Contains(t, resp.Warnings[0], "expired at OpenAI at "+timeText(end))
+		require.Contains(t, resp.Warnings[0], "disable_automated_rotation=false")
+	}
 	h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": false}))
 	h.keep()
 	require.NotEqual(t, key, h.staticCreds("batch")["api_key_id"])

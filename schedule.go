@@ -184,6 +184,9 @@ func (s *schedule) longestGap(now time.Time) (longest time.Duration) {
 	// A schedule has the same times on each of its days: the gaps within one of
 	// them are those within all, and the others are from one of them to another.
 	first := rs.Schedule.Next(now.UTC())
+	if first.IsZero() {
+		return maxRotationPeriod // it never comes
+	}
 	first = rs.Schedule.Next(first.Truncate(day).Add(-time.Second))
 	last := first
 	for next := rs.Schedule.Next(last); next.Truncate(day).Equal(last.Truncate(day)); next = rs.Schedule.Next(last) {

@@ -616,6 +616,7 @@ func TestSchedule_LongestGap(t *testing.T) {
 			require.Equal(t, want, s.longestGap(now), "%s at %s", text, now)
 		}
 	}
+	require.Equal(t, maxRotationPeriod, (&schedule{RotationSchedule: "0 0 30 2 *"}).longestGap(time.Now()), "one that never comes")
 	require.Zero(t, (&schedule{}).longestGap(time.Now()))
 	require.Equal(t, time.Hour, (&schedule{RotationPeriod: time.Hour}).longestGap(time.Now()))
 	// The five years looked at are not walked through minute by minute, of which

@@ -195,7 +195,7 @@ func TestWrites_WhatIsWrittenReadsBack(t *testing.T) {
 					continue
 				}
 				var zero any
-				switch field.Type { //nolint:exhaustive // no other is used
+				switch field.Type {
 				case framework.TypeString:
 					zero = ""
 				case framework.TypeCommaStringSlice:
@@ -424,7 +424,7 @@ func TestConfig_AnEmptyIDKeepsTheKnownOneUnchecked(t *testing.T) {
 		require.Equal(t, []any{"", id}, ids())
 	}
 	h.must(h.write("config/rotate", nil))
-	require.Equal(t, "", h.config()["admin_api_key_id"], "as it was written")
+	require.Empty(t, h.config()["admin_api_key_id"], "as it was written")
 	require.NotEqual(t, id, h.config()["effective_admin_api_key_id"])
 	h.must(h.write("config", fields{"admin_api_key_id": "", "tidy_interval": "6h"}))
 

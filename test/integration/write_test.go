@@ -49,7 +49,7 @@ func TestAReadCanBeWrittenBack(t *testing.T) {
 		require.NotContains(t, answer, "unrecognized")
 		require.Equal(t, before, m.read(path).Data, path)
 	}
-	require.Equal(t, "", m.read("config").Data["admin_api_key_id"], "as it was written")
+	require.Empty(t, m.read("config").Data["admin_api_key_id"], "as it was written")
 	require.NotEmpty(t, m.read("config").Data["effective_admin_api_key_id"])
 }
 

@@ -143,6 +143,7 @@ type backend struct {
 	// superseded ones that are being deleted.
 	uses     keyUses
 	ending   sync.Map
+	unseen   unseen
 	static   *staticState
 	renewals renewals
 	// deleted has the IDs of what OpenAI has told this process that it deleted.

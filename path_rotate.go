@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -352,8 +353,9 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 
 // rollbackAdminKey deletes what a journalled create of an admin key made, unless
 // it is in use: then only the deletion of its entry had failed. That nothing was
-// made is only said by a complete list, which shows the current key, and only of
-// an entry that is old enough when the list is read.
+// made is only said by a complete list, which shows the current key, only of an entry
+// that is old enough when the list is read, and only the second time: nothing else
+// looks for an admin key that a list has left out once.
 func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
 	if now := b.now(); entry.CreatedAt.After(now.Add(clockTolerance)) {
 		// The clock was ahead then. Another entry takes this one's place.
@@ -379,9 +381,13 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		return errNotFinal
 	case !complete:
 		return fmt.Errorf("admin key %q of an unfinished rotation: the list of admin keys does not show the current key %q, so it does not say that there is none", entry.Name, snap.config.AdminKeyID)
+	case !b.isDraining() && !b.unseen.confirmed(entry.Name, time.Now(), time.Duration(b.settling.Load())):
+		return errNotFinal
 	default:
+		b.unseen.forget(entry.Name)
 		return nil
 	}
+	b.unseen.forget(entry.Name)
 	wait, cancel := context.WithTimeout(ctx, lockBudget)
 	defer cancel()
 	unlock, err := b.lockConfig(wait)
@@ -417,4 +423,32 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
 	}
 	return nil
+}
+
+// unseen are the admin keys of unfinished rotations that one complete list did not
+// show, by name, and since when. They are lost with the process, which only means
+// another look. The zero value is ready.
+type unseen struct {
+	mu    sync.Mutex
+	since map[string]time.Time
+}
+
+// confirmed reports whether a list that was read so long ago, or earlier, did not show
+// the name either.
+func (u *unseen) confirmed(name string, now time.Time, ago time.Duration) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if _, seen := u.since[name]; !seen {
+		if u.since == nil {
+			u.since = map[string]time.Time{}
+		}
+		u.since[name] = now
+	}
+	return now.Sub(u.since[name]) >= ago
+}
+
+func (u *unseen) forget(name string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.since, name)
 }

@@ -2,6 +2,7 @@ package openaisecrets
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync"
 	"testing"
@@ -257,5 +258,28 @@ func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
 		require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
 		h.sim.Keep(h.adminKeyIDs()...)
 		h.onlyLeased()
+	})
+}
+
+// A list of admin keys that leaves one out is no proof, the less as nothing else ever
+// looks for an admin key: it takes two lists that are minutes apart.
+func TestRotate_AListThatLeavesTheNewKeyOutOnceLosesNothing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(map[string]any{"tidy_interval": 0})
+		lost := h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Kind: openaitest.FaultLost})
+		_, err := h.write("config/rotate", nil)
+		require.Error(t, err)
+		lost()
+		require.Greater(t, len(h.adminKeyIDs()), 1)
+		time.Sleep(2 * notFinalBefore)
+		root, _ := h.sim.AdminKey()
+		short := fmt.Sprintf(`{"object":"list","data":[{"object":"organization.admin_api_key","id":%q,"name":"root","redacted_value":"sk-admin...abcd","created_at":1,"last_used_at":null,"owner":{}}],"first_id":null,"last_id":null,"has_more":false}`, root)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Times: 1, Kind: openaitest.FaultGarbageBefore, Body: short})
+		stop := h.ticking()
+		defer stop()
+		time.Sleep(3 * notFinalBefore)
+		require.Equal(t, []string{root}, h.adminKeyIDs())
+		require.Empty(t, h.journal())
 	})
 }

@@ -556,12 +556,22 @@ func (h *harness) rollbackAdminKey(name string, created time.Time) error {
 	return h.b.rollbackAdminKey(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: name, CreatedAt: created})
 }
 
+// unseenBefore has a list of some minutes ago have shown no admin key of that name.
+func (h *harness) unseenBefore(name string) {
+	h.b.unseen.forget(name)
+	h.b.unseen.confirmed(name, time.Now().Add(-notFinalBefore), 0)
+}
+
 func TestRotate_ThatNothingWasMadeIsSaidByAnOldEntryAndAWholeList(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now()), errNotFinal)
 	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore+time.Minute)), errNotFinal)
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "seen once")
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "and again at once")
+	h.unseenBefore("vault-admin-x")
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)))
+	h.unseenBefore("vault-admin-x")
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", time.Time{}), "an entry of an earlier release")
 
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
@@ -607,6 +617,7 @@ func TestRotate_WhatTheOriginalHasPutInForceIsNotWhatACopyLeftUnfinished(t *test
 	}
 	h.lease("creds/app", nil)
 	h.sim.DeleteAdminKey(h.adminKeyID())
+	staging.unseenBefore(name)
 	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
 }
 

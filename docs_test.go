@@ -178,6 +178,7 @@ var internalErrors = []string{
 	"an empty list of scopes would allow all of them", // the caller of the client asks for nothing else
 	"neither scopes nor expiry to change",
 	"the expiry is negative",
+	"missing required … parameter",                      // IDs are checked before
 	"the base URL is not an absolute http or https URL", // checked before
 	"the CA bundle holds no certificate",
 	"unknown error",

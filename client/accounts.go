@@ -4,12 +4,7 @@ package client
 
 import (
 	"context"
-	"strings"
 	"time"
-
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/packages/param"
 )
 
 // ServiceAccount is an account of a project.
@@ -33,68 +28,33 @@ type Key struct {
 // unscoped key that expires after expiry (MinExpiry..MaxExpiry, 0 = never).
 // One request, never repeated: see Error.Ambiguous for what a failure means.
 func (c *Client) CreateServiceAccount(ctx context.Context, project, name string, expiry time.Duration) (ServiceAccount, Key, error) {
-	op := "create service account " + name + " in project " + project
+	what := "create service account " + name + " in project " + project
 	if expiry < 0 {
-		return ServiceAccount{}, Key{}, c.refuse(op, negative)
+		return ServiceAccount{}, Key{}, c.refuse(what, negative)
 	}
-	params := openai.AdminOrganizationProjectServiceAccountNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
-	answer, err := once(ctx, c, createServiceAccount, op,
-		func(a *createdAccount) bool { return a.ID != "" && a.APIKey.ID != "" && a.APIKey.Value != "" },
-		plain[createdAccount](func(ctx context.Context, o ...option.RequestOption) (*openai.AdminOrganizationProjectServiceAccountNewResponse, error) {
-			return c.accounts.New(ctx, project, params, o...)
-		}))
+	got, err := doOnce[newServiceAccount](ctx, c, request{
+		operation: createServiceAccount, what: what, ids: []string{project},
+		body: struct {
+			Name    string `json:"name"`
+			Expires int64  `json:"expires_in_seconds,omitempty"`
+		}{name, seconds(expiry)},
+	})
 	if err != nil {
 		return ServiceAccount{}, Key{}, err
 	}
-	return ServiceAccount{ID: answer.ID, Name: string(answer.Name), Role: string(answer.Role), CreatedAt: at(int64(answer.CreatedAt))},
-		Key{
-			ID:        answer.APIKey.ID,
-			Name:      string(answer.APIKey.Name),
-			Value:     NewSecret(answer.APIKey.Value),
-			CreatedAt: at(int64(answer.APIKey.CreatedAt)),
-			ExpiresAt: at(int64(answer.APIKey.ExpiresAt)),
-		}, nil
-}
-
-// createdAccount is the part of the answer to a create that is used.
-type createdAccount struct {
-	ID        string   `json:"id"`
-	Name      label    `json:"name"`
-	Role      label    `json:"role"`
-	CreatedAt unixTime `json:"created_at"`
-	APIKey    struct {
-		ID        string   `json:"id"`
-		Name      label    `json:"name"`
-		Value     string   `json:"value"` // #nosec G117 -- read here, and never written
-		CreatedAt unixTime `json:"created_at"`
-		ExpiresAt unixTime `json:"expires_at"`
-	} `json:"api_key"`
+	return got.public(), got.APIKey.public(), nil
 }
 
 // GetServiceAccount returns one account. IsNotFound holds for an unknown one.
 func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (ServiceAccount, error) {
-	answer, err := repeat(ctx, c, getServiceAccount, "read service account "+id+" in project "+project,
-		func(a *openai.ProjectServiceAccount) bool { return a.ID != "" },
-		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectServiceAccount, error) {
-			return c.accounts.Get(ctx, project, id, o...)
-		})
-	if err != nil {
-		return ServiceAccount{}, err
-	}
-	return serviceAccount(*answer), nil
+	got, err := doWithRetry[serviceAccount](ctx, c, request{operation: getServiceAccount, what: "read service account " + id + " in project " + project, ids: []string{project, id}})
+	return got.public(), err
 }
 
 // DeleteServiceAccount deletes an account and with it all its keys. An account
 // that does not exist is an error for which IsNotFound holds.
 func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
-	type deleted struct {
-		Deleted bool `json:"deleted"`
-	}
-	_, err := repeat(ctx, c, deleteServiceAccount, "delete service account "+id+" in project "+project,
-		func(d *deleted) bool { return d.Deleted },
-		plain[deleted](func(ctx context.Context, o ...option.RequestOption) (*openai.AdminOrganizationProjectServiceAccountDeleteResponse, error) {
-			return c.accounts.Delete(ctx, project, id, o...)
-		}))
+	_, err := doWithRetry[deletion](ctx, c, request{operation: deleteServiceAccount, what: "delete service account " + id + " in project " + project, ids: []string{project, id}})
 	return err
 }
 
@@ -110,27 +70,32 @@ func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]Ser
 // API's order, and stops at its first error. Only nil means that each has seen
 // the whole listing.
 func (c *Client) EachServiceAccount(ctx context.Context, project string, each func([]ServiceAccount) error) error {
-	op := "list service accounts of project " + project
-	return walk(c, op, func(a ServiceAccount) string { return a.ID },
+	what := "list service accounts of project " + project
+	return walk(c, what, func(a ServiceAccount) string { return a.ID },
 		func(after string) (page[ServiceAccount], error) {
-			params := openai.AdminOrganizationProjectServiceAccountListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
-			answer, err := repeat(ctx, c, listServiceAccounts, op, isListing[openai.ProjectServiceAccount],
-				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectServiceAccount], error) {
-					return c.accounts.List(ctx, project, params, o...)
-				})
-			if err != nil {
-				return page[ServiceAccount]{}, err
-			}
-			p := page[ServiceAccount]{last: answer.LastID, more: answer.HasMore}
-			for _, a := range answer.Data {
-				p.items = append(p.items, serviceAccount(a))
-			}
-			return p, nil
+			got, err := doWithRetry[listing[serviceAccount]](ctx, c, request{operation: listServiceAccounts, what: what, ids: []string{project}, query: pageAfter(after)})
+			return pageOf(got, serviceAccount.public), err
 		}, each)
 }
 
-// serviceAccount copies the texts: the SDK's are parts of the item as it came,
-// all of which they would keep in memory.
-func serviceAccount(a openai.ProjectServiceAccount) ServiceAccount {
-	return ServiceAccount{ID: strings.Clone(a.ID), Name: strings.Clone(a.Name), Role: strings.Clone(string(a.Role)), CreatedAt: at(a.CreatedAt)}
+// serviceAccount is an account as it comes.
+type serviceAccount struct {
+	ID        string   `json:"id"`
+	Name      label    `json:"name"`
+	Role      label    `json:"role"`
+	CreatedAt unixTime `json:"created_at"`
 }
+
+func (a serviceAccount) valid() bool { return a.ID != "" }
+
+func (a serviceAccount) public() ServiceAccount {
+	return ServiceAccount{ID: a.ID, Name: string(a.Name), Role: string(a.Role), CreatedAt: a.CreatedAt.time()}
+}
+
+// newServiceAccount is the answer to its creation.
+type newServiceAccount struct {
+	serviceAccount
+	APIKey newKey `json:"api_key"`
+}
+
+func (a newServiceAccount) valid() bool { return a.serviceAccount.valid() && a.APIKey.valid() }

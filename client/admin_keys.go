@@ -9,11 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/packages/pagination"
-	"github.com/openai/openai-go/v3/packages/param"
 )
 
 // AdminKey is an admin key as the API shows it after its creation.
@@ -53,66 +48,44 @@ func cutMask(redacted string) (front, rest string, found bool) {
 // CreateAdminKey makes an admin key that expires after expiry (0 = never). One
 // request, never repeated: see Error.Ambiguous.
 func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Duration) (AdminKey, Secret, error) {
-	op := "create admin key " + name
+	what := "create admin key " + name
 	if expiry < 0 {
-		return AdminKey{}, Secret{}, c.refuse(op, negative)
+		return AdminKey{}, Secret{}, c.refuse(what, negative)
 	}
-	params := openai.AdminOrganizationAdminAPIKeyNewParams{Name: name, ExpiresInSeconds: seconds(expiry)}
-	type created = openai.AdminOrganizationAdminAPIKeyNewResponse
-	answer, err := once(ctx, c, createAdminKey, op,
-		func(k *created) bool { return isText(k.AdminAPIKey.JSON.ID) && isText(k.JSON.Value) },
-		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
-			return c.admin.New(ctx, params, o...)
-		})
+	got, err := doOnce[newAdminKey](ctx, c, request{
+		operation: createAdminKey, what: what,
+		body: struct {
+			Name    string `json:"name"`
+			Expires int64  `json:"expires_in_seconds,omitempty"`
+		}{name, seconds(expiry)},
+	})
 	if err != nil {
 		return AdminKey{}, Secret{}, err
 	}
-	return adminKey(answer.AdminAPIKey), NewSecret(answer.Value), nil
+	return got.public(), NewSecret(got.Value), nil
 }
 
 // GetAdminKey reads one admin key; IsNotFound holds for an unknown one.
 func (c *Client) GetAdminKey(ctx context.Context, id string) (AdminKey, error) {
-	answer, err := repeat(ctx, c, getAdminKey, "read admin key "+id,
-		func(k *openai.AdminAPIKey) bool { return k.ID != "" },
-		func(ctx context.Context, o ...option.RequestOption) (*openai.AdminAPIKey, error) {
-			return c.admin.Get(ctx, id, o...)
-		})
-	if err != nil {
-		return AdminKey{}, err
-	}
-	return adminKey(*answer), nil
+	got, err := doWithRetry[adminKey](ctx, c, request{operation: getAdminKey, what: "read admin key " + id, ids: []string{id}})
+	return got.public(), err
 }
 
 // ListAdminKeys returns all admin keys of the organization.
 func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
-	const op = "list admin keys"
-	return collect(c, op, func(k AdminKey) string { return k.ID },
+	const what = "list admin keys"
+	return collect(c, what, func(k AdminKey) string { return k.ID },
 		func(after string) (page[AdminKey], error) {
-			params := openai.AdminOrganizationAdminAPIKeyListParams{Limit: param.NewOpt[int64](pageSize), After: cursor(after)}
-			type listing = pagination.CursorPage[openai.AdminAPIKey]
-			answer, err := repeat(ctx, c, listAdminKeys, op, func(l *listing) bool { return l.JSON.Data.Valid() && saysMore(l.JSON.HasMore) },
-				func(ctx context.Context, o ...option.RequestOption) (*listing, error) {
-					return c.admin.List(ctx, params, o...)
-				})
-			if err != nil {
-				return page[AdminKey]{}, err
-			}
-			p := page[AdminKey]{more: answer.HasMore}
-			for _, k := range answer.Data {
-				p.items = append(p.items, adminKey(k))
-			}
-			return p, nil
+			got, err := doWithRetry[listing[adminKey]](ctx, c, request{operation: listAdminKeys, what: what, query: pageAfter(after)})
+			p := pageOf(got, adminKey.public)
+			p.last = "" // of this listing the last item's ID is the documented cursor
+			return p, err
 		})
 }
 
 // DeleteAdminKey deletes an admin key; IsNotFound holds for an unknown one.
 func (c *Client) DeleteAdminKey(ctx context.Context, id string) error {
-	type deleted = openai.AdminOrganizationAdminAPIKeyDeleteResponse
-	_, err := repeat(ctx, c, deleteAdminKey, "delete admin key "+id,
-		func(d *deleted) bool { return d.Deleted },
-		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
-			return c.admin.Delete(ctx, id, o...)
-		})
+	_, err := doWithRetry[deletion](ctx, c, request{operation: deleteAdminKey, what: "delete admin key " + id, ids: []string{id}})
 	return err
 }
 
@@ -132,6 +105,30 @@ func (c *Client) CheckWrite(ctx context.Context) error {
 	return e
 }
 
-func adminKey(k openai.AdminAPIKey) AdminKey {
-	return AdminKey{ID: k.ID, Name: k.Name, RedactedValue: k.RedactedValue, CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt)}
+// adminKey is an admin key as it comes. Its owner is read by nobody: OpenAI's
+// examples have others than the documented ones.
+type adminKey struct {
+	ID            string   `json:"id"`
+	Name          label    `json:"name"`
+	RedactedValue label    `json:"redacted_value"`
+	CreatedAt     unixTime `json:"created_at"`
+	ExpiresAt     unixTime `json:"expires_at"`
+	LastUsedAt    unixTime `json:"last_used_at"`
 }
+
+func (k adminKey) valid() bool { return k.ID != "" }
+
+func (k adminKey) public() AdminKey {
+	return AdminKey{
+		ID: k.ID, Name: string(k.Name), RedactedValue: string(k.RedactedValue),
+		CreatedAt: k.CreatedAt.time(), ExpiresAt: k.ExpiresAt.time(), LastUsedAt: k.LastUsedAt.time(),
+	}
+}
+
+// newAdminKey is the answer to its creation.
+type newAdminKey struct {
+	adminKey
+	Value string `json:"value"` // #nosec G117 -- read here, and never written
+}
+
+func (k newAdminKey) valid() bool { return k.adminKey.valid() && k.Value != "" }

@@ -7,50 +7,25 @@ package client
 // whose text is clean; nothing waits beyond its context.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
-	"math"
 	"math/rand/v2"
+	"mime"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/openai/openai-go/v3/option"
 )
 
-// callKind names an endpoint, each of which OpenAI limits by itself.
-type callKind string
-
-const (
-	createServiceAccount callKind = "create_service_account"
-	deleteServiceAccount callKind = "delete_service_account"
-	getServiceAccount    callKind = "get_service_account"
-	listServiceAccounts  callKind = "list_service_accounts"
-	createKey            callKind = "create_key"
-	getKey               callKind = "get_key"
-	listKeys             callKind = "list_keys"
-	updateKey            callKind = "update_key"
-	deleteKey            callKind = "delete_key"
-	createAdminKey       callKind = "create_admin_key"
-	getAdminKey          callKind = "get_admin_key"
-	listAdminKeys        callKind = "list_admin_keys"
-	deleteAdminKey       callKind = "delete_admin_key"
-	getProject           callKind = "get_project"
-	listProjects         callKind = "list_projects"
-	probeKey             callKind = "probe_key"
-)
-
-// turn waits until a call fits the pace. What waits for that holds no slot.
-func (c *Client) turn(ctx context.Context, v callKind) (ticket, *Error) {
-	t, tooLong, err := c.pace.take(ctx, string(v))
+// acquirePermit waits until a call fits the pace. It holds no slot meanwhile.
+func (c *Client) acquirePermit(ctx context.Context, o operation) (ticket, *Error) {
+	t, tooLong, err := c.pace.take(ctx, o.name)
 	if tooLong > 0 {
 		return t, &Error{
 			Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
@@ -63,12 +38,11 @@ func (c *Client) turn(ctx context.Context, v callKind) (ticket, *Error) {
 	return t, nil
 }
 
-// enter waits until a call fits the number of calls in flight, and says how to
-// leave.
-func (c *Client) enter(ctx context.Context, v callKind) (leave func(), failure *Error) {
-	// Issues leave some of the slots to all other calls, and those to issues.
+// acquireSlot waits until a call fits the number of calls in flight, and returns
+// how to give the slot back.
+func (c *Client) acquireSlot(ctx context.Context, o operation) (release func(), failure *Error) {
 	class := c.others
-	if v == createServiceAccount || v == createKey || v == probeKey {
+	if o.issues() {
 		class = c.creates
 	}
 	for i, slots := range []chan struct{}{class, c.slots} {
@@ -101,74 +75,37 @@ func Finish(ctx context.Context) context.Context {
 	return context.WithValue(ctx, finishKey{}, true)
 }
 
-// sdkCall is any SDK method with its arguments bound.
-type sdkCall[T any] func(context.Context, ...option.RequestOption) (*T, error)
-
-// plain has an answer decoded into a type of this package's. The SDK's own types
-// keep the raw text of every field, which is half of the work of a call: too much
-// for the two that each credential costs.
-func plain[T, S any](call sdkCall[S]) sdkCall[T] {
-	return func(ctx context.Context, o ...option.RequestOption) (*T, error) {
-		answer := new(T)
-		_, err := call(ctx, append(o, option.WithResponseBodyInto(answer))...)
-		return answer, err
-	}
-}
-
-// unixTime is a time in seconds, 0 for anything that is no number or no time that
-// can be written down, and label is a text, "" for anything else: whether an
-// answer can do without them is for its reader to say.
-type (
-	unixTime int64
-	label    string
-)
-
-// maxUnix is the end of the year 9999. Beyond an int64, what a conversion gives
-// differs between processors.
-const maxUnix = 253402300799
-
-func (l *label) UnmarshalJSON(raw []byte) error {
-	_ = json.Unmarshal(raw, (*string)(l))
-	return nil
-}
-
-func (u *unixTime) UnmarshalJSON(text []byte) error {
-	*u = 0
-	if seconds, err := strconv.ParseFloat(string(text), 64); err == nil && math.Abs(seconds) <= maxUnix {
-		*u = unixTime(seconds)
-	}
-	return nil
-}
-
-// once makes one attempt at a call and turns every way to fail into an *Error.
-// valid says whether a decoded answer is what was asked for: the SDK decodes
-// {} or a page of another service without complaint.
-func once[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
-	result, failure := attempt(ctx, c, v, valid, call)
+// doOnce makes a call once, and turns every way to fail into an *Error.
+func doOnce[T answer](ctx context.Context, c *Client, r request) (T, error) {
+	var result, none T
+	failure := c.perform(ctx, r, func(body []byte) bool {
+		return json.Unmarshal(body, &result) == nil && result.valid()
+	})
 	if failure != nil {
-		failure.Op = c.clean(op) // names and ids in it came from elsewhere
-		return nil, failure
+		failure.Op = c.clean(r.what) // names and IDs in it came from elsewhere
+		return none, failure
 	}
 	return result, nil
 }
 
-// attempt is once with errors that do not say yet what it was.
-func attempt[T any](ctx context.Context, c *Client, v callKind, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
+// perform waits until the call may be made, and makes it. Its errors do not say
+// yet what was being done.
+func (c *Client) perform(ctx context.Context, r request, decode func(body []byte) bool) *Error {
 	asked := time.Now()
-	t, failure := c.turn(ctx, v)
+	t, failure := c.acquirePermit(ctx, r.operation)
 	if failure != nil {
 		if failure.RateLimited() {
-			c.observer.Throttled(string(v), true)
+			c.observer.Throttled(r.name, true)
 		}
-		return nil, failure
+		return failure
 	}
-	leave, failure := c.enter(ctx, v)
+	release, failure := c.acquireSlot(ctx, r.operation)
 	if failure != nil {
-		return nil, failure
+		return failure
 	}
-	defer leave()
+	defer release()
 	if err := ctx.Err(); err != nil {
-		return nil, &Error{Host: c.host, Cause: err}
+		return &Error{Host: c.host, Cause: err}
 	}
 	if ctx.Value(finishKey{}) != nil {
 		deadline, bounded := ctx.Deadline()
@@ -179,13 +116,14 @@ func attempt[T any](ctx context.Context, c *Client, v callKind, valid func(*T) b
 			defer cancel()
 		}
 	}
-	result, failure := observed(c, v, asked, func() (*T, *Error) { return send(ctx, c, valid, call) })
+	failure = c.observed(r.operation, asked, func() *Error { return c.send(ctx, r, decode) })
 	c.pace.learn(t, failure)
-	return result, failure
+	return failure
 }
 
-// send is the attempt itself.
-func send[T any](ctx context.Context, c *Client, valid func(*T) bool, call sdkCall[T]) (*T, *Error) {
+// send is the attempt itself: one request, and its answer read whole. Nothing else
+// in this package sends anything.
+func (c *Client) send(ctx context.Context, r request, decode func(body []byte) bool) *Error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var sent atomic.Bool
@@ -194,43 +132,94 @@ func send[T any](ctx context.Context, c *Client, valid func(*T) bool, call sdkCa
 		// the request and its sender has gone.
 		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
 	})
-
-	// The SDK loses status and message of an error that is a bare string
-	// (SDK v3.95.0), so the raw answer is always asked for.
-	var raw *http.Response
-	result, err := call(ctx, option.WithResponseInto(&raw))
-	if id, traced := ctx.Value(requestIDKey{}).(*string); traced && raw != nil {
-		*id = c.clean(raw.Header.Get("x-request-id"))
+	req, err := c.newRequest(ctx, r)
+	if err != nil {
+		return c.refuse("", c.clean(err.Error()))
 	}
-	if err == nil && raw != nil && raw.StatusCode/100 == 2 && result != nil && valid(result) {
-		return result, nil
+	noAnswer := func(err error) *Error {
+		return &Error{Host: c.host, Sent: sent.Load(), Cause: &cause{text: c.clean(err.Error()), err: err}}
 	}
-
-	failure := &Error{Host: c.host, Sent: sent.Load()}
-	if raw == nil {
-		var transport *url.Error
-		if !failure.Sent && ctx.Err() == nil && !errors.As(err, &transport) {
-			return nil, c.refuse("", c.clean(err.Error())) // the SDK never got as far as a request
+	// Not by an http.Client, which follows redirects and sends a request again to
+	// where they point. Here a redirect is an answer as any other.
+	resp, err := c.http.RoundTrip(req)
+	if err != nil {
+		return noAnswer(err)
+	}
+	body, err := readBody(resp)
+	id := c.clean(resp.Header.Get("x-request-id"))
+	if traced, ok := ctx.Value(requestIDKey{}).(*string); ok {
+		*traced = id
+	}
+	failure := &Error{Host: c.host, Sent: true, Status: resp.StatusCode, RequestID: id, RetryAfter: retryAfter(resp.Header)}
+	switch resp.StatusCode / 100 {
+	case 2:
+		if err != nil {
+			return noAnswer(err)
 		}
-		failure.Cause = &cause{text: c.clean(withoutURL(err).Error()), err: err}
-		return nil, failure
-	}
-	// The SDK's error is dropped: it holds the request, and with it the key.
-	failure.Status = raw.StatusCode
-	failure.Sent = true
-	failure.RequestID = c.clean(raw.Header.Get("x-request-id"))
-	failure.RetryAfter = retryAfter(raw.Header)
-	switch {
-	case raw.StatusCode/100 == 2:
+		if isJSON(resp.Header) && decode(body) {
+			return nil
+		}
 		failure.Message = "the body is not the documented object"
-	case raw.StatusCode/100 == 3:
+	case 3:
 		failure.Message = "redirects are not followed; check api_endpoint"
 	default:
-		if body, readErr := io.ReadAll(raw.Body); readErr == nil {
-			failure.decodeBody(body, c.clean)
-		}
+		// The body may be broken or too long: the status says enough.
+		failure.decodeBody(body, c.clean)
 	}
-	return nil, failure
+	return failure
+}
+
+// newRequest makes the HTTP request of a call.
+func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {
+	target, err := r.target()
+	if err != nil {
+		return nil, err
+	}
+	var body io.Reader
+	if r.body != nil {
+		encoded, err := json.Marshal(r.body)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(encoded)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, c.baseURL+target, body)
+	if err != nil {
+		return nil, err
+	}
+	// No Idempotency-Key in any spelling: net/http takes it as leave to send a POST
+	// again.
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Authorization", "Bearer "+c.adminKey.Reveal())
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.organization != "" {
+		req.Header.Set("OpenAI-Organization", c.organization)
+	}
+	if c.userAgent != "" {
+		req.Header.Set("User-Agent", c.userAgent)
+	}
+	return req, nil
+}
+
+// readBody reads an answer to its end, up to maxBody.
+func readBody(resp *http.Response) ([]byte, error) {
+	defer func() { _ = resp.Body.Close() }() // what it could complain of has been read
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return body, fmt.Errorf("the answer broke off: %w", err)
+	}
+	if len(body) > maxBody {
+		return body, fmt.Errorf("the answer is larger than %d bytes", maxBody)
+	}
+	return body, nil
+}
+
+// isJSON reports whether an answer says that it is JSON.
+func isJSON(h http.Header) bool {
+	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
+	return media == "application/json" || strings.HasSuffix(media, "+json")
 }
 
 // refuse is the error of a call that this package does not make.
@@ -238,7 +227,7 @@ func (c *Client) refuse(op, why string) *Error {
 	return &Error{Op: c.clean(op), Host: c.host, Message: why, refused: true}
 }
 
-// clean is the package's clean for text that may quote the admin key, whatever
+// clean is the package's clean for text that may quote the key that was sent, whatever
 // that looks like; one too short to be a key would only garble the text.
 func (c *Client) clean(text string) string {
 	if key := c.adminKey.Reveal(); len(key) >= 8 {
@@ -247,18 +236,19 @@ func (c *Client) clean(text string) string {
 	return clean(text)
 }
 
-// repeat is once for calls that may be made again without harm (reads and
-// deletes), with jittered exponential backoff from 250 ms. It honours
+// doWithRetry is doOnce for calls that may be made again without harm (reads,
+// updates and deletes), with jittered exponential backoff from 250 ms. It honours
 // Retry-After, and gives up early when that is longer than maxWait or the
 // context would end first. It ends without a deadline, too.
-func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid func(*T) bool, call sdkCall[T]) (*T, error) {
+func doWithRetry[T answer](ctx context.Context, c *Client, r request) (T, error) {
+	var none T
 	var said *Error // the last that OpenAI said
 	attempt, limited := 0, 0
 	for again := false; ; again = true {
 		if again {
-			c.observer.Repeated(string(v))
+			c.observer.Repeated(r.name)
 		}
-		result, err := once(ctx, c, v, op, valid, call)
+		result, err := doOnce[T](ctx, c, r)
 		if err == nil {
 			return result, nil
 		}
@@ -266,10 +256,10 @@ func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid 
 		if !failure.Sent && said != nil {
 			// Why there was an answer before says more than that time is up.
 			said.RetryAfter = max(said.RetryAfter, failure.RetryAfter)
-			return nil, said
+			return none, said
 		}
 		if !failure.Retryable() || ctx.Err() != nil {
-			return nil, err
+			return none, err
 		}
 		if failure.Sent {
 			said = failure
@@ -278,12 +268,12 @@ func repeat[T any](ctx context.Context, c *Client, v callKind, op string, valid 
 			// The pace knows when the next call fits; a 429 is no attempt that
 			// might have had an effect.
 			if limited++; limited >= maxLimited || failure.RetryAfter > maxWait {
-				return nil, err
+				return none, err
 			}
 			continue
 		}
 		if attempt++; attempt >= maxAttempts || Wait(ctx, Backoff(attempt-1, failure.RetryAfter)) != nil {
-			return nil, err
+			return none, err
 		}
 	}
 }
@@ -319,15 +309,24 @@ type page[T any] struct {
 	more  bool
 }
 
+// pageOf is a listing's page with its items in this package's words.
+func pageOf[W, T any](l listing[W], public func(W) T) page[T] {
+	p := page[T]{last: string(l.LastID), more: l.HasMore != nil && *l.HasMore}
+	for _, item := range l.Data {
+		p.items = append(p.items, public(item))
+	}
+	return p
+}
+
 // walk reads a listing to its end, a page at a time. The next cursor is the
 // answer's last_id or else the id of the last item (OpenAPI document). Callers
 // decide by what is absent, so a listing that cannot be read to its end is an
 // error: a cursor that repeats, a further page without a cursor, or an item
 // without an id. An error of each ends the listing and is returned unchanged.
-func walk[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error), each func([]T) error) error {
+func walk[T any](c *Client, what string, id func(T) string, next func(after string) (page[T], error), each func([]T) error) error {
 	items := 0
 	broken := func(format string, args ...any) error {
-		return &Error{Op: c.clean(op), Host: c.host, Status: http.StatusOK, Sent: true, Message: fmt.Sprintf(format, args...)}
+		return &Error{Op: c.clean(what), Host: c.host, Status: http.StatusOK, Sent: true, Message: fmt.Sprintf(format, args...)}
 	}
 	after := ""
 	// Hashes, because a cursor is as long as the server likes. The seed is new
@@ -366,8 +365,8 @@ func walk[T any](c *Client, op string, id func(T) string, next func(after string
 }
 
 // collect is walk into one list.
-func collect[T any](c *Client, op string, id func(T) string, next func(after string) (page[T], error)) ([]T, error) {
-	return gather(func(each func([]T) error) error { return walk(c, op, id, next, each) })
+func collect[T any](c *Client, what string, id func(T) string, next func(after string) (page[T], error)) ([]T, error) {
+	return gather(func(each func([]T) error) error { return walk(c, what, id, next, each) })
 }
 
 // gather returns all that a listing has, and nothing after an error.
@@ -390,16 +389,6 @@ func retryAfter(h http.Header) time.Duration {
 		return max(0, min(time.Until(at), time.Hour))
 	}
 	return 0
-}
-
-// withoutURL drops the *url.Error around a transport error: the host is named
-// already, and the URL's query is nobody's business.
-func withoutURL(err error) error {
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		return wrapped.Err
-	}
-	return err
 }
 
 // cause is a transport error whose text, which may quote the server, is clean,

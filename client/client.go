@@ -1,32 +1,26 @@
-// Package client is the OpenAI Administration API in this engine's words, over
-// the official SDK, which nothing outside this package imports.
+// Package client is the OpenAI Administration API in this engine's words.
+// operations.go has all that it can ask for, answers.go what it reads of the
+// answers; call.go makes the calls.
 //
 // What must stay true:
 //   - a create is sent once per call: only reads and deletes are retried here,
 //     since no Admin endpoint documents an idempotency key (docs/openai-api.md);
-//   - the environment cannot redirect a call: SDK services are built directly,
-//     which read no OPENAI_* variable, and redirects are not followed;
+//   - the environment cannot redirect a call but by the usual proxy variables: no
+//     OPENAI_* variable is read, and redirects are not followed;
 //   - every call is bounded in time, in size and in number at once;
 //   - errors are *Error and never carry a key.
 package client
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
-
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
 )
 
 const (
@@ -75,27 +69,26 @@ type Options struct {
 	Pace         *Pace         // what is known of rate limits, here and elsewhere; default nothing
 	Observer     Observer      // is told of each call; default nobody
 	UserAgent    string
-	// DialContext opens connections; default net.Dialer's. It is for a simulation.
-	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	// DialContext replaces how connections are made, and the proxies of the
+	// environment with it: its owner decides about the whole way. Default is TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error) `json:"-"`
 }
 
 // Client calls the Admin API with one admin key. It is safe for concurrent use
 // and holds idle connections until Close.
 type Client struct {
-	host     string
-	adminKey Secret
-	timeout  time.Duration
-	slots    chan struct{} // calls in flight, of which
-	creates  chan struct{} // these are issues
-	others   chan struct{} // and these are all others
-	pace     *Pace
-	observer Observer
-	http     *http.Transport
-	accounts openai.AdminOrganizationProjectServiceAccountService
-	keys     openai.AdminOrganizationProjectAPIKeyService
-	admin    openai.AdminOrganizationAdminAPIKeyService
-	projects openai.AdminOrganizationProjectService
-	models   openai.ModelService // of the inference side, without the admin key
+	baseURL      string // without a slash at its end
+	host         string
+	adminKey     Secret
+	organization string
+	userAgent    string
+	timeout      time.Duration
+	slots        chan struct{} // calls in flight, of which
+	creates      chan struct{} // these are issues
+	others       chan struct{} // and these are all others
+	pace         *Pace
+	observer     Observer
+	http         *http.Transport
 }
 
 // New builds a client; it makes no call. It fails on a base URL that is not an
@@ -119,9 +112,6 @@ func New(o Options) (*Client, error) {
 	if o.Observer == nil {
 		o.Observer = nobody{}
 	}
-	if o.DialContext == nil {
-		o.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-	}
 	base, err := url.Parse(o.BaseURL)
 	if err != nil || base.Host == "" || (base.Scheme != "https" && base.Scheme != "http") {
 		// Not quoted: what is no URL may well be something secret.
@@ -136,9 +126,15 @@ func New(o Options) (*Client, error) {
 		}
 		tlsConfig.RootCAs = pool
 	}
+	proxy, dial := http.ProxyFromEnvironment, o.DialContext
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	} else {
+		proxy = nil
+	}
 	transport := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           o.DialContext,
+		Proxy:                 proxy,
+		DialContext:           dial,
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ForceAttemptHTTP2:     true,
@@ -163,37 +159,22 @@ func New(o Options) (*Client, error) {
 			PingTimeout:     min(15*time.Second, o.Timeout/2),
 		},
 	}
-	common := []option.RequestOption{
-		option.WithBaseURL(strings.TrimRight(o.BaseURL, "/") + "/"),
-		option.WithMaxRetries(0),
-		option.WithHTTPClient(&http.Client{
-			Transport:     boundedBody{transport},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}),
-	}
-	if o.UserAgent != "" {
-		common = append(common, option.WithHeader("User-Agent", o.UserAgent))
-	}
-	options := append(slices.Clip(common), option.WithAdminAPIKey(o.AdminKey.Reveal()))
-	if o.Organization != "" {
-		options = append(options, option.WithOrganization(o.Organization))
-	}
 	reserve := max(o.Concurrency/reserved, min(o.Concurrency/4, 1)) // below 4 there is none to spare
+	// Of the URL nothing but its host and its path goes into a request.
+	root := url.URL{Scheme: base.Scheme, Host: base.Host, Path: base.Path, RawPath: base.RawPath}
 	return &Client{
-		host:     base.Host,
-		adminKey: o.AdminKey,
-		timeout:  o.Timeout,
-		slots:    make(chan struct{}, o.Concurrency),
-		creates:  make(chan struct{}, o.Concurrency-reserve),
-		others:   make(chan struct{}, o.Concurrency-reserve),
-		pace:     o.Pace.For(strings.TrimRight(o.BaseURL, "/"), o.Organization, o.AdminKey),
-		observer: o.Observer,
-		http:     transport,
-		accounts: openai.NewAdminOrganizationProjectServiceAccountService(options...),
-		keys:     openai.NewAdminOrganizationProjectAPIKeyService(options...),
-		admin:    openai.NewAdminOrganizationAdminAPIKeyService(options...),
-		projects: openai.NewAdminOrganizationProjectService(options...),
-		models:   openai.NewModelService(common...),
+		baseURL:      strings.TrimRight(root.String(), "/"),
+		host:         base.Host,
+		adminKey:     o.AdminKey,
+		organization: o.Organization,
+		userAgent:    o.UserAgent,
+		timeout:      o.Timeout,
+		slots:        make(chan struct{}, o.Concurrency),
+		creates:      make(chan struct{}, o.Concurrency-reserve),
+		others:       make(chan struct{}, o.Concurrency-reserve),
+		pace:         o.Pace.For(strings.TrimRight(o.BaseURL, "/"), o.Organization, o.AdminKey),
+		observer:     o.Observer,
+		http:         transport,
 	}, nil
 }
 
@@ -206,29 +187,3 @@ func (c *Client) ForgetPace() { c.pace.forget() }
 
 // Host returns the host that calls go to, for messages.
 func (c *Client) Host() string { return c.host }
-
-// boundedBody reads each answer whole, up to maxBody, so that a broken answer
-// is an error of the attempt rather than of whoever reads on. The body of a
-// refusal may be broken or too long all the same: its status says enough.
-type boundedBody struct{ next http.RoundTripper }
-
-func (b boundedBody) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := b.next.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	closeErr := resp.Body.Close()
-	switch {
-	case resp.StatusCode >= http.StatusBadRequest:
-	case err != nil:
-		return nil, fmt.Errorf("the answer broke off: %w", err)
-	case len(body) > maxBody:
-		return nil, fmt.Errorf("the answer is larger than %d bytes", maxBody)
-	case closeErr != nil:
-		return nil, closeErr
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	resp.ContentLength = int64(len(body))
-	return resp, nil
-}

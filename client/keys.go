@@ -2,16 +2,11 @@ package client
 
 // This file owns the keys of service accounts after their account: making more
 // of them, listing, changing and deleting them. The API reaches them through
-// their project, and never tells which scopes a key has (OpenAPI document, SDK v3.95.0).
+// their project, and never tells which scopes a key has (OpenAPI document).
 
 import (
 	"context"
-	"strings"
 	"time"
-
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/packages/param"
 )
 
 // ProjectKey is a key of a project as the API shows it after its creation.
@@ -31,27 +26,22 @@ type ProjectKey struct {
 // all that the account may do; expiry is MinExpiry..MaxExpiry, 0 = never. One
 // request, never repeated: see Error.Ambiguous.
 func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, name string, scopes []string, expiry time.Duration) (Key, error) {
-	op := "create key " + name + " of service account " + account + " in project " + project
+	what := "create key " + name + " of service account " + account + " in project " + project
 	if expiry < 0 {
-		return Key{}, c.refuse(op, negative)
+		return Key{}, c.refuse(what, negative)
 	}
-	params := openai.AdminOrganizationProjectServiceAccountAPIKeyNewParams{
-		Name:             param.NewOpt(name),
-		ExpiresInSeconds: seconds(expiry),
-	}
-	if len(scopes) > 0 { // the SDK sends [] for an empty non-nil list
-		params.Scopes = scopes
-	}
-	type created = openai.AdminOrganizationProjectServiceAccountAPIKeyNewResponse
-	answer, err := once(ctx, c, createKey, op,
-		func(k *created) bool { return isText(k.JSON.ID) && isText(k.JSON.Value) },
-		func(ctx context.Context, o ...option.RequestOption) (*created, error) {
-			return c.accounts.APIKeys.New(ctx, project, account, params, o...)
-		})
+	got, err := doOnce[newKey](ctx, c, request{
+		operation: createKey, what: what, ids: []string{project, account},
+		body: struct {
+			Name    string   `json:"name"`
+			Scopes  []string `json:"scopes,omitempty"`
+			Expires int64    `json:"expires_in_seconds,omitempty"`
+		}{name, scopes, seconds(expiry)},
+	})
 	if err != nil {
 		return Key{}, err
 	}
-	return Key{ID: answer.ID, Name: answer.Name, Value: NewSecret(answer.Value), CreatedAt: at(answer.CreatedAt), ExpiresAt: at(answer.ExpiresAt)}, nil
+	return got.public(), nil
 }
 
 // ListProjectKeys returns all keys of a project, those included whose owner
@@ -65,40 +55,21 @@ func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]Project
 // EachProjectKey is ListProjectKeys without holding more than a page. See
 // EachServiceAccount for when it calls each and what nil means.
 func (c *Client) EachProjectKey(ctx context.Context, project string, each func([]ProjectKey) error) error {
-	op := "list keys of project " + project
-	return walk(c, op, func(k ProjectKey) string { return k.ID },
+	what := "list keys of project " + project
+	return walk(c, what, func(k ProjectKey) string { return k.ID },
 		func(after string) (page[ProjectKey], error) {
-			params := openai.AdminOrganizationProjectAPIKeyListParams{
-				Limit: param.NewOpt[int64](pageSize), After: cursor(after),
-				OwnerProjectAccess: openai.AdminOrganizationProjectAPIKeyListParamsOwnerProjectAccessAny,
-			}
-			answer, err := repeat(ctx, c, listKeys, op, isListing[openai.ProjectAPIKey],
-				func(ctx context.Context, o ...option.RequestOption) (*listing[openai.ProjectAPIKey], error) {
-					return c.keys.List(ctx, project, params, o...)
-				})
-			if err != nil {
-				return page[ProjectKey]{}, err
-			}
-			p := page[ProjectKey]{last: answer.LastID, more: answer.HasMore}
-			for _, k := range answer.Data {
-				p.items = append(p.items, projectKey(k))
-			}
-			return p, nil
+			query := pageAfter(after)
+			query.Set("owner_project_access", "any")
+			got, err := doWithRetry[listing[projectKey]](ctx, c, request{operation: listKeys, what: what, ids: []string{project}, query: query})
+			return pageOf(got, projectKey.public), err
 		}, each)
 }
 
 // GetProjectKey returns one key, expired ones included. IsNotFound holds for an
 // unknown one.
 func (c *Client) GetProjectKey(ctx context.Context, project, id string) (ProjectKey, error) {
-	answer, err := repeat(ctx, c, getKey, "read key "+id+" in project "+project,
-		func(k *openai.ProjectAPIKey) bool { return k.ID != "" },
-		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectAPIKey, error) {
-			return c.keys.Get(ctx, project, id, o...)
-		})
-	if err != nil {
-		return ProjectKey{}, err
-	}
-	return projectKey(*answer), nil
+	got, err := doWithRetry[projectKey](ctx, c, request{operation: getKey, what: "read key " + id + " in project " + project, ids: []string{project, id}})
+	return got.public(), err
 }
 
 // UpdateProjectKey moves a key's end to expiry from now, or replaces its
@@ -107,44 +78,62 @@ func (c *Client) GetProjectKey(ctx context.Context, project, id string) (Project
 // last one. It refuses a call that changes nothing and an empty, non-nil list
 // of scopes, which at OpenAI means every scope.
 func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scopes []string, expiry time.Duration) (ProjectKey, error) {
-	op := "update key " + id + " in project " + project
+	what := "update key " + id + " in project " + project
 	switch {
 	case scopes != nil && len(scopes) == 0:
-		return ProjectKey{}, c.refuse(op, "an empty list of scopes would allow all of them")
+		return ProjectKey{}, c.refuse(what, "an empty list of scopes would allow all of them")
 	case expiry < 0:
-		return ProjectKey{}, c.refuse(op, negative)
+		return ProjectKey{}, c.refuse(what, negative)
 	case scopes == nil && expiry == 0:
-		return ProjectKey{}, c.refuse(op, "neither scopes nor expiry to change")
+		return ProjectKey{}, c.refuse(what, "neither scopes nor expiry to change")
 	}
-	params := openai.AdminOrganizationProjectAPIKeyUpdateParams{Scopes: scopes, ExpiresInSeconds: seconds(expiry).Value}
-	answer, err := repeat(ctx, c, updateKey, op,
-		func(k *openai.ProjectAPIKey) bool { return k.ID != "" },
-		func(ctx context.Context, o ...option.RequestOption) (*openai.ProjectAPIKey, error) {
-			return c.keys.Update(ctx, project, id, params, o...)
-		})
-	if err != nil {
-		return ProjectKey{}, err
-	}
-	return projectKey(*answer), nil
+	got, err := doWithRetry[projectKey](ctx, c, request{
+		operation: updateKey, what: what, ids: []string{project, id},
+		body: struct {
+			Scopes  []string `json:"scopes,omitempty"`
+			Expires int64    `json:"expires_in_seconds,omitempty"`
+		}{scopes, seconds(expiry)},
+	})
+	return got.public(), err
 }
 
 // DeleteProjectKey deletes one key; its account and other keys stay. IsNotFound
 // holds for an unknown one.
 func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error {
-	type deleted = openai.AdminOrganizationProjectAPIKeyDeleteResponse
-	_, err := repeat(ctx, c, deleteKey, "delete key "+id+" in project "+project,
-		func(d *deleted) bool { return d.Deleted },
-		func(ctx context.Context, o ...option.RequestOption) (*deleted, error) {
-			return c.keys.Delete(ctx, project, id, o...)
-		})
+	_, err := doWithRetry[deletion](ctx, c, request{operation: deleteKey, what: "delete key " + id + " in project " + project, ids: []string{project, id}})
 	return err
 }
 
-// projectKey copies the texts, as serviceAccount does.
-func projectKey(k openai.ProjectAPIKey) ProjectKey {
+// newKey is a key of an account as it comes once.
+type newKey struct {
+	ID        string   `json:"id"`
+	Name      label    `json:"name"`
+	Value     string   `json:"value"` // #nosec G117 -- read here, and never written
+	CreatedAt unixTime `json:"created_at"`
+	ExpiresAt unixTime `json:"expires_at"`
+}
+
+func (k newKey) valid() bool { return k.ID != "" && k.Value != "" }
+
+func (k newKey) public() Key {
+	return Key{ID: k.ID, Name: string(k.Name), Value: NewSecret(k.Value), CreatedAt: k.CreatedAt.time(), ExpiresAt: k.ExpiresAt.time()}
+}
+
+// projectKey is a key as it comes later.
+type projectKey struct {
+	ID         string   `json:"id"`
+	Name       label    `json:"name"`
+	Owner      owner    `json:"owner"`
+	CreatedAt  unixTime `json:"created_at"`
+	ExpiresAt  unixTime `json:"expires_at"`
+	LastUsedAt unixTime `json:"last_used_at"`
+}
+
+func (k projectKey) valid() bool { return k.ID != "" }
+
+func (k projectKey) public() ProjectKey {
 	return ProjectKey{
-		ID: strings.Clone(k.ID), Name: strings.Clone(k.Name),
-		AccountID: strings.Clone(k.Owner.ServiceAccount.ID), UserID: strings.Clone(k.Owner.User.ID),
-		CreatedAt: at(k.CreatedAt), ExpiresAt: at(k.ExpiresAt), LastUsedAt: at(k.LastUsedAt),
+		ID: k.ID, Name: string(k.Name), AccountID: string(k.Owner.ServiceAccount.ID), UserID: string(k.Owner.User.ID),
+		CreatedAt: k.CreatedAt.time(), ExpiresAt: k.ExpiresAt.time(), LastUsedAt: k.LastUsedAt.time(),
 	}
 }

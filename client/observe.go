@@ -12,7 +12,7 @@ import (
 )
 
 // Observer is told of every attempt at a call, which is named by its endpoint:
-// there are as many names as a callKind has values. Its methods are called in
+// there are as many names as there are operations. Its methods are called in
 // the middle of requests, by many at once, so they must be quick.
 type Observer interface {
 	// Began is told that an attempt goes out, and how long it has waited for
@@ -30,10 +30,10 @@ type Observer interface {
 
 // observed makes an attempt under the observer's eyes; asked is when its wait
 // for its turn began.
-func observed[T any](c *Client, v callKind, asked time.Time, attempt func() (*T, *Error)) (*T, *Error) {
+func (c *Client) observed(o operation, asked time.Time, attempt func() *Error) *Error {
 	sent := time.Now()
-	c.observer.Began(string(v), sent.Sub(asked))
-	result, failure := attempt()
+	c.observer.Began(o.name, sent.Sub(asked))
+	failure := attempt()
 	took := time.Since(sent)
 	status := http.StatusOK
 	if failure != nil {
@@ -42,12 +42,12 @@ func observed[T any](c *Client, v callKind, asked time.Time, attempt func() (*T,
 			status = 0 // it was not OpenAI's answer
 		}
 		// A project's limit on the inference side is not the Admin API's.
-		if failure.RateLimited() && failure.Retryable() && v != probeKey {
-			c.observer.Throttled(string(v), false)
+		if failure.RateLimited() && failure.Retryable() && o != probeKey {
+			c.observer.Throttled(o.name, false)
 		}
 	}
-	c.observer.Ended(string(v), status, took)
-	return result, failure
+	c.observer.Ended(o.name, status, took)
+	return failure
 }
 
 // nobody observes nothing.

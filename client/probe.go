@@ -9,11 +9,8 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"time"
-
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
-	"github.com/openai/openai-go/v3/packages/pagination"
 )
 
 // Probe returns nil once OpenAI accepts a key, also one that may not list the
@@ -23,21 +20,22 @@ import (
 func (c *Client) Probe(ctx context.Context, key Secret) error {
 	const op = "try the new key"
 	asked := time.Now()
-	leave, failure := c.enter(ctx, probeKey)
+	r := request{operation: probeKey}
+	release, failure := c.acquireSlot(ctx, r.operation)
 	if failure != nil {
 		failure.Op = op
 		return failure
 	}
-	defer leave()
+	defer release()
 	sender := *c
-	sender.adminKey = key // the one of which texts are cleaned
-	type models = pagination.Page[openai.Model]
-	_, failure = observed(c, probeKey, asked, func() (*models, *Error) {
-		return send(ctx, &sender,
-			func(m *models) bool { return m.JSON.Data.Valid() },
-			func(ctx context.Context, o ...option.RequestOption) (*models, error) {
-				return c.models.List(ctx, append(o, option.WithAPIKey(key.Reveal()))...)
-			})
+	sender.adminKey, sender.organization = key, "" // what is sent, and what texts are cleaned of
+	failure = c.observed(r.operation, asked, func() *Error {
+		return sender.send(ctx, r, func(body []byte) bool {
+			var models struct {
+				Data []struct{} `json:"data"`
+			}
+			return json.Unmarshal(body, &models) == nil && models.Data != nil
+		})
 	})
 	if failure == nil || failure.keyIsKnown() {
 		return nil

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -174,6 +175,31 @@ func TestRedirects_AreNotFollowed(t *testing.T) {
 					requireFit(t, e, testKey)
 				}
 			})
+		}
+	}
+}
+
+func TestRedirect_ToNowhereIsOneAllTheSame(t *testing.T) {
+	t.Parallel()
+	for _, location := range []string{"", "http://[::1%25/", "%zz"} {
+		e := failed(t, verbs["CreateServiceAccount"].call(context.Background(),
+			answering(t, http.StatusFound, map[string]string{"Location": location}, ""), nobodys))
+		require.Equal(t, http.StatusFound, e.Status, "%q", location)
+		require.ErrorContains(t, e, "redirects are not followed")
+	}
+}
+
+// An answer that says to be no JSON is none: a page may well begin with a brace.
+func TestAnswer_CountsOnlyAsJSON(t *testing.T) {
+	t.Parallel()
+	for media, works := range map[string]bool{
+		"application/json": true, "application/json; charset=utf-8": true, "APPLICATION/JSON": true, "application/problem+json": true,
+		"text/html": false, "text/plain; charset=utf-8": false, "": false, "application/jsonp": false, ";": false,
+	} {
+		_, err := answering(t, http.StatusOK, map[string]string{"Content-Type": media}, `{"id":"p"}`).GetAdminKey(context.Background(), "p")
+		require.Equal(t, works, err == nil, "%q: %v", media, err)
+		if !works {
+			require.ErrorContains(t, failed(t, err), "not the documented object")
 		}
 	}
 }
@@ -594,6 +620,35 @@ func TestConcurrency_IssuesAndOtherCallsLeaveRoomForEachOther(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A test decides where calls go, whatever the endpoint and the environment say.
+func TestDialContext_IsTheWholeWay(t *testing.T) {
+	t.Parallel()
+	sim := openaitest.Start(t, openaitest.Options{})
+	real := strings.TrimSuffix(strings.TrimPrefix(sim.URL(), "http://"), "/v1")
+	var asked atomic.Value
+	c := connect(t, sim, func(o *Options) {
+		o.BaseURL = "http://api.example.com/v1"
+		o.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			asked.Store(network + " " + address)
+			var d net.Dialer
+			return d.DialContext(ctx, network, real)
+		}
+	})
+	require.Nil(t, c.http.Proxy, "a proxy of the environment would be dialled instead")
+	_, err := c.ListProjects(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, "tcp api.example.com:80", asked.Load())
+	require.NotNil(t, connect(t, sim).http.Proxy)
+
+	refused := errors.New("no way")
+	c = connect(t, sim, func(o *Options) {
+		o.DialContext = func(context.Context, string, string) (net.Conn, error) { return nil, refused }
+	})
+	_, _, err = c.CreateAdminKey(context.Background(), "r", time.Hour)
+	require.ErrorIs(t, failed(t, err), refused)
+	require.False(t, AsError(err).Sent)
 }
 
 // newCA makes a certificate authority that signed nobody.

@@ -32,6 +32,7 @@ const (
 	keyRoute         = keysRoute + "/{api_key_id}"
 	adminKeysRoute   = "/organization/admin_api_keys"
 	adminKeyRoute    = adminKeysRoute + "/{key_id}"
+	modelsRoute      = "/models"
 )
 
 var routes = prepare([]*route{
@@ -58,7 +59,7 @@ var routes = prepare([]*route{
 	admin(http.MethodGet, adminKeyRoute, (*Server).getAdminKey),
 	admin(http.MethodDelete, adminKeyRoute, (*Server).deleteAdminKey),
 
-	inference(http.MethodGet, "/models", (*Server).listModels, "api.model.read", "model.read", "api.all.read"),
+	inference(http.MethodGet, modelsRoute, (*Server).listModels, "api.model.read", "model.read", "api.all.read"),
 	inference(http.MethodPost, "/responses", (*Server).createResponse, "api.responses.write"),
 	inference(http.MethodPost, "/chat/completions", (*Server).createChatCompletion, "api.model.request", "model.request"),
 	inference(http.MethodPost, "/embeddings", (*Server).createEmbedding, "api.model.request", "model.request"),

@@ -1,0 +1,182 @@
+// The client against OpenAI's published document: what it sends and what it is
+// answered, of every call that it has.
+
+package openaitest_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+// calls makes every call of the client once; each must succeed. What one of them
+// makes, the next ones use.
+func calls(t *testing.T, sim *openaitest.Server, c *client.Client) {
+	t.Helper()
+	ctx := context.Background()
+	project := sim.AddProject("contract")
+	account, born, err := c.CreateServiceAccount(ctx, project, "an account", time.Hour)
+	require.NoError(t, err)
+	key, err := c.CreateServiceAccountKey(ctx, project, account.ID, "a key", []string{"api.model.read"}, time.Hour)
+	require.NoError(t, err)
+	admin, _, err := c.CreateAdminKey(ctx, "an admin key", time.Hour)
+	require.NoError(t, err)
+	require.NoError(t, c.Probe(ctx, born.Value))
+	_, err = c.UpdateProjectKey(ctx, project, key.ID, []string{"api.responses.write"}, 2*time.Hour)
+	require.NoError(t, err)
+	_, err = c.GetServiceAccount(ctx, project, account.ID)
+	require.NoError(t, err)
+	_, err = c.GetProjectKey(ctx, project, born.ID) // last used by the probe
+	require.NoError(t, err)
+	_, err = c.GetAdminKey(ctx, admin.ID)
+	require.NoError(t, err)
+	_, err = c.GetProject(ctx, project)
+	require.NoError(t, err)
+	_, err = c.ListServiceAccounts(ctx, project)
+	require.NoError(t, err)
+	_, err = c.ListProjectKeys(ctx, project)
+	require.NoError(t, err)
+	_, err = c.ListAdminKeys(ctx)
+	require.NoError(t, err)
+	_, err = c.ListProjects(ctx)
+	require.NoError(t, err)
+	require.NoError(t, c.DeleteProjectKey(ctx, project, key.ID))
+	require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
+	require.NoError(t, c.DeleteAdminKey(ctx, admin.ID))
+	// Without a scope and without an expiry.
+	account, _, err = c.CreateServiceAccount(ctx, project, "another", 0)
+	require.NoError(t, err)
+	_, err = c.CreateServiceAccountKey(ctx, project, account.ID, "another", nil, 0)
+	require.NoError(t, err)
+	require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
+}
+
+// operations are the client's calls by the name that limits and metrics have for
+// them, and where OpenAI's document has them.
+var operations = map[string]string{
+	"create_service_account": "POST /organization/projects/{project_id}/service_accounts",
+	"delete_service_account": "DELETE /organization/projects/{project_id}/service_accounts/{service_account_id}",
+	"get_service_account":    "GET /organization/projects/{project_id}/service_accounts/{service_account_id}",
+	"list_service_accounts":  "GET /organization/projects/{project_id}/service_accounts",
+	"create_key":             "POST /organization/projects/{project_id}/service_accounts/{service_account_id}/api_keys",
+	"get_key":                "GET /organization/projects/{project_id}/api_keys/{api_key_id}",
+	"list_keys":              "GET /organization/projects/{project_id}/api_keys",
+	"update_key":             "POST /organization/projects/{project_id}/api_keys/{api_key_id}",
+	"delete_key":             "DELETE /organization/projects/{project_id}/api_keys/{api_key_id}",
+	"create_admin_key":       "POST /organization/admin_api_keys",
+	"get_admin_key":          "GET /organization/admin_api_keys/{key_id}",
+	"list_admin_keys":        "GET /organization/admin_api_keys",
+	"delete_admin_key":       "DELETE /organization/admin_api_keys/{key_id}",
+	"get_project":            "GET /organization/projects/{project_id}",
+	"list_projects":          "GET /organization/projects",
+	"probe_key":              "GET /models",
+}
+
+// seen counts calls by their name.
+type seen struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func (s *seen) Began(call string, _ time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[call] = true
+}
+func (*seen) Ended(string, int, time.Duration) {}
+func (*seen) Throttled(string, bool)           {}
+func (*seen) Repeated(string)                  {}
+
+// reports keeps what a validation finds.
+type reports struct {
+	testing.TB
+	mu  sync.Mutex
+	all []string
+}
+
+func (r *reports) Errorf(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, fmt.Sprintf(format, args...))
+}
+
+// A contract that finds nothing proves nothing, so each call's request, body and
+// answer is also held against a document that each of them violates.
+func TestClient_EachCallIsHeldAgainstTheDocument(t *testing.T) {
+	if os.Getenv(openaitest.SpecEnv) == "" {
+		t.Skip("not tested: that the client's requests are those of OpenAI's document (" + openaitest.SpecEnv + " names none)")
+	}
+	for name, test := range map[string]struct {
+		fault openaitest.SpecFault
+		said  string // by the validation of each operation that the fault concerns
+	}{
+		"as it is":             {openaitest.SpecAsItIs, ""},
+		"a query parameter":    {openaitest.SpecQuery, "the request was accepted"},
+		"a field of the body":  {openaitest.SpecBody, "the request was accepted"},
+		"a field of an answer": {openaitest.SpecAnswer, "answer 200"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sim := openaitest.Start(t, openaitest.Options{})
+			found := &reports{TB: t}
+			concerned := sim.ValidateFalsified(found, test.fault)
+			_, key := sim.AdminKey()
+			made := &seen{names: map[string]bool{}}
+			c, err := client.New(client.Options{AdminKey: client.NewSecret(key), BaseURL: sim.URL(), Observer: made})
+			require.NoError(t, err)
+			defer c.Close()
+			calls(t, sim, c)
+			require.Len(t, made.names, len(operations))
+
+			found.mu.Lock()
+			defer found.mu.Unlock()
+			if test.fault == openaitest.SpecAsItIs {
+				require.Empty(t, found.all)
+				return
+			}
+			bodies := 0
+			for call, operation := range operations {
+				require.True(t, made.names[call], call)
+				if !slices.Contains(concerned, operation) {
+					require.Equal(t, openaitest.SpecBody, test.fault, operation)
+					continue
+				}
+				bodies++
+				require.True(t, slices.ContainsFunc(found.all, func(report string) bool {
+					return strings.Contains(report, ": "+operation+": "+test.said)
+				}), "%s was not held against it: %q", operation, found.all)
+			}
+			if test.fault == openaitest.SpecBody {
+				require.Equal(t, 4, bodies, "three creates and an update have a body")
+			}
+		})
+	}
+}
+
+// A call that is added to the client must be added to calls above.
+func TestClient_HasNoCallThatIsNotHeldAgainstTheDocument(t *testing.T) {
+	known := []string{
+		"CreateServiceAccount", "DeleteServiceAccount", "GetServiceAccount", "ListServiceAccounts",
+		"CreateServiceAccountKey", "GetProjectKey", "ListProjectKeys", "UpdateProjectKey", "DeleteProjectKey",
+		"CreateAdminKey", "GetAdminKey", "ListAdminKeys", "DeleteAdminKey", "GetProject", "ListProjects", "Probe",
+		// These use the calls above, or make none.
+		"EachServiceAccount", "EachProjectKey", "CheckWrite", "Close", "ForgetPace", "Host",
+	}
+	all := reflect.TypeFor[*client.Client]()
+	for i := range all.NumMethod() {
+		require.Contains(t, known, all.Method(i).Name)
+	}
+	require.Equal(t, len(known), all.NumMethod())
+	require.Len(t, operations, 16)
+}

@@ -6,7 +6,7 @@
 # `make image` makes the same image and pulls nothing. Only its ID is the same
 # each time, and only its program may lock its memory (see docs/containers.md).
 # test/integration holds the last stage against it, so what is changed here has
-# to be changed in tools/image as well.
+# to be changed in tools/release/image as well.
 #
 # The first stage runs on the machine's own platform and compiles for the
 # target's, so that `docker buildx build --platform linux/amd64,linux/arm64`
@@ -32,7 +32,7 @@ LABEL org.opencontainers.image.title="vault-plugin-secrets-openai" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.licenses="MPL-2.0"
 COPY --from=build /out/vault-plugin-secrets-openai /
-# Not root, in root's group: tools/image says why.
+# Not root, in root's group: tools/release/image says why.
 USER 65532:0
 WORKDIR /
 ENTRYPOINT ["/vault-plugin-secrets-openai"]

@@ -72,9 +72,9 @@ image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null |
 image: ARCHIVE = $(DIST)/$(MODULE)_$(VERSION:v%=%)_linux_$(ARCH).oci.tar
 image: ## The container image, into dist/ and into Docker where it runs (VERSION=, ARCH=arm64); nothing is pulled
 	@GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$(MODULE) ./cmd/$(MODULE)
-	@GOOS= GOARCH= go run ./tools/image -binary $(DIST)/linux_$(ARCH)/$(MODULE) -version $(VERSION) -arch $(ARCH) \
+	@cd tools/release && GOOS= GOARCH= go run ./image -binary $(abspath $(DIST)/linux_$(ARCH)/$(MODULE)) -version $(VERSION) -arch $(ARCH) \
 	  -revision "$$(git rev-parse HEAD 2>/dev/null)$$(git status --porcelain --untracked-files=normal 2>/dev/null | sed -n '1s/.*/-dirty/p')" \
-	  -o $(ARCHIVE)
+	  -o $(abspath $(ARCHIVE))
 	@echo "$(ARCHIVE)"
 	@if [ "$$(docker version -f '{{.Server.Arch}}' 2>/dev/null)" = $(ARCH) ]; then \
 	  docker load -q -i $(ARCHIVE); docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \

@@ -12,9 +12,9 @@ import (
 
 // mayLockMemory puts cap_ipc_lock into force where Vault wants the plugin's
 // memory locked and the process is permitted to use the capability without yet
-// having it in force, as in our image (tools/image says why it is made so).
-// Locking covers memory that any thread asks for later, so all of them need it.
-// Where it cannot be had nothing is lost: locking itself then says why it fails.
+// having it in force, as in our image (tools/release/image says why it is
+// made so). Locking covers memory that any thread asks for later, so all of them
+// need it. Where it cannot be had nothing is lost: locking itself then says why it fails.
 func mayLockMemory() error {
 	if os.Getenv(pluginutil.PluginMlockEnabled) != "true" {
 		return nil

@@ -223,7 +223,7 @@ func image(ctx context.Context, root, dist, version, arch string) error {
 		return err
 	}
 	env := []string{"SOURCE_DATE_EPOCH=" + date, "GOOS=", "GOARCH="}
-	_, err = command(ctx, root, env, "go", "run", "./tools/image", "-binary", binary, "-version", version, "-arch", arch,
+	_, err = command(ctx, filepath.Join(root, "tools", "release"), env, "go", "run", "./image", "-binary", binary, "-version", version, "-arch", arch,
 		"-revision", revision, "-o", filepath.Join(dist, fileName(version, "linux", arch)+".oci.tar"))
 	return err
 }

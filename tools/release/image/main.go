@@ -103,7 +103,7 @@ func build(o options) ([]byte, error) {
 		Platform: spec.Platform{OS: "linux", Architecture: o.arch},
 		Config:   spec.ImageConfig{User: user, Entrypoint: []string{"/" + name}, WorkingDir: "/", Labels: labels(o)},
 		RootFS:   spec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}},
-		History:  []spec.History{{Created: &o.created, CreatedBy: "tools/image"}},
+		History:  []spec.History{{Created: &o.created, CreatedBy: "tools/release/image"}},
 	})
 	if err != nil {
 		return nil, err

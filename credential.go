@@ -204,12 +204,12 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		}
 		// Once sent it is waited for, client or no client: its answer lets what
 		// nobody wants be destroyed at once.
-		call := client.Trace(client.Finish(ctx), &m.requestID)
+		options := []client.CallOption{client.WithoutCancelAfterSend(), client.WithRequestID(&m.requestID)}
 		if m.isKey() {
-			m.key, err = snap.api.CreateServiceAccountKey(call, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry)
+			m.key, err = snap.api.CreateServiceAccountKey(ctx, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry, options...)
 		} else {
 			var account client.ServiceAccount
-			account, m.key, err = snap.api.CreateServiceAccount(call, m.ProjectID, m.Name, o.expiry)
+			account, m.key, err = snap.api.CreateServiceAccount(ctx, m.ProjectID, m.Name, o.expiry, options...)
 			m.ID = account.ID
 		}
 		if err == nil {
@@ -435,16 +435,16 @@ func (b *backend) replaced(snap *snapshot) bool {
 
 // destroy deletes a credential of known ID, or has its key end. Without an error
 // it is deleted or invalid; errNotFinal says that it must be looked for again.
-func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential) error {
+func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential, options ...client.CallOption) error {
 	id := c.ID
 	var deleted bool
 	var failure, err error
 	if c.isKey() {
 		id = c.KeyID
-		if deleted, failure = b.destroyKey(ctx, snap.api, c); failure != nil {
+		if deleted, failure = b.destroyKey(ctx, snap.api, c, options...); failure != nil {
 			err = snap.keyDeleted(ctx, c.ProjectID, c.KeyID, failure, b.now())
 		}
-	} else if failure = snap.api.DeleteServiceAccount(ctx, c.ProjectID, c.ID); failure != nil {
+	} else if failure = snap.api.DeleteServiceAccount(ctx, c.ProjectID, c.ID, options...); failure != nil {
 		err = snap.accountDeleted(ctx, c.ProjectID, c.ID, failure)
 	} else {
 		deleted = true
@@ -471,13 +471,13 @@ func newDeleted() *lru.Cache[string, struct{}] {
 // destroyKey deletes a key or, where OpenAI does not delete keys of service
 // accounts, has it expire within a second: its documents disagree on that
 // (docs/openai-api.md).
-func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential) (deleted bool, err error) {
-	err = api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID)
+func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential, options ...client.CallOption) (deleted bool, err error) {
+	err = api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID, options...)
 	if e := client.AsError(err); e == nil || !e.Refused() {
 		return err == nil, err
 	}
 	soon := b.now().Add(2 * clockSlack)
-	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry)
+	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry, options...)
 	if updateErr != nil {
 		// An expired key cannot be updated, so that may be why.
 		if key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID); updateErr == nil {

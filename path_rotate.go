@@ -278,7 +278,7 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
 		}
 		requestID := ""
-		key, value, err := api.CreateAdminKey(client.Trace(ctx, &requestID), name, life)
+		key, value, err := api.CreateAdminKey(ctx, name, life, client.WithRequestID(&requestID))
 		if err == nil {
 			b.Logger().Info("admin key created", "admin_api_key_id", key.ID, "openai_request_id", requestID)
 			return key, value, walID, nil

@@ -262,7 +262,7 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 			return err
 		}
 		return b.withCurrent(ctx, req, &snap, func(snap *snapshot) error {
-			return b.destroy(client.Trace(ctx, &requestID), snap, lease.credential)
+			return b.destroy(ctx, snap, lease.credential, client.WithRequestID(&requestID))
 		})
 	}
 	err = destroy()

@@ -27,7 +27,7 @@ type Key struct {
 // CreateServiceAccount makes an account with project role "member" and one
 // unscoped key that expires after expiry (MinExpiry..MaxExpiry, 0 = never).
 // One request, never repeated: see Error.Ambiguous for what a failure means.
-func (c *Client) CreateServiceAccount(ctx context.Context, project, name string, expiry time.Duration) (ServiceAccount, Key, error) {
+func (c *Client) CreateServiceAccount(ctx context.Context, project, name string, expiry time.Duration, options ...CallOption) (ServiceAccount, Key, error) {
 	what := "create service account " + name + " in project " + project
 	if expiry < 0 {
 		return ServiceAccount{}, Key{}, c.refuse(what, negative)
@@ -38,6 +38,7 @@ func (c *Client) CreateServiceAccount(ctx context.Context, project, name string,
 			Name    string `json:"name"`
 			Expires int64  `json:"expires_in_seconds,omitempty"`
 		}{name, seconds(expiry)},
+		options: optionsOf(options),
 	})
 	if err != nil {
 		return ServiceAccount{}, Key{}, err
@@ -53,8 +54,11 @@ func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (Ser
 
 // DeleteServiceAccount deletes an account and with it all its keys. An account
 // that does not exist is an error for which IsNotFound holds.
-func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string) error {
-	_, err := doWithRetry[deletion](ctx, c, request{operation: deleteServiceAccount, what: "delete service account " + id + " in project " + project, ids: []string{project, id}})
+func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string, options ...CallOption) error {
+	_, err := doWithRetry[deletion](ctx, c, request{
+		operation: deleteServiceAccount, what: "delete service account " + id + " in project " + project, ids: []string{project, id},
+		options: optionsOf(options),
+	})
 	return err
 }
 

@@ -47,7 +47,7 @@ func cutMask(redacted string) (front, rest string, found bool) {
 
 // CreateAdminKey makes an admin key that expires after expiry (0 = never). One
 // request, never repeated: see Error.Ambiguous.
-func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Duration) (AdminKey, Secret, error) {
+func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Duration, options ...CallOption) (AdminKey, Secret, error) {
 	what := "create admin key " + name
 	if expiry < 0 {
 		return AdminKey{}, Secret{}, c.refuse(what, negative)
@@ -58,6 +58,7 @@ func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Du
 			Name    string `json:"name"`
 			Expires int64  `json:"expires_in_seconds,omitempty"`
 		}{name, seconds(expiry)},
+		options: optionsOf(options),
 	})
 	if err != nil {
 		return AdminKey{}, Secret{}, err

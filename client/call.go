@@ -58,21 +58,33 @@ func (c *Client) acquireSlot(ctx context.Context, o operation) (release func(), 
 	return func() { <-c.slots; <-class }, nil
 }
 
-type requestIDKey struct{}
+// CallOption changes how one call is made, or takes more of what comes of it.
+type CallOption func(*callOptions)
 
-// Trace has the x-request-id of the last answer to a call, which OpenAI's
-// support asks for, put into id. It is for calls of one goroutine.
-func Trace(ctx context.Context, id *string) context.Context {
-	return context.WithValue(ctx, requestIDKey{}, id)
+type callOptions struct {
+	withoutCancel bool
+	requestID     *string
 }
 
-type finishKey struct{}
+// WithoutCancelAfterSend has a call that was sent waited for although its context
+// is cancelled: a create that is broken off leaves something of which nothing is
+// known but its name. Before that, and by its deadline, it ends as any other.
+func WithoutCancelAfterSend() CallOption {
+	return func(o *callOptions) { o.withoutCancel = true }
+}
 
-// Finish marks calls that, once sent, are waited for although their context is
-// cancelled: a create that is broken off leaves something of which nothing is
-// known but its name. Before that, and by its deadline, they end as any other.
-func Finish(ctx context.Context) context.Context {
-	return context.WithValue(ctx, finishKey{}, true)
+// WithRequestID puts the x-request-id of the call's last answer, which OpenAI's
+// support asks for, into id. Without an answer id stays as it is.
+func WithRequestID(id *string) CallOption {
+	return func(o *callOptions) { o.requestID = id }
+}
+
+func optionsOf(options []CallOption) callOptions {
+	var o callOptions
+	for _, set := range options {
+		set(&o)
+	}
+	return o
 }
 
 // doOnce makes a call once, and turns every way to fail into an *Error.
@@ -107,7 +119,7 @@ func (c *Client) perform(ctx context.Context, r request, decode func(body []byte
 	if err := ctx.Err(); err != nil {
 		return &Error{Host: c.host, Cause: err}
 	}
-	if ctx.Value(finishKey{}) != nil {
+	if r.options.withoutCancel {
 		deadline, bounded := ctx.Deadline()
 		ctx = context.WithoutCancel(ctx)
 		if bounded {
@@ -147,8 +159,8 @@ func (c *Client) send(ctx context.Context, r request, decode func(body []byte) b
 	}
 	body, err := readBody(resp)
 	id := c.clean(resp.Header.Get("x-request-id"))
-	if traced, ok := ctx.Value(requestIDKey{}).(*string); ok {
-		*traced = id
+	if r.options.requestID != nil {
+		*r.options.requestID = id
 	}
 	failure := &Error{Host: c.host, Sent: true, Status: resp.StatusCode, RequestID: id, RetryAfter: retryAfter(resp.Header)}
 	switch resp.StatusCode / 100 {

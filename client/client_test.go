@@ -204,6 +204,31 @@ func TestAnswer_CountsOnlyAsJSON(t *testing.T) {
 	}
 }
 
+func TestWithRequestID_IsThatOfTheLastAnswer(t *testing.T) {
+	t.Parallel()
+	sim := simulate(t, openaitest.Options{})
+	project := sim.AddProject("p")
+	c := connect(t, sim)
+	last := func() string { requests := sim.Requests(); return requests[len(requests)-1].RequestID }
+	id := ""
+	account, _, err := c.CreateServiceAccount(context.Background(), project, "n", time.Hour, WithRequestID(&id))
+	require.NoError(t, err)
+	require.Equal(t, last(), id)
+	sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 503, Times: 1})
+	require.NoError(t, c.DeleteServiceAccount(context.Background(), project, account.ID, WithRequestID(&id)))
+	require.Equal(t, last(), id, "not that of the attempt which failed")
+	before := id
+	require.True(t, IsNotFound(c.DeleteProjectKey(context.Background(), project, "none", WithRequestID(&id))))
+	require.NotEqual(t, before, id, "a refusal has one, too")
+
+	before = id
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, _, err = c.CreateAdminKey(ctx, "r", time.Hour, WithRequestID(&id))
+	require.Error(t, err)
+	require.Equal(t, before, id)
+}
+
 // faults are the ways of a call to fail that may end by themselves.
 var faults = map[string]openaitest.Fault{
 	"500":            {Status: 500},

@@ -25,7 +25,7 @@ type ProjectKey struct {
 // CreateServiceAccountKey makes a key of an existing account. No scopes means
 // all that the account may do; expiry is MinExpiry..MaxExpiry, 0 = never. One
 // request, never repeated: see Error.Ambiguous.
-func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, name string, scopes []string, expiry time.Duration) (Key, error) {
+func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, name string, scopes []string, expiry time.Duration, options ...CallOption) (Key, error) {
 	what := "create key " + name + " of service account " + account + " in project " + project
 	if expiry < 0 {
 		return Key{}, c.refuse(what, negative)
@@ -37,6 +37,7 @@ func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, 
 			Scopes  []string `json:"scopes,omitempty"`
 			Expires int64    `json:"expires_in_seconds,omitempty"`
 		}{name, scopes, seconds(expiry)},
+		options: optionsOf(options),
 	})
 	if err != nil {
 		return Key{}, err
@@ -77,7 +78,7 @@ func (c *Client) GetProjectKey(ctx context.Context, project, id string) (Project
 // updated. Making the same call again is harmless: the expiry counts from the
 // last one. It refuses a call that changes nothing and an empty, non-nil list
 // of scopes, which at OpenAI means every scope.
-func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scopes []string, expiry time.Duration) (ProjectKey, error) {
+func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scopes []string, expiry time.Duration, options ...CallOption) (ProjectKey, error) {
 	what := "update key " + id + " in project " + project
 	switch {
 	case scopes != nil && len(scopes) == 0:
@@ -93,14 +94,18 @@ func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scope
 			Scopes  []string `json:"scopes,omitempty"`
 			Expires int64    `json:"expires_in_seconds,omitempty"`
 		}{scopes, seconds(expiry)},
+		options: optionsOf(options),
 	})
 	return got.public(), err
 }
 
 // DeleteProjectKey deletes one key; its account and other keys stay. IsNotFound
 // holds for an unknown one.
-func (c *Client) DeleteProjectKey(ctx context.Context, project, id string) error {
-	_, err := doWithRetry[deletion](ctx, c, request{operation: deleteKey, what: "delete key " + id + " in project " + project, ids: []string{project, id}})
+func (c *Client) DeleteProjectKey(ctx context.Context, project, id string, options ...CallOption) error {
+	_, err := doWithRetry[deletion](ctx, c, request{
+		operation: deleteKey, what: "delete key " + id + " in project " + project, ids: []string{project, id},
+		options: optionsOf(options),
+	})
 	return err
 }
 

@@ -66,6 +66,8 @@ type request struct {
 	ids   []string   // the values of the path's parameters, in their order
 	query url.Values // nil for none
 	body  any        // sent as JSON, nil for none
+
+	options callOptions
 }
 
 // target is the path and the query of a request.

@@ -148,7 +148,9 @@ type ticket struct {
 
 type backgroundKey struct{}
 
-// Background marks calls that clean up: they let all others go first.
+// Background marks work that cleans up: its calls let all others go first. That is
+// the context's and no option of a call, since the functions between the worker and
+// the call serve requests, too, and know nothing of it.
 func Background(ctx context.Context) context.Context {
 	return context.WithValue(ctx, backgroundKey{}, true)
 }

@@ -233,10 +233,10 @@ func TestFinish_OutlivesItsCancellationOnceSent(t *testing.T) {
 	c := connect(t, sim)
 	ctx, cancel := context.WithCancel(context.Background())
 	sim.Fail(openaitest.Fault{Kind: openaitest.FaultSlow, Delay: 100 * time.Millisecond, Times: 1, OnStrike: func(*http.Request) { cancel() }})
-	_, _, err := c.CreateServiceAccount(Finish(ctx), project, "n", time.Hour)
+	_, _, err := c.CreateServiceAccount(ctx, project, "n", time.Hour, WithoutCancelAfterSend())
 	require.NoError(t, err)
 	// But what is not sent yet is not sent any more.
-	_, _, err = c.CreateServiceAccount(Finish(ctx), project, "n", time.Hour)
+	_, _, err = c.CreateServiceAccount(ctx, project, "n", time.Hour, WithoutCancelAfterSend())
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 1, sim.Count("", ""))
 }

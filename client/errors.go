@@ -47,8 +47,8 @@ type Error struct {
 	// Cause is why there is no answer; nil when one came. Its text is clean.
 	Cause error
 
-	// refused says that this package or the SDK did not make the call: because
-	// it makes no sense or, with Status 429, because its turn is too far off.
+	// refused says that this package did not make the call: because it makes no
+	// sense or, with Status 429, because its turn is too far off.
 	refused bool
 	// documented says that the answer's body is OpenAI's error object: a message
 	// with a type or a code, and nothing in it of another type than documented.

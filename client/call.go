@@ -157,7 +157,8 @@ func (c *Client) send(ctx context.Context, r request, decode func(body []byte) b
 	if err != nil {
 		return noAnswer(err)
 	}
-	body, err := readBody(resp)
+	defer resp.Body.Close()
+	body, err := readBody(resp.Body)
 	id := c.clean(resp.Header.Get("x-request-id"))
 	if r.options.requestID != nil {
 		*r.options.requestID = id
@@ -216,9 +217,8 @@ func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, erro
 }
 
 // readBody reads an answer to its end, up to maxBody.
-func readBody(resp *http.Response) ([]byte, error) {
-	defer func() { _ = resp.Body.Close() }() // what it could complain of has been read
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+func readBody(from io.Reader) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(from, maxBody+1))
 	if err != nil {
 		return body, fmt.Errorf("the answer broke off: %w", err)
 	}

@@ -56,7 +56,7 @@ func (s *snapshot) accountDeleted(ctx context.Context, project, id string, failu
 func (s *snapshot) keyDeleted(ctx context.Context, project, id string, failure error, now time.Time) error {
 	return s.proveDeleted(ctx, project, id, failure, func(ctx context.Context) (expired bool, err error) {
 		key, err := s.api.GetProjectKey(ctx, project, id)
-		return !key.ExpiresAt.IsZero() && now.After(key.ExpiresAt.Add(clockSlack)), err
+		return !key.ExpiresAt.IsZero() && s.api.NotAfter(now).After(key.ExpiresAt.Add(clockSlack)), err
 	})
 }
 

@@ -517,7 +517,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 			}
 			f.accounts++
 			// No time of creation is no age.
-			if !a.CreatedAt.IsZero() && f.began.Sub(a.CreatedAt) > s.buffer && len(a.ID) <= math.MaxUint16 && free(a.ID, a.Name) {
+			if !a.CreatedAt.IsZero() && snap.api.NotAfter(f.began).Sub(a.CreatedAt) > s.buffer && len(a.ID) <= math.MaxUint16 && free(a.ID, a.Name) {
 				old = append(old, listedAccount{text: a.ID + a.Name, idLen: uint16(len(a.ID)), created: seconds(a.CreatedAt)}) // #nosec G115 -- bounded
 			}
 		}
@@ -535,7 +535,8 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 		s.moved()
 		for _, k := range page {
 			muster.shown(k)
-			dead := s.dead(k, f.began)
+			began := snap.api.NotAfter(f.began)
+			dead := s.dead(k, began)
 			if len(old) > 0 && ownerless(k) && !dead {
 				return unknownOwner(k)
 			}
@@ -554,7 +555,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 				continue
 			}
 			f.keys++
-			if dead && !s.keysStay && !k.CreatedAt.IsZero() && f.began.Sub(k.CreatedAt) > s.buffer && free(k.ID, k.Name) {
+			if dead && !s.keysStay && !k.CreatedAt.IsZero() && began.Sub(k.CreatedAt) > s.buffer && free(k.ID, k.Name) {
 				one := listedKey{id: k.ID, name: k.Name, account: cmp.Or(k.AccountID, k.UserID), created: k.CreatedAt.Unix(), ended: k.ExpiresAt.Unix()}
 				if n := len(f.expiredKeys); n > 0 && f.expiredKeys[n-1].account == one.account {
 					one.account = f.expiredKeys[n-1].account // one text for all of an account
@@ -568,7 +569,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	}
 	f.at = s.now()
 	old = slices.DeleteFunc(old, func(a listedAccount) bool {
-		tooYoung := s.partial || f.began.Sub(time.Unix(int64(a.created), 0)) <= s.longest+expiryMargin+clockSlack
+		tooYoung := s.partial || snap.api.NotAfter(f.began).Sub(time.Unix(int64(a.created), 0)) <= s.longest+expiryMargin+clockSlack
 		return a.live || (a.keys == 0 && tooYoung)
 	})
 	if len(old)+len(f.expiredKeys) > 0 {
@@ -660,8 +661,8 @@ func bearsTag(tag string) (func(name string) bool, error) {
 	return pattern.MatchString, nil
 }
 
-// dead reports whether a key has expired beyond doubt: OpenAI's clock may be
-// behind.
+// dead reports whether a key has expired beyond doubt. now is by the earlier of the
+// clocks, and OpenAI's other servers may be behind the one that it is of.
 func (s *sweep) dead(k client.ProjectKey, now time.Time) bool {
 	return !k.ExpiresAt.IsZero() && now.Sub(k.ExpiresAt) > min(clockSlack, s.buffer)
 }

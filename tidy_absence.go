@@ -324,7 +324,7 @@ func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAcc
 		for _, k := range keys {
 			muster.shown(k)
 			switch {
-			case ownerless(k) && !s.dead(k, s.now()):
+			case ownerless(k) && !s.dead(k, snap.api.NotAfter(s.now())):
 				return unknownOwner(k)
 			case keyless[k.AccountID] || keyless[k.UserID]:
 				return fmt.Errorf("key %s belongs to an account that two listings have shown without a key; no account without a key is deleted", k.ID)

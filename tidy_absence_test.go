@@ -732,3 +732,22 @@ func TestTidy_AStaticRolesKeyThatWasDeletedByHand(t *testing.T) {
 	require.EqualValues(t, 1, h.tidy(true)["deleted_count"])
 	h.must(h.remove("static-roles/made"))
 }
+
+// What has expired by this server's clock alone lives: its clock may be hours ahead.
+func TestTidy_AClockThatIsAheadEndsNoLiveLease(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	account := h.lease("creds/app", nil)
+	adopted := h.sim.AddServiceAccount(h.project, "batch")
+	h.must(h.write("roles/keys", map[string]any{"project_id": h.project, "credential_type": typeKey, "service_account_id": adopted}))
+	key := h.lease("creds/keys", nil)
+	h.setClock(7 * 24 * time.Hour)
+	for range 2 {
+		require.Zero(t, h.tidyTwice()["orphan_count"])
+	}
+	h.setClock(0)
+	for _, lease := range []*logical.Response{account, key} {
+		require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"))
+		require.NoError(t, h.revoke(lease))
+	}
+}

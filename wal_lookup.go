@@ -127,8 +127,8 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 		})
 	}
 	if err == nil && (kind == journalKey || len(accounts) > 0) {
-		now := r.now()
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
+			now := snap.api.NotAfter(r.now())
 			for _, k := range page {
 				if kind == journalKey && names[k.Name] {
 					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})

@@ -170,6 +170,7 @@ func (c *Client) send(ctx context.Context, r request, decode func(body []byte) b
 			return noAnswer(err)
 		}
 		if isJSON(resp.Header) && decode(body) {
+			c.clock.read(resp.Header)
 			return nil
 		}
 		failure.Message = "the body is not the documented object"

@@ -89,6 +89,7 @@ type Client struct {
 	pace         *Pace
 	observer     Observer
 	http         *http.Transport
+	clock        *clock
 }
 
 // New builds a client; it makes no call. It fails on a base URL that is not an
@@ -175,6 +176,7 @@ func New(o Options) (*Client, error) {
 		pace:         o.Pace.For(strings.TrimRight(o.BaseURL, "/"), o.Organization, o.AdminKey),
 		observer:     o.Observer,
 		http:         transport,
+		clock:        &clock{},
 	}, nil
 }
 

@@ -382,6 +382,7 @@ func (s *Server) reply(w http.ResponseWriter, c *call, ans answer) {
 func (s *Server) head(w http.ResponseWriter, c *call, ans answer) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
+	h.Set("Date", s.Now().UTC().Format(http.TimeFormat))
 	h.Set("X-Request-Id", c.id)
 	h.Set("Openai-Organization", s.orgID)
 	h.Set("Openai-Version", "2020-10-01")

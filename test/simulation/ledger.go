@@ -244,6 +244,7 @@ func (w *world) checkDeletion(p *process, id string) {
 				w.violate(copyHarmless, []string{id}, "%s deleted %s, which the original holds: %s", p.name, id, holder)
 			}
 		case p.deposed.Load(): // it sees the storage of a moment ago
+		case w.openai.expired(id): // its end is another matter: checkLease's
 		default:
 			invariant := leaseWorks
 			if strings.HasPrefix(holder, "static") {

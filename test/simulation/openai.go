@@ -451,3 +451,8 @@ func (o *openai) calmDown() {
 func (o *openai) hasAdmin(id string) bool {
 	return slices.ContainsFunc(o.sim.AdminKeys(), func(k openaitest.AdminKey) bool { return k.ID == id })
 }
+
+// expired reports whether a key has ended by its own expiry.
+func (o *openai) expired(id string) bool {
+	return slices.ContainsFunc(o.sim.Ledger(), func(e openaitest.Entry) bool { return e.ID == id && e.Event == openaitest.EventExpired })
+}

@@ -42,7 +42,7 @@ func SettingsOf(seed uint64, days int) Settings {
 	s := Settings{
 		Seed: seed, Days: days,
 		Programs: 1 + r.IntN(4), Readers: r.IntN(3), Operators: r.IntN(4) > 0, People: r.IntN(3) == 0,
-		Trouble: r.IntN(3) > 0, Faults: r.IntN(4), Clocks: r.IntN(4) == 9, Copy: r.IntN(8) == 0,
+		Trouble: r.IntN(3) > 0, Faults: r.IntN(4), Clocks: r.IntN(4) == 0, Copy: r.IntN(8) == 0,
 	}
 	if long := r.IntN(100); days == 0 {
 		switch {

@@ -1,0 +1,34 @@
+package client
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client/openaitest"
+)
+
+func TestNow_IsByTheLastGoodAnswer(t *testing.T) {
+	t.Parallel()
+	s := simulate(t, openaitest.Options{})
+	c := connect(t, s)
+	_, known := c.Now()
+	require.False(t, known)
+	local := time.Now()
+	require.Equal(t, local, c.NotAfter(local))
+	s.Advance(3 * time.Hour)
+	s.Fail(openaitest.Fault{Status: http.StatusForbidden, Times: 1})
+	_, err := c.ListProjects(t.Context())
+	require.Error(t, err)
+	_, known = c.Now()
+	require.False(t, known, "a refusal may be a gateway's")
+	_, err = c.ListProjects(t.Context())
+	require.NoError(t, err)
+	now, known := c.Now()
+	require.True(t, known)
+	require.WithinDuration(t, local.Add(3*time.Hour), now, 10*time.Second)
+	require.Equal(t, local, c.NotAfter(local), "this clock is behind")
+	require.WithinDuration(t, now, c.NotAfter(local.Add(4*time.Hour)), 10*time.Second, "and this one ahead")
+}

@@ -418,3 +418,34 @@ func TestRenew_WithVaultFiveMinutesBehind(t *testing.T) {
 	require.False(t, h.keyEnd().Before(end), "the key ends at %s, its lease at %s", h.keyEnd(), end)
 	require.NoError(t, h.revoke(renewed))
 }
+
+// A lease that was made, or whose key was moved, while the clock was ahead has an end
+// of its key on record that OpenAI knows nothing of.
+func TestRenew_AfterTheClockWasAheadMovesTheKey(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{30 * time.Minute, 5 * time.Hour} {
+		for _, restarted := range []bool{false, true} {
+			t.Run(fmt.Sprint(ahead, restarted), func(t *testing.T) {
+				t.Parallel()
+				h := configured(t, openaitest.Options{})
+				h.setClock(ahead)
+				h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "2h"})
+				lease := h.lease("creds/app", nil)
+				h.setClock(0)
+				if restarted {
+					h.restart()
+				}
+				if restarted && ahead < 2*time.Hour {
+					h.lease("creds/app", nil) // by which OpenAI's clock is known
+					h.sim.KeepAll()
+				}
+				renewed, err := h.renew(t.Context(), lease, 0, time.Hour)
+				require.NoError(t, err)
+				require.NoError(t, renewed.Error())
+				h.advance(30 * time.Minute)
+				require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"))
+				require.NoError(t, h.revoke(renewed))
+			})
+		}
+	}
+}

@@ -181,7 +181,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	}
 	resp.Secret.TTL = granted
 	// Of two renewals at once the longer one's end must stay, whichever Vault stores.
-	unlock, err := b.renewals.lock(ctx, &lease)
+	theirs, unlock, err := b.renewals.lock(ctx, &lease, shownEnd(req.Data))
 	if err != nil {
 		return nil, err
 	}
@@ -190,12 +190,12 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	// longer one must still be covered. The slack is for the clocks, and for the
 	// time until Vault has stored the lease.
 	asked := b.now()
-	if !lease.KeyExpires.Before(asked.Add(granted + clockSlack)) {
+	snap, err := b.current(ctx, req.Storage)
+	if lease.covers(granted, asked) && (err != nil || snap.api.Outlives(theirs, granted)) {
 		resp.Secret.InternalData["key_expires_at"] = timeText(lease.KeyExpires)
 		renewed()
 		return resp, nil
 	}
-	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
 		return notConfigured(req), nil
 	}
@@ -215,7 +215,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it; or the clocks are more than %s apart", lease.Role, timeText(key.ExpiresAt), maxSkew)
 	}
 	lease.KeyExpires = asked.Add(granted + expiryMargin).UTC().Truncate(time.Second)
-	b.renewals.moved(lease)
+	b.renewals.moved(lease, key.ExpiresAt)
 	for name, value := range lease.internal() {
 		resp.Secret.InternalData[name] = value
 	}
@@ -224,6 +224,25 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		resp.Data["expires_at"] = timeText(key.ExpiresAt)
 	}
 	return resp, nil
+}
+
+// covers reports whether the key is known to live for that long and longer than the
+// clocks may differ. Of an end beyond the longest lease nothing is known: the clock was
+// ahead when it was stored.
+func (l leaseData) covers(granted time.Duration, now time.Time) bool {
+	return !l.KeyExpires.Before(now.Add(granted+clockSlack)) &&
+		!l.KeyExpires.After(now.Add(max(granted, l.MaxTTL)+expiryMargin+clockSlack))
+}
+
+// shownEnd is when OpenAI said that a lease's key ends, by its own clock; zero if that
+// is not known.
+func shownEnd(data map[string]any) time.Time {
+	text, _ := data["expires_at"].(string)
+	end, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return end
 }
 
 // revoke destroys what a lease stands for. A failure is an error, after which Vault
@@ -311,26 +330,32 @@ func (b *backend) beingDisabled(req *logical.Request) bool {
 // out the lease as it was before the first to both.
 type renewals struct {
 	locks nameLocks
-	ends  *lru.Cache[string, time.Time] // where keys were last moved to, by ID
+	ends  *lru.Cache[string, keyEnd] // where keys were last moved to, by ID
 }
+
+// keyEnd is the end of a key by this server's clock and by OpenAI's.
+type keyEnd struct{ ours, theirs time.Time }
 
 // maxRenewals is for the renewals within the moment that Vault takes to store one.
 const maxRenewals = 4096
 
 func newRenewals() renewals {
-	ends, _ := lru.New[string, time.Time](maxRenewals) // its only error is a size below 1
+	ends, _ := lru.New[string, keyEnd](maxRenewals) // its only error is a size below 1
 	return renewals{locks: nameLocks{held: map[string]*nameLock{}}, ends: ends}
 }
 
-// lock takes the lease's lock and brings its key's end up to date.
-func (r *renewals) lock(ctx context.Context, lease *leaseData) (unlock func(), err error) {
+// lock takes the lease's lock and brings its key's end up to date, also the one by
+// OpenAI's clock, which it returns.
+func (r *renewals) lock(ctx context.Context, lease *leaseData, shown time.Time) (theirs time.Time, unlock func(), err error) {
 	if unlock, err = r.locks.lock(ctx, lease.KeyID); err != nil {
-		return nil, fmt.Errorf("another renewal of this lease is in progress: %w", err)
+		return shown, nil, fmt.Errorf("another renewal of this lease is in progress: %w", err)
 	}
-	if end, known := r.ends.Get(lease.KeyID); known && end.After(lease.KeyExpires) {
-		lease.KeyExpires = end
+	if end, known := r.ends.Get(lease.KeyID); known && end.ours.After(lease.KeyExpires) {
+		lease.KeyExpires, shown = end.ours, end.theirs
 	}
-	return unlock, nil
+	return shown, unlock, nil
 }
 
-func (r *renewals) moved(lease leaseData) { r.ends.Add(lease.KeyID, lease.KeyExpires) }
+func (r *renewals) moved(lease leaseData, theirs time.Time) {
+	r.ends.Add(lease.KeyID, keyEnd{lease.KeyExpires, theirs})
+}

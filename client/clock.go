@@ -41,3 +41,10 @@ func (c *Client) NotAfter(t time.Time) time.Time {
 	}
 	return t
 }
+
+// Outlives reports whether what ends at a time by OpenAI's clock lives for d from now,
+// as far as that is known.
+func (c *Client) Outlives(end time.Time, d time.Duration) bool {
+	theirs, known := c.Now()
+	return !known || end.IsZero() || !end.Before(theirs.Add(d))
+}

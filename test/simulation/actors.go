@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/client/openaitest"
 )
 
 // roles are what programs lease from.
@@ -25,6 +27,7 @@ var roles = []struct {
 	{"app", map[string]any{"ttl": "1h", "max_ttl": "4h"}},
 	{"short", map[string]any{"ttl": "15m", "max_ttl": "1h", "key_expiry": "ttl", "scopes": "api.model.read,api.model.request"}},
 	{"key", map[string]any{"ttl": "1h", "max_ttl": "24h", "credential_type": "api_key"}},
+	{"old", map[string]any{"ttl": "2h", "max_ttl": "8h"}}, // of a project that people archive
 	{"keyed", map[string]any{"ttl": "20m", "max_ttl": "2h", "credential_type": "api_key", "key_expiry": "ttl", "scopes": "api.model.read"}},
 }
 
@@ -44,13 +47,7 @@ func (w *world) actorsOfLife(t *testing.T) {
 	}
 	w.must(w.vault, "config", config)
 	for i, role := range roles {
-		data := map[string]any{"project_id": w.openai.projects[i%len(w.openai.projects)]}
-		for k, v := range role.data {
-			data[k] = v
-		}
-		if data["credential_type"] == "api_key" {
-			data["service_account_id"] = w.openai.sim.AddServiceAccount(data["project_id"].(string), "by hand")
-		}
+		data := w.roleData(i)
 		w.must(w.vault, "roles/"+role.name, data)
 		w.ledger.wrote(role.name, split(data["scopes"]))(true)
 	}
@@ -114,6 +111,21 @@ func (w *world) actorsOfLife(t *testing.T) {
 			w.openai.sim.ResetRequests()
 		}
 	})
+}
+
+// roleData is what the role of that number is written with.
+func (w *world) roleData(i int) map[string]any {
+	data := map[string]any{"project_id": w.openai.projects[i%2]}
+	for k, v := range roles[i].data {
+		data[k] = v
+	}
+	if roles[i].name == "old" {
+		data["project_id"] = w.openai.projects[2]
+	}
+	if data["credential_type"] == "api_key" {
+		data["service_account_id"] = w.openai.sim.AddServiceAccount(data["project_id"].(string), "by hand")
+	}
+	return data
 }
 
 func split(scopes any) []string {
@@ -225,7 +237,16 @@ func (w *world) operator() {
 	v, who := w.vault, "operator"
 	for w.sleep(pause(r, time.Hour)) {
 		role := roles[r.IntN(len(roles))]
-		switch r.IntN(12) {
+		switch r.IntN(14) {
+		case 12:
+			w.tell(who, "revokes leases one by one, until one fails")
+			if t, _, err := v.serving(); err == nil {
+				_ = v.revokePrefix(t.ctx, false)
+			}
+		case 13:
+			most := []time.Duration{768 * time.Hour, 2 * time.Hour, 30 * time.Minute}[r.IntN(3)]
+			w.tell(who, "tunes max_lease_ttl to %s", most)
+			v.maxTTL.Store(int64(most))
 		case 0, 1:
 			_ = w.write(v, who, "config/rotate", nil) // refused while five wait
 		case 2:
@@ -328,7 +349,23 @@ func (v *vault) forceRevoke() {
 func (w *world) people() {
 	r := w.dice("people")
 	for w.sleep(pause(r, 5*time.Hour)) {
-		switch r.IntN(4) {
+		switch r.IntN(6) {
+		case 4:
+			if r.IntN(4) == 0 && !w.ledger.handed(w.openai.projects[2]) {
+				w.ledger.hand(w.openai.projects[2])
+				w.tell("people", "archive project %s", w.openai.projects[2])
+				w.openai.sim.ArchiveProject(w.openai.projects[2])
+			}
+		case 5: // and switch it off again
+			w.tell("people", "switch a policy on")
+			disabled := r.IntN(2) == 0
+			w.openai.sim.SetKeyCreationDisabled(disabled)
+			if !disabled {
+				w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = time.Hour })
+			}
+			w.sleep(pause(r, time.Hour))
+			w.openai.sim.SetKeyCreationDisabled(false)
+			w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = 0 })
 		case 0: // of what the engine has made, or others
 			accounts := w.openai.sim.Accounts()
 			if len(accounts) == 0 {
@@ -507,13 +544,7 @@ func (w *world) setUpAgain(v *vault) {
 		}
 	}
 	for i, role := range roles {
-		data := map[string]any{"project_id": w.openai.projects[i%len(w.openai.projects)]}
-		for k, value := range role.data {
-			data[k] = value
-		}
-		if data["credential_type"] == "api_key" {
-			data["service_account_id"] = w.openai.sim.AddServiceAccount(data["project_id"].(string), "by hand")
-		}
+		data := w.roleData(i)
 		done := w.ledger.wrote(role.name, split(data["scopes"]))
 		done(w.write(v, "operator", "roles/"+role.name, data) == nil)
 	}

@@ -60,7 +60,7 @@ func newOpenAI(w *world) *openai {
 	o.weather = newWeather(w, o)
 	o.sim = openaitest.New(openaitest.Options{})
 	o.sim.SetURL(endpoint)
-	o.projects = []string{o.sim.AddProject("apps"), o.sim.AddProject("jobs")}
+	o.projects = []string{o.sim.AddProject("apps"), o.sim.AddProject("jobs"), o.sim.AddProject("old")}
 	o.server = http.Server{
 		Handler: o, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -366,6 +366,7 @@ func (x *weather) change() {
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
 			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
+			o.AdminActivationDelay = []time.Duration{0, time.Second, 40 * time.Second}[r.IntN(3)]
 		})
 		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
 		if limit > 0 || name == "outage" || x.route != "" {
@@ -373,7 +374,7 @@ func (x *weather) change() {
 		}
 		x.w.sleep(lasts)
 		x.calm()
-		x.o.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.ActivationDelay = 0, 0 })
+		x.o.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.ActivationDelay, o.AdminActivationDelay = 0, 0, 0 })
 		x.w.tell("weather", "calm")
 	}
 }

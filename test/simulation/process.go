@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/hashicorp/vault/sdk/rotation"
 
@@ -60,11 +59,7 @@ func (v *vault) spawn(name string) *process {
 	p.log.p = p
 	ctx := context.Background()
 	b, err := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory(ctx, &logical.BackendConfig{
-		System: &systemView{StaticSystemView: logical.StaticSystemView{
-			DefaultLeaseTTLVal: 768 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour,
-			ReplicationStateVal: consts.ReplicationPerformanceDisabled | consts.ReplicationDRDisabled,
-			PluginEnvironment:   &logical.PluginEnvironment{VaultVersion: "1.21.2"},
-		}, v: v},
+		System:      v.system(),
 		StorageView: view{p},
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, DisableTime: true}),
 	})
@@ -235,11 +230,13 @@ func (s view) List(ctx context.Context, prefix string) (keys []string, err error
 	return keys, nil
 }
 
-// systemView is what a Community Vault says of itself.
+// systemView is a Vault's.
 type systemView struct {
 	logical.StaticSystemView
 	v *vault
 }
+
+func (s *systemView) MaxLeaseTTL() time.Duration { return time.Duration(s.v.maxTTL.Load()) }
 
 func (s *systemView) Tainted() bool { return s.v.tainted.Load() }
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
@@ -62,6 +63,7 @@ type vault struct {
 
 	tainted atomic.Bool
 	moved   atomic.Int64 // restores and the like, by which leases may be lost
+	maxTTL  atomic.Int64 // the mount's max_lease_ttl
 	mount   atomic.Int64 // counts the mounts that were enabled one after the other
 }
 
@@ -100,10 +102,12 @@ func (l *lease) keyID() string   { id, _ := l.data["api_key_id"].(string); retur
 func (l *lease) key() string     { key, _ := l.data["api_key"].(string); return key }
 
 func newVault(w *world, name string) *vault {
-	return &vault{
+	v := &vault{
 		w: w, name: name, path: "openai/", store: &logical.InmemStorage{}, leases: map[string]*lease{},
 		mounted: true, ended: map[string]bool{}, dice: w.dice(name), changing: make(chan struct{}, 1),
 	}
+	v.maxTTL.Store(int64(768 * time.Hour))
+	return v
 }
 
 // now is the time by this Vault's clock.
@@ -111,6 +115,14 @@ func (v *vault) now() time.Time {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return time.Now().Add(v.offset)
+}
+
+// real is a time by this Vault's clock as the SDK must be told it, which reads the
+// world's.
+func (v *vault) real(t time.Time) time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return t.Add(-v.offset)
 }
 
 // setClock steps the clock.
@@ -341,8 +353,8 @@ func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*l
 	now := v.now()
 	l := &lease{role: role, path: path, issue: now, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
 	l.secret = stored(resp.Secret)
-	l.secret.IssueTime = now
-	ttl, _, err := framework.CalculateTTL(&systemView{v: v, StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 768 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour}}, 0, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, now)
+	l.secret.IssueTime = v.real(now)
+	ttl, _, err := framework.CalculateTTL(v.system(), 0, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, v.real(now))
 	if err != nil {
 		return nil, resp, err
 	}
@@ -370,6 +382,15 @@ func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*l
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, l.expire.UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
 	return l, resp, nil
+}
+
+// system is what a Community Vault says of itself and of the mount.
+func (v *vault) system() *systemView {
+	return &systemView{v: v, StaticSystemView: logical.StaticSystemView{
+		DefaultLeaseTTLVal:  768 * time.Hour,
+		ReplicationStateVal: consts.ReplicationPerformanceDisabled | consts.ReplicationDRDisabled,
+		PluginEnvironment:   &logical.PluginEnvironment{VaultVersion: "1.21.2"},
+	}}
 }
 
 // schedule has a lease end at its time. The caller holds mu.
@@ -519,7 +540,7 @@ func (v *vault) renew(ctx context.Context, id string, increment time.Duration) e
 	}
 	secret := stored(l.secret)
 	v.mu.Unlock()
-	secret.Increment, secret.IssueTime = increment, l.issue
+	secret.Increment, secret.IssueTime = increment, v.real(l.issue)
 	ctx, cancel := t.under(ctx)
 	defer cancel()
 	resp, err := v.call(ctx, t, p, &logical.Request{Operation: logical.RenewOperation, Path: l.path, Secret: secret, Data: throughJSON(l.data)})
@@ -532,7 +553,7 @@ func (v *vault) renew(ctx context.Context, id string, increment time.Duration) e
 	if resp == nil || resp.Secret == nil {
 		return nil
 	}
-	ttl, _, err := framework.CalculateTTL(&systemView{v: v, StaticSystemView: logical.StaticSystemView{DefaultLeaseTTLVal: 768 * time.Hour, MaxLeaseTTLVal: 768 * time.Hour}}, increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, l.issue)
+	ttl, _, err := framework.CalculateTTL(v.system(), increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, v.real(l.issue))
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // communityRolePrefix is where that plugin stores roles. Its config has the
@@ -110,7 +111,7 @@ func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) e
 		if err != nil && !errors.As(err, &unreadable{}) {
 			return err
 		}
-		if r == nil || r.ProjectID == "" || checkID("project_id", r.ProjectID) != "" {
+		if r == nil || r.ProjectID == "" || text.CheckID("project_id", r.ProjectID) != "" {
 			continue // nothing can be made with it
 		}
 		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {

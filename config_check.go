@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // Where OpenAI's own pages for a remedy are.
@@ -78,7 +79,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID, "project_id": &cfg.ProjectID} {
 		if raw, ok := d.GetOk(name); ok && (name != "admin_api_key_id" || idGiven) {
 			value := strings.TrimSpace(raw.(string))
-			if problem := checkID(name, value); problem != "" {
+			if problem := text.CheckID(name, value); problem != "" {
 				return nil, problem
 			}
 			*target = value
@@ -197,7 +198,7 @@ func checkAdminKey(key string) string {
 	if key == "" {
 		return "admin_api_key is empty"
 	}
-	if problem := checkText("admin_api_key", key); problem != "" {
+	if problem := text.Check("admin_api_key", key); problem != "" {
 		return problem
 	}
 	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
@@ -218,7 +219,7 @@ func checkAdminKey(key string) string {
 // list of forbidden addresses: who may write the config may choose the host,
 // and naming it always takes the admin key itself.
 func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
-	if problem := checkText("api_endpoint", raw); problem != "" {
+	if problem := text.Check("api_endpoint", raw); problem != "" {
 		return "", problem
 	}
 	u, err := url.Parse(raw)
@@ -269,7 +270,7 @@ func (c *config) undoesRotation(old *config) (problem string) {
 	for i := range old.Retired {
 		if k := &old.Retired[i]; k.ID == c.AdminKeyID {
 			return fmt.Sprintf("config not stored: admin_api_key is key %s, which this mount superseded at %s and deletes: writing it back would undo that rotation. Leave admin_api_key out, make another at %s, or send force=true to keep this one",
-				k.ID, timeText(k.superseded(old.RotationGracePeriod)), adminKeysPage)
+				k.ID, text.Time(k.superseded(old.RotationGracePeriod)), adminKeysPage)
 		}
 	}
 	return ""

@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -273,7 +274,7 @@ func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o or
 		made = b.now().Add(-clockSlack)
 	}
 	if (endless && o.expiry != 0) || (!endless && m.key.ExpiresAt.Sub(made) < o.covers) {
-		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", timeText(m.key.ExpiresAt), o.covers))
+		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", text.Time(m.key.ExpiresAt), o.covers))
 	}
 	if len(o.scopes) > 0 && !m.isKey() { // those of a lone key went with its create
 		err := b.updateKey(ctx, req, &m.snap, m.credential, func(snap *snapshot) error {
@@ -488,7 +489,7 @@ func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credenti
 	case client.IsNotFound(updateErr):
 		return false, updateErr
 	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
-		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", timeText(key.ExpiresAt), "error", err)...)
+		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", text.Time(key.ExpiresAt), "error", err)...)
 		return false, nil
 	}
 	return false, err

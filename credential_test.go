@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -726,7 +727,7 @@ func TestKeyExpiry_WhatIsAskedOfOpenAI(t *testing.T) {
 				require.Equal(t, test.warned, len(lease.Warnings) > 0, "%v", lease.Warnings)
 				require.True(t, lease.Secret.Renewable)
 				key := h.sim.Keys()[0]
-				require.Equal(t, timeOrNull(key.ExpiresAt), lease.Data["expires_at"])
+				require.Equal(t, text.TimeOrNull(key.ExpiresAt), lease.Data["expires_at"])
 				require.Equal(t, test.asked == "none", lease.Data["expires_at"] == nil)
 				shown := h.must(h.read("roles/app")).Data
 				if test.ttl == "" {

@@ -219,6 +219,11 @@ func TestTroubleshooting_CoversEveryMessage(t *testing.T) {
 	require.NoError(t, err)
 	entries := troubleshootingEntries(t, string(page))
 	said := append(messages(t, "."), messages(t, "client")...)
+	leaves, err := filepath.Glob("internal/*")
+	require.NoError(t, err)
+	for _, leaf := range leaves {
+		said = append(said, messages(t, leaf)...)
+	}
 	require.Greater(t, len(said), 100, "the messages were not found")
 
 	for _, m := range said {

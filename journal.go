@@ -26,6 +26,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // The kinds of WAL entries.
@@ -191,9 +192,9 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 		if latest := now.Add(clockSlack); created.After(latest) || c.CreatedAt.After(latest) {
 			// It was written under a clock that was ahead, and would not be acted on
 			// before that time.
-			b.log(req).Warn("WAL entry is dated in the future; dated now instead", "kind", entry.Kind, "created_at", timeText(created))
+			b.log(req).Warn("WAL entry is dated in the future; dated now instead", "kind", entry.Kind, "created_at", text.Time(created))
 			if data, ok := entry.Data.(map[string]any); ok && c.CreatedAt.After(now) {
-				data["created_at"] = timeText(now)
+				data["created_at"] = text.Time(now)
 			}
 			created = earlier(created, now)
 			if err := putWALEntry(ctx, req.Storage, id, entry.Kind, entry.Data, created); err != nil {

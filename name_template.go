@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-secure-stdlib/base62"
+
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -40,7 +42,7 @@ const (
 
 // templateName is the name of the parsed template. {{define}} can replace a
 // template of the same name, so this name is longer than a template can spell.
-var templateName = strings.Repeat("x", maxText+1)
+var templateName = strings.Repeat("x", text.MaxLen+1)
 
 // nameFunctions are the allowed functions; nameBuiltins are those of the
 // template language itself that return nothing larger than what they are given.
@@ -67,15 +69,15 @@ var (
 type nameTemplate struct{ checked *template.Template }
 
 // parseNameTemplate checks a template without executing any of it.
-func parseNameTemplate(text string) (nameTemplate, error) {
+func parseNameTemplate(source string) (nameTemplate, error) {
 	// First, since the parser recurses as deep as the text nests.
-	if len(text) > maxText {
-		return nameTemplate{}, fmt.Errorf("the template is %d bytes long; the limit is %d", len(text), maxText)
+	if len(source) > text.MaxLen {
+		return nameTemplate{}, fmt.Errorf("the template is %d bytes long; the limit is %d", len(source), text.MaxLen)
 	}
 	trees := map[string]*parse.Tree{}
 	tree := parse.New(templateName)
 	tree.Mode = parse.SkipFuncCheck // checkNode says more
-	if _, err := tree.Parse(text, "", "", trees); err != nil {
+	if _, err := tree.Parse(source, "", "", trees); err != nil {
 		return nameTemplate{}, readable(err)
 	}
 	if len(trees) != 1 {
@@ -92,7 +94,7 @@ func parseNameTemplate(text string) (nameTemplate, error) {
 func (t nameTemplate) render(data nameData) (string, error) {
 	// A caller's display name has no limit of its own.
 	for _, field := range []*string{&data.RoleName, &data.DisplayName, &data.ProjectID} {
-		*field = (*field)[:min(len(*field), maxText)]
+		*field = (*field)[:min(len(*field), text.MaxLen)]
 	}
 	var out boundedWriter
 	if err := t.checked.Execute(&out, data); err != nil {

@@ -28,7 +28,7 @@ const (
 
 // parsedNames are the templates last used, by their text: to parse one costs
 // more than to render it. Only those that passed the check are kept, so none is
-// longer than maxText.
+// longer than text.MaxLen.
 var parsedNames, _ = lru.New[string, nameTemplate](maxParsedNames) // its only error is a size below 1
 
 // nameData is what a name template can use.

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // nestedDefine recurses through as many ifs as fit into 970 bytes. Without a
@@ -155,7 +156,7 @@ func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
 		h.restart() // as the upgrade that brings the rule does
 	}
 	templates := forbiddenTemplates()
-	templates["{{.RandomSuffix}}"+strings.Repeat("x", maxText)] = "the limit is"
+	templates["{{.RandomSuffix}}"+strings.Repeat("x", text.MaxLen)] = "the limit is"
 	templates["{{.RandomSuffix}}"+strings.Repeat("{{if 1}}", 100_000)+strings.Repeat("{{end}}", 100_000)] = "the limit is"
 	kept, revoked := h.lease("creds/app", nil), h.lease("creds/app", nil)
 	before := len(h.sim.Accounts())
@@ -271,7 +272,7 @@ func TestNameTemplate_FmtHasALargestWidth(t *testing.T) {
 // or just too large at each step.
 func TestNameTemplate_TheWorstIsCheap(t *testing.T) { // not parallel: what others allocate counts as well
 	fill := func(before, step, after string) string {
-		return before + strings.Repeat(step, (maxText-len(before)-len(after)-len("{{.RandomSuffix}}"))/len(step)) + after + "{{.RandomSuffix}}"
+		return before + strings.Repeat(step, (text.MaxLen-len(before)-len(after)-len("{{.RandomSuffix}}"))/len(step)) + after + "{{.RandomSuffix}}"
 	}
 	sixty := strings.Repeat("a", 60)
 	full := `{{replace "" "` + sixty + `" "` + sixty + `"` // some 3.7 KiB
@@ -301,16 +302,16 @@ func TestNameTemplate_TheWorstIsCheap(t *testing.T) { // not parallel: what othe
 	}
 	data := nameData{RoleName: strings.Repeat("r", 128), DisplayName: strings.Repeat("%# x", 1<<18), ProjectID: "proj_1", UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn"}
 	templates = append(templates, `{{printf .DisplayName .DisplayName}}{{.RandomSuffix}}`, fill("{{printf .DisplayName", " .DisplayName", "}}"), fill("", "{{.DisplayName}}", ""))
-	for _, text := range templates {
-		require.LessOrEqual(t, len(text), maxText)
+	for _, source := range templates {
+		require.LessOrEqual(t, len(source), text.MaxLen)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		name, err := accountName(text, data)
+		name, err := accountName(source, data)
 		runtime.ReadMemStats(&after)
-		parsedNames.Remove(text)
-		t.Logf("%7d bytes in %5d allocations: %.60s: %.100s %v", after.TotalAlloc-before.TotalAlloc, after.Mallocs-before.Mallocs, text, name, err)
-		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), text)
-		require.Less(t, after.Mallocs-before.Mallocs, uint64(20_000), text)
+		parsedNames.Remove(source)
+		t.Logf("%7d bytes in %5d allocations: %.60s: %.100s %v", after.TotalAlloc-before.TotalAlloc, after.Mallocs-before.Mallocs, source, name, err)
+		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(1<<20), source)
+		require.Less(t, after.Mallocs-before.Mallocs, uint64(20_000), source)
 	}
 }
 

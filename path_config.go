@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -307,24 +308,16 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		"request_timeout":         int64(cfg.RequestTimeout / time.Second),
 		"max_concurrent_requests": cfg.MaxConcurrent,
 		"journal_entries":         len(journal),
-		"journal_oldest":          timeOrNull(oldest),
+		"journal_oldest":          text.TimeOrNull(oldest),
 		"tidy_interval":           int64(cfg.TidyInterval / time.Second),
 		"tidy_safety_buffer":      int64(cfg.TidySafetyBuffer / time.Second),
-		"last_rotated":            timeOrNull(cfg.LastRotated),
+		"last_rotated":            text.TimeOrNull(cfg.LastRotated),
 		"retired_admin_keys":      len(cfg.Retired),
 	}}
 	cfg.AsWritten.show(resp.Data, configSpelled)
 	cfg.showSchedule(resp, b.now())
 	cfg.warnOfRetired(resp)
 	return resp, nil
-}
-
-// timeText shows a time as every answer does: RFC 3339, empty for none.
-func timeText(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.UTC().Format(time.RFC3339)
 }
 
 func (b *backend) configWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -465,9 +458,9 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 	response.AddWarning("Live leases of this mount can no longer be revoked, nor can the journal be worked off, until a config is written again, and static roles are not rotated. Their keys stay usable until they expire at OpenAI.")
 	for i := range cfg.Retired {
 		k := &cfg.Retired[i]
-		text := cfg.leftText(k, expire[k.ID])
-		response.AddWarning(text)
-		b.log(req).Warn("the config is deleted and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", timeText(expire[k.ID]), "text", text)
+		said := cfg.leftText(k, expire[k.ID])
+		response.AddWarning(said)
+		b.log(req).Warn("the config is deleted and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", text.Time(expire[k.ID]), "text", said)
 	}
 	left := cfg.retiredIDs(func(*retiredKey) bool { return true })
 	if cfg.AdminKeyRotated {

@@ -16,6 +16,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 func (b *backend) pathCreds() *framework.Path {
@@ -142,7 +144,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 		"service_account":    m.Name,
 		"service_account_id": m.ID,
 		"project_id":         m.ProjectID,
-		"expires_at":         timeOrNull(m.key.ExpiresAt),
+		"expires_at":         text.TimeOrNull(m.key.ExpiresAt),
 	}, lease.internal())
 	resp.Secret.TTL = life.TTL
 	resp.Secret.MaxTTL = life.Max
@@ -153,7 +155,7 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	}
 	if err == nil {
 		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
-			"ttl", life.TTL.String(), "expires_at", timeText(m.key.ExpiresAt)}, m.attrs()...)...)
+			"ttl", life.TTL.String(), "expires_at", text.Time(m.key.ExpiresAt)}, m.attrs()...)...)
 		b.issued()
 		if err = b.deleteWAL(ctx, req.Storage, m.walID); err == nil {
 			err = ctx.Err()

@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -247,8 +248,8 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 		b.log(req).Warn("journal entry of a rotation not deleted", "admin_api_key_id", key.ID, "error", err)
 	}
 	b.notify(eventRotate, req.MountPoint, configStorageKey, true, "admin_api_key_id", key.ID)
-	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", timeText(next.Retired[len(next.Retired)-1].DeleteAfter),
-		"expires_at", timeText(next.AdminKeyExpires), "next_rotation", timeText(next.NextRotation))
+	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", text.Time(next.Retired[len(next.Retired)-1].DeleteAfter),
+		"expires_at", text.Time(next.AdminKeyExpires), "next_rotation", text.Time(next.NextRotation))
 	if force || next.RotationGracePeriod == 0 {
 		if left := b.sweepRetired(ctx, req, snap, b.atOnce()).retiredIDs(b.atOnce()); len(left) > 0 {
 			warnings = append(warnings, notDeletedText(left))
@@ -359,7 +360,7 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
 	if now := b.now(); entry.CreatedAt.After(now.Add(clockTolerance)) {
 		// The clock was ahead then. Another entry takes this one's place.
-		b.log(req).Warn("journal entry of an admin key is of the future; its age is counted from now", "name", entry.Name, "created_at", timeText(entry.CreatedAt))
+		b.log(req).Warn("journal entry of an admin key is of the future; its age is counted from now", "name", entry.Name, "created_at", text.Time(entry.CreatedAt))
 		entry.CreatedAt = now.UTC()
 		_, err := framework.PutWAL(ctx, req.Storage, journalAdminKey, entry)
 		return err

@@ -14,6 +14,8 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 func (b *backend) pathStaticCreds() *framework.Path {
@@ -73,9 +75,9 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		"service_account":     r.ServiceAccount,
 		"service_account_id":  r.ServiceAccountID,
 		"project_id":          r.ProjectID,
-		"expires_at":          timeOrNull(r.Current.ExpiresAt),
+		"expires_at":          text.TimeOrNull(r.Current.ExpiresAt),
 		"ttl":                 max(0, int64(change.Sub(now).Round(time.Second)/time.Second)),
-		"last_vault_rotation": timeOrNull(r.LastRotated),
+		"last_vault_rotation": text.TimeOrNull(r.LastRotated),
 		"rotation_period":     int64(r.RotationPeriod / time.Second),
 	}
 	if r.RotationSchedule != "" {
@@ -89,7 +91,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		}
 	}
 	if !previous.IsZero() {
-		data["previous_api_key_expires_at"] = timeText(previous)
+		data["previous_api_key_expires_at"] = text.Time(previous)
 	}
 	resp := &logical.Response{Data: data}
 	if r.Current.Warning != "" {
@@ -100,7 +102,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	case r.DisableAutomatedRotation && r.inLastThird(now):
 		resp.AddWarning(r.pausedText(req.MountPoint, name, now))
 	case !r.Current.ExpiresAt.After(now):
-		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", timeText(r.LastRotated), r.RotationError))
+		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", text.Time(r.LastRotated), r.RotationError))
 	}
 	return resp, nil
 }
@@ -172,7 +174,7 @@ func (b *backend) rotateRoleWrite(ctx context.Context, req *logical.Request, d *
 	}
 	b.kickStatic(req) //nolint:contextcheck // it outlives this request
 	return &logical.Response{
-		Data:     map[string]any{"api_key_id": next.Current.ID, "last_vault_rotation": timeText(next.LastRotated)},
+		Data:     map[string]any{"api_key_id": next.Current.ID, "last_vault_rotation": text.Time(next.LastRotated)},
 		Warnings: warnings,
 	}, nil
 }

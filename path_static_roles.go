@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 func (b *backend) pathStaticRoles() *framework.Path {
@@ -160,12 +161,12 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 		"service_account":         r.ServiceAccount,
 		"service_account_adopted": r.Adopted,
 		"api_key_id":              r.Current.ID,
-		"api_key_expires_at":      timeOrNull(r.Current.ExpiresAt),
+		"api_key_expires_at":      text.TimeOrNull(r.Current.ExpiresAt),
 		"retired_keys":            len(r.Retired),
-		"last_vault_rotation":     timeOrNull(r.LastRotated),
-		"next_vault_rotation":     timeOrNull(r.next(now)),
+		"last_vault_rotation":     text.TimeOrNull(r.LastRotated),
+		"next_vault_rotation":     text.TimeOrNull(r.next(now)),
 		"last_rotation_error":     r.RotationError,
-		"next_rotation_retry":     timeOrNull(b.static.retry(name)),
+		"next_rotation_retry":     text.TimeOrNull(b.static.retry(name)),
 	} {
 		data[field] = value
 	}
@@ -177,7 +178,7 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 		}
 		kept++
 		resp.AddWarning(fmt.Sprintf("The replaced key %s was used at %s, after its end at %s, so it is kept until %s: another Vault, restored from a snapshot, may use it. `vault write %srotate-role/%s force=true` deletes it at once.",
-			k.ID, timeText(k.LastUsedAt), timeText(k.DeleteAfter), timeText(k.keptUntil(r.RevocationDelay)), req.MountPoint, name))
+			k.ID, text.Time(k.LastUsedAt), text.Time(k.DeleteAfter), text.Time(k.keptUntil(r.RevocationDelay)), req.MountPoint, name))
 	}
 	resp.Data["kept_keys"] = kept
 	return resp, nil
@@ -352,7 +353,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 			continue
 		}
 		value := raw.(string)
-		if problem := checkID(field, value); problem != "" {
+		if problem := text.CheckID(field, value); problem != "" {
 			return nil, problem
 		}
 		if value == "" && old != nil && !(old.Adopted && field == "service_account_id") {
@@ -367,7 +368,7 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 		r.Adopted = r.ServiceAccountID != ""
 	}
 	if raw, ok := d.GetOk("service_account_description"); ok {
-		if problem := checkText("service_account_description", raw.(string)); problem != "" {
+		if problem := text.Check("service_account_description", raw.(string)); problem != "" {
 			return nil, problem
 		}
 		r.Description = raw.(string)

@@ -22,6 +22,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -209,7 +210,7 @@ func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
 		// does where the clock was set back, which might otherwise put the next
 		// sweep off for years.
 		if last != nil {
-			b.log(req).Warn("the last sweep is recorded for a time in the future; its interval begins now", "last_auto_run", timeText(last.LastAutoRun))
+			b.log(req).Warn("the last sweep is recorded for a time in the future; its interval begins now", "last_auto_run", text.Time(last.LastAutoRun))
 		}
 		return putTidyEntry(ctx, req.Storage, now)
 	}
@@ -371,7 +372,7 @@ func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framew
 		// Not a warning, as in the PKI engine: whoever asks for a dry run must
 		// not take another sweep's list for its answer.
 		return logical.ErrorResponse("a sweep is under way since %s: `vault read %[2]stidy-status` shows how far it is, `vault write -f %[2]stidy-cancel` stops it",
-			timeText(b.tidy.current().started), req.MountPoint), nil
+			text.Time(b.tidy.current().started), req.MountPoint), nil
 	}
 	go run()
 	if !apply {
@@ -398,7 +399,7 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		shown := map[string]any{
 			"service_account_id": o.ID,
 			"project_id":         o.ProjectID,
-			"created_at":         timeOrNull(o.createdAt),
+			"created_at":         text.TimeOrNull(o.createdAt),
 			"age":                int64(o.age / time.Second),
 			"why":                o.why,
 		}
@@ -419,9 +420,9 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 	}
 	var lastAuto, nextAuto any
 	if last != nil {
-		lastAuto = timeOrNull(last.LastAutoRun)
+		lastAuto = text.TimeOrNull(last.LastAutoRun)
 		if snap, err := b.current(ctx, req.Storage); err == nil && snap.config.TidyInterval > 0 {
-			nextAuto = timeOrNull(last.LastAutoRun.Add(snap.config.TidyInterval))
+			nextAuto = text.TimeOrNull(last.LastAutoRun.Add(snap.config.TidyInterval))
 		}
 	}
 	resp := &logical.Response{Data: map[string]any{
@@ -429,8 +430,8 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 		"apply":                 status.apply,
 		"automatic":             status.automatic,
 		"safety_buffer":         int64(status.safetyBuffer / time.Second),
-		"time_started":          timeOrNull(status.started),
-		"time_finished":         timeOrNull(status.finished),
+		"time_started":          text.TimeOrNull(status.started),
+		"time_finished":         text.TimeOrNull(status.finished),
 		"message":               status.message,
 		"project_count":         status.projects,
 		"done_project_count":    status.done,

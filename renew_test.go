@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // following is a mount whose role "app" has key_expiry=ttl, and a lease of it.
@@ -66,7 +67,7 @@ func TestRenew_WithTTLMovesTheKeyFirst(t *testing.T) {
 				require.False(t, h.keyEnd().Before(before), "never nearer")
 				require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL)), "the key covers the lease")
 				require.WithinDuration(t, h.now().Add(want+expiryMargin), h.keyEnd(), 30*time.Second, "and not by much more")
-				require.Equal(t, timeText(h.keyEnd()), renewed.Data["expires_at"])
+				require.Equal(t, text.Time(h.keyEnd()), renewed.Data["expires_at"])
 				about(t, h.keyEnd(), renewed.Secret.InternalData["key_expires_at"])
 				for name, value := range first.Secret.InternalData {
 					if name != "key_expires_at" {

@@ -13,8 +13,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
@@ -24,8 +22,6 @@ import (
 )
 
 const (
-	// maxText bounds any one-line field, in bytes.
-	maxText = 1024
 	// maxRoleName bounds a role's name, which is part of a storage key.
 	maxRoleName = 128
 )
@@ -165,31 +161,6 @@ func (b *backend) log(req *logical.Request) hclog.Logger {
 		return b.Logger().With("mount", req.MountPoint)
 	}
 	return b.Logger().With("mount", req.MountPoint, "request_id", req.ID)
-}
-
-// checkText says what is wrong with a one-line field, "" when nothing is.
-func checkText(field, value string) string {
-	switch {
-	case len(value) > maxText:
-		return fmt.Sprintf("%s is %d bytes long; the limit is %d", field, len(value), maxText)
-	case !utf8.ValidString(value) || strings.ContainsRune(value, utf8.RuneError):
-		return field + " is not valid UTF-8"
-	case strings.ContainsFunc(value, unicode.IsControl):
-		return field + " contains a control character or a line break"
-	}
-	return ""
-}
-
-// checkID is checkText for an identifier of OpenAI's, which is opaque but goes
-// into URL paths and listings.
-func checkID(field, value string) string {
-	if problem := checkText(field, value); problem != "" {
-		return problem
-	}
-	if strings.ContainsFunc(value, unicode.IsSpace) || strings.ContainsAny(value, "/?#%") || value == "." || value == ".." {
-		return fmt.Sprintf("%s %.64q is not an identifier: it contains a space or one of / ? # %%", field, value)
-	}
-	return ""
 }
 
 // mistake is an error that is the caller's.

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -126,13 +127,13 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	} {
 		if raw, ok := d.GetOk(field); ok {
 			value := raw.(string)
-			if problem := checkText(field, value); problem != "" {
+			if problem := text.Check(field, value); problem != "" {
 				return nil, problem
 			}
 			*target = value
 		}
 	}
-	if problem := checkID("project_id", r.ProjectID); problem != "" {
+	if problem := text.CheckID("project_id", r.ProjectID); problem != "" {
 		return nil, problem
 	}
 	if r.NameTemplate == "" {
@@ -172,7 +173,7 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	raw, given := d.GetOk("service_account_id")
 	if given {
 		id := raw.(string)
-		if problem := checkID("service_account_id", id); problem != "" {
+		if problem := text.CheckID("service_account_id", id); problem != "" {
 			return nil, problem
 		}
 		if id != r.ServiceAccountID {

@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/vault/sdk/rotation"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -76,7 +77,7 @@ func (s *schedule) merge(d *framework.FieldData, now time.Time) (problem string)
 	}
 	cron, cronGiven := d.GetOk("rotation_schedule")
 	if cronGiven {
-		if problem := checkText("rotation_schedule", cron.(string)); problem != "" {
+		if problem := text.Check("rotation_schedule", cron.(string)); problem != "" {
 			return problem
 		}
 		// The parser takes a time zone, of which Vault makes UTC without a
@@ -374,7 +375,7 @@ func (c *config) expiryText() string {
 	if c.AdminKeyExpires.IsZero() {
 		return ""
 	}
-	end, by := timeText(c.AdminKeyExpires), timeText(c.renewBy())
+	end, by := text.Time(c.AdminKeyExpires), text.Time(c.renewBy())
 	switch {
 	case c.DisableAutomatedRotation:
 		return fmt.Sprintf("The admin key expires at OpenAI at %s, and nothing replaces it before (disable_automated_rotation). Rotate it by hand, which gives it no end, or write another.", end)
@@ -402,9 +403,9 @@ func (c *config) showSchedule(resp *logical.Response, now time.Time) {
 		"rotation_window":            int64(c.RotationWindow / time.Second),
 		"disable_automated_rotation": c.DisableAutomatedRotation,
 		"rotation_manager":           manager,
-		"next_rotation":              timeOrNull(next),
+		"next_rotation":              text.TimeOrNull(next),
 		"last_rotation_error":        c.RotationError,
-		"admin_api_key_expires_at":   timeOrNull(c.AdminKeyExpires),
+		"admin_api_key_expires_at":   text.TimeOrNull(c.AdminKeyExpires),
 	} {
 		resp.Data[name] = value
 	}

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // Who keeps a schedule.
@@ -214,7 +215,7 @@ func (b *backend) arrangeStored(ctx context.Context, req *logical.Request) error
 		}
 	}
 	if cfg.scheduled() {
-		b.log(req).Info("rotation of the admin key is scheduled", "rotation_manager", cfg.RotationManager, "next_rotation", timeText(cfg.nextRotation(b.now(), 0)))
+		b.log(req).Info("rotation of the admin key is scheduled", "rotation_manager", cfg.RotationManager, "next_rotation", text.Time(cfg.nextRotation(b.now(), 0)))
 	}
 	b.rotation.arranged.Store(true)
 	return nil
@@ -330,7 +331,7 @@ func (b *backend) correctTimes(ctx context.Context, req *logical.Request, snap *
 	}
 	b.rotation.settled()
 	b.log(req).Warn("the clock was ahead when the config was written; times of the future are replaced by now",
-		"last_rotated", timeText(before.LastRotated), "next_rotation", timeText(before.NextRotation), "now", timeText(b.now()), "next_rotation_now", timeText(cfg.NextRotation))
+		"last_rotated", text.Time(before.LastRotated), "next_rotation", text.Time(before.NextRotation), "now", text.Time(b.now()), "next_rotation_now", text.Time(cfg.NextRotation))
 	return nil
 }
 
@@ -374,7 +375,7 @@ func (b *backend) rotateByItself(parent context.Context, req *logical.Request, w
 	if noteErr := b.noteFailure(parent, req.Storage, cfg.AdminKey, err); noteErr != nil {
 		b.log(req).Warn("the failure of a rotation could not be stored", "error", noteErr)
 	}
-	return fmt.Errorf("admin key %s not rotated, it stays in force; not tried again before %s: %w", cfg.AdminKeyID, timeText(retry), err)
+	return fmt.Errorf("admin key %s not rotated, it stays in force; not tried again before %s: %w", cfg.AdminKeyID, text.Time(retry), err)
 }
 
 // noteFailure stores why a rotation failed, where it can be read.

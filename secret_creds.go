@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -157,7 +158,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	resp.Secret.MaxTTL = min(r.maxTTL(), lease.MaxTTL)
 	log := b.log(req).With("role", lease.Role).With(lease.attrs()...)
 	renewed := func() {
-		log.Info("lease renewed", "ttl", resp.Secret.TTL.String(), "key_expires_at", timeText(lease.KeyExpires))
+		log.Info("lease renewed", "ttl", resp.Secret.TTL.String(), "key_expires_at", text.Time(lease.KeyExpires))
 		b.notify(eventRenew, req.MountPoint, req.Path, false, append([]string{"name", lease.Role}, lease.pairs()...)...)
 	}
 	if lease.KeyExpiry != expiryTTL {
@@ -192,7 +193,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	asked := b.now()
 	snap, err := b.current(ctx, req.Storage)
 	if lease.covers(granted, asked) && (err != nil || snap.api.Outlives(theirs, granted)) {
-		resp.Secret.InternalData["key_expires_at"] = timeText(lease.KeyExpires)
+		resp.Secret.InternalData["key_expires_at"] = text.Time(lease.KeyExpires)
 		renewed()
 		return resp, nil
 	}
@@ -212,7 +213,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return failure(fmt.Sprintf("lease of role %q not renewed, it and its key end as they would have", lease.Role), err)
 	}
 	if key.ExpiresAt.Before(asked.Add(granted - maxSkew)) {
-		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it; or the clocks are more than %s apart", lease.Role, timeText(key.ExpiresAt), maxSkew)
+		return nil, fmt.Errorf("lease of role %q not renewed: OpenAI moved the key's end to %s, which does not cover it; or the clocks are more than %s apart", lease.Role, text.Time(key.ExpiresAt), maxSkew)
 	}
 	lease.KeyExpires = asked.Add(granted + expiryMargin).UTC().Truncate(time.Second)
 	b.renewals.moved(lease, key.ExpiresAt)
@@ -221,7 +222,7 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	}
 	renewed()
 	if _, shown := resp.Data["expires_at"]; shown {
-		resp.Data["expires_at"] = timeText(key.ExpiresAt)
+		resp.Data["expires_at"] = text.Time(key.ExpiresAt)
 	}
 	return resp, nil
 }
@@ -288,7 +289,7 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	for pause := time.Second; (errors.Is(err, errNotFinal) || isNotFoundAtAll(err)) && b.beingDisabled(req); pause = min(2*pause, 8*time.Second) {
 		// Nothing looks for it afterwards.
 		if time.Until(b.drainEnd()) < pause || client.Wait(ctx, pause) != nil {
-			log.Error("the mount is being disabled, and OpenAI does not find a credential that it may show again; it may be left there", "key_expires_at", timeText(lease.KeyExpires), "error", err)
+			log.Error("the mount is being disabled, and OpenAI does not find a credential that it may show again; it may be left there", "key_expires_at", text.Time(lease.KeyExpires), "error", err)
 			break
 		}
 		err = destroy()

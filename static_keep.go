@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -357,7 +359,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 	putOff := func(err error) error {
 		if parent.Err() == nil {
 			retry := b.static.notRead(name, b.now())
-			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", timeText(retry), "error", err)
+			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", text.Time(retry), "error", err)
 		}
 		return err
 	}
@@ -379,7 +381,7 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 			return putOff(err)
 		}
 		b.log(req).Warn("the clock was wrong when a time of a static role was stored: it is corrected, and the next rotation is planned anew",
-			"static_role", name, "last_rotation", timeText(r.LastRotated), "next_rotation", timeText(r.next(b.now())), "expires_at", timeText(r.Current.ExpiresAt))
+			"static_role", name, "last_rotation", text.Time(r.LastRotated), "next_rotation", text.Time(r.next(b.now())), "expires_at", text.Time(r.Current.ExpiresAt))
 	}
 	b.static.read(name)
 	if len(r.Retired) >= maxRetired { // without which there is no rotation
@@ -429,7 +431,7 @@ func (b *backend) rotationFailed(ctx context.Context, req *logical.Request, name
 	}
 	longest = min(longest, max(firstRetry, r.Current.ExpiresAt.Sub(b.now())/4))
 	retry := b.static.failed(name, b.now(), longest)
-	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", timeText(retry), "error", failure)
+	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", text.Time(retry), "error", failure)
 	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
 	if err := noteStaticFailure(ctx, req.Storage, name, r.Current.ID, failure); err != nil {

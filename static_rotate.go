@@ -22,6 +22,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -286,10 +287,10 @@ func (r *staticRole) inLastThird(now time.Time) bool {
 func (r *staticRole) pausedText(mount, name string, now time.Time) string {
 	if !r.Current.ExpiresAt.After(now) {
 		return fmt.Sprintf("Rotation is paused (disable_automated_rotation), and key %s expired at OpenAI at %s. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
-			r.Current.ID, timeText(r.Current.ExpiresAt), mount, name)
+			r.Current.ID, text.Time(r.Current.ExpiresAt), mount, name)
 	}
 	return fmt.Sprintf("Rotation is paused (disable_automated_rotation): key %s expires at OpenAI at %s, and nothing replaces it before. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
-		r.Current.ID, timeText(r.Current.ExpiresAt), mount, name)
+		r.Current.ID, text.Time(r.Current.ExpiresAt), mount, name)
 }
 
 // renewBy is when the key must be replaced at the latest, for it to live on for
@@ -568,7 +569,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	}
 	b.notify(eventStaticRotate, req.MountPoint, "static-creds/"+name, true, append([]string{"name", name}, m.pairs()...)...)
 	b.log(req).Info("static role rotated", append([]any{"static_role", name, "retired_api_key_id", r.Current.ID, "openai_request_id", m.requestID,
-		"next_rotation", timeText(next.NextRotation), "expires_at", timeText(next.Current.ExpiresAt)}, m.attrs()...)...)
+		"next_rotation", text.Time(next.NextRotation), "expires_at", text.Time(next.Current.ExpiresAt)}, m.attrs()...)...)
 	next, warnings = b.endUnwanted(ctx, req, name, next)
 	if m.warning != "" {
 		warnings = append(warnings, m.warning)
@@ -654,7 +655,7 @@ func (b *backend) endRetiredKeys(ctx context.Context, req *logical.Request, name
 		if err == nil && k.usedAfterEnd(used, r.RevocationDelay) {
 			k.KeptAt, k.LastUsedAt, changed = now.UTC().Truncate(time.Second), used.UTC(), true
 			log.Warn("superseded key kept: it was used after its end, perhaps by another Vault; rotate-role with force=true deletes it",
-				"last_used_at", timeText(used), "delete_after", timeText(k.DeleteAfter), "kept_until", timeText(k.keptUntil(r.RevocationDelay)))
+				"last_used_at", text.Time(used), "delete_after", text.Time(k.DeleteAfter), "kept_until", text.Time(k.keptUntil(r.RevocationDelay)))
 			rest = append(rest, k)
 			continue
 		}

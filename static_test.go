@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 type fields = map[string]any
@@ -185,7 +186,7 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "effective_key_ttl": int64(7 * 86400), "activation_timeout": int64(10), "activation_failure": "error",
 		"rotation_period": int64(86400), "rotation_schedule": "", "rotation_window": int64(0),
 		"api_key_id": key.ID, "api_key_expires_at": h.staticRole("batch")["api_key_expires_at"], "retired_keys": 0, "kept_keys": 0,
-		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
+		"last_vault_rotation": h.staticRole("batch")["last_vault_rotation"], "next_vault_rotation": text.Time(h.staticTime("batch", "last_vault_rotation").Add(24 * time.Hour)),
 		"last_rotation_error": "", "next_rotation_retry": nil,
 		"disable_automated_rotation": false, "effective_project_id": h.project, "effective_activation_failure": "error", "effective_service_account_id": made.ID,
 	}, h.staticRole("batch"))
@@ -464,7 +465,7 @@ func TestStatic_AChangeOfScopesRotatesAtOnce(t *testing.T) {
 	second := h.staticCreds("batch")
 	require.NotEqual(t, first["api_key_id"], second["api_key_id"])
 	require.Equal(t, first["service_account_id"], second["service_account_id"])
-	require.Equal(t, timeText(h.now().Add(defaultRevocationDelay)), second["previous_api_key_expires_at"])
+	require.Equal(t, text.Time(h.now().Add(defaultRevocationDelay)), second["previous_api_key_expires_at"])
 	require.True(t, h.accepted(first["api_key"].(string)))
 	for _, k := range h.sim.Keys() {
 		require.Len(t, k.Scopes, map[bool]int{true: 1, false: 2}[k.ID == first["api_key_id"]])
@@ -485,7 +486,7 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	got := h.staticCreds("batch")
 	require.Equal(t, fields{
 		"api_key": account.Keys[0].Value, "api_key_id": account.Keys[0].ID, "service_account": account.Name, "service_account_id": account.ID, "project_id": h.project,
-		"expires_at": got["expires_at"], "ttl": got["ttl"], "last_vault_rotation": timeText(h.staticTime("batch", "last_vault_rotation")), "rotation_period": int64(86400),
+		"expires_at": got["expires_at"], "ttl": got["ttl"], "last_vault_rotation": text.Time(h.staticTime("batch", "last_vault_rotation")), "rotation_period": int64(86400),
 	}, got)
 	about(t, account.Keys[0].ExpiresAt, got["expires_at"])
 	require.InDelta(t, 86400, got["ttl"], 60)

@@ -28,6 +28,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -131,7 +132,7 @@ func (c *config) crowded(now time.Time) (problem string) {
 	if waiting < maxWaiting || c.RotationGracePeriod == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, timeText(next))
+	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, text.Time(next))
 }
 
 // hurry has the key deleted whoever uses it, at a time or when it was due if that
@@ -247,13 +248,13 @@ func (k *retiredKey) keptText() string {
 	if why == "" {
 		return ""
 	}
-	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, timeText(k.DeleteAfter), why)
+	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, text.Time(k.DeleteAfter), why)
 }
 
 func (k *retiredKey) keptWhy() string {
 	switch k.Kept {
 	case keptUsed:
-		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", timeText(k.LastUsed))
+		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", text.Time(k.LastUsed))
 	case keptUnvouched:
 		return "another Vault, such as the one that this one is a copy of, may use it"
 	}
@@ -275,7 +276,7 @@ func (c *config) leftText(k *retiredKey, end time.Time) string {
 	}
 	until := ""
 	if !end.IsZero() {
-		until = fmt.Sprintf(" It expires at %s.", timeText(end))
+		until = fmt.Sprintf(" It expires at %s.", text.Time(end))
 	}
 	return fmt.Sprintf("Superseded admin key %s is left at OpenAI: %s.%s", k.ID, why, until)
 }
@@ -748,7 +749,7 @@ func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
 	left := b.sweepRetired(ctx, req, snap.with(next), ours)
 	for i := range left.Retired {
 		k := &left.Retired[i]
-		b.log(req).Warn("the mount is being disabled and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", timeText(expire[k.ID]), "text", left.leftText(k, expire[k.ID]))
+		b.log(req).Warn("the mount is being disabled and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", text.Time(expire[k.ID]), "text", left.leftText(k, expire[k.ID]))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // copyOf is a Vault restored from a snapshot of h's: the same storage, another
@@ -758,7 +759,7 @@ func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
 	before := h.entries()
 	for _, at := range []string{"config/rotate", "rotate-root"} {
 		said := h.refused(h.write(at, nil))
-		require.Contains(t, said, timeText(first.DeleteAfter))
+		require.Contains(t, said, text.Time(first.DeleteAfter))
 		require.Contains(t, said, "force=true")
 	}
 	require.Equal(t, before, h.entries())

@@ -29,6 +29,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -470,12 +471,12 @@ func (s *sweep) orphan(project string, f finding, i int) orphan {
 	created := time.Unix(k.created, 0)
 	return orphan{
 		credential: credential{Version: credentialVersion, Type: typeKey, ProjectID: project, ID: k.account, KeyName: k.name, KeyID: k.id, CreatedAt: created},
-		createdAt:  created, age: s.now().Sub(created), why: "it expired at " + timeText(time.Unix(k.ended, 0)),
+		createdAt:  created, age: s.now().Sub(created), why: "it expired at " + text.Time(time.Unix(k.ended, 0)),
 	}
 }
 
 func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
-	created, last := time.Unix(int64(a.created), 0), timeText(time.Unix(int64(a.ended), 0))
+	created, last := time.Unix(int64(a.created), 0), text.Time(time.Unix(int64(a.ended), 0))
 	why := fmt.Sprintf("its %d keys have expired, the last at %s", a.keys, last)
 	switch a.keys {
 	case 0:

@@ -24,6 +24,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -317,7 +318,7 @@ func (e *ending) role(ctx, reading context.Context, name string) {
 		return
 	}
 	for _, c := range r.owned(name) {
-		attrs := append(c.attrs(), "key_expires_at", timeText(c.KeyExpires))
+		attrs := append(c.attrs(), "key_expires_at", text.Time(c.KeyExpires))
 		if e.leave {
 			log.Warn("static role keeps its credential", attrs...)
 			continue
@@ -361,7 +362,7 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 	log := b.log(req)
 	if snap, err := b.current(ctx, req.Storage); err == nil {
 		for _, key := range snap.config.Retired {
-			log.Warn("superseded admin key keeps its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", timeText(key.DeleteAfter))
+			log.Warn("superseded admin key keeps its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
 		}
 	}
 	ids, err := framework.ListWAL(ctx, req.Storage)
@@ -380,9 +381,9 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 			continue
 		}
 		var c credential
-		attrs := []any{"kind", entry.Kind, "made_at", timeText(time.Unix(entry.CreatedAt, 0).UTC())}
+		attrs := []any{"kind", entry.Kind, "made_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
 		if entry.Kind != journalAdminKey && decodeInto(&c, entry.Data) == nil {
-			attrs = append(append(attrs, c.attrs()...), "key_expires_at", timeText(c.KeyExpires))
+			attrs = append(append(attrs, c.attrs()...), "key_expires_at", text.Time(c.KeyExpires))
 		}
 		log.Warn("WAL entry left: OpenBao may only be sealing the namespace", attrs...)
 	}

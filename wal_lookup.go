@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // lookedUp is what the listings of a project show of the names that entries have.
@@ -180,7 +181,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 			c.ID = match.ID
 		}
 		if used, handedOut := found.used[id]; handedOut {
-			return fmt.Errorf("%s, last used at %s: %w", c.what(), timeText(used), errHandedOut)
+			return fmt.Errorf("%s, last used at %s: %w", c.what(), text.Time(used), errHandedOut)
 		}
 		if err := r.delete(ctx, c); err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
@@ -203,7 +204,7 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 		if entry.Kind == journalAdminKey && decodeInto(&key, entry.Data) == nil {
 			log.Error("left at OpenAI", "kind", entry.Kind, "name", key.Name)
 		} else if decodeInto(&c, entry.Data) == nil {
-			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", timeText(c.KeyExpires)}, c.attrs()...)...)
+			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
 		}
 	}
 }

@@ -284,11 +284,3 @@ func addEffective(answer map[string]*framework.FieldSchema, fields []string) {
 		answer["effective_"+field] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "What is used of " + field + ", which itself reads as it was written."}
 	}
 }
-
-// timeOrNull shows a time as every answer does: RFC 3339, null for none.
-func timeOrNull(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return timeText(t)
-}

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // changing are fields of reads that change without a write.
@@ -314,7 +315,7 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	h.static("batch", nil)
 	key, end := h.staticCreds("batch")["api_key_id"], h.staticTime("batch", "api_key_expires_at")
 	resp := h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": true}))
-	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+timeText(end))
+	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+text.Time(end))
 	require.Nil(t, h.staticRole("batch")["next_vault_rotation"])
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
 	h.restartStatic() // what is due is read from storage, too
@@ -324,11 +325,11 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	require.Equal(t, key, resp.Data["api_key_id"])
 	require.InDelta(t, 48*3600, resp.Data["ttl"], 60)
 	require.Contains(t, resp.Warnings[0], "Rotation is paused")
-	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+timeText(end))
+	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+text.Time(end))
 	h.until(end.Add(time.Minute))
 	for _, resp := range []*logical.Response{h.must(h.read("static-creds/batch")), h.must(h.write("static-roles/batch", fields{"service_account_description": "paused"}))} {
 		require.Len(t, resp.Warnings, 1)
-		require.Contains(t, resp.Warnings[0], "expired at OpenAI at "+timeText(end))
+		require.Contains(t, resp.Warnings[0], "expired at OpenAI at "+text.Time(end))
 		require.Contains(t, resp.Warnings[0], "disable_automated_rotation=false")
 	}
 	h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": false}))

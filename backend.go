@@ -24,7 +24,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-secure-stdlib/base62"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/consts"
@@ -32,6 +31,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 const backendHelp = `
@@ -67,7 +67,6 @@ sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
 const (
 	mountStorageKey = "mount"
 	mountVersion    = 1
-	tagLength       = 5
 
 	// requestBudget bounds an issue or a rotation in all. Vault puts no
 	// deadline on a plugin's request, and its clients give up after 60 s.
@@ -430,7 +429,7 @@ func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, err
 	if err := b.recordCommunityRoles(ctx, s); err != nil {
 		return "", err
 	}
-	if tag, err = randomText(tagLength); err != nil {
+	if tag, err = naming.Random(naming.TagLength); err != nil {
 		return "", err
 	}
 	// Before there is a tag nothing can have been issued.
@@ -449,11 +448,4 @@ func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, err
 		return "", fmt.Errorf("storing the mount's tag: %w", err)
 	}
 	return tag, nil
-}
-
-// randomText returns n random lower-case letters and digits, about five bits
-// each.
-func randomText(n int) (string, error) {
-	text, err := base62.Random(n)
-	return strings.ToLower(text), err
 }

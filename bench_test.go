@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 // countingStorage is in-memory storage that counts what is asked of it.
@@ -187,15 +188,15 @@ func BenchmarkStaticRead(b *testing.B) {
 }
 
 func BenchmarkAccountName(b *testing.B) {
-	data := nameData{RoleName: "app", DisplayName: "userpass-alice", ProjectID: "proj_0123456789abcdef", UnixTime: 1767323045, RandomSuffix: "ab3defghij4klmn"}
+	data := naming.Data{RoleName: "app", DisplayName: "userpass-alice", ProjectID: "proj_0123456789abcdef", UnixTime: 1767323045, RandomSuffix: "ab3defghij4klmn"}
 	for _, c := range []struct{ name, template string }{
-		{"default", defaultNameTemplate},
+		{"default", naming.DefaultTemplate},
 		{"long", `{{.RoleName | truncate 20}}-{{.DisplayName | lowercase | truncate 40}}-{{.UnixTime}}-{{.RandomSuffix}}`},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := accountName(c.template, data); err != nil {
+				if _, err := naming.Name(c.template, data); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -127,7 +128,7 @@ type order struct {
 	label      string // for errors: role "app"
 	credential        // what is known before: type, project, of a key its account
 	template   string
-	data       nameData
+	data       naming.Data
 	scopes     []string
 	// covers is how long the key must work, expiry what is asked of OpenAI for
 	// that: 0 = no end.
@@ -177,12 +178,12 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		if err != nil {
 			return nil, err
 		}
-		random, err := randomText(randomLength)
+		random, err := naming.Random(naming.RandomLength)
 		if err != nil {
 			return nil, err
 		}
 		o.data.RandomSuffix = snap.tag + random
-		name, err := accountName(o.template, o.data)
+		name, err := naming.Name(o.template, o.data)
 		if err != nil {
 			return nil, mistake("service_account_name_template: " + err.Error())
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -110,7 +111,7 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 		label:      fmt.Sprintf("role %q", roleName),
 		credential: credential{Type: r.CredentialType, ProjectID: project, ID: r.ServiceAccountID, Name: r.ServiceAccount},
 		template:   r.NameTemplate,
-		data:       nameData{RoleName: roleName, DisplayName: req.DisplayName, ProjectID: project, UnixTime: b.now().Unix()},
+		data:       naming.Data{RoleName: roleName, DisplayName: req.DisplayName, ProjectID: project, UnixTime: b.now().Unix()},
 		scopes:     r.Scopes,
 		covers:     life.Covers,
 		expiry:     life.Key,

@@ -19,16 +19,16 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 const (
 	roleStoragePrefix = "role/"
 	roleVersion       = 3
 
-	defaultTTL          = time.Hour
-	defaultMaxTTL       = 24 * time.Hour
-	defaultNameTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
-	defaultActivation   = 10 * time.Second
+	defaultTTL        = time.Hour
+	defaultMaxTTL     = 24 * time.Hour
+	defaultActivation = 10 * time.Second
 	// untunedTTL is the default_lease_ttl of a Vault that was told of none.
 	untunedTTL = 32 * 24 * time.Hour
 	// maxActivation leaves room for the create in a request's budget.
@@ -109,7 +109,7 @@ func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
 
 // newRole is what a write, and an entry of an earlier release, does not name.
 func newRole() *role {
-	return &role{NameTemplate: defaultNameTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
+	return &role{NameTemplate: naming.DefaultTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
 }
 
 // project is the one in which the role's credentials are made, "" without any.
@@ -208,7 +208,7 @@ func (b *backend) pathRole() *framework.Path {
 		"service_account_name_template": {
 			Type: framework.TypeString,
 			Description: "Template of the accounts' names, with .RoleName, .DisplayName, .ProjectID, .UnixTime and .RandomSuffix, of which the last is required, {{if}}, and the functions that the documentation lists. " +
-				"Names are cut to 64 characters around the suffix; other characters than letters, digits, spaces and ._@- become dashes. With credential_type=api_key it names the keys. Default " + defaultNameTemplate + ".",
+				"Names are cut to 64 characters around the suffix; other characters than letters, digits, spaces and ._@- become dashes. With credential_type=api_key it names the keys. Default " + naming.DefaultTemplate + ".",
 			DisplayAttrs: &framework.DisplayAttributes{Name: "Service account name template"},
 		},
 		"service_account_description": {
@@ -346,7 +346,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 		data[field] = value
 	}
 	resp := &logical.Response{Data: data}
-	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
+	if err := naming.Check(r.NameTemplate, name, r.ProjectID); err != nil {
 		// As stored by an earlier release or the community plugin.
 		resp.AddWarning(fmt.Sprintf("This role issues no credentials until service_account_name_template is changed: %s", err))
 	}

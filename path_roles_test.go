@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 func TestRoles_WriteReadListDelete(t *testing.T) {
@@ -21,7 +22,7 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.Equal(t, map[string]any{
 		"project_id":                    h.project,
-		"service_account_name_template": defaultNameTemplate,
+		"service_account_name_template": naming.DefaultTemplate,
 		"service_account_description":   "",
 		"ttl":                           int64(0),
 		"max_ttl":                       int64(0),
@@ -39,7 +40,7 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"effective_credential_type":     typeAccount,
 		"effective_activation_failure":  "error",
 
-		"effective_service_account_name_template": defaultNameTemplate,
+		"effective_service_account_name_template": naming.DefaultTemplate,
 	}, h.must(h.read("roles/app")).Data)
 
 	h.must(h.write("roles/app", map[string]any{"service_account_description": "for the app", "ttl": "30m"}))

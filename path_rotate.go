@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -269,7 +270,7 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 		if again {
 			b.metrics.Repeated("create_admin_key")
 		}
-		random, err := randomText(randomLength)
+		random, err := naming.Random(naming.RandomLength)
 		if err != nil {
 			return client.AdminKey{}, client.Secret{}, "", err
 		}

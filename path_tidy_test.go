@@ -16,6 +16,7 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 const (
@@ -80,7 +81,7 @@ func (h *harness) ours() string {
 	h.t.Helper()
 	tag, err := getTag(h.t.Context(), h.storage.inner)
 	require.NoError(h.t, err)
-	random, err := randomText(randomLength)
+	random, err := naming.Random(naming.RandomLength)
 	require.NoError(h.t, err)
 	return "vault-app-" + tag + random
 }
@@ -129,7 +130,7 @@ func newCrowd(t *testing.T) *crowd {
 	for i := range 20 {
 		c.rest = append(c.rest, lease(other, "short", i))
 	}
-	tag := h.ours()[len("vault-app-"):][:tagLength]
+	tag := h.ours()[len("vault-app-"):][:naming.TagLength]
 	for i := range 20 {
 		name := []string{"ci", "vault-app-" + tag, tag + "-abcdefghij", tag + "abcdefghi", strings.ToUpper(tag + "abcdefghij")}[i%5]
 		c.rest = append(c.rest, h.sim.AddServiceAccount(c.projects[i%3], name))
@@ -955,7 +956,7 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 			}
 			account := h.sim.AddServiceAccount(h.project, name2)
 			entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", &role{
-				Version: roleVersion, ProjectID: h.project, NameTemplate: defaultNameTemplate, TTL: time.Minute, MaxTTL: 5 * time.Minute,
+				Version: roleVersion, ProjectID: h.project, NameTemplate: naming.DefaultTemplate, TTL: time.Minute, MaxTTL: 5 * time.Minute,
 				KeyExpiry: expiryTTL, CredentialType: typeKey, ServiceAccountID: account, ServiceAccount: name2,
 			})
 			require.NoError(t, err)
@@ -1108,7 +1109,7 @@ func TestTidy_FaultsOfKeys(t *testing.T) {
 
 func TestBearsTag(t *testing.T) {
 	t.Parallel()
-	ours, err := bearsTag("ab3de")
+	ours, err := naming.BearsTag("ab3de")
 	require.NoError(t, err)
 	for name, want := range map[string]bool{
 		"vault-app-ab3defghij4klmn":           true,
@@ -1129,7 +1130,7 @@ func TestBearsTag(t *testing.T) {
 		require.Equal(t, want, ours(name), name)
 	}
 	for _, tag := range []string{"", "ab3d", "ab3def"} {
-		_, err := bearsTag(tag)
+		_, err := naming.BearsTag(tag)
 		require.Error(t, err, "a tag that is none would make everything ours")
 	}
 }

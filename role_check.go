@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -58,7 +59,7 @@ func checkAdopted(ctx context.Context, snap *snapshot, project, id string, respo
 	if err != nil {
 		return "", nil, err
 	}
-	ours, err := bearsTag(snap.tag)
+	ours, err := naming.BearsTag(snap.tag)
 	if err != nil {
 		return "", nil, err
 	}
@@ -137,9 +138,9 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 		return nil, problem
 	}
 	if r.NameTemplate == "" {
-		r.NameTemplate = defaultNameTemplate
+		r.NameTemplate = naming.DefaultTemplate
 	}
-	if err := checkNameTemplate(r.NameTemplate, name, r.ProjectID); err != nil {
+	if err := naming.Check(r.NameTemplate, name, r.ProjectID); err != nil {
 		return nil, fmt.Sprintf("service_account_name_template: %s", err)
 	}
 

@@ -22,13 +22,13 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
 	staticStoragePrefix = "static-role/"
 	staticVersion       = 1
-	staticNameTemplate  = "vault-static-{{.RoleName}}-{{.RandomSuffix}}"
 	// defaultRevocationDelay lets a reader that waits for the rotation, and one
 	// that reads again every five minutes, change over.
 	defaultRevocationDelay = 6 * time.Minute
@@ -498,8 +498,8 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 	o := order{
 		label:      fmt.Sprintf("static role %q", name),
 		credential: credential{Type: typeAccount, ProjectID: r.ProjectID, StaticRole: name},
-		template:   staticNameTemplate,
-		data:       nameData{RoleName: name, DisplayName: displayName, ProjectID: r.ProjectID, UnixTime: now.Unix()},
+		template:   naming.StaticTemplate,
+		data:       naming.Data{RoleName: name, DisplayName: displayName, ProjectID: r.ProjectID, UnixTime: now.Unix()},
 		scopes:     r.Scopes, expiry: r.keyLife(now), activation: r.ActivationTimeout,
 		unproven: r.ActivationFailure == activationWarn,
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 )
 
 func golden(t *testing.T, name string) []byte {
@@ -94,16 +95,16 @@ func TestGolden_Roles(t *testing.T) {
 	// What format 1 did not know is as it was then, but for the wait until a new
 	// key works.
 	v1 := &role{
-		Version: 1, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
+		Version: 1, ProjectID: "proj_1", NameTemplate: naming.DefaultTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
 		KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation,
 	}
 	v2 := &role{
-		Version: 2, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
+		Version: 2, ProjectID: "proj_1", NameTemplate: naming.DefaultTemplate, Description: "for the app", TTL: time.Hour, MaxTTL: 24 * time.Hour,
 		Scopes: []string{"api.model.request", "api.model.read"}, KeyExpiry: expiryTTL, CredentialType: typeKey,
 		ServiceAccountID: "user-1", ServiceAccount: "batch", ActivationTimeout: 0,
 	}
 	v3 := &role{
-		Version: 3, ProjectID: "proj_1", NameTemplate: defaultNameTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation,
+		Version: 3, ProjectID: "proj_1", NameTemplate: naming.DefaultTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation,
 		AsWritten: asWritten{"key_expiry": ""},
 	}
 	for file, want := range map[string]*role{"role.v1.json": v1, "role.v2.json": v2, "role.v3.json": v3} {

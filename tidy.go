@@ -18,7 +18,6 @@ import (
 	"hash/maphash"
 	"math"
 	"math/rand/v2"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +28,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -497,7 +497,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	if err != nil {
 		return finding{}, err
 	}
-	ours, err := bearsTag(snap.tag)
+	ours, err := naming.BearsTag(snap.tag)
 	if err != nil {
 		return finding{}, err
 	}
@@ -647,19 +647,6 @@ func (s *sweep) staticClaims(ctx context.Context, project string) (claimed map[s
 		}
 	}
 	return claimed, keys, nil
-}
-
-// bearsTag returns what tells this mount's names: the tag and the random
-// characters that follow it, wherever a template has put them.
-func bearsTag(tag string) (func(name string) bool, error) {
-	if len(tag) != tagLength {
-		return nil, fmt.Errorf("the mount's tag has %d characters instead of %d, so no name is known to be this mount's", len(tag), tagLength)
-	}
-	pattern, err := regexp.Compile(regexp.QuoteMeta(tag) + fmt.Sprintf("[a-z0-9]{%d}", randomLength))
-	if err != nil {
-		return nil, err
-	}
-	return pattern.MatchString, nil
 }
 
 // dead reports whether a key has expired beyond doubt. now is by the earlier of the

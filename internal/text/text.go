@@ -1,7 +1,5 @@
+// Package text checks texts from outside and shows times, alike on every path.
 package text
-
-// This file owns how texts from outside are checked and how times are shown,
-// alike on every path.
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package openaisecrets
+package naming
 
 // This file owns what a name template may do. It has the syntax of Vault's
 // username templates (sdk/helper/template) and gives the same text, but only a
@@ -8,7 +8,7 @@ package openaisecrets
 // What must stay true: no template is executed before its whole parse tree has
 // been checked, whoever stored it. Nothing in the allowed part repeats, so the
 // length of the text bounds its time. Every function that can return more than
-// it is given refuses to return more than maxNameText bytes, and does not
+// it is given refuses to return more than maxText bytes, and does not
 // allocate much more than that to find out.
 
 import (
@@ -31,23 +31,23 @@ import (
 )
 
 const (
-	// maxNameText bounds, in bytes, each value inside a template and a name
+	// maxText bounds, in bytes, each value inside a template and a name
 	// before it is cut.
-	maxNameText = 4 << 10
+	maxText = 4 << 10
 	// maxPrintf bounds what printf may allocate before its result is measured.
-	maxPrintf = 32 * maxNameText
+	maxPrintf = 32 * maxText
 	// maxWidth is the largest width or precision of printf.
-	maxWidth = maxNameLength
+	maxWidth = MaxLength
 )
 
 // templateName is the name of the parsed template. {{define}} can replace a
 // template of the same name, so this name is longer than a template can spell.
 var templateName = strings.Repeat("x", text.MaxLen+1)
 
-// nameFunctions are the allowed functions; nameBuiltins are those of the
+// functions are the allowed functions; builtins are those of the
 // template language itself that return nothing larger than what they are given.
 var (
-	nameFunctions = template.FuncMap{
+	functions = template.FuncMap{
 		"random":          shortRandom,
 		"truncate":        truncate,
 		"truncate_sha256": truncateSHA256,
@@ -61,15 +61,15 @@ var (
 		"unix_time": func() string { return strconv.FormatInt(time.Now().Unix(), 10) },
 		"printf":    boundedPrintf,
 	}
-	nameBuiltins = []string{"and", "or", "not", "eq", "ne", "len"}
-	nameFields   = []string{"RoleName", "DisplayName", "ProjectID", "UnixTime", "RandomSuffix"}
+	builtins = []string{"and", "or", "not", "eq", "ne", "len"}
+	fields   = []string{"RoleName", "DisplayName", "ProjectID", "UnixTime", "RandomSuffix"}
 )
 
 // nameTemplate is a template that has passed the check.
 type nameTemplate struct{ checked *template.Template }
 
-// parseNameTemplate checks a template without executing any of it.
-func parseNameTemplate(source string) (nameTemplate, error) {
+// parseTemplate checks a template without executing any of it.
+func parseTemplate(source string) (nameTemplate, error) {
 	// First, since the parser recurses as deep as the text nests.
 	if len(source) > text.MaxLen {
 		return nameTemplate{}, fmt.Errorf("the template is %d bytes long; the limit is %d", len(source), text.MaxLen)
@@ -86,12 +86,12 @@ func parseNameTemplate(source string) (nameTemplate, error) {
 	if err := checkNode(tree.Root); err != nil {
 		return nameTemplate{}, err
 	}
-	checked, err := template.New(templateName).Funcs(nameFunctions).AddParseTree(templateName, tree)
+	checked, err := template.New(templateName).Funcs(functions).AddParseTree(templateName, tree)
 	return nameTemplate{checked}, err
 }
 
 // render executes the template.
-func (t nameTemplate) render(data nameData) (string, error) {
+func (t nameTemplate) render(data Data) (string, error) {
 	// A caller's display name has no limit of its own.
 	for _, field := range []*string{&data.RoleName, &data.DisplayName, &data.ProjectID} {
 		*field = (*field)[:min(len(*field), text.MaxLen)]
@@ -143,12 +143,12 @@ func checkNode(node parse.Node) error {
 	case *parse.CommandNode:
 		return checkNodes(n.Args)
 	case *parse.FieldNode:
-		if len(n.Ident) == 1 && slices.Contains(nameFields, n.Ident[0]) {
+		if len(n.Ident) == 1 && slices.Contains(fields, n.Ident[0]) {
 			return nil
 		}
 		return forbidden("field " + n.String())
 	case *parse.IdentifierNode:
-		if _, ok := nameFunctions[n.Ident]; ok || slices.Contains(nameBuiltins, n.Ident) {
+		if _, ok := functions[n.Ident]; ok || slices.Contains(builtins, n.Ident) {
 			return nil
 		}
 		return forbidden(fmt.Sprintf("function %q", n.Ident))
@@ -177,12 +177,12 @@ func checkNodes[N parse.Node](nodes []N) error {
 
 func forbidden(construct string) error {
 	return fmt.Errorf("%.80s is not allowed in a name template; it can use text, {{if}}, {{else}}, the fields .%s and the functions %s",
-		construct, strings.Join(nameFields, ", ."), strings.Join(allowedFunctions(), ", "))
+		construct, strings.Join(fields, ", ."), strings.Join(allowedFunctions(), ", "))
 }
 
 func allowedFunctions() []string {
-	names := slices.Clone(nameBuiltins)
-	for name := range nameFunctions {
+	names := slices.Clone(builtins)
+	for name := range functions {
 		names = append(names, name)
 	}
 	slices.Sort(names)
@@ -200,12 +200,12 @@ func readable(err error) error {
 	return errors.New(longAction.ReplaceAllString(text, "at <$1...>: "))
 }
 
-// boundedWriter takes maxNameText bytes, and ends the execution with the next.
+// boundedWriter takes maxText bytes, and ends the execution with the next.
 type boundedWriter struct{ text []byte }
 
 func (w *boundedWriter) Write(text []byte) (int, error) {
-	if len(w.text)+len(text) > maxNameText {
-		return 0, fmt.Errorf("the name before its cut to %d characters is longer than %d bytes", maxNameLength, maxNameText)
+	if len(w.text)+len(text) > maxText {
+		return 0, fmt.Errorf("the name before its cut to %d characters is longer than %d bytes", MaxLength, maxText)
 	}
 	w.text = append(w.text, text...)
 	return len(text), nil
@@ -213,16 +213,16 @@ func (w *boundedWriter) Write(text []byte) (int, error) {
 
 // bounded passes on what a function returns, unless it is too large.
 func bounded(function, text string) (string, error) {
-	if len(text) > maxNameText {
-		return "", fmt.Errorf("%s gives more than %d bytes", function, maxNameText)
+	if len(text) > maxText {
+		return "", fmt.Errorf("%s gives more than %d bytes", function, maxText)
 	}
 	return text, nil
 }
 
 // shortRandom is for as much as fits a name.
 func shortRandom(length int) (string, error) {
-	if length < 1 || length > maxNameLength {
-		return "", fmt.Errorf("random takes a length between 1 and %d", maxNameLength)
+	if length < 1 || length > MaxLength {
+		return "", fmt.Errorf("random takes a length between 1 and %d", MaxLength)
 	}
 	return base62.Random(length)
 }
@@ -255,8 +255,8 @@ func hexSHA256(text string) string {
 // boundedReplace measures its result before making it: one call can multiply
 // the length by a thousand.
 func boundedReplace(find, by, text string) (string, error) {
-	if len(text)+strings.Count(text, find)*(len(by)-len(find)) > maxNameText {
-		return "", fmt.Errorf("replace gives more than %d bytes", maxNameText)
+	if len(text)+strings.Count(text, find)*(len(by)-len(find)) > maxText {
+		return "", fmt.Errorf("replace gives more than %d bytes", maxText)
 	}
 	return strings.ReplaceAll(text, find, by), nil
 }

@@ -32,6 +32,7 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/sysview"
 )
 
 const backendHelp = `
@@ -230,7 +231,7 @@ func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error 
 	b.storage = conf.StorageView
 	calm := *conf
 	if conf.System != nil {
-		calm.System = &calmView{SystemView: conf.System}
+		calm.System = &sysview.CachedView{SystemView: conf.System}
 	}
 	return b.Backend.Setup(ctx, &calm)
 }

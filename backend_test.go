@@ -32,6 +32,7 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/sysview"
 )
 
 // Most tests wait for timeouts and backoffs most of their time, so far more of
@@ -90,13 +91,13 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 // tune sets the mount's max_lease_ttl, as vault secrets tune does.
 func (h *harness) tune(maxLeaseTTL time.Duration) {
 	h.system.MaxLeaseTTLVal = maxLeaseTTL
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 }
 
 // become puts the node into another replication state.
 func (h *harness) become(state consts.ReplicationState) {
 	h.system.ReplicationStateVal = state
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 }
 
 // configured is newHarness with a config and the role "app".
@@ -669,4 +670,10 @@ func about(t *testing.T, want time.Time, text any) {
 	got, err := time.Parse(time.RFC3339, fmt.Sprint(text))
 	require.NoError(t, err)
 	require.WithinDuration(t, want, got, 30*time.Second)
+}
+
+func TestSystemView_IsTheBackends(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	require.IsType(t, &sysview.CachedView{}, h.b.System())
 }

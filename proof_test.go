@@ -17,6 +17,7 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/sysview"
 )
 
 // notTheThings are 404s that say nothing of the thing that was named.
@@ -617,7 +618,7 @@ func TestDisable_LooksAgainThoughAnotherEntryFails(t *testing.T) {
 		return strings.HasSuffix(r.URL.Path, lid) && n.Add(1) < 6
 	}})
 	h.system.TaintedVal = true
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 	h.rollback()
 	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
 	h.sim.KeepAll()
@@ -632,7 +633,7 @@ func TestDisable_OutlastsAMomentOf500s(t *testing.T) {
 	require.NoError(t, err)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 500, Times: 6})
 	h.system.TaintedVal = true
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 	h.rollback()
 	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
 	h.sim.KeepAll()
@@ -725,7 +726,7 @@ func TestDisable_NamesWhatIsKept(t *testing.T) {
 	h.rollback()
 	before := len(h.log.String())
 	h.system.TaintedVal = true
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 	h.rollback()
 	require.Contains(t, h.log.String()[before:], "left at OpenAI")
 	h.sim.KeepAll()

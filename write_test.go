@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/sysview"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -278,7 +279,7 @@ func TestRoles_WithoutATTLFollowAShorterMount(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	require.Nil(t, h.role(nil), "of an untuned mount there is nothing to say")
 	h.system.DefaultLeaseTTLVal = 20 * time.Minute
-	time.Sleep(viewAge)
+	time.Sleep(sysview.FreshFor)
 	require.Contains(t, h.role(nil).Warnings[0], "leases last 20m0s at first")
 	require.EqualValues(t, 1200, h.must(h.read("roles/app")).Data["effective_ttl"])
 	lease := h.lease("creds/app", nil)

@@ -1,4 +1,4 @@
-package openaisecrets
+package sysview
 
 // What is asked of Vault for every request, and how seldom.
 
@@ -11,8 +11,6 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
-
-	"vault-plugin-secrets-openai/client/openaitest"
 )
 
 // countedView counts the questions, and answers with what it is set to.
@@ -35,7 +33,7 @@ func (v *countedView) ReplicationState() consts.ReplicationState {
 // slowView holds up an answer when told to.
 type slowView struct {
 	countedView
-	next atomic.Pointer[hold]
+	next atomic.Pointer[pause]
 }
 
 func (v *slowView) MaxLeaseTTL() time.Duration {
@@ -48,12 +46,12 @@ func (v *slowView) MaxLeaseTTL() time.Duration {
 func TestSystemView_NobodyWaitsForAnAnswerThatIsAskedForInTime(t *testing.T) {
 	t.Parallel()
 	for attempt := 0; ; attempt++ {
-		require.Less(t, attempt, 10, "this machine never comes back within %s", viewLimit)
+		require.Less(t, attempt, 10, "this machine never comes back within %s", staleAfter)
 		v := &slowView{}
-		calm := &calmView{SystemView: v}
+		calm := &CachedView{SystemView: v}
 		calm.MaxLeaseTTL()
-		time.Sleep(viewAge)
-		held := newHold()
+		time.Sleep(FreshFor)
+		held := newPause()
 		v.next.Store(held)
 		var asking sync.WaitGroup
 		asking.Go(func() { calm.MaxLeaseTTL() })
@@ -67,7 +65,7 @@ func TestSystemView_NobodyWaitsForAnAnswerThatIsAskedForInTime(t *testing.T) {
 		select {
 		case <-served:
 			inTime = true
-		case <-time.After(viewLimit):
+		case <-time.After(staleAfter):
 		}
 		close(held.release)
 		asking.Wait()
@@ -81,11 +79,11 @@ func TestSystemView_NobodyWaitsForAnAnswerThatIsAskedForInTime(t *testing.T) {
 func TestSystemView_NoAnswerIsOlderThanItsLimit(t *testing.T) {
 	t.Parallel()
 	v := &slowView{}
-	calm := &calmView{SystemView: v}
+	calm := &CachedView{SystemView: v}
 	calm.MaxLeaseTTL()
-	time.Sleep(viewLimit)
+	time.Sleep(staleAfter)
 	v.ttl.Store(int64(time.Hour))
-	held := newHold()
+	held := newPause()
 	v.next.Store(held)
 	var asking sync.WaitGroup
 	asking.Go(func() { calm.MaxLeaseTTL() })
@@ -99,7 +97,7 @@ func TestSystemView_IsAskedOnceForMany(t *testing.T) {
 	t.Parallel()
 	v := &countedView{}
 	v.ttl.Store(int64(time.Hour))
-	calm := &calmView{SystemView: v}
+	calm := &CachedView{SystemView: v}
 	began := time.Now()
 	var many sync.WaitGroup
 	for range 16 {
@@ -112,21 +110,25 @@ func TestSystemView_IsAskedOnceForMany(t *testing.T) {
 		})
 	}
 	many.Wait()
-	require.LessOrEqual(t, v.asked.Load(), 2*(2+int64(time.Since(began)/viewAge)))
+	require.LessOrEqual(t, v.asked.Load(), 2*(2+int64(time.Since(began)/FreshFor)))
 
 	v.ttl.Store(int64(2 * time.Hour))
 	changed := time.Now()
 	for calm.MaxLeaseTTL() != 2*time.Hour {
-		require.Less(t, time.Since(changed), viewAge+10*time.Second, "a tune is never seen")
+		require.Less(t, time.Since(changed), FreshFor+10*time.Second, "a tune is never seen")
 	}
-	time.Sleep(viewAge)
+	time.Sleep(FreshFor)
 	v.ttl.Store(int64(3 * time.Hour))
-	time.Sleep(viewAge)
+	time.Sleep(FreshFor)
 	require.Equal(t, 3*time.Hour, calm.MaxLeaseTTL(), "an answer older than viewAge is asked for anew")
 }
 
-func TestSystemView_IsTheBackends(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t, openaitest.Options{})
-	require.IsType(t, &calmView{}, h.b.System())
+// pause is where somebody is held up, once.
+type pause struct{ entered, release chan struct{} }
+
+func newPause() *pause { return &pause{make(chan struct{}), make(chan struct{})} }
+
+func (p *pause) up() {
+	close(p.entered)
+	<-p.release
 }

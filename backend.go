@@ -126,6 +126,10 @@ type backend struct {
 	// tagLock is held while the mount's tag is made, once in a mount's life.
 	tagLock sync.Mutex
 
+	// lifetime ends with the backend, by end.
+	lifetime context.Context
+	end      context.CancelFunc
+
 	// configLock is a mutex of one slot whose wait honours a context.
 	configLock chan struct{}
 
@@ -183,6 +187,7 @@ func (s *snapshot) with(cfg *config) *snapshot {
 
 func newBackend() *backend {
 	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b.lifetime, b.end = context.WithCancel(context.Background())
 	b.settling.Store(int64(notFinalBefore))
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
 	b.Backend = &framework.Backend{
@@ -217,7 +222,7 @@ func newBackend() *backend {
 		PeriodicFunc:     b.periodic,
 		RotateCredential: b.rotateCredential,
 		Clean: func(ctx context.Context) {
-			b.work.close()
+			b.end()
 			b.endStaticRoles(ctx)
 			b.dropSnapshot()
 			b.metrics.push.close()
@@ -350,10 +355,10 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	if tainted {
 		ctx, cancel := context.WithTimeout(ctx, drainBudget)
 		defer cancel()
-		if err := b.stopSchedule(ctx); err != nil {
+		if err := b.rotation.look.End(ctx); err != nil {
 			return err
 		}
-		if err := b.stopStatic(ctx); err != nil {
+		if err := b.static.pass.End(ctx); err != nil {
 			return err
 		}
 		return b.drain(ctx, req)

@@ -58,6 +58,8 @@ type harness struct {
 	project string
 	log     *lockedBuffer
 	told    *ear
+	// releaseStatic ends holdStatic.
+	releaseStatic func()
 
 	mu     sync.Mutex
 	offset time.Duration
@@ -303,7 +305,7 @@ func (h *harness) revoke(lease *logical.Response) error {
 func (h *harness) tick() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
-		release, err := j.wait(context.Background())
+		release, err := j.Wait(context.Background())
 		require.NoError(h.t, err)
 		defer release()
 	}
@@ -340,8 +342,9 @@ func (h *harness) rollback() {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
 	h.hear(resp, err)
-	h.b.rotation.busy <- struct{}{}
-	<-h.b.rotation.busy
+	release, err := h.b.rotation.look.Wait(context.Background())
+	require.NoError(h.t, err)
+	release()
 	h.settle()
 }
 
@@ -349,7 +352,7 @@ func (h *harness) rollback() {
 func (h *harness) settle() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
-		release, err := j.wait(context.Background())
+		release, err := j.Wait(context.Background())
 		require.NoError(h.t, err)
 		release()
 	}

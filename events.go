@@ -92,7 +92,7 @@ func (b *backend) notify(kind, mount, path string, modified bool, pairs ...strin
 // drops it: it has nothing to subscribe with. That is two round trips for each
 // credential which are better not made.
 func (b *backend) tell() {
-	ctx, cancel := context.WithTimeout(b.work.ctx, eventTimeout)
+	ctx, cancel := context.WithTimeout(b.lifetime, eventTimeout)
 	env, err := b.System().PluginEnv(ctx)
 	cancel()
 	if err == nil && env != nil && env.VaultVersionMetadata == "" { // "ent…" on Enterprise
@@ -104,14 +104,14 @@ func (b *backend) tell() {
 		select {
 		case e := <-b.notices.queue:
 			b.send(e)
-		case <-b.work.ctx.Done():
+		case <-b.lifetime.Done():
 			return
 		}
 	}
 }
 
 func (b *backend) send(e event) {
-	ctx, cancel := context.WithTimeout(b.work.ctx, eventTimeout)
+	ctx, cancel := context.WithTimeout(b.lifetime, eventTimeout)
 	defer cancel()
 	if !b.notices.noEvents.Load() {
 		pairs := make([]string, 0, 2*len(e.data)+2)
@@ -133,7 +133,7 @@ func (b *backend) send(e event) {
 // heard takes note of a server that has no such thing.
 func (b *backend) heard(what string, none *atomic.Bool, err error) {
 	switch {
-	case err == nil, b.work.ctx.Err() != nil:
+	case err == nil, b.lifetime.Err() != nil:
 	case errors.Is(err, framework.ErrNoEvents), errors.Is(err, framework.ErrNoObservations), status.Code(err) == codes.Unimplemented:
 		none.Store(true)
 		b.Logger().Debug("this server takes none, so none is sent any more", "what", what)

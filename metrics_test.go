@@ -167,7 +167,7 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	ctx, keep := t.Context(), h.keep
 	keep()
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "24h", "revocation_delay": "1h"}))
-	require.NoError(t, h.b.stopStatic(ctx))
+	require.NoError(t, h.b.static.pass.End(ctx))
 	h.must(h.read("static-creds/batch"))
 	now = look()
 	require.Equal(t, 1.0, now.one(t, "static_roles"))

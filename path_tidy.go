@@ -170,7 +170,7 @@ func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, 
 	if b.tidy.cancel != nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithCancel(client.Background(b.work.ctx))
+	ctx, cancel := context.WithCancel(client.Background(b.lifetime))
 	ended := make(chan struct{})
 	b.tidy.cancel = cancel
 	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}

@@ -789,7 +789,7 @@ func TestDisable_NamesWhatAWorkerThatDoesNotEndLeaves(t *testing.T) {
 	id := lease.Data["service_account_id"].(string)
 	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: id})
 	require.NoError(t, err)
-	release, err := h.b.work.refresh.wait(t.Context())
+	release, err := h.b.work.refresh.Wait(t.Context())
 	require.NoError(t, err)
 	defer release()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

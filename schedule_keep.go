@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/job"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -53,8 +54,7 @@ const (
 // It is lost with the process on purpose: a new one asks again who keeps the
 // schedule, and tries a rotation that is due at once.
 type rotationState struct {
-	busy chan struct{}                      // one slot: held while the schedule is looked at
-	stop atomic.Pointer[context.CancelFunc] // ends that
+	look *job.Job // at the schedule
 
 	// arranged says that Vault's rotation manager, where there is one, knows
 	// the schedule as it is stored. It is set under configLock.
@@ -67,7 +67,7 @@ type rotationState struct {
 }
 
 func newRotationState() *rotationState {
-	return &rotationState{busy: make(chan struct{}, 1), warned: map[string]time.Time{}}
+	return &rotationState{look: job.New(), warned: map[string]time.Time{}}
 }
 
 // settled forgets failures: a rotation has succeeded, or the config is new.
@@ -237,36 +237,10 @@ func (b *backend) due(c *config) bool {
 // once. It does not wait its turn behind the journal, whose work can take
 // longer than a rotation_window.
 func (b *backend) kickSchedule(req *logical.Request) {
-	select {
-	case b.rotation.busy <- struct{}{}:
-	default:
-		return
-	}
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
-	ctx, cancel := context.WithCancel(b.work.ctx)
-	b.rotation.stop.Store(&cancel)
-	go func() {
-		defer func() { <-b.rotation.busy }()
-		defer cancel()
-		if err := b.keepSchedule(ctx, req); err != nil && ctx.Err() == nil {
-			b.log(req).Warn("schedule of the admin key's rotation not kept", "error", err)
-		}
-	}()
-}
-
-// stopSchedule ends a rotation that this engine has begun by itself, and all
-// further ones: the mount is being disabled. What it leaves is in the journal.
-func (b *backend) stopSchedule(ctx context.Context) error {
-	if stop := b.rotation.stop.Load(); stop != nil {
-		(*stop)()
-	}
-	select {
-	case b.rotation.busy <- struct{}{}:
-		<-b.rotation.busy
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	b.rotation.look.Start(b.lifetime, func(ctx context.Context) {
+		b.complain(ctx, req, "schedule of the admin key's rotation not kept", b.keepSchedule(ctx, req))
+	})
 }
 
 // keepSchedule is the periodic part: it sees to it that somebody keeps the

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/job"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -330,7 +331,7 @@ func (b *backend) beingDisabled(req *logical.Request) bool {
 // renewals keep two renewals of a lease from undoing each other: Vault may hand
 // out the lease as it was before the first to both.
 type renewals struct {
-	locks nameLocks
+	locks *job.NameLocks
 	ends  *lru.Cache[string, keyEnd] // where keys were last moved to, by ID
 }
 
@@ -342,13 +343,13 @@ const maxRenewals = 4096
 
 func newRenewals() renewals {
 	ends, _ := lru.New[string, keyEnd](maxRenewals) // its only error is a size below 1
-	return renewals{locks: nameLocks{held: map[string]*nameLock{}}, ends: ends}
+	return renewals{locks: job.NewNameLocks(), ends: ends}
 }
 
 // lock takes the lease's lock and brings its key's end up to date, also the one by
 // OpenAI's clock, which it returns.
 func (r *renewals) lock(ctx context.Context, lease *leaseData, shown time.Time) (theirs time.Time, unlock func(), err error) {
-	if unlock, err = r.locks.lock(ctx, lease.KeyID); err != nil {
+	if unlock, err = r.locks.Lock(ctx, lease.KeyID); err != nil {
 		return shown, nil, fmt.Errorf("another renewal of this lease is in progress: %w", err)
 	}
 	if end, known := r.ends.Get(lease.KeyID); known && end.ours.After(lease.KeyExpires) {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"vault-plugin-secrets-openai/internal/job"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -36,9 +37,8 @@ const (
 
 // staticState is what this process knows of static roles.
 type staticState struct {
-	locks nameLocks     // a role's changes
-	busy  chan struct{} // one slot: held by a pass
-	stop  atomic.Pointer[context.CancelFunc]
+	locks *job.NameLocks // a role's changes
+	pass  *job.Job
 	until atomic.Int64  // when the pass is to end, nanoseconds since began
 	wake  chan struct{} // a due time has changed
 	began time.Time     // with its monotonic reading
@@ -74,7 +74,7 @@ func (f failures) again(now time.Time, longest time.Duration) failures {
 }
 
 func newStaticState() *staticState {
-	return &staticState{locks: nameLocks{held: map[string]*nameLock{}}, busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), began: time.Now(), failures: map[string]failures{}, unread: map[string]failures{}}
+	return &staticState{locks: job.NewNameLocks(), pass: job.New(), wake: make(chan struct{}, 1), began: time.Now(), failures: map[string]failures{}, unread: map[string]failures{}}
 }
 
 // set notes what is to be done for a role next.
@@ -210,38 +210,13 @@ func (s *staticState) take(now time.Time, n int) (names []string, next time.Time
 // returns at once.
 func (b *backend) kickStatic(req *logical.Request) {
 	b.static.extend(staticShift)
-	select {
-	case b.static.busy <- struct{}{}:
-	default:
-		return
-	}
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
-	ctx, cancel := context.WithCancel(b.work.ctx)
-	b.static.stop.Store(&cancel)
-	if b.isDraining() {
-		cancel() // stopStatic may have looked before there was anything to stop
-	}
-	go func() {
-		defer func() { <-b.static.busy }()
-		defer cancel()
-		if err := b.keepStatic(ctx, req); err != nil && ctx.Err() == nil {
-			b.log(req).Warn("static roles not kept", "error", err)
+	b.static.pass.Start(b.lifetime, func(ctx context.Context) {
+		if b.isDraining() {
+			return // a request that was under way has asked for it
 		}
-	}()
-}
-
-// stopStatic ends the pass under way: the mount is being disabled.
-func (b *backend) stopStatic(ctx context.Context) error {
-	if stop := b.static.stop.Load(); stop != nil {
-		(*stop)()
-	}
-	select {
-	case b.static.busy <- struct{}{}:
-		<-b.static.busy
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+		b.complain(ctx, req, "static roles not kept", b.keepStatic(ctx, req))
+	})
 }
 
 // keepStatic is a pass: it rotates what is due, and what becomes due until it is

@@ -150,7 +150,7 @@ func TestStaticKeep_AThousandDueAtOnceAreAQueueAndNoStorm(t *testing.T) {
 	require.Less(t, g.all.Load(), int64(roles*12/10), "few calls are made in vain")
 
 	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.Latency = 0, 0 })
-	require.NoError(t, h.b.stopStatic(context.Background()))
+	require.NoError(t, h.b.static.pass.End(context.Background()))
 	h.holdStatic()
 	h.advance(defaultRevocationDelay)
 	h.keep()
@@ -173,7 +173,7 @@ func TestStaticKeep_StopsAtOnce(t *testing.T) {
 			}
 			h.advance(25 * time.Hour)
 			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 200 * time.Millisecond })
-			<-h.b.static.busy
+			h.releaseStatic()
 			req := &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"}
 			_, err := h.b.HandleRequest(context.Background(), req)
 			require.NoError(t, err)
@@ -348,7 +348,7 @@ func TestStaticKeep_FollowsChangesInStorage(t *testing.T) {
 func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
-	<-h.b.static.busy
+	h.releaseStatic()
 	hand := h.sim.AddServiceAccount(h.project, "by hand")
 	h.static("stays", fields{"activation_timeout": 5})
 	names := []string{"stays", "a", "b", "c"}
@@ -400,7 +400,7 @@ func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
 	})
 	all.Wait()
 	t.Logf("%d requests and ticks", done.Load())
-	require.NoError(t, h.b.stopStatic(context.Background()))
+	require.NoError(t, h.b.static.pass.End(context.Background()))
 	h.holdStatic()
 	h.tick()
 	h.advance(2 * time.Second) // past the delays of a, b and c
@@ -426,7 +426,7 @@ func (h *harness) rollbackOnly() {
 func (h *harness) unmount() {
 	h.t.Helper()
 	h.manager.taint()
-	<-h.b.static.busy // the test's
+	h.releaseStatic() // the test's
 	h.rollbackOnly()
 	ctx, gone := context.WithCancel(context.Background())
 	gone() // the client may have left
@@ -478,12 +478,12 @@ func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.b.Cleanup(context.Background()) // a seal, a step-down, a reload
 	h.onlyStatic()
 	h.restartStatic()
 	h.manager.taint() // a move
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.rollbackOnly()
 	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "this mount is being disabled")
 	h.manager.untaint()
@@ -636,15 +636,15 @@ func TestStaticKeep_NoPassGoesOnWhileTheMountIsDisabled(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.manager.taint()
 	h.rollbackOnly()
 	h.b.kickStatic(&logical.Request{Storage: h.storage, MountPoint: "openai/"})
-	select {
-	case h.b.static.busy <- struct{}{}:
-	case <-time.After(time.Minute):
-		t.Fatal("a pass goes on")
-	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	release, err := h.b.static.pass.Wait(ctx)
+	require.NoError(t, err, "a pass goes on")
+	release()
 	h.manager.untaint()
 	h.gone("batch")
 }
@@ -698,13 +698,13 @@ func TestStaticUnmount_AMoveThatFailsAndARestartLeaveTheRolesAlone(t *testing.T)
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	lease := h.lease("creds/app", nil)
 	h.manager.taint() // vault secrets move
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.rollbackOnly()
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	require.Error(t, h.revoke(lease)) // which fails it: the mount stays tainted
 	h.b.Cleanup(context.Background()) // vault plugin reload, a seal, a step-down, a shutdown
 	h.restartStatic()
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.rollbackOnly()
 	h.b.Cleanup(context.Background()) // once more, in a process that has seen nothing but the taint
 	h.restartStatic()

@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -450,47 +449,10 @@ func (r *staticRole) owned(name string) []credential {
 // lockStatic takes a role's lock; the context bounds the wait. Whoever holds it
 // is bounded in time, too.
 func (b *backend) lockStatic(ctx context.Context, name string) (unlock func(), err error) {
-	if unlock, err = b.static.locks.lock(ctx, name); err != nil {
+	if unlock, err = b.static.locks.Lock(ctx, name); err != nil {
 		return nil, fmt.Errorf("another change of static role %q is under way: %w", name, err)
 	}
 	return unlock, nil
-}
-
-// nameLocks is a lock for each name. Names do not share any: a rotation that
-// waits for its key to work keeps nobody from another role.
-type nameLocks struct {
-	mu   sync.Mutex
-	held map[string]*nameLock
-}
-
-type nameLock struct {
-	slot  chan struct{} // one slot, whose wait honours a context
-	users int           // who holds it or waits for it; guarded by nameLocks.mu
-}
-
-func (l *nameLocks) lock(ctx context.Context, name string) (unlock func(), err error) {
-	l.mu.Lock()
-	n := l.held[name]
-	if n == nil {
-		n = &nameLock{slot: make(chan struct{}, 1)}
-		l.held[name] = n
-	}
-	n.users++
-	l.mu.Unlock()
-	leave := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if n.users--; n.users == 0 {
-			delete(l.held, name)
-		}
-	}
-	select {
-	case n.slot <- struct{}{}:
-		return func() { <-n.slot; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, ctx.Err()
-	}
 }
 
 // order is the making of a key for the role, or of its account with the first.

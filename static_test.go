@@ -33,7 +33,12 @@ func withStatic(t *testing.T, opts openaitest.Options) *harness {
 }
 
 // holdStatic keeps the backend from starting a pass by itself.
-func (h *harness) holdStatic() { h.b.static.busy <- struct{}{} }
+func (h *harness) holdStatic() {
+	h.t.Helper()
+	release, err := h.b.static.pass.Wait(context.Background())
+	require.NoError(h.t, err)
+	h.releaseStatic = release
+}
 
 func (h *harness) restartStatic() {
 	h.t.Helper()

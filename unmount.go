@@ -260,7 +260,7 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 	if known := b.mountPoint.Load(); known != nil {
 		log = log.With("mount", *known)
 	}
-	if err := b.stopStatic(ctx); err != nil {
+	if err := b.static.pass.End(ctx); err != nil {
 		log.Warn("the mount is being disabled while a static role is rotated", "error", err)
 	}
 	names, err := b.storage.List(ctx, staticStoragePrefix)

@@ -29,7 +29,7 @@ func leased(t *testing.T) (h *harness, one, two *logical.Response) {
 func (h *harness) begin() {
 	h.t.Helper()
 	h.manager.taint()
-	<-h.b.static.busy // the test's
+	h.releaseStatic() // the test's
 	h.rollbackOnly()
 }
 
@@ -113,7 +113,7 @@ func TestUnmount_TheNextTaintBeginsWhenThisOneHasEnded(t *testing.T) {
 			require.Error(t, h.revoke(one))
 			h.manager.untaint()
 			seen(h)
-			require.NoError(t, h.b.stopStatic(t.Context()))
+			require.NoError(t, h.b.static.pass.End(t.Context()))
 			h.manager.taint()
 			h.rollbackOnly()
 			require.NoError(t, h.revoke(two))
@@ -168,7 +168,7 @@ func TestUnmount_AStepDownInTheMiddleLeavesStaticRoles(t *testing.T) {
 	require.Error(t, h.revoke(one))
 	h.b.Cleanup(context.Background())
 	h.restartStatic() // the new active node
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.rollbackOnly()
 	require.NoError(t, h.revoke(one))
 	h.b.Cleanup(context.Background())
@@ -334,9 +334,9 @@ func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
 			_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young"})
 			require.NoError(t, err)
 
-			<-h.b.static.busy
+			h.releaseStatic()
 			h.tickAt(at)
-			require.NoError(t, h.b.stopStatic(t.Context()))
+			require.NoError(t, h.b.static.pass.End(t.Context()))
 			h.manager.taint()
 			h.tickAt(at)
 			h.tickAt(at)
@@ -382,9 +382,9 @@ func TestUnmount_OnVaultAMountPointWithASlashIsAnyOther(t *testing.T) {
 	h.b.getenv = func(string) string { return "" }
 	require.False(t, h.b.cannotTellDisable("teams/openai/"))
 	h.static("batch", nil)
-	<-h.b.static.busy
+	h.releaseStatic()
 	h.tickAt("teams/openai/")
-	require.NoError(t, h.b.stopStatic(t.Context()))
+	require.NoError(t, h.b.static.pass.End(t.Context()))
 	h.manager.taint()
 	h.tickAt("teams/openai/")
 	h.b.Cleanup(context.Background())

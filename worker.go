@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/job"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -28,28 +29,24 @@ const (
 	maxLeftLines = 100
 )
 
-// background is the work that runs outside requests and ends with the backend.
+// background is the work that a tick starts.
 type background struct {
-	ctx   context.Context
-	close context.CancelFunc
-
-	superseded, sweepCheck, refresh *job
-	lanes                           map[string]*job // by the kind of entry
+	superseded, sweepCheck, refresh *job.Job
+	lanes                           map[string]*job.Job // by the kind of entry
 	wal                             *walIndex
 }
 
 func newBackground() *background {
-	ctx, cancel := context.WithCancel(context.Background())
-	w := &background{ctx: ctx, close: cancel, superseded: newJob(), sweepCheck: newJob(), refresh: newJob(), lanes: map[string]*job{}, wal: newWALIndex()}
+	w := &background{superseded: job.New(), sweepCheck: job.New(), refresh: job.New(), lanes: map[string]*job.Job{}, wal: newWALIndex()}
 	for _, kind := range journalKinds {
-		w.lanes[kind] = newJob()
+		w.lanes[kind] = job.New()
 	}
 	return w
 }
 
 // jobs are all that a tick starts.
-func (w *background) jobs() []*job {
-	all := []*job{w.superseded, w.sweepCheck, w.refresh}
+func (w *background) jobs() []*job.Job {
+	all := []*job.Job{w.superseded, w.sweepCheck, w.refresh}
 	for _, kind := range journalKinds {
 		all = append(all, w.lanes[kind])
 	}
@@ -62,17 +59,17 @@ func (w *background) jobs() []*job {
 func (b *backend) kick(req *logical.Request) {
 	// Of the request only what outlives it.
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
-	ctx := client.Background(b.work.ctx)
+	ctx := client.Background(b.lifetime)
 	if b.WriteSafeReplicationState() {
-		b.work.superseded.start(ctx, func(ctx context.Context) {
+		b.work.superseded.Start(ctx, func(ctx context.Context) {
 			b.complain(ctx, req, "superseded admin keys not checked", b.deleteRetired(ctx, req))
 		})
-		b.work.sweepCheck.start(ctx, func(ctx context.Context) { b.complain(ctx, req, "tidy not started", b.tidyIfDue(ctx, req)) })
+		b.work.sweepCheck.Start(ctx, func(ctx context.Context) { b.complain(ctx, req, "tidy not started", b.tidyIfDue(ctx, req)) })
 	}
-	b.work.refresh.start(ctx, func(ctx context.Context) {
+	b.work.refresh.Start(ctx, func(ctx context.Context) {
 		b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
 		for _, kind := range journalKinds {
-			b.work.lanes[kind].start(b.work.ctx, func(ctx context.Context) { b.workLane(client.Background(ctx), req, kind) }) //nolint:contextcheck // it outlives the refresh
+			b.work.lanes[kind].Start(b.lifetime, func(ctx context.Context) { b.workLane(client.Background(ctx), req, kind) }) //nolint:contextcheck // it outlives the refresh
 		}
 	})
 }
@@ -110,7 +107,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	end := time.Now().Add(drainBudget)
 	b.drainEnds.Store(&end)
 	for _, j := range b.work.jobs() { // what they do now is done here
-		release, err := j.hold(ctx)
+		release, err := j.Hold(ctx)
 		if err != nil {
 			b.logLeft(context.WithoutCancel(ctx), req, err)
 			return err

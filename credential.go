@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	credentialVersion = 2
+	credentialVersion = 1
 	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
 	clockSlack = time.Minute
 
@@ -47,8 +47,7 @@ const (
 // entry and part of each lease.
 type credential struct {
 	Version int `json:"version"`
-	// Type is empty in format 1, which knew accounts only.
-	Type      string `json:"credential_type,omitempty"`
+	Type      string `json:"credential_type"`
 	ProjectID string `json:"project_id"`
 	// Name and ID are the account's, its ID empty where the answer to its create
 	// is not known.
@@ -76,12 +75,12 @@ func (c credential) check() error {
 		return fmt.Errorf("it was written by a newer version of this plugin (format %d, this one knows %d)", c.Version, credentialVersion)
 	case c.ProjectID == "":
 		return errors.New("it has no project_id")
-	case c.Type != "" && c.Type != typeAccount && c.Type != typeKey:
-		return fmt.Errorf("its credential_type %q is unknown", c.Type)
 	case c.isKey() && c.KeyID == "" && c.KeyName == "":
 		return errors.New("it has neither api_key_id nor api_key_name")
 	case !c.isKey() && c.ID == "" && c.Name == "":
 		return errors.New("it has neither service_account_id nor service_account")
+	case c.Type != typeAccount && c.Type != typeKey:
+		return fmt.Errorf("its credential_type %q is unknown", c.Type)
 	}
 	return nil
 }

@@ -36,9 +36,9 @@ func (h *heirloom) file(name string, replace ...string) []byte {
 	h.laid[name] = true
 	for i := 0; i < len(replace); i += 2 {
 		require.Contains(h.t, content, replace[i], name)
-		content = strings.ReplaceAll(content, replace[i], replace[i+1])
 	}
-	return []byte(content)
+	// All at once: an ID that was put in may begin as another of the file's does.
+	return []byte(strings.NewReplacer(replace...).Replace(content))
 }
 
 func (h *heirloom) lay(at string, content []byte) {

@@ -615,6 +615,7 @@ func everyStaticFault(t *testing.T, prepare func(h *harness), flow func(h *harne
 		return h
 	}
 	end := func(h *harness, resp *logical.Response, err error) {
+		h.buried()
 		h.sim.ClearFaults()
 		if h.storage.heal() {
 			h.restartStatic()
@@ -755,8 +756,6 @@ func TestStaticRotate_EveryFaultLeavesTheStoredKeys(t *testing.T) {
 						others = []string{h.staticRole("batch")["service_account_id"].(string)}
 					}
 					if test.delay == "0" { // what could not be deleted at once
-						// Not so far that a probe of the process that was killed, which may
-						// still arrive, looks like the use of a key that was handed out.
 						h.advance(firstRetry + time.Second)
 						restore := h.final()
 						h.keep()

@@ -139,6 +139,7 @@ type order struct {
 type made struct {
 	credential
 	key   client.Key
+	began time.Time // CreatedAt, to less than a second
 	snap  *snapshot
 	walID string
 	// requestID is OpenAI's, of the create.
@@ -185,7 +186,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			return nil, mistake("service_account_name_template: " + err.Error())
 		}
 		began := b.now()
-		m := &made{credential: o.credential, snap: snap}
+		m := &made{credential: o.credential, began: began, snap: snap}
 		m.Version, m.CreatedAt = credentialVersion, began.UTC().Truncate(time.Second)
 		if m.isKey() {
 			m.KeyName = name

@@ -12,6 +12,7 @@ MODULE  := vault-plugin-secrets-openai
 VERSION ?= v0.1.0-dev
 SUITE   ?= all
 RUN     ?= .
+PKG     ?=
 
 # The race detector needs cgo and with it a C compiler, which Go alone does not
 # bring. Without one the tests still run, and say what they did without.
@@ -42,8 +43,9 @@ dev: ## The demo's environment, configured and left running until Ctrl-C
 # wrong; the count stays the last line, and the exit status covers all of it.
 # With several servers the tests' package is named with its server, since the
 # count knows tests by their names.
-test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or integration, RUN=regexp; VAULT_VERSION=oldest, all or such as 1.19.4)
-	@go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
+test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or integration, RUN=regexp; VAULT_VERSION=oldest, all or such as 1.19.4; SUITE=unit PKG=. RUN=regexp for one package at once, without the race detector)
+	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
+	go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
 	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
@@ -95,7 +97,8 @@ lint: $(LINT) $(ACTIONS) ## Format check, go vet, golangci-lint, actionlint and 
 	else echo "shellcheck is not installed: the scripts were not checked"; fi; \
 	exit $$failed
 
-fuzz: ## Every fuzz target for 30 s (FUZZTIME=2m for longer)
+fuzz: ## The simulated world for an hour (WORLD=10m for less), and every fuzz target for 30 s (FUZZTIME=2m for longer)
+	go test ./test/simulation -run '^TestWorld$$' -timeout 0 -for $${WORLD:-1h} -v
 	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sort | while IFS=: read -r file func; do \
 	  name=$${func#func }; echo "== $$name ($$(dirname "$$file"))"; \
 	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-30s} "$$(dirname "$$file")"; \

@@ -140,6 +140,20 @@ func (h *harness) restart() {
 	h.t.Cleanup(func() { b.Cleanup(context.Background()) })
 }
 
+// buried waits, if the process has died, until the simulator has handled all that
+// it had sent. A request that was given up may still arrive, on a busy machine long
+// after: by then the test has moved the clocks, and a late probe looks like the use
+// of a key that was handed out.
+func (h *harness) buried() {
+	h.t.Helper()
+	if !h.storage.died() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	require.NoError(h.t, h.sim.CloseConnections(ctx))
+}
+
 func (h *harness) now() time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -454,6 +468,12 @@ func (s *faultyStorage) heal() (died bool) {
 	died = s.dead
 	s.plan, s.dead = nil, false
 	return died
+}
+
+func (s *faultyStorage) died() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dead
 }
 
 // kill makes every step from now on find the process dead.

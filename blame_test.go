@@ -338,36 +338,39 @@ func TestActivationFailure_WarnHandsTheKeyOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := configured(t, openaitest.Options{})
-			fault.Route = routeModels
-			h.static("batch", fields{"activation_timeout": 1, "activation_failure": "warn"})
-			require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
-			h.role(map[string]any{"activation_timeout": 1})
-			h.sim.Fail(fault.Fault)
-			_, err := h.read("creds/app")
-			require.Equal(t, 502, coded(t, err))
-			for _, said := range fault.says {
-				require.ErrorContains(t, err, said)
-			}
-			if name != "it is not known" {
-				require.NotContains(t, err.Error(), "does not accept the new key")
-			}
-			require.NotContains(t, err.Error(), "admin key")
+			// Where a try is answered in time, however busy the machine is.
+			inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+				h.configure(nil)
+				fault.Route = routeModels
+				h.static("batch", fields{"activation_timeout": 1, "activation_failure": "warn"})
+				require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
+				h.role(map[string]any{"activation_timeout": 1})
+				h.sim.Fail(fault.Fault)
+				_, err := h.read("creds/app")
+				require.Equal(t, 502, coded(t, err))
+				for _, said := range fault.says {
+					require.ErrorContains(t, err, said)
+				}
+				if name != "it is not known" {
+					require.NotContains(t, err.Error(), "does not accept the new key")
+				}
+				require.NotContains(t, err.Error(), "admin key")
 
-			h.role(map[string]any{"activation_timeout": 1, "activation_failure": "warn"})
-			lease := h.lease("creds/app", nil)
-			require.Len(t, lease.Warnings, 1)
-			resp := h.must(h.write("rotate-role/batch", nil))
-			read := h.must(h.read("static-creds/batch"))
-			for _, said := range append(fault.says, "activation_failure=warn") {
-				require.Contains(t, lease.Warnings[0], said)
-				require.Contains(t, strings.Join(resp.Warnings, "\n"), said)
-				require.Contains(t, strings.Join(read.Warnings, "\n"), said)
-			}
-			require.NoError(t, h.revoke(lease))
-			h.must(h.remove("static-roles/batch"))
-			h.tick()
-			h.onlyLeased()
+				h.role(map[string]any{"activation_timeout": 1, "activation_failure": "warn"})
+				lease := h.lease("creds/app", nil)
+				require.Len(t, lease.Warnings, 1)
+				resp := h.must(h.write("rotate-role/batch", nil))
+				read := h.must(h.read("static-creds/batch"))
+				for _, said := range append(fault.says, "activation_failure=warn") {
+					require.Contains(t, lease.Warnings[0], said)
+					require.Contains(t, strings.Join(resp.Warnings, "\n"), said)
+					require.Contains(t, strings.Join(read.Warnings, "\n"), said)
+				}
+				require.NoError(t, h.revoke(lease))
+				h.must(h.remove("static-roles/batch"))
+				h.tick()
+				h.onlyLeased()
+			})
 		})
 	}
 }

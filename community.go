@@ -47,6 +47,8 @@ func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
 	c.KeyOriginUnknown = true
 	c.RotationGracePeriod = defaultRotationGrace
 	c.RequestTimeout = client.DefaultTimeout
+	c.MaxConcurrent = client.DefaultConcurrency
+	c.TidyInterval, c.TidySafetyBuffer = defaultTidyInterval, defaultTidySafetyBuffer
 	if c.APIEndpoint == "" {
 		c.APIEndpoint = client.DefaultBaseURL
 	}

@@ -219,17 +219,6 @@ func TestConfig_ASupersededKeyDoesNotComeBackByItself(t *testing.T) {
 	require.NotEmpty(t, h.config()["last_rotated"])
 }
 
-func TestConfig_AnEarlierReleasesTimeOfARotationBeforeAWrittenKeyIsNotShown(t *testing.T) {
-	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	cfg, err := getConfig(t.Context(), h.storage)
-	require.NoError(t, err)
-	cfg.LastRotated = h.now()
-	require.NoError(t, putConfig(t.Context(), h.storage, cfg))
-	h.restart()
-	require.Empty(t, h.config()["last_rotated"])
-}
-
 // A tool that always sends the field, though empty, must be able to change others.
 func TestConfig_AnEmptyAdminKeyIDIsNotGiven(t *testing.T) {
 	t.Parallel()

@@ -66,6 +66,7 @@ func everyFaultAfter(t *testing.T, opts openaitest.Options, arrange func(h *harn
 			h := prepare(t, kind)
 			arm(h)
 			resp, err := flow(h)
+			h.buried()
 			h.sim.ClearFaults()
 			if h.storage.heal() {
 				h.restart()

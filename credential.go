@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	credentialVersion = 2
+	credentialVersion = 1
 	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
 	clockSlack = time.Minute
 
@@ -48,9 +48,8 @@ const (
 // credential is all that destroying a credential takes. It is the journal's
 // entry and part of each lease.
 type credential struct {
-	Version int `json:"version"`
-	// Type is empty in format 1, which knew accounts only.
-	Type      string `json:"credential_type,omitempty"`
+	Version   int    `json:"version"`
+	Type      string `json:"credential_type"`
 	ProjectID string `json:"project_id"`
 	// Name and ID are the account's, its ID empty where the answer to its create
 	// is not known.
@@ -78,12 +77,12 @@ func (c credential) check() error {
 		return fmt.Errorf("it was written by a newer version of this plugin (format %d, this one knows %d)", c.Version, credentialVersion)
 	case c.ProjectID == "":
 		return errors.New("it has no project_id")
-	case c.Type != "" && c.Type != typeAccount && c.Type != typeKey:
-		return fmt.Errorf("its credential_type %q is unknown", c.Type)
 	case c.isKey() && c.KeyID == "" && c.KeyName == "":
 		return errors.New("it has neither api_key_id nor api_key_name")
 	case !c.isKey() && c.ID == "" && c.Name == "":
 		return errors.New("it has neither service_account_id nor service_account")
+	case c.Type != typeAccount && c.Type != typeKey:
+		return fmt.Errorf("its credential_type %q is unknown", c.Type)
 	}
 	return nil
 }
@@ -142,6 +141,7 @@ type order struct {
 type made struct {
 	credential
 	key   client.Key
+	began time.Time // CreatedAt, to less than a second
 	snap  *snapshot
 	walID string
 	// requestID is OpenAI's, of the create.
@@ -188,7 +188,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			return nil, mistake("service_account_name_template: " + err.Error())
 		}
 		began := b.now()
-		m := &made{credential: o.credential, snap: snap}
+		m := &made{credential: o.credential, began: began, snap: snap}
 		m.Version, m.CreatedAt = credentialVersion, began.UTC().Truncate(time.Second)
 		if m.isKey() {
 			m.KeyName = name

@@ -152,7 +152,7 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 
 	// An entry whose key is used.
 	used := h.lease("creds/app", nil)
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, credential{Version: 2, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, credential{Version: 1, Type: typeAccount, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
 	require.NoError(t, err)
 	h.b.work.wal.release(id)
 	h.advance(time.Hour)

@@ -96,8 +96,7 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	if entry == nil {
 		return nil, nil
 	}
-	// What an entry of an earlier release does not name.
-	stored := storedConfig{config: &config{TidyInterval: defaultTidyInterval, TidySafetyBuffer: defaultTidySafetyBuffer, MaxConcurrent: client.DefaultConcurrency}}
+	stored := storedConfig{config: &config{}}
 	if err := entry.DecodeJSON(&stored); err != nil {
 		return nil, fmt.Errorf("decoding the config: %w", err)
 	}
@@ -105,9 +104,6 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
-	if !stored.AdminKeyRotated {
-		stored.LastRotated = time.Time{} // an earlier release kept that of the key before
-	}
 	return takeOver(entry, stored.config)
 }
 

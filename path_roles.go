@@ -24,7 +24,7 @@ import (
 
 const (
 	roleStoragePrefix = "role/"
-	roleVersion       = 3
+	roleVersion       = 1
 
 	defaultTTL        = time.Hour
 	defaultMaxTTL     = 24 * time.Hour
@@ -68,12 +68,9 @@ type role struct {
 	ProjectID    string `json:"project_id"`
 	NameTemplate string `json:"service_account_name_template"`
 	Description  string `json:"service_account_description,omitempty"`
-	// TTL and MaxTTL are 0 where the default applies; before format 3 the default
-	// itself was stored.
+	// TTL and MaxTTL are 0 where the default applies.
 	TTL    time.Duration `json:"ttl"`
 	MaxTTL time.Duration `json:"max_ttl"`
-
-	// Format 1 knew none of the following.
 	// Scopes is what the keys may do; none = all that the account may do.
 	Scopes         []string `json:"scopes,omitempty"`
 	KeyExpiry      string   `json:"key_expiry"`
@@ -107,7 +104,7 @@ func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
 	return ttl
 }
 
-// newRole is what a write, and an entry of an earlier release, does not name.
+// newRole is what a write, and an entry of the community plugin, does not name.
 func newRole() *role {
 	return &role{NameTemplate: naming.DefaultTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
 }
@@ -129,7 +126,7 @@ func getRole(ctx context.Context, s logical.Storage, name string) (*role, error)
 	if entry == nil {
 		return getCommunityRole(ctx, s, name)
 	}
-	r := newRole()
+	r := &role{}
 	if err := entry.DecodeJSON(r); err != nil {
 		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
 	}
@@ -347,7 +344,7 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 	}
 	resp := &logical.Response{Data: data}
 	if err := naming.Check(r.NameTemplate, name, r.ProjectID); err != nil {
-		// As stored by an earlier release or the community plugin.
+		// As stored by the community plugin, or before a rule was added.
 		resp.AddWarning(fmt.Sprintf("This role issues no credentials until service_account_name_template is changed: %s", err))
 	}
 	return resp, nil
@@ -376,7 +373,7 @@ func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, fmt.Errorf("deleting the role: %w", err)
 	}
-	shown := client.HideKeys(name) // of what an earlier release stored
+	shown := client.HideKeys(name) // of what the community plugin stored
 	b.notify(eventRoleDelete, req.MountPoint, "roles/"+shown, true, "name", shown)
 	b.log(req).Info("role deleted", "role", shown)
 	return nil, nil

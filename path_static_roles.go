@@ -496,7 +496,7 @@ func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name 
 		return "", fmt.Errorf("deleting static role %q: %w", name, err)
 	}
 	b.static.drop(name)
-	shown := client.HideKeys(name) // of what an earlier release stored
+	shown := client.HideKeys(name) // of what was stored before the rule
 	log := b.log(req).With("static_role", shown)
 	b.notify(eventStaticDelete, req.MountPoint, "static-roles/"+shown, true, "name", shown)
 	log.Info("static role deleted", "adopted", r.Adopted)

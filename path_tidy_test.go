@@ -279,7 +279,7 @@ func TestTidy_NeverTouchesALiveKey(t *testing.T) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
 		},
 		"an entry of the journal": func(h *harness, id string) {
-			_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 1, ProjectID: h.project, ID: id})
+			_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: id})
 			require.NoError(t, err)
 		},
 		"a tag that cannot be read": func(h *harness, _ string) {
@@ -841,12 +841,6 @@ func TestTidy_SettingsOfTheConfig(t *testing.T) {
 	data = h.must(h.read("config")).Data
 	require.Equal(t, int64(0), data["tidy_interval"])
 	require.Equal(t, int64(1), data["tidy_safety_buffer"])
-	require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: configStorageKey, Value: []byte(`{"version":1,"admin_api_key":"sk-admin-x"}`)}))
-	cfg, err := getConfig(t.Context(), h.storage)
-	require.NoError(t, err)
-	require.Equal(t, defaultTidyInterval, cfg.TidyInterval, "an entry from before the sweep")
-	require.Equal(t, defaultTidySafetyBuffer, cfg.TidySafetyBuffer)
-	h.configure(nil)
 	for field, values := range map[string][]any{
 		"tidy_interval":      {"59s", "721h"},
 		"tidy_safety_buffer": {0, "721h"},

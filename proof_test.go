@@ -257,7 +257,7 @@ func TestTick_AThrottledEndpointKeepsNothingElseWaiting(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	stop := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Status: 429, Message: "slow down"})
 	defer stop()
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)})
 	require.NoError(t, err)
 	tick()
 	require.Eventually(t, func() bool { return h.sim.Count(http.MethodDelete, routeAccount) > 0 }, 20*time.Second, 10*time.Millisecond, "the run has begun")
@@ -362,7 +362,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 				account = h.adopted(nil)
 			}
 			lease := h.lease("creds/app", nil)
-			c := credential{Version: 2, Type: kind, ProjectID: h.project, CreatedAt: h.now()}
+			c := credential{Version: credentialVersion, Type: kind, ProjectID: h.project, CreatedAt: h.now()}
 			if kind == typeKey {
 				c.ID, c.KeyName = account, lease.Secret.InternalData["api_key_name"].(string)
 			} else {
@@ -441,7 +441,7 @@ func TestJournal_AHopelessRunReadsLittle(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	const n = 300
 	for i := range n {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, ProjectID: h.project, ID: fmt.Sprint("user-", i)})
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: fmt.Sprint("user-", i)})
 		require.NoError(t, err)
 	}
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401, Message: "no"})
@@ -504,7 +504,7 @@ func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
 		const n, perMinute = 600, 60
 		h.configure(nil)
 		for i := range n {
-			c := credential{Version: 2, ProjectID: h.project, ID: h.sim.AddServiceAccount(h.project, fmt.Sprint("left-", i))}
+			c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: h.sim.AddServiceAccount(h.project, fmt.Sprint("left-", i))}
 			_, err := h.b.journalRevoke(t.Context(), h.storage, c)
 			require.NoError(t, err)
 		}
@@ -536,7 +536,7 @@ func TestJournal_TheRefreshLeavesEntriesInUseAlone(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(5 * time.Minute)
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now().UTC(), Name: "vault-app-x"}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now().UTC(), Name: "vault-app-x"}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, c)
 	require.NoError(t, err)
 	h.setClock(0)
@@ -585,7 +585,7 @@ func TestJournal_AUsedKeyIsSeenWhateverTheFormOfItsOwner(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
 	h.b.work.wal.release(id)
@@ -608,7 +608,7 @@ func TestDisable_LooksAgainThoughAnotherEntryFails(t *testing.T) {
 	refused := h.lease("creds/app", nil)
 	lease := h.lease("creds/app", nil)
 	for _, l := range []*logical.Response{refused, lease} {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: l.Data["service_account_id"].(string), CreatedAt: h.now()})
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: l.Data["service_account_id"].(string), CreatedAt: h.now()})
 		require.NoError(t, err)
 	}
 	rid, lid := refused.Data["service_account_id"].(string), lease.Data["service_account_id"].(string)
@@ -629,7 +629,7 @@ func TestDisable_OutlastsAMomentOf500s(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string), CreatedAt: h.now()})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string), CreatedAt: h.now()})
 	require.NoError(t, err)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 500, Times: 6})
 	h.system.TaintedVal = true
@@ -644,7 +644,7 @@ func TestJournal_AProjectThatIsUnknownIsNotStormed(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for i := range 200 {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, ProjectID: "proj_gone", ID: fmt.Sprint("user-", i)})
+		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: "proj_gone", ID: fmt.Sprint("user-", i)})
 		require.NoError(t, err)
 	}
 	h.sim.ResetRequests()
@@ -658,7 +658,7 @@ func TestProof_AnIDMayContainTheWordURL(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	id := "user-7url9XkQ"
 	h.sim.Fail(openaitest.Fault{Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id '" + id + "' in project '" + h.project + "'."})
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: id, CreatedAt: h.now().Add(-time.Hour)})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id, CreatedAt: h.now().Add(-time.Hour)})
 	require.NoError(t, err)
 	h.rollback()
 	require.Empty(t, h.journal())
@@ -671,7 +671,7 @@ func TestJournal_TheEnginesOwnProbeIsNoUseUnderAClockThatIsBehind(t *testing.T) 
 	h.setClock(-3 * time.Minute)       // the engine's only
 	lease := h.lease("creds/app", nil) // probed at its issue
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
 	h.b.work.wal.release(id)
@@ -687,7 +687,7 @@ func TestJournal_UseIsSeenUnderAClockThatIsAhead(t *testing.T) {
 	h.setClock(9 * time.Minute) // the engine's only; maxSkew allows it
 	lease := h.lease("creds/app", nil)
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
 	h.b.work.wal.release(id)
@@ -717,7 +717,7 @@ func TestDisable_NamesWhatIsKept(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
 	h.b.work.wal.release(id)
@@ -787,7 +787,7 @@ func TestDisable_NamesWhatAWorkerThatDoesNotEndLeaves(t *testing.T) {
 	h.sim.KeepAll()
 	lease := h.lease("creds/app", nil)
 	id := lease.Data["service_account_id"].(string)
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 2, Type: typeAccount, ProjectID: h.project, ID: id})
+	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id})
 	require.NoError(t, err)
 	release, err := h.b.work.refresh.Wait(t.Context())
 	require.NoError(t, err)

@@ -371,23 +371,6 @@ func TestRenew_AnAdminKeyReplacedUnderItIsTakenUp(t *testing.T) {
 }
 
 // A lease of the first format is renewed and revoked as it was made.
-func TestRenew_OfALeaseOfAnEarlierRelease(t *testing.T) {
-	t.Parallel()
-	h := configured(t, openaitest.Options{})
-	lease := h.lease("creds/app", nil)
-	for _, name := range []string{"credential_type", "key_expiry", "api_key_id"} {
-		delete(lease.Secret.InternalData, name)
-	}
-	lease.Secret.InternalData["version"] = 1
-	h.must(h.write("roles/app", map[string]any{"key_expiry": expiryTTL}))
-	h.sim.ResetRequests()
-	renewed, err := h.renew(t.Context(), lease, time.Hour, 0)
-	require.NoError(t, err)
-	require.Zero(t, h.sim.Count("", ""))
-	require.NoError(t, h.revoke(renewed))
-	h.onlyLeased()
-}
-
 func TestRenew_WithVaultTwoMinutesAhead(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

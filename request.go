@@ -78,7 +78,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	done := b.watch(ctx, req)
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	done(resp, err)
-	if err != nil && client.HoldsKey(req.Path) { // of what an earlier release stored
+	if err != nil && client.HoldsKey(req.Path) { // of what was stored before the rule
 		err = errors.New(client.HideKeys(err.Error()))
 	}
 	if req.Operation == logical.HelpOperation && resp != nil {
@@ -108,7 +108,7 @@ func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem 
 	if !client.HoldsKey(req.Path) {
 		return "", nil
 	}
-	// What an earlier release stored is read and deleted, and nothing else.
+	// What was stored before the rule is read and deleted, and nothing else.
 	where, name, _ := strings.Cut(req.Path, "/")
 	for _, prefix := range entriesAt[where] {
 		entry, err := req.Storage.Get(ctx, prefix+name)

@@ -36,8 +36,7 @@ type leaseData struct {
 	Role string `json:"role"`
 	// MaxTTL is the most that the lease could last when it was issued.
 	MaxTTL time.Duration `json:"max_ttl"`
-	// KeyExpiry is the role's at the issue; empty, as in format 1, is
-	// expiryMaxTTL.
+	// KeyExpiry is the role's at the issue.
 	KeyExpiry string `json:"key_expiry"`
 }
 

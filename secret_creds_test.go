@@ -246,7 +246,7 @@ func TestJournal_AProjectThatForbidsIsNotStormed(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	for range 40 {
 		lease := h.lease("creds/app", nil)
-		acct := credential{Version: 1, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
+		acct := credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
 		_, err := h.b.journalRevoke(t.Context(), h.storage, acct)
 		require.NoError(t, err)
 	}
@@ -445,12 +445,12 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 		"wrong type":     {"project_id": 7, "service_account_id": "user-1"},
 		"no max_ttl":     {"project_id": "proj_1", "service_account_id": "user-1"},
 		"newer version":  {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
-		"unknown type":   {"version": 2, "credential_type": "robot", "project_id": "proj_1", "service_account_id": "user-1", "api_key_id": "key_1", "max_ttl": 1},
-		"no key":         {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "max_ttl": 1},
-		"a key by name":  {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "api_key_name": "n", "max_ttl": 1},
-		"no key to move": {"version": 2, "project_id": "proj_1", "service_account_id": "user-1", "key_expiry": "ttl", "max_ttl": 1},
-		"a key's owner":  {"version": 2, "credential_type": "api_key", "project_id": "proj_1", "api_key_id": "key_1", "max_ttl": 1},
-		"no time":        {"version": 2, "project_id": "proj_1", "service_account_id": "user-1", "key_expires_at": "soon", "max_ttl": 1},
+		"unknown type":   {"version": 1, "credential_type": "robot", "project_id": "proj_1", "service_account_id": "user-1", "api_key_id": "key_1", "max_ttl": 1},
+		"no key":         {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "max_ttl": 1},
+		"a key by name":  {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "api_key_name": "n", "max_ttl": 1},
+		"no key to move": {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expiry": "ttl", "max_ttl": 1},
+		"a key's owner":  {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "api_key_id": "key_1", "max_ttl": 1},
+		"no time":        {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expires_at": "soon", "max_ttl": 1},
 	} {
 		data["secret_type"] = secretType
 		lease := &logical.Response{Secret: &logical.Secret{InternalData: data}}
@@ -462,8 +462,8 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 
 func FuzzLeaseData(f *testing.F) {
 	f.Add([]byte(`{"version":1,"project_id":"p","service_account":"n","service_account_id":"u","role":"r","max_ttl":86400000000000}`))
-	f.Add([]byte(`{"version":2,"credential_type":"api_key","project_id":"p","service_account_id":"u","api_key_id":"k","api_key_name":"n","role":"r","max_ttl":1,"key_expiry":"ttl","key_expires_at":"2026-01-03T04:06:05.25+01:00"}`))
-	f.Add([]byte(`{"version":2,"credential_type":"","project_id":"p","service_account_id":"u","static_role":"s","max_ttl":1,"key_expires_at":"9999-12-31T23:59:59-23:59"}`))
+	f.Add([]byte(`{"version":1,"credential_type":"api_key","project_id":"p","service_account_id":"u","api_key_id":"k","api_key_name":"n","role":"r","max_ttl":1,"key_expiry":"ttl","key_expires_at":"2026-01-03T04:06:05.25+01:00"}`))
+	f.Add([]byte(`{"version":1,"credential_type":"","project_id":"p","service_account_id":"u","static_role":"s","max_ttl":1,"key_expires_at":"9999-12-31T23:59:59-23:59"}`))
 	f.Add([]byte(`{"version":1e99,"project_id":[],"max_ttl":"x"}`))
 	f.Add([]byte(`{"PROJECT_ID":"p","service_account":null}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -122,6 +122,29 @@ func TestStaticClock_OneThatWasBehindAtARotationAndIsSetRight(t *testing.T) {
 	}
 }
 
+// One that was behind and is set right may still be a little behind OpenAI's, and
+// the times of the rotation are rounded.
+func TestStaticClock_SetRightItMayBeALittleBehind(t *testing.T) {
+	t.Parallel()
+	for _, still := range []time.Duration{time.Second, clockSlack - 2*time.Second} {
+		t.Run(still.String(), func(t *testing.T) {
+			t.Parallel()
+			h := withStatic(t, openaitest.Options{})
+			h.setClock(-time.Hour)
+			h.static("batch", nil)
+			old := h.staticCreds("batch")["api_key"].(string)
+			h.must(h.write("rotate-role/batch", nil))
+			h.setClock(-still)
+			h.keep()
+			require.True(t, h.accepted(old), "its readers have their time")
+			h.advance(defaultRevocationDelay + clockSlack)
+			h.keep()
+			require.False(t, h.accepted(old))
+			h.gone("batch")
+		})
+	}
+}
+
 // A clock that was ahead for long enough leaves no time that lies ahead, but an end
 // of the key that is too late.
 func TestStaticClock_TheKeysEndAtOpenAIBoundsTheRotation(t *testing.T) {

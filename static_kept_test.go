@@ -286,7 +286,10 @@ func TestStaticKept_AClockThatIsBehindKeepsNoKey(t *testing.T) {
 				h.keep()
 				require.Equal(t, 0, h.staticRole("batch")["kept_keys"])
 				if use != "never used" { // nothing tells that the clock is not right by now
-					h.advance(behind)
+					for _, k := range h.storedStatic("batch").Retired {
+						require.WithinDuration(t, h.now().Add(behind), k.DeleteAfter, requestBudget)
+						h.until(k.DeleteAfter)
+					}
 					h.keep()
 				}
 				require.False(t, h.accepted(old))
@@ -326,7 +329,9 @@ func TestStaticKept_AUseJustBeforeTheEndIsOneAfterIt(t *testing.T) {
 func TestStaticKept_TheOverlapBeginsAfterTheActivation(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	m := &made{credential: credential{CreatedAt: at}, key: client.Key{CreatedAt: at.Add(time.Hour)}}
+	m := &made{began: at.Add(900 * time.Millisecond), key: client.Key{CreatedAt: at.Add(time.Hour)}}
+	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(1800*time.Millisecond)), "a second is not counted before it is over")
+	m.began = at
 	require.Equal(t, at.Add(time.Hour+30*time.Second), m.supersedes(at.Add(30*time.Second)))
 	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(-time.Hour)), "a clock that was set back")
 	require.Equal(t, at.Add(time.Hour+requestBudget), m.supersedes(at.Add(24*time.Hour)), "and one that was set ahead")

@@ -372,8 +372,9 @@ func (r *staticRole) correct(now time.Time) (changed bool) {
 				superseded = earlier(superseded, k.SuccessorAt)
 			}
 			k.SupersededAt, k.DeleteAfter = superseded, superseded.Add(overlap)
-		case k.behind(r.RevocationDelay) > maxSkew && !now.Before(k.SuccessorAt) && !k.EvenIfUsed:
-			// It was behind, and its readers have not had their time yet.
+		case k.behind(r.RevocationDelay) > maxSkew && !now.Add(clockSlack).Before(k.SuccessorAt) && !k.EvenIfUsed:
+			// It was behind, and its readers have not had their time yet. Set right, it
+			// may still be a little behind OpenAI's.
 			k.putOff(r.RevocationDelay)
 			changed = true
 		}
@@ -548,7 +549,7 @@ func (m *made) supersedes(now time.Time) time.Time {
 		return time.Time{}
 	}
 	// This server's clock may be set meanwhile.
-	activation := min(max(now.Sub(m.CreatedAt), 0), requestBudget)
+	activation := min(max(now.Sub(m.began), 0), requestBudget)
 	return m.key.CreatedAt.UTC().Add(activation).Truncate(time.Second)
 }
 

@@ -36,9 +36,9 @@ func (h *heirloom) file(name string, replace ...string) []byte {
 	h.laid[name] = true
 	for i := 0; i < len(replace); i += 2 {
 		require.Contains(h.t, content, replace[i], name)
-		content = strings.ReplaceAll(content, replace[i], replace[i+1])
 	}
-	return []byte(content)
+	// All at once: an ID that was put in may begin as another of the file's does.
+	return []byte(strings.NewReplacer(replace...).Replace(content))
 }
 
 func (h *heirloom) lay(at string, content []byte) {
@@ -81,7 +81,8 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	const lostAdminName = "vault-admin-ab3defghij4klmn" // as in the file
 	lostAdmin, _ := h.sim.AddAdminKey(lostAdminName)
 	h.lay(configStorageKey, h.file("config.v1.json", "sk-admin-golden", adminKey, "key_1", adminID, "key_0", retiredAdmin,
-		"org-1", h.sim.OrganizationID(), "https://api.openai.com/v1", h.sim.URL(), `"PEM"`, `""`))
+		"org-1", h.sim.OrganizationID(), "https://api.openai.com/v1", h.sim.URL(), `"PEM"`, `""`, "proj_1", h.project,
+		`"kept": "used"`, `"kept": ""`, `"elsewhere": true`, `"elsewhere": false`, `"not_checked": true`, `"not_checked": false`))
 	h.lay(mountStorageKey, h.file("mount.v1.json"))
 	h.lay(tidyStorageKey, h.file("tidy.v1.json"))
 	h.lay(projectStoragePrefix+h.project, h.file("project.v1.json"))
@@ -89,14 +90,13 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	h.restart()
 
 	batch := h.sim.AddServiceAccount(h.project, "batch")
-	roleV1 := h.file("role.v1.json", "proj_1", h.project)
+	roleV1 := h.file("role.v1.json")
 	h.lay(roleStoragePrefix+"app", roleV1)
-	h.lay(roleStoragePrefix+"plain", h.file("role.v3.json", "proj_1", h.project))
-	h.lay(roleStoragePrefix+"team", h.file("role.v2.json", "proj_1", h.project, "user-1", batch))
+	h.lay(roleStoragePrefix+"team", h.file("role_api_key.v1.json", "proj_1", h.project, "user-1", batch))
 	current, retired := "vault-static-batch-ab3defghij4klmn", "vault-static-batch-ab3dezzzzzzzzzz"
 	currentID, retiredID := h.key(batch, current, 216*time.Hour), h.key(batch, retired, 192*time.Hour)
 	h.lay(staticStoragePrefix+"batch", h.file("static_role.v1.json", "proj_1", h.project, "user-1", batch,
-		"key_2", currentID, "key_1", retiredID, "sk-svcacct-golden", h.liveKey(current).Value))
+		"key_2", currentID, "key_1", retiredID, "sk-svcacct-golden", h.liveKey(current).Value, `"disable_automated_rotation": true`, `"disable_automated_rotation": false`))
 
 	// All files have the same name; here each stands for something of its own.
 	const name = "vault-app-ab3defghij4klmn"
@@ -107,22 +107,20 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	lostName, lost := account("lost000001")
 	h.lay(framework.WALPrefix+"1", h.file("journal_service_account.v1.json", "proj_1", h.project, name, lostName, "user-1", lost))
 	unansweredName, unanswered := account("lost000002")
-	h.lay(framework.WALPrefix+"2", h.file("journal_service_account.v2.json", "proj_1", h.project, name, unansweredName))
+	h.lay(framework.WALPrefix+"2", h.file("journal_service_account.v1.json", "proj_1", h.project, name, unansweredName, `"user-1"`, `""`))
 	lostKey := "vault-app-ab3delost000003"
 	lostKeyID := h.key(batch, lostKey, 24*time.Hour)
-	h.lay(framework.WALPrefix+"3", h.file("journal_api_key.v2.json", "proj_1", h.project, name, lostKey, "user-1", batch))
+	h.lay(framework.WALPrefix+"3", h.file("journal_api_key.v1.json", "proj_1", h.project, name, lostKey, "user-1", batch))
 	h.lay(framework.WALPrefix+"4", h.file("journal_admin_key.v1.json"))
 
 	const end = "2026-01-03T03:06:05Z"
 	later := h.now().Add(24 * time.Hour).UTC().Format(time.RFC3339)
 	leases := map[string]*logical.Response{}
-	v1Name, v1 := account("lease00001")
-	leases["v1"] = h.leaseOf(h.file("lease.v1.json", "proj_1", h.project, name, v1Name, "user-1", v1, end, later))
-	v2Name, v2 := account("lease00002")
-	leases["v2"] = h.leaseOf(h.file("lease.v2.json", "proj_1", h.project, name, v2Name, "user-1", v2, "key_1", h.liveKey(v2).ID, end, later))
+	leasedName, leased := account("lease00001")
+	leases["account"] = h.leaseOf(h.file("lease.v1.json", "proj_1", h.project, name, leasedName, "user-1", leased, "key_1", h.liveKey(leased).ID, end, later))
 	leasedKey := "vault-app-ab3delease00003"
 	leasedKeyID := h.key(batch, leasedKey, 24*time.Hour)
-	leases["key"] = h.leaseOf(h.file("lease_api_key.v2.json", "proj_1", h.project, name, leasedKey, "user-1", batch, "key_1", leasedKeyID))
+	leases["key"] = h.leaseOf(h.file("lease_api_key.v1.json", "proj_1", h.project, name, leasedKey, "user-1", batch, "key_1", leasedKeyID))
 	deadName, dead := account("lease00004")
 	expired := h.leaseOf(h.file("lease.v1.json", "proj_1", h.project, name, deadName, "user-1", dead)) // its key's end has passed
 
@@ -147,17 +145,16 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 
 	// Leases are renewed and revoked; one whose key is dead goes at once, and
 	// what is left of it is the journal's.
-	for version, lease := range leases {
+	for kind, lease := range leases {
 		renewed, err := h.renew(t.Context(), lease, time.Minute, 2*time.Hour)
-		require.NoError(t, err, version)
-		require.NoError(t, renewed.Error(), version)
-		require.Equal(t, 2*time.Hour, renewed.Secret.TTL.Round(time.Minute), version)
-		require.NoError(t, h.revoke(renewed), version)
+		require.NoError(t, err, kind)
+		require.NoError(t, renewed.Error(), kind)
+		require.Equal(t, 2*time.Hour, renewed.Secret.TTL.Round(time.Minute), kind)
+		require.NoError(t, h.revoke(renewed), kind)
 	}
 	require.NoError(t, h.revoke(expired))
 	require.Len(t, h.journal(), 5)
-	require.NotContains(t, h.alive(), v1)
-	require.NotContains(t, h.alive(), v2)
+	require.NotContains(t, h.alive(), leased)
 	require.NotContains(t, h.liveKeys(), leasedKeyID)
 
 	// What runs by itself: the journal, retired keys, and the sweep that is due.

@@ -6,6 +6,7 @@ package openaitest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -97,6 +98,8 @@ type Server struct {
 	url         string
 	caCert      string
 	connections atomic.Int64
+	open        atomic.Int64
+	listener    *httptest.Server // of Start
 	closeOnce   sync.Once
 	closing     chan struct{}
 }
@@ -132,6 +135,7 @@ func Start(t testing.TB, opts Options) *Server {
 	t.Helper()
 	s := New(opts)
 	hs := httptest.NewUnstartedServer(s)
+	s.listener = hs
 	hs.Config.ConnState = s.ConnState
 	// Faults tear connections down on purpose; net/http's remarks on that would
 	// drown the output of the test.
@@ -217,13 +221,50 @@ func (s *Server) now() time.Time {
 
 // ConnState counts connections; install it in an http.Server of one's own.
 func (s *Server) ConnState(_ net.Conn, state http.ConnState) {
-	if state == http.StateNew {
+	switch state {
+	case http.StateNew:
 		s.connections.Add(1)
+		s.open.Add(1)
+	case http.StateClosed, http.StateHijacked: // what is hijacked here is closed
+		s.open.Add(-1)
 	}
 }
 
 // Connections is how many connections were accepted since the start.
 func (s *Server) Connections() int { return int(s.connections.Load()) }
+
+// CloseConnections returns when all that was sent to a simulator that Start serves has
+// had its effect, and its connections are closed: a client that went away may have left
+// a request in one. A request that hangs ends with its client.
+func (s *Server) CloseConnections(ctx context.Context) error {
+	// Connections are accepted in order, so after the answer to this one no earlier
+	// one waits for it. net/http itself answers what is no HTTP.
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", s.listener.Listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline) // a failure shows in what follows
+	}
+	if _, err := io.WriteString(conn, "\r\n\r\n"); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		return err
+	}
+	defer s.listener.Config.SetKeepAlivesEnabled(true)
+	for s.open.Load() > 0 {
+		s.listener.Config.SetKeepAlivesEnabled(false) // which closes idle ones
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
 
 // call is one request on its way through the simulator.
 type call struct {

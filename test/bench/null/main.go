@@ -104,7 +104,7 @@ func (b *backend) creds(context.Context, *logical.Request, *framework.FieldData)
 		"api_key": key, "api_key_id": keyID, "service_account": name, "service_account_id": account,
 		"project_id": project, "expires_at": expires,
 	}, map[string]any{
-		"version": 2, "credential_type": "service_account", "project_id": project, "service_account": name,
+		"version": 1, "credential_type": "service_account", "project_id": project, "service_account": name,
 		"service_account_id": account, "api_key_id": keyID, "role": "app", "max_ttl": int64(maxTTL),
 		"key_expiry": "max_ttl", "key_expires_at": expires,
 	})

@@ -68,18 +68,6 @@ sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
 const (
 	mountStorageKey = "mount"
 	mountVersion    = 1
-
-	// requestBudget bounds an issue or a rotation in all. Vault puts no
-	// deadline on a plugin's request, and its clients give up after 60 s.
-	requestBudget = 60 * time.Second
-	// cleanupBudget bounds the destroying of what a failed request made.
-	cleanupBudget = 30 * time.Second
-	// revokeBudget bounds one revoke: Vault allows 90 s per try, and none at
-	// all when a mount is disabled.
-	revokeBudget = 80 * time.Second
-	// drainBudget bounds the last work on the journal when the mount is being
-	// disabled; Vault allows 90 s.
-	drainBudget = 80 * time.Second
 )
 
 // errNotConfigured says that there is no config entry.

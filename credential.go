@@ -27,8 +27,6 @@ import (
 
 const (
 	credentialVersion = 1
-	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
-	clockSlack = time.Minute
 
 	// probeFirst and probeLongest bound the wait between two looks at whether a
 	// new key works; probeTimeout bounds one look.

@@ -48,24 +48,6 @@ const (
 var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}
 
 const (
-	// journalMinAge is how old an entry of a create must be before it is acted on:
-	// older than any request that may still be using it, which is the budget of a
-	// request (60 s) plus that of its cleaning up (30 s).
-	journalMinAge = 2 * time.Minute
-	// workers bounds the entries that a run acts on at once.
-	workers = 4
-	// patience is how many entries in a row may fail for a reason that others
-	// would share before a run gives up until the next tick.
-	patience = 3
-	// tryBudget bounds one try of an entry, and runBudget how long a run takes up
-	// further ones.
-	tryBudget = 30 * time.Second
-	runBudget = 2 * time.Minute
-	// lookUpBatch bounds the entries for which one run reads listings.
-	lookUpBatch = 2000
-	// keptFor is how long an entry that was reported and not executed is left
-	// alone before it is looked at again.
-	keptFor = 10 * time.Minute
 	// maxLines bounds the lines of the log of a run.
 	maxLines = 10
 )
@@ -147,13 +129,6 @@ func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credentia
 		return nil
 	}
 	return b.deleteWAL(ctx, s, id)
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 func newWALNote(kind string, created time.Time, c credential) walNote {

@@ -26,12 +26,7 @@ const (
 	configStorageKey = "config"
 	configVersion    = 1
 
-	defaultRotationGrace = 5 * time.Minute
-	maxRotationGrace     = 7 * 24 * time.Hour
-	// maxRequestTimeout keeps one attempt within a request's budget, on which
-	// the age at which a journal entry may be acted upon is built.
-	maxRequestTimeout = requestBudget
-	maxCACert         = 256 << 10
+	maxCACert = 256 << 10
 	// minConcurrent leaves a place each for issues and revokes.
 	minConcurrent = 4
 	maxConcurrent = 1024

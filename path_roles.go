@@ -31,16 +31,6 @@ const (
 	defaultActivation = 10 * time.Second
 	// untunedTTL is the default_lease_ttl of a Vault that was told of none.
 	untunedTTL = 32 * 24 * time.Hour
-	// maxActivation leaves room for the create in a request's budget.
-	maxActivation = 45 * time.Second
-
-	// expiryMargin is how much longer a key lives at OpenAI than its lease can
-	// last: the lease begins when Vault stores it, after the key was made, but
-	// within the request's budget.
-	expiryMargin = 75 * time.Second
-	// maxLease is the longest a lease may last for its key's end to be within
-	// what OpenAI accepts.
-	maxLease = client.MaxExpiry - expiryMargin
 )
 
 // When a key ends at OpenAI by itself.

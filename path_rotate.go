@@ -26,14 +26,6 @@ import (
 )
 
 const (
-	// maxAttempts bounds the creates of one request, each under its own name.
-	maxAttempts = 4
-	// lockBudget bounds how long the worker waits for the config.
-	lockBudget = 20 * time.Second
-	// settleBudget is how long a new admin key may take to work. Nothing is
-	// published on it (docs/openai-api.md).
-	settleBudget = 20 * time.Second
-
 	adminKeyVersion = 1
 )
 

@@ -39,9 +39,6 @@ const (
 	// tickSlack keeps a tick that comes early from costing a whole interval.
 	tickSlack = 5 * time.Second
 
-	// dryRunWait is how long a request waits for its dry run. Vault's clients
-	// give up after 60 s.
-	dryRunWait = 45 * time.Second
 	// maxListed and maxErrors bound what a status shows; the counts are whole.
 	maxListed = 1000
 	maxErrors = 20

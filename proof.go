@@ -22,11 +22,6 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-// notFinalBefore is how old something must be for a 404 or its absence from a
-// listing to be final: one of OpenAI's servers may not know it yet. Nothing is
-// published; Vault's AWS engine waits as long for IAM.
-const notFinalBefore = 5 * time.Minute
-
 // errNotFinal is returned where OpenAI does not find something so young that it
 // may appear yet. It must be looked for again.
 var errNotFinal = errors.New("OpenAI does not find it, but it was created so recently that it may appear yet")

@@ -234,7 +234,7 @@ func TestProof_AbsenceFromAListingIsNotFinalAtFirst(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
-	h.advance(journalMinAge)
+	h.advance(walMinAge)
 	stale := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccounts, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
 	h.rollback()
 	require.Len(t, h.journal(), maxAttempts)
@@ -412,7 +412,7 @@ func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {
 	h.rollback()
 	require.Len(t, h.journal(), maxAttempts)
 	require.Contains(t, h.log.String(), "dated in the future")
-	h.advance(journalMinAge)
+	h.advance(walMinAge)
 	h.rollback()
 	h.onlyLeased()
 }

@@ -21,11 +21,6 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-const (
-	// maxRoleName bounds a role's name, which is part of a storage key.
-	maxRoleName = 128
-)
-
 // strict refuses fields that the path does not have. Vault itself only warns,
 // and a misspelt field that is meant to narrow a key must not widen it.
 func strict(handler framework.OperationFunc) framework.OperationFunc {

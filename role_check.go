@@ -28,8 +28,6 @@ const (
 	// OpenAI publishes no limit; its longest known identifier has 48.
 	maxScopes = 100
 	maxScope  = 128
-	// nameBudget bounds the look at the name of an account that is adopted already.
-	nameBudget = 5 * time.Second
 	// notInScope are characters of which lists and objects are made: as a scope, "[]"
 	// would be no list without any.
 	notInScope = ",\"'`[]{}()<>"

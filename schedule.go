@@ -28,16 +28,9 @@ const (
 	// maxRotationPeriod keeps what is given within a time.Duration.
 	maxRotationPeriod = 10 * 365 * 24 * time.Hour
 
-	// clockTolerance is how far apart the clocks of two nodes may be: a time that
-	// is further in the future was not now when it was written.
-	clockTolerance = time.Minute
 	// renewFloor is the least time from one rotation to the next that only the
 	// key's end asks for: this clock and OpenAI's may disagree on when that is.
 	renewFloor = time.Hour
-
-	// minKeyLife is the shortest life of an admin key that has an end: a Vault
-	// that was down over a long weekend still finds its key alive.
-	minKeyLife = 7 * 24 * time.Hour
 )
 
 // addScheduleFields adds Vault's own fields, but for the one that only the

@@ -43,11 +43,6 @@ const (
 	// managerTimeout bounds a call to Vault's rotation manager, during which
 	// configLock is held; some releases of it are known to hang.
 	managerTimeout = 10 * time.Second
-
-	firstRetry    = time.Minute
-	longestRetry  = time.Hour
-	warnEvery     = time.Hour
-	maxStoredText = 512
 )
 
 // rotationState is what this process knows of the schedule beyond the config.

@@ -25,9 +25,6 @@ import (
 
 const (
 	secretType = "openai_api_key" // #nosec G101 -- a type's name
-	// maxSkew is how far apart OpenAI's clock and this server's may be for an
-	// answer to be judged by its time.
-	maxSkew = 10 * time.Minute
 )
 
 // leaseData is what Vault keeps with a lease and hands back.

@@ -273,15 +273,15 @@ func TestJournal_AnEntryMustBeOldWhenItsListingBegins(t *testing.T) {
 	require.Error(t, err)
 	ctx, req := client.Background(t.Context()), &logical.Request{Storage: h.storage}
 	h.sim.ResetRequests()
-	require.NoError(t, h.runAllWAL(ctx, req, journalMinAge))
+	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
 	require.Zero(t, h.sim.Count("", ""), "a request may be using it")
 
 	// A listing that lasts: by its end the entries are old, but what it shows is not.
 	h.advance(notFinalBefore - 30*time.Second)
 	h.sim.Fail(openaitest.Fault{Route: listAccountsRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
-	require.ErrorIs(t, h.runAllWAL(ctx, req, journalMinAge), errNotFinal)
+	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
 	require.Len(t, h.journal(), maxAttempts)
-	require.NoError(t, h.runAllWAL(ctx, req, journalMinAge))
+	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
 	require.Empty(t, h.journal(), "never executed, by a listing of when they were old")
 }
 
@@ -330,7 +330,7 @@ func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
 	require.Error(t, err)
 	h.rollback()
 	require.Len(t, h.journal(), maxAttempts, "a live request may be using them")
-	require.Greater(t, journalMinAge, requestBudget+cleanupBudget)
+	require.Greater(t, walMinAge, requestBudget+cleanupBudget)
 
 	// But when the mount is being disabled there is no later.
 	h.system.TaintedVal = true

@@ -191,13 +191,6 @@ func (k *staticKey) putOff(delay time.Duration) {
 	k.SupersededAt, k.DeleteAfter = k.SuccessorAt, k.SuccessorAt.Add(overlap)
 }
 
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
-}
-
 // storedStaticRole adds the one value that staticRole never encodes.
 type storedStaticRole struct {
 	*staticRole

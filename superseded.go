@@ -36,22 +36,10 @@ const (
 	// be this process's own: that of a request under way, as coarse as OpenAI's
 	// last_used_at may be.
 	useTolerance = 3 * time.Minute
-	// longestKept is how long after its supersession a key is kept at most. No
-	// grace period is longer.
-	longestKept = maxRotationGrace
-	// endBudget bounds the end of one key, and endsAtOnce how many end at a time.
-	// After endRun no further one is begun; the next minute comes soon enough.
-	endBudget  = 30 * time.Second
-	endsAtOnce = 4
-	endRun     = 2 * time.Minute
-	// remindEvery is how often the log repeats that a key is kept.
-	remindEvery = 24 * time.Hour
+	endsAtOnce   = 4
 	// lookAgain is the least time between two lists of admin keys that are to tell
 	// which of them the current key sees.
 	lookAgain = time.Hour
-	// lastLookBudget bounds all that is asked before the keys of a mount or config
-	// that ends are deleted.
-	lastLookBudget = 10 * time.Second
 )
 
 // Why a superseded key outlives its grace period.

@@ -31,7 +31,6 @@ const (
 	// unmountWorkers and unmountBudget bound the deletes when the mount is
 	// disabled, during which other mounts of the process wait.
 	unmountWorkers = 16
-	unmountBudget  = 15 * time.Second
 	// unmountReading is for reading what must be logged when that is spent.
 	unmountReading = 5 * time.Second
 	// unmountPause is the longest that Vault may pause between the steps of a

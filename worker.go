@@ -22,9 +22,6 @@ import (
 )
 
 const (
-	// leaseTransit is how long Vault may take from the engine's answer to the
-	// stored lease.
-	leaseTransit = 2 * time.Second
 	// maxLeftLines bounds the lines of the log on what a disabled mount leaves.
 	maxLeftLines = 100
 )
@@ -78,7 +75,7 @@ func (b *backend) kick(req *logical.Request) {
 // by another, which takes first what has become urgent meanwhile.
 func (b *backend) workLane(ctx context.Context, req *logical.Request, kind string) {
 	for more := true; more && ctx.Err() == nil; {
-		run := b.runWAL(ctx, req, kind, journalMinAge)
+		run := b.runWAL(ctx, req, kind, walMinAge)
 		b.complainWAL(ctx, req, kind, run.err())
 		if more = run.cut && run.done > 0; more {
 			b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
@@ -128,7 +125,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	}
 	minAge, stays := time.Duration(0), b.cannotTellDisable(req.MountPoint)
 	if stays {
-		minAge = journalMinAge
+		minAge = walMinAge
 	}
 	var err, retiredErr error
 	if !stays && b.WriteSafeReplicationState() { // before what may take all the time

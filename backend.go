@@ -17,8 +17,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,12 +28,9 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/consts"
-	"github.com/hashicorp/vault/sdk/helper/useragent"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
-	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
@@ -64,14 +63,6 @@ key is replaced on a schedule:
 What a crash has left at OpenAI, "vault write openai/tidy" finds; the engine
 sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
 `
-
-const (
-	mountStorageKey = "mount"
-	mountVersion    = 1
-)
-
-// errNotConfigured says that there is no config entry.
-var errNotConfigured = errors.New("the engine has no admin key: write one to the mount's config path (admin_api_key)")
 
 // Factory builds the backend for one mount. Vault calls it for registration,
 // too, with neither storage nor a system view that answers.
@@ -153,26 +144,6 @@ type backend struct {
 	settling atomic.Int64
 }
 
-// snapshot is what a request works with from start to end. It is immutable.
-type snapshot struct {
-	config *config
-	api    *client.Client
-	tag    string
-	// shown belongs to api: a snapshot that takes over the one takes the other.
-	shown *shownProjects
-}
-
-func newSnapshot(cfg *config, api *client.Client, tag string) *snapshot {
-	return &snapshot{config: cfg, api: api, tag: tag, shown: &shownProjects{}}
-}
-
-// with returns the snapshot with another config for the same client.
-func (s *snapshot) with(cfg *config) *snapshot {
-	next := *s
-	next.config = cfg
-	return &next
-}
-
 func newBackend() *backend {
 	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
 	b.lifetime, b.end = context.WithCancel(context.Background())
@@ -229,61 +200,6 @@ func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error 
 	return b.Backend.Setup(ctx, &calm)
 }
 
-// current returns the snapshot, from memory or else from storage.
-// errNotConfigured when there is no config.
-func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, error) {
-	b.snapshotMu.RLock()
-	snap, generation := b.snapshot, b.generation
-	b.snapshotMu.RUnlock()
-	if snap != nil {
-		return snap, nil
-	}
-
-	cfg, err := getConfig(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	if cfg == nil {
-		return nil, errNotConfigured
-	}
-	tag, err := b.ensureTag(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	api, err := b.newClient(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("the stored config does not give a client: %w", err)
-	}
-	snap = newSnapshot(cfg, api, tag)
-
-	b.snapshotMu.Lock()
-	defer b.snapshotMu.Unlock()
-	switch {
-	case b.generation != generation: // changed meanwhile: for this request only
-	case b.snapshot == nil:
-		b.snapshot = snap
-	default: // another request was first, and one client has the connections
-		snap = b.snapshot
-	}
-	return snap, nil
-}
-
-// install makes snap what all requests from now on work with. The caller
-// holds configLock and has written snap.config to storage.
-func (b *backend) install(snap *snapshot) {
-	b.snapshotMu.Lock()
-	old := b.snapshot
-	b.snapshot = snap
-	b.generation++
-	b.snapshotMu.Unlock()
-	if old != nil && (snap == nil || old.api != snap.api) {
-		old.api.Close()
-	}
-}
-
-// dropSnapshot makes the next request read the config from storage again.
-func (b *backend) dropSnapshot() { b.install(nil) }
-
 // invalidate is called by Vault where storage changed under this node.
 func (b *backend) invalidate(_ context.Context, key string) {
 	if key == configStorageKey || key == mountStorageKey {
@@ -296,36 +212,6 @@ func (b *backend) invalidate(_ context.Context, key string) {
 		if name, ok := strings.CutPrefix(key, prefix); ok {
 			b.roles.forget(name)
 		}
-	}
-}
-
-// newClient builds the client that cfg describes.
-func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, error) {
-	agent := PluginName + "/" + strings.TrimPrefix(version, "v")
-	if env, err := b.System().PluginEnv(ctx); err == nil && env != nil {
-		agent += " " + useragent.PluginString(env, PluginName)
-	}
-	return client.New(client.Options{
-		AdminKey:     cfg.AdminKey,
-		BaseURL:      cfg.APIEndpoint,
-		Organization: cfg.OrganizationID,
-		CACert:       []byte(cfg.CACert),
-		Timeout:      cfg.RequestTimeout,
-		Concurrency:  cfg.MaxConcurrent,
-		Pace:         b.pace,
-		Observer:     b.useOf(cfg.AdminKey),
-		UserAgent:    agent,
-		DialContext:  b.dial,
-	})
-}
-
-// lockConfig takes configLock; the context bounds the wait.
-func (b *backend) lockConfig(ctx context.Context) (unlock func(), err error) {
-	select {
-	case b.configLock <- struct{}{}:
-		return func() { <-b.configLock }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another change of the config or a rotation is under way: %w", ctx.Err())
 	}
 }
 
@@ -359,87 +245,121 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	return nil
 }
 
-// mayWriteLocally reports whether this node may write the mount's local
-// storage, where the journal is. A performance secondary may, unlike the rest
-// of the mount's storage: it works off what it has issued itself.
-func (b *backend) mayWriteLocally() bool {
-	state := b.System().ReplicationState()
-	return !state.HasState(consts.ReplicationDRSecondary) && !state.HasState(consts.ReplicationPerformanceStandby)
+// HandleExistenceCheck is framework.Backend's for the path alone: whether
+// something exists does not depend on the data, and what is wrong with that is
+// for HandleRequest to say. Here it would be an internal error that quotes it.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
+	if !storable(req.Path) {
+		return false, false, nil
+	}
+	bare := *req // the request itself comes again
+	bare.Data = nil
+	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &bare)
+	if err != nil && client.HoldsKey(err.Error()) {
+		err = errors.New("checking whether the entry exists has failed")
+	}
+	return checked, exists, err
 }
 
-// isDraining reports whether the mount is being disabled. Vault taints a mount
-// that moves, too, and unlike a disabled one it comes back at once.
-func (b *backend) isDraining() bool {
-	if !b.draining.Load() {
-		return false
+// HandleRequest is framework.Backend's, on data of which each value has its
+// field's type and one spelling.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
+	if problem, err := b.checkKeys(ctx, req); problem != "" || err != nil {
+		if err != nil {
+			return nil, err
+		}
+		return logical.ErrorResponse("%s", problem), nil
 	}
-	tainted := b.System().Tainted()
-	b.draining.Store(tainted)
-	return tainted
+	ignored, problem := b.normalize(req)
+	if problem != "" {
+		return logical.ErrorResponse("%s", problem), nil
+	}
+	b.metrics.push.seen(req)
+	done := b.watch(ctx, req)
+	resp, err := b.Backend.HandleRequest(ctx, req)
+	done(resp, err)
+	if err != nil && client.HoldsKey(req.Path) { // of what was stored before the rule
+		err = errors.New(client.HideKeys(err.Error()))
+	}
+	if req.Operation == logical.HelpOperation && resp != nil {
+		keepReferences(resp)
+	}
+	if len(ignored) > 0 && err == nil && !resp.IsError() {
+		if resp == nil {
+			resp = &logical.Response{}
+		}
+		resp.AddWarning("Ignored fields that only a read shows: " + strings.Join(ignored, ", "))
+	}
+	return resp, err
 }
 
-// mountEntry is what a mount knows of itself, made once.
-type mountEntry struct {
-	Version int `json:"version"`
-	// Tag starts the random suffix of every name that this mount gives, so
-	// that each name says which mount made it.
-	Tag string `json:"tag"`
-}
-
-// getTag reads the mount's tag; it is errNoTag when there is none.
-func getTag(ctx context.Context, s logical.Storage) (string, error) {
-	entry, err := s.Get(ctx, mountStorageKey)
-	if err != nil {
-		return "", fmt.Errorf("reading the mount's tag: %w", err)
+// checkKeys says which part of a request holds a key that does not belong there,
+// "" for none, without quoting it.
+func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem string, err error) {
+	switch req.Operation { //nolint:exhaustive // the others send text
+	case logical.RevokeOperation, logical.RenewOperation, logical.RollbackOperation:
+		return "", nil // what they send is the engine's own
 	}
-	var m mountEntry
-	if entry == nil {
-		return "", errNoTag
-	}
-	if err := entry.DecodeJSON(&m); err != nil {
-		return "", fmt.Errorf("decoding the mount's tag: %w", err)
-	}
-	if m.Version > mountVersion {
-		return "", fmt.Errorf("the mount's tag was written by a newer version of this plugin (format %d, this one knows %d)", m.Version, mountVersion)
-	}
-	return m.Tag, nil
-}
-
-var errNoTag = errors.New("the mount has no tag: write its config again")
-
-// ensureTag returns the mount's tag and makes it if there is none: before the
-// first config is stored, or when a config of the community plugin is first used.
-func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, error) {
-	tag, err := getTag(ctx, s)
-	if !errors.Is(err, errNoTag) {
-		return tag, err
-	}
-	b.tagLock.Lock()
-	defer b.tagLock.Unlock()
-	tag, err = getTag(ctx, s)
-	if !errors.Is(err, errNoTag) {
-		return tag, err
-	}
-	if err := b.recordCommunityRoles(ctx, s); err != nil {
-		return "", err
-	}
-	if tag, err = naming.Random(naming.TagLength); err != nil {
-		return "", err
-	}
-	// Before there is a tag nothing can have been issued.
-	if recorded, err := getLongestLease(ctx, s); err != nil {
-		return "", err
-	} else if recorded == nil {
-		if err := putLongestLease(ctx, s, 0); err != nil {
-			return "", err
+	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+		if problem := misplacedKey(name, req.Data[name]); problem != "" {
+			return problem, nil
 		}
 	}
-	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: mountVersion, Tag: tag})
-	if err != nil {
-		return "", err
+	if !client.HoldsKey(req.Path) {
+		return "", nil
 	}
-	if err := s.Put(ctx, entry); err != nil {
-		return "", fmt.Errorf("storing the mount's tag: %w", err)
+	// What was stored before the rule is read and deleted, and nothing else.
+	where, name, _ := strings.Cut(req.Path, "/")
+	for _, prefix := range entriesAt[where] {
+		entry, err := req.Storage.Get(ctx, prefix+name)
+		if err != nil {
+			return "", errors.New("reading the role that the path names has failed")
+		}
+		switch {
+		case entry == nil:
+		case strings.HasSuffix(where, "roles") && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation):
+			return "", nil
+		default:
+			return "the name of this role has the form of an API key, so it can only be listed, read and deleted; write the role under another name", nil
+		}
 	}
-	return tag, nil
+	return "the path contains an API key; revoke that key, because Vault's audit log has paths in clear text", nil
 }
+
+// entriesAt are the storage prefixes of what the paths with a name use.
+var entriesAt = map[string][]string{
+	"roles":        {roleStoragePrefix, communityRolePrefix},
+	"creds":        {roleStoragePrefix, communityRolePrefix},
+	"static-roles": {staticStoragePrefix},
+	"static-creds": {staticStoragePrefix},
+	"rotate-role":  {staticStoragePrefix},
+}
+
+// misplacedKey says that a field, given or unknown, holds a key and may not, ""
+// when all is well. Only admin_api_key may, and only as one string.
+func misplacedKey(name string, value any) (problem string) {
+	text, isText := value.(string)
+	if !isText {
+		text = fmt.Sprint(value) // lists and objects at any depth
+	}
+	switch {
+	case client.HoldsKey(name):
+		return "the name of a field contains an API key; nothing was stored, revoke that key"
+	case name == "admin_api_key" && !isText && value != nil:
+		return name + " must be one string"
+	case name != "admin_api_key" && client.HoldsKey(text):
+		return fmt.Sprintf("%.64q contains an API key; nothing was stored. Only admin_api_key of the config takes one, and a key that was sent in another field should be revoked", name)
+	}
+	return ""
+}
+
+// version is the plugin's own, set by the build with -ldflags -X. It must be a
+// semantic version with a leading v: Vault compares it with the one given at
+// registration and refuses the plugin when they differ.
+var version = "v0.1.0-dev"
+
+// PluginName is the name of the binary and the name to register it under.
+const PluginName = "vault-plugin-secrets-openai"
+
+// Version returns the plugin's version, such as "v0.1.0".
+func Version() string { return version }

@@ -26,12 +26,6 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// Where OpenAI's own pages for a remedy are.
-const (
-	adminKeysPage = "platform.openai.com/settings/organization/admin-keys"
-	projectsPage  = "platform.openai.com/settings/organization/projects"
-)
-
 // mergeConfig applies a write to the stored config (nil when there is none)
 // and checks everything that can be checked without a call. The problem is for
 // the caller, "" when there is none.

@@ -336,27 +336,6 @@ func residencyText(e *client.Error) string {
 	return fmt.Sprintf("The key is valid, but its project has data residency: OpenAI serves it at %[1]s and not at %[2]s. Use the key with the base URL https://%[1]s/v1.", host, e.Host)
 }
 
-// withCurrent makes a call that may be made again. If the admin key was replaced
-// under it, or is so new that one of OpenAI's servers may not know it, the call
-// is made again with the one then in force.
-func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*snapshot) error) error {
-	for attempt := 0; ; attempt++ {
-		err := call(*snap)
-		replaced := b.replaced(*snap)
-		if !client.IsDenied(err) || attempt+1 >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
-			return err
-		}
-		if !replaced && client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
-			return err
-		}
-		current, currentErr := b.current(ctx, req.Storage)
-		if currentErr != nil {
-			return currentErr
-		}
-		*snap = current
-	}
-}
-
 // updateKey is withCurrent for an update of a key. While OpenAI does not find the
 // key the update is repeated, within the context: one of its servers may not know
 // the key yet. It ends early if the key is proven to be deleted.
@@ -418,19 +397,6 @@ func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, la
 		}
 	}
 	return "its " + m.noun() + " is destroyed"
-}
-
-// fresh reports whether the admin key came into force so recently that one of
-// OpenAI's servers may not know it yet.
-func (s *snapshot) fresh(now time.Time) bool {
-	return s.config.AdminKeyRotated && now.Sub(s.config.LastRotated) < time.Minute
-}
-
-// replaced reports whether another snapshot has come into force.
-func (b *backend) replaced(snap *snapshot) bool {
-	b.snapshotMu.RLock()
-	defer b.snapshotMu.RUnlock()
-	return b.snapshot != snap
 }
 
 // destroy deletes a credential of known ID, or has its key end. Without an error

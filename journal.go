@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -334,12 +333,6 @@ func (r *walRun) outcome(err error) {
 		r.lines++
 		r.log(r.req).Warn("WAL entry not executed", "error", err)
 	}
-}
-
-// shared reports whether err has a cause that other calls would share.
-func shared(err error) bool {
-	e := client.AsError(err)
-	return e != nil && (e.Ambiguous() || e.Status == 0 || e.RateLimited() || e.Status == http.StatusUnauthorized)
 }
 
 func (r *walRun) hopeless() bool {

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -132,57 +131,8 @@ type unreadable struct{ error }
 
 func (u unreadable) Unwrap() error { return u.error }
 
-func roleNameField() *framework.FieldSchema {
-	return &framework.FieldSchema{
-		Type:         framework.TypeString,
-		Description:  "Name of the role: letters, digits, dots, dashes and underscores.",
-		DisplayAttrs: &framework.DisplayAttributes{Name: "Role name"},
-		Required:     true,
-	}
-}
-
 func (b *backend) pathRoles() *framework.Path {
 	return pathNames("roles", "roles", roleStoragePrefix, communityRolePrefix)
-}
-
-// pathNames lists what is stored under one of the prefixes, by its name.
-func pathNames(at, what string, prefixes ...string) *framework.Path {
-	return &framework.Path{
-		Pattern:      at + "/?$",
-		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: at},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ListOperation: &framework.PathOperation{
-				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-					names, err := listNames(ctx, req.Storage, prefixes...)
-					if err != nil {
-						return nil, fmt.Errorf("listing the %s: %w", what, err)
-					}
-					slices.Sort(names)
-					return logical.ListResponse(names), nil
-				},
-				Summary: "List the " + what + ".",
-				Responses: okFields("Names of the "+what+".", map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeStringSlice, Description: "Names of the " + what + "."},
-				}),
-			},
-		},
-		HelpSynopsis:    "List the " + what + ".",
-		HelpDescription: "Lists the names of all " + what + " of this mount.",
-	}
-}
-
-// listNames returns what is stored under any of the prefixes, sorted.
-func listNames(ctx context.Context, s logical.Storage, prefixes ...string) ([]string, error) {
-	var all []string
-	for _, prefix := range prefixes {
-		names, err := s.List(ctx, prefix)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, names...)
-	}
-	slices.Sort(all)
-	return slices.Compact(all), nil
 }
 
 func (b *backend) pathRole() *framework.Path {

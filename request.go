@@ -7,9 +7,9 @@ package openaisecrets
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -38,114 +38,6 @@ func strict(handler framework.OperationFunc) framework.OperationFunc {
 		}
 		return handler(ctx, req, d)
 	}
-}
-
-// HandleExistenceCheck is framework.Backend's for the path alone: whether
-// something exists does not depend on the data, and what is wrong with that is
-// for HandleRequest to say. Here it would be an internal error that quotes it.
-func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
-	if !storable(req.Path) {
-		return false, false, nil
-	}
-	bare := *req // the request itself comes again
-	bare.Data = nil
-	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &bare)
-	if err != nil && client.HoldsKey(err.Error()) {
-		err = errors.New("checking whether the entry exists has failed")
-	}
-	return checked, exists, err
-}
-
-// HandleRequest is framework.Backend's, on data of which each value has its
-// field's type and one spelling.
-func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	if problem, err := b.checkKeys(ctx, req); problem != "" || err != nil {
-		if err != nil {
-			return nil, err
-		}
-		return logical.ErrorResponse("%s", problem), nil
-	}
-	ignored, problem := b.normalize(req)
-	if problem != "" {
-		return logical.ErrorResponse("%s", problem), nil
-	}
-	b.metrics.push.seen(req)
-	done := b.watch(ctx, req)
-	resp, err := b.Backend.HandleRequest(ctx, req)
-	done(resp, err)
-	if err != nil && client.HoldsKey(req.Path) { // of what was stored before the rule
-		err = errors.New(client.HideKeys(err.Error()))
-	}
-	if req.Operation == logical.HelpOperation && resp != nil {
-		keepReferences(resp)
-	}
-	if len(ignored) > 0 && err == nil && !resp.IsError() {
-		if resp == nil {
-			resp = &logical.Response{}
-		}
-		resp.AddWarning("Ignored fields that only a read shows: " + strings.Join(ignored, ", "))
-	}
-	return resp, err
-}
-
-// checkKeys says which part of a request holds a key that does not belong there,
-// "" for none, without quoting it.
-func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem string, err error) {
-	switch req.Operation { //nolint:exhaustive // the others send text
-	case logical.RevokeOperation, logical.RenewOperation, logical.RollbackOperation:
-		return "", nil // what they send is the engine's own
-	}
-	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
-		if problem := misplacedKey(name, req.Data[name]); problem != "" {
-			return problem, nil
-		}
-	}
-	if !client.HoldsKey(req.Path) {
-		return "", nil
-	}
-	// What was stored before the rule is read and deleted, and nothing else.
-	where, name, _ := strings.Cut(req.Path, "/")
-	for _, prefix := range entriesAt[where] {
-		entry, err := req.Storage.Get(ctx, prefix+name)
-		if err != nil {
-			return "", errors.New("reading the role that the path names has failed")
-		}
-		switch {
-		case entry == nil:
-		case strings.HasSuffix(where, "roles") && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation):
-			return "", nil
-		default:
-			return "the name of this role has the form of an API key, so it can only be listed, read and deleted; write the role under another name", nil
-		}
-	}
-	return "the path contains an API key; revoke that key, because Vault's audit log has paths in clear text", nil
-}
-
-// entriesAt are the storage prefixes of what the paths with a name use.
-var entriesAt = map[string][]string{
-	"roles":        {roleStoragePrefix, communityRolePrefix},
-	"creds":        {roleStoragePrefix, communityRolePrefix},
-	"static-roles": {staticStoragePrefix},
-	"static-creds": {staticStoragePrefix},
-	"rotate-role":  {staticStoragePrefix},
-}
-
-// misplacedKey says that a field, given or unknown, holds a key and may not, ""
-// when all is well. Only admin_api_key may, and only as one string.
-func misplacedKey(name string, value any) (problem string) {
-	text, isText := value.(string)
-	if !isText {
-		text = fmt.Sprint(value) // lists and objects at any depth
-	}
-	switch {
-	case client.HoldsKey(name):
-		return "the name of a field contains an API key; nothing was stored, revoke that key"
-	case name == "admin_api_key" && !isText && value != nil:
-		return name + " must be one string"
-	case name != "admin_api_key" && client.HoldsKey(text):
-		return fmt.Sprintf("%.64q contains an API key; nothing was stored. Only admin_api_key of the config takes one, and a key that was sent in another field should be revoked", name)
-	}
-	return ""
 }
 
 // log returns the logger of all that is done for a request: its lines name the
@@ -258,4 +150,124 @@ func noContent(description string) map[int][]framework.Response {
 // okFields documents an answer with data.
 func okFields(description string, fields map[string]*framework.FieldSchema) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusOK: {{Description: description, Fields: fields}}}
+}
+
+// Where OpenAI's own pages for a remedy are.
+const (
+	adminKeysPage = "platform.openai.com/settings/organization/admin-keys"
+	projectsPage  = "platform.openai.com/settings/organization/projects"
+)
+
+// keepReferences makes Vault keep the references in an external plugin's
+// document. It decodes what comes over the plugin protocol by the names of Go
+// fields, finds no "$ref" and would describe every body as anything at all; "ref"
+// it finds. A Vault that reads "$ref" ignores it.
+func keepReferences(resp *logical.Response) {
+	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
+	if !ok {
+		return
+	}
+	encoded, err := json.Marshal(doc)
+	if err != nil {
+		return // as it was
+	}
+	var generic map[string]any
+	if json.Unmarshal(encoded, &generic) == nil {
+		repeatReferences(generic)
+		resp.Data["openapi"] = generic
+	}
+}
+
+// repeatReferences adds "ref" wherever there is a "$ref".
+func repeatReferences(node any) {
+	switch node := node.(type) {
+	case map[string]any:
+		if ref, ok := node["$ref"].(string); ok {
+			node["ref"] = ref
+		}
+		for _, child := range node {
+			repeatReferences(child)
+		}
+	case []any:
+		for _, child := range node {
+			repeatReferences(child)
+		}
+	}
+}
+
+func roleNameField() *framework.FieldSchema {
+	return &framework.FieldSchema{
+		Type:         framework.TypeString,
+		Description:  "Name of the role: letters, digits, dots, dashes and underscores.",
+		DisplayAttrs: &framework.DisplayAttributes{Name: "Role name"},
+		Required:     true,
+	}
+}
+
+// pathNames lists what is stored under one of the prefixes, by its name.
+func pathNames(at, what string, prefixes ...string) *framework.Path {
+	return &framework.Path{
+		Pattern:      at + "/?$",
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationSuffix: at},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ListOperation: &framework.PathOperation{
+				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+					names, err := listNames(ctx, req.Storage, prefixes...)
+					if err != nil {
+						return nil, fmt.Errorf("listing the %s: %w", what, err)
+					}
+					slices.Sort(names)
+					return logical.ListResponse(names), nil
+				},
+				Summary: "List the " + what + ".",
+				Responses: okFields("Names of the "+what+".", map[string]*framework.FieldSchema{
+					"keys": {Type: framework.TypeStringSlice, Description: "Names of the " + what + "."},
+				}),
+			},
+		},
+		HelpSynopsis:    "List the " + what + ".",
+		HelpDescription: "Lists the names of all " + what + " of this mount.",
+	}
+}
+
+// listNames returns what is stored under any of the prefixes, sorted.
+func listNames(ctx context.Context, s logical.Storage, prefixes ...string) ([]string, error) {
+	var all []string
+	for _, prefix := range prefixes {
+		names, err := s.List(ctx, prefix)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// decodeInto reads what storage has turned into generic JSON values.
+func decodeInto(target any, data any) error {
+	encoded, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(encoded, target)
+}
+
+// shared reports whether err has a cause that other calls would share.
+func shared(err error) bool {
+	e := client.AsError(err)
+	return e != nil && (e.Ambiguous() || e.Status == 0 || e.RateLimited() || e.Status == http.StatusUnauthorized)
+}
+
+// isNotFoundAtAll reports a 404, in whatever form.
+func isNotFoundAtAll(err error) bool {
+	e := client.AsError(err)
+	return e != nil && e.Status == http.StatusNotFound
+}
+
+// complain logs the failure of work that has no caller.
+func (b *backend) complain(ctx context.Context, req *logical.Request, what string, err error) {
+	if err != nil && ctx.Err() == nil {
+		b.log(req).Warn(what, "error", err)
+	}
 }

@@ -8,7 +8,6 @@ package openaisecrets
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -60,15 +59,6 @@ func (l leaseData) internal() map[string]any {
 		data["key_expires_at"] = l.KeyExpires.UTC().Format(time.RFC3339)
 	}
 	return data
-}
-
-// decodeInto reads what storage has turned into generic JSON values.
-func decodeInto(target any, data any) error {
-	encoded, err := json.Marshal(data)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(encoded, target)
 }
 
 // decodeLease reads a lease's internal data.

@@ -685,23 +685,6 @@ func (b *backend) lastLook(ctx context.Context, req *logical.Request, cfg *confi
 	return ends
 }
 
-// amendConfig stores a config whose client is the one in force. The caller holds
-// configLock.
-func (b *backend) amendConfig(ctx context.Context, s logical.Storage, cfg *config) error {
-	if err := putConfig(ctx, s, cfg); err != nil {
-		b.dropSnapshot()
-		return err
-	}
-	b.snapshotMu.RLock()
-	snap := b.snapshot
-	b.snapshotMu.RUnlock()
-	if snap != nil {
-		snap = snap.with(cfg)
-	}
-	b.install(snap)
-	return nil
-}
-
 // remindOfRetired logs once a day which superseded keys are kept and why.
 func (b *backend) remindOfRetired(req *logical.Request, cfg *config) {
 	for i := range cfg.Retired {

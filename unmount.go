@@ -387,3 +387,14 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 		log.Warn("WAL entry left: OpenBao may only be sealing the namespace", attrs...)
 	}
 }
+
+// isDraining reports whether the mount is being disabled. Vault taints a mount
+// that moves, too, and unlike a disabled one it comes back at once.
+func (b *backend) isDraining() bool {
+	if !b.draining.Load() {
+		return false
+	}
+	tainted := b.System().Tainted()
+	b.draining.Store(tainted)
+	return tainted
+}

@@ -10,7 +10,6 @@ package openaisecrets
 import (
 	"context"
 	"errors"
-	"net/http"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -80,13 +79,6 @@ func (b *backend) workLane(ctx context.Context, req *logical.Request, kind strin
 		if more = run.cut && run.done > 0; more {
 			b.complain(ctx, req, "WAL not read", b.refreshWAL(ctx, req))
 		}
-	}
-}
-
-// complain logs the failure of work that has no caller.
-func (b *backend) complain(ctx context.Context, req *logical.Request, what string, err error) {
-	if err != nil && ctx.Err() == nil {
-		b.log(req).Warn(what, "error", err)
 	}
 }
 
@@ -168,12 +160,6 @@ func (b *backend) drainEnd() time.Time {
 	end := time.Now().Add(drainBudget)
 	b.drainEnds.Store(&end)
 	return end
-}
-
-// isNotFoundAtAll reports a 404, in whatever form.
-func isNotFoundAtAll(err error) bool {
-	e := client.AsError(err)
-	return e != nil && e.Status == http.StatusNotFound
 }
 
 // logLeft names what a mount that is being disabled leaves at OpenAI, once for each

@@ -7,7 +7,6 @@ package openaisecrets
 // warning.
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,116 +19,6 @@ import (
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/naming"
 )
-
-const (
-	roleStoragePrefix = "role/"
-	roleVersion       = 1
-
-	defaultTTL        = time.Hour
-	defaultMaxTTL     = 24 * time.Hour
-	defaultActivation = 10 * time.Second
-	// untunedTTL is the default_lease_ttl of a Vault that was told of none.
-	untunedTTL = 32 * 24 * time.Hour
-)
-
-// When a key ends at OpenAI by itself.
-const (
-	expiryMaxTTL = "max_ttl" // after the longest life of its lease
-	expiryTTL    = "ttl"     // after the lease, with which it is moved
-	expiryNone   = "none"    // never
-)
-
-// activationFailure is what happens to a new key that has not been accepted in
-// time. Entries of before the field have none, which is activationError.
-type activationFailure string
-
-const (
-	activationError activationFailure = "error" // it is destroyed
-	activationWarn  activationFailure = "warn"  // it is handed out with a warning
-)
-
-func (a activationFailure) String() string { return string(cmp.Or(a, activationError)) }
-
-// role is what a credential may be.
-type role struct {
-	Version int `json:"version"`
-	// ProjectID is empty where the config's applies.
-	ProjectID    string `json:"project_id"`
-	NameTemplate string `json:"service_account_name_template"`
-	Description  string `json:"service_account_description,omitempty"`
-	// TTL and MaxTTL are 0 where the default applies.
-	TTL    time.Duration `json:"ttl"`
-	MaxTTL time.Duration `json:"max_ttl"`
-	// Scopes is what the keys may do; none = all that the account may do.
-	Scopes         []string `json:"scopes,omitempty"`
-	KeyExpiry      string   `json:"key_expiry"`
-	CredentialType string   `json:"credential_type"`
-	// ServiceAccountID and its name when the role was written are the account's
-	// of typeKey.
-	ServiceAccountID string `json:"service_account_id,omitempty"`
-	ServiceAccount   string `json:"service_account,omitempty"`
-	// ActivationTimeout is how long a new key is given to work; 0 = it is not
-	// tried. ActivationFailure is what happens then.
-	ActivationTimeout time.Duration     `json:"activation_timeout"`
-	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
-
-	AsWritten asWritten `json:"as_written,omitempty"`
-}
-
-// maxTTL is the longest that the role lets a lease last.
-func (r *role) maxTTL() time.Duration { return cmp.Or(r.MaxTTL, defaultMaxTTL) }
-
-// leaseTTL is how long the role lets a lease last at first. A mount that was not
-// tuned looks like one that was tuned to Vault's default of 32 days, so that the
-// mount's default only shortens the engine's.
-func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
-	if r.TTL != 0 {
-		return r.TTL
-	}
-	ttl := min(defaultTTL, r.maxTTL())
-	if mountDefault > 0 {
-		ttl = min(ttl, mountDefault)
-	}
-	return ttl
-}
-
-// newRole is what a write, and an entry of the community plugin, does not name.
-func newRole() *role {
-	return &role{NameTemplate: naming.DefaultTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
-}
-
-// project is the one in which the role's credentials are made, "" without any.
-func (r *role) project(cfg *config) string {
-	if r.ProjectID == "" && cfg != nil {
-		return cfg.ProjectID
-	}
-	return r.ProjectID
-}
-
-// getRole reads a role from storage; nil when there is no such role.
-func getRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
-	entry, err := s.Get(ctx, roleStoragePrefix+name)
-	if err != nil {
-		return nil, fmt.Errorf("reading role %q: %w", name, err)
-	}
-	if entry == nil {
-		return getCommunityRole(ctx, s, name)
-	}
-	r := &role{}
-	if err := entry.DecodeJSON(r); err != nil {
-		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
-	}
-	if r.Version > roleVersion {
-		return nil, unreadable{fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)}
-	}
-	return r, nil
-}
-
-// unreadable is an error of an entry that storage has and this version cannot read,
-// whereas any other leaves open what storage has.
-type unreadable struct{ error }
-
-func (u unreadable) Unwrap() error { return u.error }
 
 func (b *backend) pathRoles() *framework.Path {
 	return pathNames("roles", "roles", roleStoragePrefix, communityRolePrefix)
@@ -290,23 +179,6 @@ func (b *backend) roleRead(ctx context.Context, req *logical.Request, d *framewo
 	return resp, nil
 }
 
-// fields are what a write may have, as it is used.
-func (r *role) fields() map[string]any {
-	return map[string]any{
-		"project_id":                    r.ProjectID,
-		"service_account_name_template": r.NameTemplate,
-		"service_account_description":   r.Description,
-		"ttl":                           int64(r.TTL / time.Second),
-		"max_ttl":                       int64(r.MaxTTL / time.Second),
-		"scopes":                        append([]string{}, r.Scopes...), // [] and not null without any
-		"key_expiry":                    r.KeyExpiry,
-		"credential_type":               r.CredentialType,
-		"service_account_id":            r.ServiceAccountID,
-		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
-		"activation_failure":            r.ActivationFailure.String(),
-	}
-}
-
 func (b *backend) roleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	err := b.roles.change(name, func() error { return deleteRole(ctx, req.Storage, name) })
@@ -398,49 +270,4 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	b.notify(eventRoleWrite, req.MountPoint, req.Path, true, "name", name, "project_id", project)
 	b.log(req).Info("role stored", "role", name, "project_id", project)
 	return unlessEmpty(response), nil
-}
-
-// lifetime is how long a lease lasts, and its key.
-type lifetime struct {
-	TTL, Max time.Duration
-	// Key is how long the key is to live at OpenAI, 0 = without end, and Covers
-	// the part of it in which it must work.
-	Key, Covers time.Duration
-	Warnings    []string
-}
-
-// lifetime computes a lease's times from the role, the mount's bounds and what
-// was asked for (0 = nothing).
-func (r *role) lifetime(mount logical.SystemView, asked time.Duration) lifetime {
-	l := lifetime{TTL: r.leaseTTL(mount.DefaultLeaseTTL()), Max: r.maxTTL()}
-	if mountMax := mount.MaxLeaseTTL(); mountMax > 0 {
-		l.Max = min(l.Max, mountMax)
-	}
-	if r.KeyExpiry == expiryMaxTTL {
-		l.Max = min(l.Max, maxLease)
-	}
-	if asked > 0 {
-		l.TTL = asked
-	}
-	longest := l.Max
-	if r.KeyExpiry == expiryTTL {
-		longest = min(longest, maxLease)
-	}
-	switch {
-	case l.TTL <= longest:
-	case asked == 0 && r.TTL == 0: // nobody asked for it
-		l.TTL = longest
-	default:
-		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s is longer than the %s that the role and the mount allow, and was cut to that.", l.TTL, longest))
-		l.TTL = longest
-	}
-	switch r.KeyExpiry {
-	case expiryTTL:
-		l.Covers, l.Key = l.TTL, l.TTL+expiryMargin
-	case expiryNone:
-		l.Covers = l.Max
-	default:
-		l.Covers, l.Key = l.Max, l.Max+expiryMargin
-	}
-	return l
 }

@@ -33,8 +33,6 @@ import (
 )
 
 const (
-	projectStoragePrefix = "project/"
-	projectVersion       = 1
 
 	// forgetAfter is how long a project must have been unknown before its
 	// record goes. OpenAI deletes no projects (docs/openai-api.md), so a 404
@@ -51,55 +49,6 @@ const (
 )
 
 var errStalled = errors.New("no call to OpenAI has succeeded")
-
-// projectEntry says that a role names or has named a project, whose ID is in
-// the entry's key. Roles come and go, and what they left stays to be found.
-type projectEntry struct {
-	Version int `json:"version"`
-	// UnknownSince is since when OpenAI does not know the project.
-	UnknownSince time.Time `json:"unknown_since,omitzero"`
-}
-
-// getProjectEntry returns nil when the project is not recorded.
-func getProjectEntry(ctx context.Context, s logical.Storage, id string) (*projectEntry, error) {
-	stored, err := s.Get(ctx, projectStoragePrefix+id)
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of project %s: %w", id, err)
-	}
-	if stored == nil {
-		return nil, nil
-	}
-	var entry projectEntry
-	if err := stored.DecodeJSON(&entry); err != nil {
-		return nil, fmt.Errorf("decoding the record of project %s: %w", id, err)
-	}
-	if entry.Version > projectVersion {
-		return nil, fmt.Errorf("the record of project %s was written by a newer version of this plugin (format %d, this one knows %d)", id, entry.Version, projectVersion)
-	}
-	return &entry, nil
-}
-
-func putProjectEntry(ctx context.Context, s logical.Storage, id string, entry projectEntry) error {
-	entry.Version = projectVersion
-	stored, err := logical.StorageEntryJSON(projectStoragePrefix+id, entry)
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, stored); err != nil {
-		return fmt.Errorf("storing the record of project %s: %w", id, err)
-	}
-	return nil
-}
-
-// recordProject notes that a role names a project. It precedes the write of
-// the role, so that nothing can be made in a project that no sweep looks at.
-func recordProject(ctx context.Context, s logical.Storage, id string) error {
-	entry, err := getProjectEntry(ctx, s, id)
-	if err != nil || entry != nil {
-		return err
-	}
-	return putProjectEntry(ctx, s, id, projectEntry{})
-}
 
 // orphan is an account, or a key of one that stays, that nobody can need any
 // more.

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -21,115 +20,6 @@ import (
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/text"
 )
-
-const (
-	configStorageKey = "config"
-	configVersion    = 1
-
-	maxCACert = 256 << 10
-	// minConcurrent leaves a place each for issues and revokes.
-	minConcurrent = 4
-	maxConcurrent = 1024
-)
-
-// configSpelled are the fields of which an empty text stands for a default or for
-// what the engine finds, or that have several spellings.
-var configSpelled = []string{"admin_api_key_id", "api_endpoint"}
-
-// config is the engine's configuration, as stored and as used.
-type config struct {
-	Version int `json:"version"`
-	// AdminKey prints as ***; putConfig and getConfig carry its value.
-	AdminKey client.Secret `json:"-"`
-	// AdminKeyID is empty only after skip_verify.
-	AdminKeyID string `json:"admin_api_key_id"`
-	// AdminKeyRotated says that this engine made the key, so that nobody else
-	// holds its value and it must not be left behind.
-	AdminKeyRotated bool `json:"admin_api_key_rotated,omitempty"`
-	// KeyOriginUnknown says that another plugin stored the key, and may have made it.
-	KeyOriginUnknown bool   `json:"admin_api_key_origin_unknown,omitempty"`
-	OrganizationID   string `json:"organization_id,omitempty"`
-	// ProjectID is that of roles which name none; it may be empty.
-	ProjectID             string        `json:"project_id,omitempty"`
-	APIEndpoint           string        `json:"api_endpoint"`
-	AllowInsecureEndpoint bool          `json:"allow_insecure_endpoint,omitempty"`
-	CACert                string        `json:"ca_cert,omitempty"`
-	RotationGracePeriod   time.Duration `json:"rotation_grace_period"`
-	RequestTimeout        time.Duration `json:"request_timeout"`
-	MaxConcurrent         int           `json:"max_concurrent_requests"`
-	Retired               []retiredKey  `json:"retired_admin_keys,omitempty"`
-
-	// TidyInterval is how often the engine sweeps by itself; 0 = never.
-	TidyInterval     time.Duration `json:"tidy_interval"`
-	TidySafetyBuffer time.Duration `json:"tidy_safety_buffer"`
-
-	schedule
-	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
-	// RotationManager says who keeps the schedule. managerVault stays until
-	// Vault has been told that there is none any more.
-	RotationManager string `json:"rotation_manager,omitempty"`
-	// RotationError is why the last rotation that nobody asked for has failed;
-	// empty after a success.
-	RotationError string `json:"last_rotation_error,omitempty"`
-	// AdminKeyExpires is the admin key's end at OpenAI; zero = none known.
-	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
-
-	AsWritten asWritten `json:"as_written,omitempty"`
-}
-
-// storedConfig adds the one value that config itself never encodes.
-type storedConfig struct {
-	*config
-	AdminKey string `json:"admin_api_key"`
-}
-
-func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
-	entry, err := s.Get(ctx, configStorageKey)
-	if err != nil {
-		return nil, fmt.Errorf("reading the config: %w", err)
-	}
-	if entry == nil {
-		return nil, nil
-	}
-	stored := storedConfig{config: &config{}}
-	if err := entry.DecodeJSON(&stored); err != nil {
-		return nil, fmt.Errorf("decoding the config: %w", err)
-	}
-	if stored.Version > configVersion {
-		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
-	}
-	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
-	return takeOver(entry, stored.config)
-}
-
-func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
-	cfg.Version = configVersion
-	entry, err := logical.StorageEntryJSON(configStorageKey, storedConfig{config: cfg, AdminKey: cfg.AdminKey.Reveal()})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing the config: %w", err)
-	}
-	return nil
-}
-
-// spelling is what is used of the fields of configSpelled. An ID that is unknown
-// will be found, so it is not the empty text that asks for that.
-func (c *config) spelling() map[string]any {
-	used := map[string]any{"api_endpoint": c.APIEndpoint, "admin_api_key_id": c.AdminKeyID}
-	if c.AdminKeyID == "" {
-		used["admin_api_key_id"] = nil
-	}
-	return used
-}
-
-// clone returns a copy that shares nothing that is ever changed.
-func (c *config) clone() *config {
-	copied := *c
-	copied.Retired = slices.Clone(c.Retired)
-	return &copied
-}
 
 func (b *backend) pathConfig() *framework.Path {
 	fields := map[string]*framework.FieldSchema{

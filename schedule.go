@@ -16,7 +16,6 @@ import (
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/automatedrotationutil"
-	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/hashicorp/vault/sdk/rotation"
 
 	"vault-plugin-secrets-openai/client"
@@ -27,10 +26,6 @@ const (
 	minRotationPeriod = 10 * time.Second
 	// maxRotationPeriod keeps what is given within a time.Duration.
 	maxRotationPeriod = 10 * 365 * 24 * time.Hour
-
-	// renewFloor is the least time from one rotation to the next that only the
-	// key's end asks for: this clock and OpenAI's may disagree on when that is.
-	renewFloor = time.Hour
 )
 
 // addScheduleFields adds Vault's own fields, but for the one that only the
@@ -198,113 +193,6 @@ func (s *schedule) longestGap(now time.Time) (longest time.Duration) {
 	return longest
 }
 
-// mergeSchedule applies a write to the schedule of the admin key.
-func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
-	before := *c
-	if problem := c.merge(d, now); problem != "" {
-		return problem
-	}
-	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
-		c.DisableAutomatedRotation = raw.(bool)
-	}
-	// A write that changes nothing of the schedule does not put it off, and does not
-	// make a failure forgotten.
-	changed := !c.sameSchedule(&before)
-	if changed {
-		c.RotationError = ""
-	}
-	if changed || c.NextRotation.IsZero() {
-		c.plan(now)
-	}
-	return ""
-}
-
-// scheduled reports whether rotations are to happen by themselves.
-func (c *config) scheduled() bool {
-	return !c.DisableAutomatedRotation && (c.RotationPeriod != 0 || c.RotationSchedule != "")
-}
-
-func (c *config) sameSchedule(o *config) bool {
-	return c.same(&o.schedule) && c.DisableAutomatedRotation == o.DisableAutomatedRotation
-}
-
-// plan sets when the next rotation is due. A period counts from the last
-// rotation, or from now for a key that no rotation has made.
-func (c *config) plan(now time.Time) {
-	c.NextRotation = time.Time{}
-	if !c.scheduled() {
-		return
-	}
-	from := now
-	if c.RotationPeriod != 0 && c.AdminKeyRotated {
-		from = c.LastRotated
-	}
-	c.planFrom(from)
-}
-
-// nextRotation is when the engine, or Vault for it, replaces the key next:
-// when the schedule says so, or sooner when the key's own end demands it. Zero
-// when nothing is planned. The schedule's part may be later by slack.
-func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
-	if c.DisableAutomatedRotation {
-		return time.Time{}
-	}
-	at := time.Time{}
-	if c.scheduled() {
-		at = c.tick(now)
-	}
-	if !at.IsZero() {
-		at = at.Add(slack)
-	}
-	// A key of the operator's is not replaced uninvited.
-	by := c.renewBy()
-	if floor := c.LastRotated.Add(renewFloor); !by.IsZero() && c.AdminKeyRotated && !c.LastRotated.After(now) && by.Before(floor) {
-		by = floor
-	}
-	if !by.IsZero() && (c.scheduled() || c.AdminKeyRotated) && (at.IsZero() || by.Before(at)) {
-		return by
-	}
-	return at
-}
-
-// correctTimes replaces times of the past that lie in the future, which a clock
-// that was ahead has left, by now, and plans anew what follows from them, never
-// later than before. It reports whether there were any.
-func (c *config) correctTimes(now time.Time) (corrected bool) {
-	now = now.UTC().Truncate(time.Second)
-	if c.LastRotated.After(now.Add(clockTolerance)) {
-		c.LastRotated, corrected = now, true
-		if life := c.keyLife(now); life != 0 && c.AdminKeyExpires.After(now.Add(life)) {
-			c.AdminKeyExpires = now.Add(life)
-		}
-	}
-	// A schedule that was planned by the right clock is never further away.
-	if planned := c.schedule; c.scheduled() {
-		planned.planFrom(now)
-		if c.NextRotation.After(planned.NextRotation.Add(clockTolerance)) {
-			c.NextRotation, corrected = planned.NextRotation, true
-		}
-	}
-	for i := range c.Retired {
-		k := &c.Retired[i]
-		// What OpenAI's clock confirms is not of the future: then this one is behind.
-		at := later(now, k.SupersededThere)
-		if k.CreatedAt.After(at.Add(clockTolerance)) {
-			k.CreatedAt, corrected = at, true
-		}
-		superseded := k.superseded(c.RotationGracePeriod)
-		if !superseded.After(at.Add(clockTolerance)) {
-			continue
-		}
-		after := at.Add(k.DeleteAfter.Sub(superseded))
-		if after.Before(k.DeleteAfter) {
-			k.DeleteAfter = after
-		}
-		k.SupersededAt, corrected = at, true
-	}
-	return corrected
-}
-
 // threeRotations is how long it takes from now until three rotations in a row
 // would have been missed; a year where a time is beyond that, and 0 when two
 // would take longer than a year already.
@@ -324,85 +212,4 @@ func (s *schedule) threeRotations(now time.Time) time.Duration {
 		return client.MaxExpiry
 	}
 	return min(at.Sub(now).Truncate(time.Second), client.MaxExpiry)
-}
-
-// keyLife is how long an admin key made now is to live: until three rotations
-// in a row would have been missed, but a week at least; 0 = without end. A
-// schedule with which two would take longer than OpenAI's limit of a year gets
-// none, since such an end could come before the rotation that renews it.
-func (c *config) keyLife(now time.Time) time.Duration {
-	if !c.scheduled() {
-		return 0
-	}
-	life := c.threeRotations(now)
-	if life == 0 {
-		return 0
-	}
-	return max(life, minKeyLife)
-}
-
-// renewBy is when a key that has an end must be replaced at the latest, zero
-// for one that has none: with a third of its life left, or a period where that
-// is more. Of a key that this engine has not made only the end is known.
-func (c *config) renewBy() time.Time {
-	if c.AdminKeyExpires.IsZero() {
-		return time.Time{}
-	}
-	left := minKeyLife
-	if c.AdminKeyRotated {
-		// Unless the clock was so far ahead at the rotation that the key's end
-		// lies before it.
-		if life := c.AdminKeyExpires.Sub(c.LastRotated); life > 0 {
-			left = life / 3
-			if c.RotationPeriod <= life/2 {
-				left = max(left, c.RotationPeriod)
-			}
-		}
-	}
-	return c.AdminKeyExpires.Add(-left)
-}
-
-// expiryText says what becomes of an admin key that has an end, "" for one
-// that has none.
-func (c *config) expiryText() string {
-	if c.AdminKeyExpires.IsZero() {
-		return ""
-	}
-	end, by := text.Time(c.AdminKeyExpires), text.Time(c.renewBy())
-	switch {
-	case c.DisableAutomatedRotation:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and nothing replaces it before (disable_automated_rotation). Rotate it by hand, which gives it no end, or write another.", end)
-	case c.scheduled():
-		return fmt.Sprintf("The admin key expires at OpenAI at %s; it is replaced from %s on, whatever the schedule says.", end, by)
-	case c.AdminKeyRotated:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled any more; at %s it is replaced once, by a key without an end.", end, by)
-	default:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. Rotate it, or write another before.", end)
-	}
-}
-
-// showSchedule adds the schedule to a read of the config.
-func (c *config) showSchedule(resp *logical.Response, now time.Time) {
-	next, manager := c.nextRotation(now, 0), ""
-	if !next.IsZero() {
-		manager = managerInternal
-		if c.scheduled() && c.RotationManager != "" {
-			manager = c.RotationManager
-		}
-	}
-	for name, value := range map[string]any{
-		"rotation_period":            int64(c.RotationPeriod / time.Second),
-		"rotation_schedule":          c.RotationSchedule,
-		"rotation_window":            int64(c.RotationWindow / time.Second),
-		"disable_automated_rotation": c.DisableAutomatedRotation,
-		"rotation_manager":           manager,
-		"next_rotation":              text.TimeOrNull(next),
-		"last_rotation_error":        c.RotationError,
-		"admin_api_key_expires_at":   text.TimeOrNull(c.AdminKeyExpires),
-	} {
-		resp.Data[name] = value
-	}
-	if by := c.renewBy(); !by.IsZero() && !now.Before(by) {
-		resp.AddWarning(c.expiryText())
-	}
 }

@@ -29,12 +29,6 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// Who keeps a schedule.
-const (
-	managerVault    = "vault"
-	managerInternal = "internal"
-)
-
 const (
 	rotationJob = "openai-admin-key"
 	// managerSlack is how late Vault's rotation manager may be before the

@@ -1,10 +1,11 @@
 package openaisecrets
 
-// This file owns what a write makes of the config, and the checks before that
-// is stored: of each field, and of what the API says to it.
+// This file owns the config: its entry, what a write makes of it, the checks before
+// that is stored, of each field and of what the API says to it, and its schedule.
 //
-// What must stay true: a check has no effect at OpenAI, and no answer quotes
-// the admin key.
+// What must stay true: a check has no effect at OpenAI, and no answer quotes the admin
+// key. A key that this engine gave an end is replaced before that, whatever has become
+// of its schedule, unless disable_automated_rotation forbids it.
 
 import (
 	"context"
@@ -24,6 +25,121 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/text"
+)
+
+const (
+	configStorageKey = "config"
+	configVersion    = 1
+
+	maxCACert = 256 << 10
+	// minConcurrent leaves a place each for issues and revokes.
+	minConcurrent = 4
+	maxConcurrent = 1024
+)
+
+// configSpelled are the fields of which an empty text stands for a default or for
+// what the engine finds, or that have several spellings.
+var configSpelled = []string{"admin_api_key_id", "api_endpoint"}
+
+// config is the engine's configuration, as stored and as used.
+type config struct {
+	Version int `json:"version"`
+	// AdminKey prints as ***; putConfig and getConfig carry its value.
+	AdminKey client.Secret `json:"-"`
+	// AdminKeyID is empty only after skip_verify.
+	AdminKeyID string `json:"admin_api_key_id"`
+	// AdminKeyRotated says that this engine made the key, so that nobody else
+	// holds its value and it must not be left behind.
+	AdminKeyRotated bool `json:"admin_api_key_rotated,omitempty"`
+	// KeyOriginUnknown says that another plugin stored the key, and may have made it.
+	KeyOriginUnknown bool   `json:"admin_api_key_origin_unknown,omitempty"`
+	OrganizationID   string `json:"organization_id,omitempty"`
+	// ProjectID is that of roles which name none; it may be empty.
+	ProjectID             string        `json:"project_id,omitempty"`
+	APIEndpoint           string        `json:"api_endpoint"`
+	AllowInsecureEndpoint bool          `json:"allow_insecure_endpoint,omitempty"`
+	CACert                string        `json:"ca_cert,omitempty"`
+	RotationGracePeriod   time.Duration `json:"rotation_grace_period"`
+	RequestTimeout        time.Duration `json:"request_timeout"`
+	MaxConcurrent         int           `json:"max_concurrent_requests"`
+	Retired               []retiredKey  `json:"retired_admin_keys,omitempty"`
+
+	// TidyInterval is how often the engine sweeps by itself; 0 = never.
+	TidyInterval     time.Duration `json:"tidy_interval"`
+	TidySafetyBuffer time.Duration `json:"tidy_safety_buffer"`
+
+	schedule
+	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
+	// RotationManager says who keeps the schedule. managerVault stays until
+	// Vault has been told that there is none any more.
+	RotationManager string `json:"rotation_manager,omitempty"`
+	// RotationError is why the last rotation that nobody asked for has failed;
+	// empty after a success.
+	RotationError string `json:"last_rotation_error,omitempty"`
+	// AdminKeyExpires is the admin key's end at OpenAI; zero = none known.
+	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
+
+	AsWritten asWritten `json:"as_written,omitempty"`
+}
+
+// storedConfig adds the one value that config itself never encodes.
+type storedConfig struct {
+	*config
+	AdminKey string `json:"admin_api_key"`
+}
+
+func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
+	entry, err := s.Get(ctx, configStorageKey)
+	if err != nil {
+		return nil, fmt.Errorf("reading the config: %w", err)
+	}
+	if entry == nil {
+		return nil, nil
+	}
+	stored := storedConfig{config: &config{}}
+	if err := entry.DecodeJSON(&stored); err != nil {
+		return nil, fmt.Errorf("decoding the config: %w", err)
+	}
+	if stored.Version > configVersion {
+		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
+	}
+	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
+	return takeOver(entry, stored.config)
+}
+
+func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
+	cfg.Version = configVersion
+	entry, err := logical.StorageEntryJSON(configStorageKey, storedConfig{config: cfg, AdminKey: cfg.AdminKey.Reveal()})
+	if err != nil {
+		return err
+	}
+	if err := s.Put(ctx, entry); err != nil {
+		return fmt.Errorf("storing the config: %w", err)
+	}
+	return nil
+}
+
+// spelling is what is used of the fields of configSpelled. An ID that is unknown
+// will be found, so it is not the empty text that asks for that.
+func (c *config) spelling() map[string]any {
+	used := map[string]any{"api_endpoint": c.APIEndpoint, "admin_api_key_id": c.AdminKeyID}
+	if c.AdminKeyID == "" {
+		used["admin_api_key_id"] = nil
+	}
+	return used
+}
+
+// clone returns a copy that shares nothing that is ever changed.
+func (c *config) clone() *config {
+	copied := *c
+	copied.Retired = slices.Clone(c.Retired)
+	return &copied
+}
+
+// Who keeps a schedule.
+const (
+	managerVault    = "vault"
+	managerInternal = "internal"
 )
 
 // mergeConfig applies a write to the stored config (nil when there is none)
@@ -454,4 +570,198 @@ func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) ([]cli
 		}
 	}
 	return keys, nil, nil
+}
+
+const (
+	// renewFloor is the least time from one rotation to the next that only the
+	// key's end asks for: this clock and OpenAI's may disagree on when that is.
+	renewFloor = time.Hour
+)
+
+// mergeSchedule applies a write to the schedule of the admin key.
+func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
+	before := *c
+	if problem := c.merge(d, now); problem != "" {
+		return problem
+	}
+	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
+		c.DisableAutomatedRotation = raw.(bool)
+	}
+	// A write that changes nothing of the schedule does not put it off, and does not
+	// make a failure forgotten.
+	changed := !c.sameSchedule(&before)
+	if changed {
+		c.RotationError = ""
+	}
+	if changed || c.NextRotation.IsZero() {
+		c.plan(now)
+	}
+	return ""
+}
+
+// scheduled reports whether rotations are to happen by themselves.
+func (c *config) scheduled() bool {
+	return !c.DisableAutomatedRotation && (c.RotationPeriod != 0 || c.RotationSchedule != "")
+}
+
+func (c *config) sameSchedule(o *config) bool {
+	return c.same(&o.schedule) && c.DisableAutomatedRotation == o.DisableAutomatedRotation
+}
+
+// plan sets when the next rotation is due. A period counts from the last
+// rotation, or from now for a key that no rotation has made.
+func (c *config) plan(now time.Time) {
+	c.NextRotation = time.Time{}
+	if !c.scheduled() {
+		return
+	}
+	from := now
+	if c.RotationPeriod != 0 && c.AdminKeyRotated {
+		from = c.LastRotated
+	}
+	c.planFrom(from)
+}
+
+// nextRotation is when the engine, or Vault for it, replaces the key next:
+// when the schedule says so, or sooner when the key's own end demands it. Zero
+// when nothing is planned. The schedule's part may be later by slack.
+func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
+	if c.DisableAutomatedRotation {
+		return time.Time{}
+	}
+	at := time.Time{}
+	if c.scheduled() {
+		at = c.tick(now)
+	}
+	if !at.IsZero() {
+		at = at.Add(slack)
+	}
+	// A key of the operator's is not replaced uninvited.
+	by := c.renewBy()
+	if floor := c.LastRotated.Add(renewFloor); !by.IsZero() && c.AdminKeyRotated && !c.LastRotated.After(now) && by.Before(floor) {
+		by = floor
+	}
+	if !by.IsZero() && (c.scheduled() || c.AdminKeyRotated) && (at.IsZero() || by.Before(at)) {
+		return by
+	}
+	return at
+}
+
+// correctTimes replaces times of the past that lie in the future, which a clock
+// that was ahead has left, by now, and plans anew what follows from them, never
+// later than before. It reports whether there were any.
+func (c *config) correctTimes(now time.Time) (corrected bool) {
+	now = now.UTC().Truncate(time.Second)
+	if c.LastRotated.After(now.Add(clockTolerance)) {
+		c.LastRotated, corrected = now, true
+		if life := c.keyLife(now); life != 0 && c.AdminKeyExpires.After(now.Add(life)) {
+			c.AdminKeyExpires = now.Add(life)
+		}
+	}
+	// A schedule that was planned by the right clock is never further away.
+	if planned := c.schedule; c.scheduled() {
+		planned.planFrom(now)
+		if c.NextRotation.After(planned.NextRotation.Add(clockTolerance)) {
+			c.NextRotation, corrected = planned.NextRotation, true
+		}
+	}
+	for i := range c.Retired {
+		k := &c.Retired[i]
+		// What OpenAI's clock confirms is not of the future: then this one is behind.
+		at := later(now, k.SupersededThere)
+		if k.CreatedAt.After(at.Add(clockTolerance)) {
+			k.CreatedAt, corrected = at, true
+		}
+		superseded := k.superseded(c.RotationGracePeriod)
+		if !superseded.After(at.Add(clockTolerance)) {
+			continue
+		}
+		after := at.Add(k.DeleteAfter.Sub(superseded))
+		if after.Before(k.DeleteAfter) {
+			k.DeleteAfter = after
+		}
+		k.SupersededAt, corrected = at, true
+	}
+	return corrected
+}
+
+// keyLife is how long an admin key made now is to live: until three rotations
+// in a row would have been missed, but a week at least; 0 = without end. A
+// schedule with which two would take longer than OpenAI's limit of a year gets
+// none, since such an end could come before the rotation that renews it.
+func (c *config) keyLife(now time.Time) time.Duration {
+	if !c.scheduled() {
+		return 0
+	}
+	life := c.threeRotations(now)
+	if life == 0 {
+		return 0
+	}
+	return max(life, minKeyLife)
+}
+
+// renewBy is when a key that has an end must be replaced at the latest, zero
+// for one that has none: with a third of its life left, or a period where that
+// is more. Of a key that this engine has not made only the end is known.
+func (c *config) renewBy() time.Time {
+	if c.AdminKeyExpires.IsZero() {
+		return time.Time{}
+	}
+	left := minKeyLife
+	if c.AdminKeyRotated {
+		// Unless the clock was so far ahead at the rotation that the key's end
+		// lies before it.
+		if life := c.AdminKeyExpires.Sub(c.LastRotated); life > 0 {
+			left = life / 3
+			if c.RotationPeriod <= life/2 {
+				left = max(left, c.RotationPeriod)
+			}
+		}
+	}
+	return c.AdminKeyExpires.Add(-left)
+}
+
+// expiryText says what becomes of an admin key that has an end, "" for one
+// that has none.
+func (c *config) expiryText() string {
+	if c.AdminKeyExpires.IsZero() {
+		return ""
+	}
+	end, by := text.Time(c.AdminKeyExpires), text.Time(c.renewBy())
+	switch {
+	case c.DisableAutomatedRotation:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and nothing replaces it before (disable_automated_rotation). Rotate it by hand, which gives it no end, or write another.", end)
+	case c.scheduled():
+		return fmt.Sprintf("The admin key expires at OpenAI at %s; it is replaced from %s on, whatever the schedule says.", end, by)
+	case c.AdminKeyRotated:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled any more; at %s it is replaced once, by a key without an end.", end, by)
+	default:
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. Rotate it, or write another before.", end)
+	}
+}
+
+// showSchedule adds the schedule to a read of the config.
+func (c *config) showSchedule(resp *logical.Response, now time.Time) {
+	next, manager := c.nextRotation(now, 0), ""
+	if !next.IsZero() {
+		manager = managerInternal
+		if c.scheduled() && c.RotationManager != "" {
+			manager = c.RotationManager
+		}
+	}
+	for name, value := range map[string]any{
+		"rotation_period":            int64(c.RotationPeriod / time.Second),
+		"rotation_schedule":          c.RotationSchedule,
+		"rotation_window":            int64(c.RotationWindow / time.Second),
+		"disable_automated_rotation": c.DisableAutomatedRotation,
+		"rotation_manager":           manager,
+		"next_rotation":              text.TimeOrNull(next),
+		"last_rotation_error":        c.RotationError,
+		"admin_api_key_expires_at":   text.TimeOrNull(c.AdminKeyExpires),
+	} {
+		resp.Data[name] = value
+	}
+	if by := c.renewBy(); !by.IsZero() && !now.Before(by) {
+		resp.AddWarning(c.expiryText())
+	}
 }

@@ -227,32 +227,3 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 	}
 	return all
 }
-
-// staticGauges are how many static roles there are, how many have failed, how late
-// the latest is, and how many replaced keys are kept since they are still used.
-type staticGauges struct {
-	roles, failing, kept int
-	lag                  time.Duration
-}
-
-// late reads the gauges; known is false where this node does not keep static roles.
-func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	g.roles, g.failing = len(s.due), len(s.failures)
-	for name := range s.unread {
-		if _, counted := s.failures[name]; !counted {
-			g.failing++
-		}
-	}
-	for _, p := range s.due {
-		g.kept += p.kept
-		if !p.rotate.IsZero() {
-			g.lag = max(g.lag, now.Sub(p.rotate))
-		}
-		if !p.owed.IsZero() {
-			g.lag = max(g.lag, now.Sub(p.owed))
-		}
-	}
-	return g, s.due != nil
-}

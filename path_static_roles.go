@@ -10,15 +10,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
-	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -184,24 +181,6 @@ func (b *backend) staticRoleRead(ctx context.Context, req *logical.Request, d *f
 	return resp, nil
 }
 
-// fields are what a write may have, as it is used.
-func (r *staticRole) fields() map[string]any {
-	return map[string]any{
-		"project_id":                  r.ProjectID,
-		"service_account_id":          r.ServiceAccountID,
-		"service_account_description": r.Description,
-		"scopes":                      append([]string{}, r.Scopes...), // [] and not null without any
-		"revocation_delay":            int64(r.RevocationDelay / time.Second),
-		"key_ttl":                     int64(r.KeyTTL / time.Second),
-		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
-		"activation_failure":          r.ActivationFailure.String(),
-		"rotation_period":             int64(r.RotationPeriod / time.Second),
-		"rotation_schedule":           r.RotationSchedule,
-		"rotation_window":             int64(r.RotationWindow / time.Second),
-		"disable_automated_rotation":  r.DisableAutomatedRotation,
-	}
-}
-
 func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *framework.FieldData, spelling []string) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	if len(name) > maxRoleName {
@@ -315,144 +294,6 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 	return unlessEmpty(response), nil
 }
 
-// narrows reports whether a write only takes scopes away.
-func narrows(old, r *staticRole) bool {
-	if old == nil || len(r.Scopes) == 0 {
-		return false
-	}
-	return len(old.Scopes) == 0 || !slices.ContainsFunc(r.Scopes, func(scope string) bool { return !slices.Contains(old.Scopes, scope) })
-}
-
-// sameScopes reports whether two lists allow the same, in whatever order.
-func sameScopes(a, b []string) bool {
-	return len(a) == len(b) && !slices.ContainsFunc(a, func(scope string) bool { return !slices.Contains(b, scope) })
-}
-
-// unavailable reports whether OpenAI could not be asked, or refused for another
-// reason than what was asked for.
-func unavailable(err error) bool {
-	if errors.Is(err, errNotConfigured) {
-		return true
-	}
-	e := client.AsError(err)
-	return e != nil && !errors.Is(err, errWhichStaticKey) &&
-		(e.Status == 0 || e.Ambiguous() || e.RateLimited() || e.Denied() || e.Status == http.StatusProxyAuthRequired)
-}
-
-// mergeStaticRole applies a write to the stored role (nil when there is none)
-// and checks everything that can be checked without a call.
-func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r *staticRole, problem string) {
-	r = &staticRole{ActivationTimeout: defaultActivation, DefaultDelay: true}
-	if old != nil {
-		r = old.clone()
-		r.correct(now)
-	}
-	for field, target := range map[string]*string{"project_id": &r.ProjectID, "service_account_id": &r.ServiceAccountID} {
-		raw, ok := d.GetOk(field)
-		if !ok {
-			continue
-		}
-		value := raw.(string)
-		if problem := text.CheckID(field, value); problem != "" {
-			return nil, problem
-		}
-		if value == "" && old != nil && !(old.Adopted && field == "service_account_id") {
-			continue // as when it was created
-		}
-		if old != nil && value != *target {
-			return nil, fmt.Sprintf("%s cannot be changed from %q: delete the static role and write it anew", field, *target)
-		}
-		*target = value
-	}
-	if old == nil {
-		r.Adopted = r.ServiceAccountID != ""
-	}
-	if raw, ok := d.GetOk("service_account_description"); ok {
-		if problem := text.Check("service_account_description", raw.(string)); problem != "" {
-			return nil, problem
-		}
-		r.Description = raw.(string)
-	}
-	if problem := takeScopes(d, &r.Scopes); problem != "" {
-		return nil, problem
-	}
-	if problem := r.merge(d, now); problem != "" {
-		return nil, problem
-	}
-	if r.RotationPeriod == 0 && r.RotationSchedule == "" {
-		return nil, "rotation_period or rotation_schedule is required"
-	}
-	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
-		r.DisableAutomatedRotation = raw.(bool)
-	}
-	for field, target := range map[string]*time.Duration{"key_ttl": &r.KeyTTL, "activation_timeout": &r.ActivationTimeout} {
-		if raw, ok := d.GetOk(field); ok {
-			*target = time.Duration(raw.(int)) * time.Second
-		}
-	}
-	if r.ActivationTimeout > maxActivation {
-		return nil, fmt.Sprintf("activation_timeout must be between 0 (not at all) and %s", maxActivation)
-	}
-
-	if problem := r.ActivationFailure.take(d); problem != "" {
-		return nil, problem
-	}
-
-	gap := r.longestGap(now)
-	byDefault := min(defaultRevocationDelay, gap)
-	raw, chosen := d.GetOk("revocation_delay")
-	if chosen {
-		delay := time.Duration(raw.(int)) * time.Second
-		// A default that was read and is written back stays one.
-		r.DefaultDelay = r.DefaultDelay && old != nil && delay == old.RevocationDelay && delay == byDefault
-		r.RevocationDelay = delay
-	} else if r.DefaultDelay && (old == nil || !r.same(&old.schedule)) {
-		r.RevocationDelay = byDefault
-	}
-	if r.RevocationDelay > gap {
-		return nil, fmt.Sprintf("revocation_delay must be between 0 and the %s from one rotation to the next", gap)
-	}
-	if old != nil && chosen && (r.RevocationDelay < old.RevocationDelay || r.RevocationDelay == 0) {
-		r.shorten(old.RevocationDelay)
-	}
-	// What a key made at any time must live through, to which a schedule adds the
-	// window and none of its gaps may be too long.
-	least := gap + r.RotationWindow + r.RevocationDelay + staticLead
-	switch {
-	case least > client.MaxExpiry:
-		return nil, fmt.Sprintf("from one rotation to the end of the key that it replaces are %s, and a key can live at OpenAI for %s: rotate more often", least, client.MaxExpiry)
-	case r.KeyTTL != 0 && r.KeyTTL < least:
-		return nil, fmt.Sprintf("key_ttl must be %s or more: to the next rotation, with its window, through revocation_delay, and %s to spare", least, staticLead)
-	case r.KeyTTL > client.MaxExpiry:
-		return nil, fmt.Sprintf("key_ttl must be %s or less, which is what OpenAI allows", client.MaxExpiry)
-	}
-	switch {
-	case old == nil: // its first rotation plans the next
-	case r.RotationPeriod == old.RotationPeriod && r.RotationSchedule == old.RotationSchedule:
-	case r.RotationSchedule != "":
-		r.planFrom(now)
-	default:
-		r.planFrom(r.LastRotated)
-	}
-	return r, ""
-}
-
-// beginStatic begins a change of a role, under its lock. Once it has begun it is
-// finished, whether or not its client waits: a key that was made is stored or
-// destroyed.
-func (b *backend) beginStatic(ctx context.Context, name string) (_ context.Context, done func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, requestBudget)
-	unlock, err := b.lockStatic(ctx, name)
-	if err != nil {
-		cancel()
-		return nil, nil, err
-	}
-	deadline, _ := ctx.Deadline()
-	cancel()
-	ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	return ctx, func() { unlock(); cancel() }, nil
-}
-
 func (b *backend) staticRoleDelete(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	ctx, done, err := b.beginStatic(ctx, name)
@@ -474,51 +315,4 @@ func (b *backend) staticRoleDelete(ctx context.Context, req *logical.Request, d 
 	response := &logical.Response{}
 	response.AddWarning("The role is deleted. Left to the journal, which deletes it at OpenAI as soon as it can: " + left)
 	return response, nil
-}
-
-// endStaticRole deletes a role and what it owns at OpenAI: first journalled,
-// then unnamed, then destroyed. It says what is left to the journal. The caller
-// holds the role's lock.
-func (b *backend) endStaticRole(ctx context.Context, req *logical.Request, name string, r *staticRole) (left string, err error) {
-	owned := r.owned(name)
-	var entries []string
-	for _, c := range owned {
-		// Until the role is gone it names what the entries name, and nothing is
-		// destroyed for them. Entries of their own: the worker may be about to end
-		// those of a delete that has failed.
-		id, err := framework.PutWAL(ctx, req.Storage, journalKind(c, true), c)
-		if err != nil {
-			return "", fmt.Errorf("static role %q not deleted: writing the journal: %w", name, err)
-		}
-		entries = append(entries, id)
-	}
-	if err := req.Storage.Delete(ctx, staticStoragePrefix+name); err != nil {
-		return "", fmt.Errorf("deleting static role %q: %w", name, err)
-	}
-	b.static.drop(name)
-	shown := client.HideKeys(name) // of what was stored before the rule
-	log := b.log(req).With("static_role", shown)
-	b.notify(eventStaticDelete, req.MountPoint, "static-roles/"+shown, true, "name", shown)
-	log.Info("static role deleted", "adopted", r.Adopted)
-	var lefts []string
-	for i, c := range owned {
-		snap, err := b.current(ctx, req.Storage)
-		if err == nil {
-			err = b.destroy(ctx, snap, c)
-		}
-		if errors.Is(err, errNotFinal) {
-			log.Info("OpenAI does not find what the static role owned, and is asked again since it is new", c.attrs()...)
-			continue
-		}
-		if err != nil {
-			log.Warn("what the static role owned is left to the journal", append(c.attrs(), "error", err)...)
-			lefts = append(lefts, fmt.Sprintf("%s: %s", c.what(), err))
-			continue
-		}
-		log.Info("what the static role owned is deleted", c.attrs()...)
-		if err := framework.DeleteWAL(ctx, req.Storage, entries[i]); err != nil {
-			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
-		}
-	}
-	return strings.Join(lefts, "; "), nil
 }

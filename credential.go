@@ -11,6 +11,8 @@ package openaisecrets
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
@@ -458,4 +461,80 @@ func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credenti
 		return false, nil
 	}
 	return false, err
+}
+
+// journalKind is the kind of a credential's entry.
+func journalKind(c credential, revoked bool) string {
+	switch {
+	case c.isKey() && revoked:
+		return journalRevokedKey
+	case c.isKey():
+		return journalKey
+	case revoked:
+		return journalRevoked
+	}
+	return journalAccount
+}
+
+// revokedID is the ID of the entry that journalRevoke writes. It follows from the
+// credential, so that any number of failed revocations make one entry.
+func revokedID(c credential) string {
+	name := c.ProjectID + "/" + c.ID
+	if c.isKey() {
+		name += "/" + c.KeyID
+	}
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:16])
+}
+
+// journalRevoke notes that a credential must be deleted, and returns the entry's
+// ID. A later note of the same credential keeps the time of the first.
+func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
+	id, created := revokedID(c), b.now()
+	if note, known := b.work.wal.get(id); known {
+		created = time.Unix(note.created, 0)
+	}
+	kind := journalKind(c, true)
+	err := putWALEntry(ctx, s, id, kind, c, created)
+	if err == nil {
+		b.work.wal.put(id, newWALNote(kind, created, c))
+	}
+	return id, err
+}
+
+// endRevoked deletes the entry that an earlier try of a revocation left, if this
+// process knows of one.
+func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credential) error {
+	id := revokedID(c)
+	if _, known := b.work.wal.get(id); !known {
+		return nil
+	}
+	return b.deleteWAL(ctx, s, id)
+}
+
+// ownName is the name that a create gave.
+func (c credential) ownName() string {
+	if c.isKey() {
+		return c.KeyName
+	}
+	return c.Name
+}
+
+// createCall is the name of the call that makes a credential.
+func (c credential) createCall() string {
+	if c.isKey() {
+		return "create_key"
+	}
+	return "create_service_account"
+}
+
+// entryCredential reads the credential of an entry.
+func entryCredential(entry *framework.WALEntry) (c credential, err error) {
+	if err := decodeInto(&c, entry.Data); err != nil {
+		return c, fmt.Errorf("a WAL entry cannot be read: %w", err)
+	}
+	if err := c.check(); err != nil {
+		return c, fmt.Errorf("a WAL entry cannot be used: %w", err)
+	}
+	return c, nil
 }

@@ -306,14 +306,6 @@ func (m *meters) Throttled(call string, heldBack bool) {
 // Repeated implements client.Observer.
 func (m *meters) Repeated(call string) { m.add(m.retries, 1, call) }
 
-// createCall is the name of the call that makes a credential.
-func (c credential) createCall() string {
-	if c.isKey() {
-		return "create_key"
-	}
-	return "create_service_account"
-}
-
 // roleNames gives the first roles that are seen a label of their own, and all
 // others one together: a thousand roles are no reason for a hundred thousand
 // series. It lasts as long as the process.

@@ -308,12 +308,6 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	return nil, fmt.Errorf("%s not deleted yet: %w", lease.what(), errors.Join(err, walErr))
 }
 
-// beingDisabled reports whether the mount is being disabled, after which nothing
-// of it is left that could delete anything.
-func (b *backend) beingDisabled(req *logical.Request) bool {
-	return b.isDraining() && !b.cannotTellDisable(req.MountPoint)
-}
-
 // renewals keep two renewals of a lease from undoing each other: Vault may hand
 // out the lease as it was before the first to both.
 type renewals struct {

@@ -8,9 +8,18 @@ package openaisecrets
 // storage before it is acted on; at 100,000 entries it takes some 20 MiB.
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/hashicorp/go-secure-stdlib/base62"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
 )
 
 // walNote is what is remembered of an entry. Times are Unix seconds.
@@ -150,3 +159,65 @@ func (x *walIndex) totals() (entries int, oldest int64, kept int) {
 	}
 	return entries, oldest, kept
 }
+
+// beginWAL writes the entry of a create, which no worker acts on until release.
+// framework.PutWAL gives an ID only once the entry can be seen.
+func (b *backend) beginWAL(ctx context.Context, s logical.Storage, kind string, data any) (id string, err error) {
+	if id, err = base62.Random(32); err != nil {
+		return "", err
+	}
+	b.work.wal.use(id)
+	if err = putWALEntry(ctx, s, id, kind, data, b.now()); err != nil {
+		b.work.wal.release(id)
+	}
+	return id, err
+}
+
+func putWALEntry(ctx context.Context, s logical.Storage, id, kind string, data any, created time.Time) error {
+	value, err := json.Marshal(framework.WALEntry{Kind: kind, Data: data, CreatedAt: created.Unix()})
+	if err != nil {
+		return err
+	}
+	return s.Put(ctx, &logical.StorageEntry{Key: framework.WALPrefix + id, Value: value})
+}
+
+// deleteWAL deletes an entry whose purpose is served.
+func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) error {
+	if err := framework.DeleteWAL(ctx, s, id); err != nil {
+		return fmt.Errorf("%w: %w", errWAL, err)
+	}
+	b.work.wal.forget(id)
+	return nil
+}
+
+func newWALNote(kind string, created time.Time, c credential) walNote {
+	note := walNote{kind: kind, created: created.Unix()}
+	if !c.KeyExpires.IsZero() {
+		note.ends = c.KeyExpires.Add(clockSlack).Unix()
+	}
+	if i := slices.Index(journalKinds, kind); i >= 0 {
+		note.kind = journalKinds[i] // and not a copy for each entry
+	}
+	return note
+}
+
+// errWAL says that storage fails, which other entries would meet, too.
+var errWAL = errors.New("the WAL cannot be read or written")
+
+// The kinds of WAL entries.
+const (
+	// journalAccount and journalKey name an account, or a key of one that stays,
+	// about to be created.
+	journalAccount = "service_account"
+	journalKey     = "api_key"
+	// journalRevoked and journalRevokedKey name one that must be deleted and that
+	// no request works on any more: a revocation has failed or is not final, or its
+	// key has expired.
+	journalRevoked    = "revoked_service_account"
+	journalRevokedKey = "revoked_api_key"
+	// journalAdminKey names an admin key about to be created.
+	journalAdminKey = "admin_key"
+)
+
+// journalKinds are the kinds whose endpoints OpenAI limits independently.
+var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}

@@ -12,17 +12,10 @@ import (
 	"errors"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/job"
-	"vault-plugin-secrets-openai/internal/text"
-)
-
-const (
-	// maxLeftLines bounds the lines of the log on what a disabled mount leaves.
-	maxLeftLines = 100
 )
 
 // background is the work that a tick starts.
@@ -87,104 +80,5 @@ func (b *backend) complainWAL(ctx context.Context, req *logical.Request, kind st
 		// Vault logs nothing of it, and the entries' own failures are at debug.
 		entries, oldest, _ := b.work.wal.totals()
 		b.log(req).Warn("WAL rollback incomplete", "kind", kind, "entries", entries, "oldest", time.Unix(oldest, 0).UTC(), "error", err)
-	}
-}
-
-// drain executes the WAL within the request, however young its entries: the mount
-// is being disabled and its storage is deleted next.
-func (b *backend) drain(ctx context.Context, req *logical.Request) error {
-	end := time.Now().Add(drainBudget)
-	b.drainEnds.Store(&end)
-	for _, j := range b.work.jobs() { // what they do now is done here
-		release, err := j.Hold(ctx)
-		if err != nil {
-			b.logLeft(context.WithoutCancel(ctx), req, err)
-			return err
-		}
-		defer release()
-	}
-	b.tidy.stop()
-	// What is being created has its entry, but may not be at OpenAI yet; and of
-	// what has just been returned Vault must have stored the lease before it
-	// revokes all there are.
-	for b.issuing.Load() > 0 || b.inTransit() {
-		if err := client.Wait(ctx, 50*time.Millisecond); err != nil {
-			break
-		}
-	}
-	if unlock, err := b.lockConfig(ctx); err == nil {
-		unlock() // a rotation was finished; its entry is settled below
-	}
-	minAge, stays := time.Duration(0), b.cannotTellDisable(req.MountPoint)
-	if stays {
-		minAge = walMinAge
-	}
-	var err, retiredErr error
-	if !stays && b.WriteSafeReplicationState() { // before what may take all the time
-		retiredErr = b.endRetired(ctx, req)
-	}
-	for pause := time.Second; ; pause = min(2*pause, 8*time.Second) {
-		var again bool
-		// What OpenAI does not show may appear yet, and an outage may end: afterwards
-		// nothing looks.
-		if again, err = b.runAllWAL(ctx, req, minAge); !again || stays || client.Wait(ctx, pause) != nil {
-			break
-		}
-	}
-	if stays {
-		b.logKept(ctx, req)
-	}
-	if err == nil {
-		err = retiredErr
-	}
-	if _, _, kept := b.work.wal.totals(); err == nil && kept > 0 {
-		b.logLeft(context.WithoutCancel(ctx), req, errHandedOut)
-	} else if err != nil {
-		b.logLeft(context.WithoutCancel(ctx), req, err)
-	}
-	return err
-}
-
-// mayPass reports whether what kept a WAL entry from its end may pass within the
-// drain's budget.
-func mayPass(err error) bool {
-	return isNotFoundAtAll(err) || shared(err) && !client.IsDenied(err)
-}
-
-// drainEnd is when what OpenAI does not show is no longer waited for, in the
-// disabling that is in progress.
-func (b *backend) drainEnd() time.Time {
-	if end := b.drainEnds.Load(); end != nil {
-		return *end
-	}
-	end := time.Now().Add(drainBudget)
-	b.drainEnds.Store(&end)
-	return end
-}
-
-// logLeft names what a mount that is being disabled leaves at OpenAI, once for each
-// disabling: one that has failed leaves the mount tainted, and drained each minute.
-func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error) {
-	if !b.taint.tell() {
-		b.log(req).Warn("WAL rollback incomplete", "error", failure)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
-	defer cancel()
-	log := b.log(req)
-	ids, err := framework.ListWAL(ctx, req.Storage)
-	log.Error("the mount is being disabled and its WAL could not be executed; what it names is left at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
-	for _, id := range ids[:min(len(ids), maxLeftLines)] {
-		entry, err := framework.GetWAL(ctx, req.Storage, id)
-		if err != nil || entry == nil {
-			continue
-		}
-		var c credential
-		var key adminKeyEntry
-		if entry.Kind == journalAdminKey && decodeInto(&key, entry.Data) == nil {
-			log.Error("left at OpenAI", "kind", entry.Kind, "name", key.Name)
-		} else if decodeInto(&c, entry.Data) == nil {
-			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
-		}
 	}
 }

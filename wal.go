@@ -9,9 +9,6 @@ package openaisecrets
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -20,7 +17,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-secure-stdlib/base62"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -28,118 +24,10 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// The kinds of WAL entries.
-const (
-	// journalAccount and journalKey name an account, or a key of one that stays,
-	// about to be created.
-	journalAccount = "service_account"
-	journalKey     = "api_key"
-	// journalRevoked and journalRevokedKey name one that must be deleted and that
-	// no request works on any more: a revocation has failed or is not final, or its
-	// key has expired.
-	journalRevoked    = "revoked_service_account"
-	journalRevokedKey = "revoked_api_key"
-	// journalAdminKey names an admin key about to be created.
-	journalAdminKey = "admin_key"
-)
-
-// journalKinds are the kinds whose endpoints OpenAI limits independently.
-var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}
-
 const (
 	// maxLines bounds the lines of the log of a run.
 	maxLines = 10
 )
-
-// journalKind is the kind of a credential's entry.
-func journalKind(c credential, revoked bool) string {
-	switch {
-	case c.isKey() && revoked:
-		return journalRevokedKey
-	case c.isKey():
-		return journalKey
-	case revoked:
-		return journalRevoked
-	}
-	return journalAccount
-}
-
-// beginWAL writes the entry of a create, which no worker acts on until release.
-// framework.PutWAL gives an ID only once the entry can be seen.
-func (b *backend) beginWAL(ctx context.Context, s logical.Storage, kind string, data any) (id string, err error) {
-	if id, err = base62.Random(32); err != nil {
-		return "", err
-	}
-	b.work.wal.use(id)
-	if err = putWALEntry(ctx, s, id, kind, data, b.now()); err != nil {
-		b.work.wal.release(id)
-	}
-	return id, err
-}
-
-func putWALEntry(ctx context.Context, s logical.Storage, id, kind string, data any, created time.Time) error {
-	value, err := json.Marshal(framework.WALEntry{Kind: kind, Data: data, CreatedAt: created.Unix()})
-	if err != nil {
-		return err
-	}
-	return s.Put(ctx, &logical.StorageEntry{Key: framework.WALPrefix + id, Value: value})
-}
-
-// deleteWAL deletes an entry whose purpose is served.
-func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) error {
-	if err := framework.DeleteWAL(ctx, s, id); err != nil {
-		return fmt.Errorf("%w: %w", errWAL, err)
-	}
-	b.work.wal.forget(id)
-	return nil
-}
-
-// revokedID is the ID of the entry that journalRevoke writes. It follows from the
-// credential, so that any number of failed revocations make one entry.
-func revokedID(c credential) string {
-	name := c.ProjectID + "/" + c.ID
-	if c.isKey() {
-		name += "/" + c.KeyID
-	}
-	sum := sha256.Sum256([]byte(name))
-	return hex.EncodeToString(sum[:16])
-}
-
-// journalRevoke notes that a credential must be deleted, and returns the entry's
-// ID. A later note of the same credential keeps the time of the first.
-func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
-	id, created := revokedID(c), b.now()
-	if note, known := b.work.wal.get(id); known {
-		created = time.Unix(note.created, 0)
-	}
-	kind := journalKind(c, true)
-	err := putWALEntry(ctx, s, id, kind, c, created)
-	if err == nil {
-		b.work.wal.put(id, newWALNote(kind, created, c))
-	}
-	return id, err
-}
-
-// endRevoked deletes the entry that an earlier try of a revocation left, if this
-// process knows of one.
-func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credential) error {
-	id := revokedID(c)
-	if _, known := b.work.wal.get(id); !known {
-		return nil
-	}
-	return b.deleteWAL(ctx, s, id)
-}
-
-func newWALNote(kind string, created time.Time, c credential) walNote {
-	note := walNote{kind: kind, created: created.Unix()}
-	if !c.KeyExpires.IsZero() {
-		note.ends = c.KeyExpires.Add(clockSlack).Unix()
-	}
-	if i := slices.Index(journalKinds, kind); i >= 0 {
-		note.kind = journalKinds[i] // and not a copy for each entry
-	}
-	return note
-}
 
 // refreshWAL brings what is remembered of the WAL up to date with storage. It reads
 // only entries that are not remembered.
@@ -247,9 +135,6 @@ type walRun struct {
 	// proven.
 	refused map[string]int
 }
-
-// errWAL says that storage fails, which other entries would meet, too.
-var errWAL = errors.New("the WAL cannot be read or written")
 
 // errProjectRefuses is the outcome of entries that were not tried since others of
 // their project failed in this run.
@@ -364,17 +249,6 @@ func (r *walRun) act(ctx context.Context, entry *framework.WALEntry) error {
 	return r.rollbackAdminKey(ctx, r.req, key)
 }
 
-// entryCredential reads the credential of an entry.
-func entryCredential(entry *framework.WALEntry) (c credential, err error) {
-	if err := decodeInto(&c, entry.Data); err != nil {
-		return c, fmt.Errorf("a WAL entry cannot be read: %w", err)
-	}
-	if err := c.check(); err != nil {
-		return c, fmt.Errorf("a WAL entry cannot be used: %w", err)
-	}
-	return c, nil
-}
-
 // delete destroys a credential of known ID, unless a static role needs it: then
 // only the deletion of its entry had failed.
 func (r *walRun) delete(ctx context.Context, c credential) error {
@@ -402,5 +276,167 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 		return err
 	}
 	log.Info("credential of a WAL entry deleted")
+	return nil
+}
+
+// lookedUp is what the listings of a project show of the names that entries have.
+type lookedUp struct {
+	began    time.Time
+	archived bool
+	byName   map[string][]credential
+	// used is when a key was last used that has been used later than any request for
+	// it can have lasted, all by OpenAI's clock; by the ID of its account, or by its
+	// own in entries of keys. Keys that have expired count for nothing.
+	used map[string]time.Time
+}
+
+// lookUp acts on entries of creates. For each project it reads one listing, and if
+// that shows one of the names a listing of the project's keys.
+func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
+	wanted := map[string]map[string]bool{} // names by project
+	entries := map[string][]string{}       // their entries by project
+	var mu sync.Mutex
+	batch := ids[:min(len(ids), lookUpBatch)]
+	r.each(ctx, batch, func(ctx context.Context, id string) error {
+		entry, err := framework.GetWAL(ctx, r.req.Storage, id)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errWAL, err)
+		}
+		if entry == nil {
+			r.work.wal.forget(id)
+			return nil
+		}
+		c, err := entryCredential(entry)
+		if err != nil {
+			r.metrics.journalled(err)
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if wanted[c.ProjectID] == nil {
+			wanted[c.ProjectID] = map[string]bool{}
+		}
+		wanted[c.ProjectID][c.ownName()] = true
+		entries[c.ProjectID] = append(entries[c.ProjectID], id)
+		return nil
+	})
+	r.cut, r.done = r.cut || len(batch) < len(ids), 0 // to read is not to end
+	var group sync.WaitGroup
+	slots := make(chan struct{}, workers)
+	for project, names := range wanted {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			if ctx.Err() != nil || r.hopeless() {
+				return
+			}
+			found, err := r.list(ctx, kind, project, names)
+			if err != nil {
+				for range entries[project] {
+					r.metrics.journalled(err)
+				}
+				r.outcome(err)
+				return
+			}
+			// The time that a listing takes at a slow pace is not the entries'.
+			part := &walRun{backend: r.backend, req: r.req, began: time.Now(), refused: map[string]int{}}
+			part.each(ctx, entries[project], func(ctx context.Context, id string) error {
+				return part.execute(ctx, id, func(ctx context.Context, entry *framework.WALEntry) error {
+					return part.actFound(ctx, entry, found)
+				})
+			})
+			if part.first != nil {
+				r.outcome(part.first)
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.done += part.done
+			r.cut = r.cut || part.cut
+			r.waits = r.waits || part.waits
+			r.again = r.again || part.again
+		})
+	}
+	group.Wait()
+}
+
+// list reads what a project's listings show of the names.
+func (r *walRun) list(ctx context.Context, kind, project string, names map[string]bool) (*lookedUp, error) {
+	snap, err := r.current(ctx, r.req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	found := &lookedUp{began: r.now(), byName: map[string][]credential{}, used: map[string]time.Time{}}
+	accounts := map[string]bool{}
+	if kind == journalAccount {
+		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
+			for _, a := range page {
+				if names[a.Name] {
+					found.byName[a.Name] = append(found.byName[a.Name], credential{ID: a.ID})
+					accounts[a.ID] = true
+				}
+			}
+			return nil
+		})
+	}
+	if err == nil && (kind == journalKey || len(accounts) > 0) {
+		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
+			now := snap.api.NotAfter(r.now())
+			for _, k := range page {
+				if kind == journalKey && names[k.Name] {
+					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})
+				}
+				expired := !k.ExpiresAt.IsZero() && now.After(k.ExpiresAt.Add(clockSlack))
+				if expired || !k.LastUsedAt.After(k.CreatedAt.Add(requestBudget+cleanupBudget)) {
+					continue
+				}
+				// The document knows owners of both forms.
+				for _, id := range []string{k.ID, k.AccountID, k.UserID} {
+					if (kind == journalKey && id == k.ID && names[k.Name]) || accounts[id] {
+						found.used[id] = k.LastUsedAt
+					}
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		if err = snap.unlessArchived(ctx, project, err); err == nil {
+			found.archived = true
+		}
+	}
+	return found, err
+}
+
+// actFound acts on an entry with what listings show of its name; nil ends it.
+func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found *lookedUp) error {
+	c, err := entryCredential(entry)
+	if err != nil {
+		return err
+	}
+	if held, err := r.staticHolds(ctx, r.req.Storage, c); err != nil || held || found.archived {
+		return err
+	}
+	created := c.CreatedAt
+	if created.IsZero() { // as in entries of before it was kept
+		created = time.Unix(entry.CreatedAt, 0)
+	}
+	matches := found.byName[c.ownName()]
+	if len(matches) == 0 && found.began.Sub(created) < time.Duration(r.settling.Load()) {
+		return errNotFinal
+	}
+	for _, match := range matches {
+		id := match.ID
+		if c.isKey() {
+			id, c.KeyID = match.KeyID, match.KeyID
+		} else {
+			c.ID = match.ID
+		}
+		if used, handedOut := found.used[id]; handedOut {
+			return fmt.Errorf("%s, last used at %s: %w", c.what(), text.Time(used), errHandedOut)
+		}
+		if err := r.delete(ctx, c); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -104,6 +104,9 @@ type backend struct {
 
 	// tagLock is held while the mount's tag is made, once in a mount's life.
 	tagLock sync.Mutex
+	// longestLock is held while the longest lease is raised: roles are written in
+	// parallel.
+	longestLock sync.Mutex
 
 	// lifetime ends with the backend, by end.
 	lifetime context.Context
@@ -120,6 +123,7 @@ type backend struct {
 	// pace is what is known of OpenAI's rate limits.
 	pace *client.Pace
 	work *background
+	wal  *walIndex
 	// rotation is what this process knows of the schedule beyond the config.
 	rotation *rotationState
 	// uses is when this process last used its admin keys, and ending has the IDs of
@@ -145,7 +149,7 @@ type backend struct {
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(), notices: newNotices(), now: time.Now}
+	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), wal: newWALIndex(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(tidyFinished, tidyError, tidyCancelled), notices: newNotices(), now: time.Now}
 	b.lifetime, b.end = context.WithCancel(context.Background())
 	b.settling.Store(int64(notFinalBefore))
 	b.notices.start = sync.OnceFunc(func() { go b.tell() })
@@ -352,14 +356,3 @@ func misplacedKey(name string, value any) (problem string) {
 	}
 	return ""
 }
-
-// version is the plugin's own, set by the build with -ldflags -X. It must be a
-// semantic version with a leading v: Vault compares it with the one given at
-// registration and refuses the plugin when they differ.
-var version = "v0.1.0-dev"
-
-// PluginName is the name of the binary and the name to register it under.
-const PluginName = "vault-plugin-secrets-openai"
-
-// Version returns the plugin's version, such as "v0.1.0".
-func Version() string { return version }

@@ -14,16 +14,12 @@ package openaisecrets
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
-	"vault-plugin-secrets-openai/internal/text"
 )
 
 // communityRolePrefix is where that plugin stores roles. Its config has the
@@ -90,77 +86,4 @@ func getCommunityRole(ctx context.Context, s logical.Storage, name string) (*rol
 		r.TTL = min(defaultTTL, r.MaxTTL)
 	}
 	return r, nil
-}
-
-// deleteRole deletes a role in both formats, this engine's last: otherwise a
-// failure in between would bring the other one back.
-func deleteRole(ctx context.Context, s logical.Storage, name string) error {
-	if err := s.Delete(ctx, communityRolePrefix+name); err != nil {
-		return err
-	}
-	return s.Delete(ctx, roleStoragePrefix+name)
-}
-
-// recordCommunityRoles records what tidy must know of each role of the community
-// plugin: its project and how long its leases can last.
-func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) error {
-	names, err := s.List(ctx, communityRolePrefix)
-	if err != nil {
-		return fmt.Errorf("listing the roles: %w", err)
-	}
-	for _, name := range names {
-		r, err := getCommunityRole(ctx, s, name)
-		if err != nil && !errors.As(err, &unreadable{}) {
-			return err
-		}
-		if r == nil || r.ProjectID == "" || text.CheckID("project_id", r.ProjectID) != "" {
-			continue // nothing can be made with it
-		}
-		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {
-			return err
-		}
-		if err := recordProject(ctx, s, r.ProjectID); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// isCommunityLease reports whether a lease was issued by the community plugin. Its
-// data are the three IDs that its own revoke asks for.
-func isCommunityLease(secret *logical.Secret) bool {
-	if _, ours := secret.InternalData["version"]; ours {
-		return false
-	}
-	for _, field := range []string{"project_id", "service_account_id", "api_key_id"} {
-		if id, _ := secret.InternalData[field].(string); id == "" {
-			return false
-		}
-	}
-	return true
-}
-
-// communityLease is a lease of the community plugin as this engine revokes it.
-// Its role is in the path at which it was issued.
-func communityLease(req *logical.Request) leaseData {
-	id := func(field string) string { return req.Secret.InternalData[field].(string) }
-	return leaseData{
-		credential: credential{
-			Version: credentialVersion, Type: typeAccount,
-			ProjectID: id("project_id"), ID: id("service_account_id"), KeyID: id("api_key_id"),
-			CreatedAt: req.Secret.IssueTime,
-		},
-		Role: strings.TrimPrefix(req.Path, "creds/"), KeyExpiry: expiryNone,
-	}
-}
-
-// unlessCommunity refuses to renew a lease of the community plugin. Vault asks for
-// none of them, since that plugin issues them as not renewable.
-func unlessCommunity(renew framework.OperationFunc) framework.OperationFunc {
-	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-		if req.Secret != nil && isCommunityLease(req.Secret) {
-			return logical.ErrorResponse("the lease was issued by the community plugin, whose leases cannot be renewed; read %s%s for a new one", req.MountPoint, req.Path), nil
-		}
-		return renew(ctx, req, d)
-	}
 }

@@ -11,10 +11,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -88,23 +87,24 @@ type storedConfig struct {
 	AdminKey string `json:"admin_api_key"`
 }
 
-func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
+// readConfig reads the entry, in which only the community plugin names no version.
+func readConfig(ctx context.Context, s logical.Storage) (*config, *logical.StorageEntry, error) {
 	entry, err := s.Get(ctx, configStorageKey)
 	if err != nil {
-		return nil, fmt.Errorf("reading the config: %w", err)
+		return nil, nil, fmt.Errorf("reading the config: %w", err)
 	}
 	if entry == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	stored := storedConfig{config: &config{}}
 	if err := entry.DecodeJSON(&stored); err != nil {
-		return nil, fmt.Errorf("decoding the config: %w", err)
+		return nil, nil, fmt.Errorf("decoding the config: %w", err)
 	}
 	if stored.Version > configVersion {
-		return nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
+		return nil, nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
-	return takeOver(entry, stored.config)
+	return stored.config, entry, nil
 }
 
 func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
@@ -386,156 +386,6 @@ func (c *config) undoesRotation(old *config) (problem string) {
 	return ""
 }
 
-// checkConfig asks the API about a config that is about to be stored in place of
-// old, nil when there is none. A response or an error means that it must not be
-// stored. The keys are those of the organization. With skip it asks nothing and
-// warns of what that leaves open.
-func (b *backend) checkConfig(ctx context.Context, req *logical.Request, old, cfg *config, api *client.Client, skip bool, response *logical.Response) (keys []client.AdminKey, refusal *logical.Response, err error) {
-	if skip {
-		response.AddWarning("Stored without a check against the API (skip_verify).")
-		if cfg.asksAnother(old) {
-			used, err := b.rolesByProject(ctx, req.Storage, cfg)
-			if err != nil || len(used) > 0 {
-				response.AddWarning("The projects of existing roles were not checked: if the new admin key's organization does not have them, their leases cannot be revoked with it.")
-			}
-		}
-		return nil, nil, nil
-	}
-	keys, refusal, err = verifyConfig(ctx, cfg, api)
-	if refusal != nil || err != nil {
-		return nil, refusal, err
-	}
-	if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {
-		unusable, err := checkProject(ctx, req, api, cfg.ProjectID)
-		if err != nil {
-			refusal, err = verdict(cfg, err)
-			return nil, refusal, err
-		}
-		if unusable != nil {
-			return nil, logical.ErrorResponse("config not stored: project_id: %s", unusable), nil
-		}
-	}
-	if cfg.asksAnother(old) {
-		refusal, err = b.checkRoleProjects(ctx, req, cfg, api)
-	}
-	return keys, refusal, err
-}
-
-// verifyConfig asks the API whether the admin key works for reading and for
-// writing, and finds or confirms its ID.
-func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (keys []client.AdminKey, refusal *logical.Response, err error) {
-	keys, refusal, err = findAdminKeyID(ctx, cfg, api)
-	if refusal != nil {
-		return nil, refusal, nil
-	}
-	if err == nil {
-		err = api.CheckWrite(ctx)
-	}
-	if err != nil {
-		refusal, err = verdict(cfg, err)
-	}
-	return keys, refusal, err
-}
-
-// verdict says what the failure of a check means.
-func verdict(cfg *config, err error) (*logical.Response, error) {
-	const what = "config not stored"
-	e := client.AsError(err)
-	switch {
-	case e == nil:
-		return nil, err
-	case e.Blame() == client.BlameProxy:
-	case e.Status == 0 && !e.Sent:
-		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
-	case e.Blame() == client.BlameKey:
-		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key; see %s: %s", what, adminKeysPage, e), nil
-	case e.Blame() == client.BlamePermission:
-		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write", which an organization owner gives it at %s: %s`, what, adminKeysPage, e), nil
-	case e.Blame() == client.BlameOrganization:
-		return logical.ErrorResponse("%s: organization_id is not the organization of this admin_api_key; correct it, or clear it with organization_id=\"\": %s", what, e), nil
-	case e.Blame() == client.BlameHost:
-		return logical.ErrorResponse("%s: api_endpoint is not the host for this organization%s; send the right one with the admin_api_key: %s", what, atHost(e), e), nil
-	case e.Status == http.StatusNotFound, e.Status/100 == 2, e.Status/100 == 3:
-		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
-	}
-	return failure(what, err)
-}
-
-// checkRoleProjects refuses an admin key to which OpenAI does not list the
-// projects of existing roles: it could end none of their leases.
-func (b *backend) checkRoleProjects(ctx context.Context, req *logical.Request, cfg *config, api *client.Client) (*logical.Response, error) {
-	used, err := b.rolesByProject(ctx, req.Storage, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("config not stored: %w", err)
-	}
-	if len(used) == 0 {
-		return nil, nil
-	}
-	projects, err := api.ListProjects(ctx)
-	if err != nil {
-		return verdict(cfg, err)
-	}
-	for _, p := range projects {
-		delete(used, p.ID)
-	}
-	var unknown []string
-	for _, project := range slices.Sorted(maps.Keys(used)) {
-		if len(unknown) == maxNamed {
-			unknown = append(unknown, "…")
-			break
-		}
-		names := used[project]
-		if len(names) > maxNamed {
-			names = append(names[:maxNamed:maxNamed], "…")
-		}
-		unknown = append(unknown, fmt.Sprintf("%s (%s)", project, strings.Join(names, ", ")))
-	}
-	if len(unknown) == 0 {
-		return nil, nil
-	}
-	return logical.ErrorResponse("config not stored: the admin key's organization does not have projects of existing roles: %s; use a mount for each organization, or skip_verify=true if these roles are to fail", strings.Join(unknown, "; ")), nil
-}
-
-// maxNamed bounds the projects, and the roles of each, that an answer names.
-const maxNamed = 10
-
-// rolesByProject returns the roles and static roles by project, as an answer
-// names them.
-func (b *backend) rolesByProject(ctx context.Context, s logical.Storage, cfg *config) (map[string][]string, error) {
-	used := map[string][]string{}
-	add := func(project, what string) {
-		if project != "" {
-			used[project] = append(used[project], what)
-		}
-	}
-	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
-	if err != nil {
-		return nil, fmt.Errorf("listing the roles: %w", err)
-	}
-	for _, name := range names {
-		r, err := b.roles.get(ctx, s, name)
-		if err != nil {
-			return nil, err
-		}
-		if r != nil {
-			add(r.project(cfg), fmt.Sprintf("role %q", name))
-		}
-	}
-	if names, err = s.List(ctx, staticStoragePrefix); err != nil {
-		return nil, fmt.Errorf("listing the static roles: %w", err)
-	}
-	for _, name := range names {
-		r, err := getStaticRole(ctx, s, name)
-		if err != nil {
-			return nil, err
-		}
-		if r != nil {
-			add(r.ProjectID, fmt.Sprintf("static role %q", name))
-		}
-	}
-	return used, nil
-}
-
 // findAdminKeyID fills in the ID of the admin key, or confirms the one given:
 // a wrong one would have a rotation delete somebody else's key. It notes when
 // the key expires. A response tells the caller what to send.
@@ -765,3 +615,132 @@ func (c *config) showSchedule(resp *logical.Response, now time.Time) {
 		resp.AddWarning(c.expiryText())
 	}
 }
+
+// Why a superseded key outlives its grace period.
+const (
+	// keptUsed: OpenAI says that it was used after it was superseded.
+	keptUsed = "used"
+	// keptUnvouched: a config write replaced it, and this process could not tell
+	// that all use of it until then was its own.
+	keptUnvouched = "perhaps_used"
+)
+
+// retiredKey is an admin key that this engine has replaced and will delete.
+type retiredKey struct {
+	ID          string    `json:"id"`
+	DeleteAfter time.Time `json:"delete_after"`
+	// SupersededAt is when another took its place; entries of earlier releases
+	// have none.
+	SupersededAt time.Time `json:"superseded_at,omitzero"`
+	// SupersededThere is the same by OpenAI's clock, which last_used_at is of: when
+	// the key that took its place was made. Zero if none was.
+	SupersededThere time.Time `json:"superseded_at_openai,omitzero"`
+	// CreatedAt is when this engine made it, zero if it did not.
+	CreatedAt time.Time `json:"created_at,omitzero"`
+	// Regardless says that it is deleted whoever uses it.
+	Regardless bool `json:"regardless_of_use,omitempty"`
+	// Kept is why it outlives its grace period, and LastUsed what OpenAI said.
+	Kept     string    `json:"kept,omitempty"`
+	LastUsed time.Time `json:"last_used_at,omitzero"`
+	// Elsewhere says that no list of the key in force has shown it: it may belong
+	// to another organization or endpoint.
+	Elsewhere bool `json:"elsewhere,omitempty"`
+	// Unchecked says that no list of the key in force has been read since it may be
+	// another organization's.
+	Unchecked bool `json:"not_checked,omitempty"`
+}
+
+// superseded is when the key was superseded, by the later of the two clocks. Of
+// one of an earlier release that follows from the grace period.
+func (k *retiredKey) superseded(grace time.Duration) time.Time {
+	if k.SupersededAt.IsZero() {
+		return k.DeleteAfter.Add(-grace)
+	}
+	return later(k.SupersededAt, k.SupersededThere)
+}
+
+// seen reports whether the key in force is known to see the key, or was never in
+// doubt to.
+func (k *retiredKey) seen() bool { return !k.Elsewhere && !k.Unchecked }
+
+func (k *retiredKey) due(now time.Time) bool { return k.seen() && !now.Before(k.DeleteAfter) }
+
+// usedAfter reports whether a use of the key is so long after it was superseded
+// that it was not by this process.
+func (k *retiredKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
+	at := k.SupersededThere
+	if at.IsZero() {
+		at = k.superseded(grace)
+	}
+	return lastUsed.After(at.Add(useTolerance))
+}
+
+// hurry has the key deleted whoever uses it, at a time or when it was due if that
+// is sooner.
+func (k *retiredKey) hurry(at time.Time) {
+	if at.Before(k.DeleteAfter) {
+		k.DeleteAfter = at.UTC().Truncate(time.Second)
+	}
+	k.Regardless, k.Kept, k.LastUsed = true, "", time.Time{}
+}
+
+// keptText says why the key is kept, "" for one that is not.
+func (k *retiredKey) keptText() string {
+	why := k.keptWhy()
+	if why == "" {
+		return ""
+	}
+	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, text.Time(k.DeleteAfter), why)
+}
+
+func (k *retiredKey) keptWhy() string {
+	switch k.Kept {
+	case keptUsed:
+		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", text.Time(k.LastUsed))
+	case keptUnvouched:
+		return "another Vault, such as the one that this one is a copy of, may use it"
+	}
+	return ""
+}
+
+// retire notes that the current admin key, which this engine made or is about to
+// replace, is to be deleted once the grace period has passed;
+// there is the time by OpenAI's clock, zero if unknown.
+func (c *config) retire(now, there time.Time) {
+	if c.AdminKeyID == "" {
+		return
+	}
+	c.forget(c.AdminKeyID) // retired before, and configured again since
+	now = now.UTC().Truncate(time.Second)
+	key := retiredKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now, Regardless: c.RotationGracePeriod == 0}
+	if !key.Regardless {
+		key.DeleteAfter = later(now, there).Add(c.RotationGracePeriod)
+	}
+	if c.AdminKeyRotated {
+		key.CreatedAt = c.LastRotated
+	}
+	c.Retired = append(c.Retired, key)
+}
+
+// forget takes a key off the list of those to be deleted.
+func (c *config) forget(id string) {
+	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return k.ID == id })
+}
+
+// hurry has superseded keys deleted whoever uses them, each this long after it
+// was superseded and at once with 0, and none later than planned.
+func (c *config) hurry(grace time.Duration, now time.Time) {
+	for i := range c.Retired {
+		k := &c.Retired[i]
+		k.SupersededAt = k.superseded(c.RotationGracePeriod)
+		at := now // whatever the clock was when it was superseded
+		if grace > 0 {
+			at = k.SupersededAt.Add(grace)
+		}
+		k.hurry(at)
+	}
+}
+
+var (
+	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or not that of the key, so it could not be deleted after a rotation: write the right one to the config as admin_api_key_id")
+)

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -36,14 +37,6 @@ const (
 	probeFirst   = 50 * time.Millisecond
 	probeLongest = 500 * time.Millisecond
 	probeTimeout = 5 * time.Second
-)
-
-// What a credential is.
-const (
-	// typeAccount is a service account, with which all its keys end.
-	typeAccount = "service_account"
-	// typeKey is one key of an account that stays.
-	typeKey = "api_key"
 )
 
 // credential is all that destroying a credential takes. It is the journal's
@@ -224,7 +217,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 			return m, nil
 		}
 
-		b.work.wal.release(m.walID)
+		b.wal.release(m.walID)
 		e := client.AsError(err)
 		if !e.Ambiguous() {
 			// Nothing was made, so a client that has gone changes nothing.
@@ -387,7 +380,7 @@ func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, la
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	log := b.log(req).With("for", label, "why", why, "openai_request_id", m.requestID).With(m.attrs()...)
-	defer b.work.wal.release(m.walID)
+	defer b.wal.release(m.walID)
 	entry, journalErr := b.journalRevoke(ctx, req.Storage, m.credential)
 	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
 		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)
@@ -491,13 +484,13 @@ func revokedID(c credential) string {
 // ID. A later note of the same credential keeps the time of the first.
 func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
 	id, created := revokedID(c), b.now()
-	if note, known := b.work.wal.get(id); known {
+	if note, known := b.wal.get(id); known {
 		created = time.Unix(note.created, 0)
 	}
 	kind := journalKind(c, true)
 	err := putWALEntry(ctx, s, id, kind, c, created)
 	if err == nil {
-		b.work.wal.put(id, newWALNote(kind, created, c))
+		b.wal.put(id, newWALNote(kind, created, c))
 	}
 	return id, err
 }
@@ -506,7 +499,7 @@ func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c creden
 // process knows of one.
 func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credential) error {
 	id := revokedID(c)
-	if _, known := b.work.wal.get(id); !known {
+	if _, known := b.wal.get(id); !known {
 		return nil
 	}
 	return b.deleteWAL(ctx, s, id)
@@ -537,4 +530,58 @@ func entryCredential(entry *framework.WALEntry) (c credential, err error) {
 		return c, fmt.Errorf("a WAL entry cannot be used: %w", err)
 	}
 	return c, nil
+}
+
+// leaseData is what Vault keeps with a lease and hands back.
+type leaseData struct {
+	credential
+	Role string `json:"role"`
+	// MaxTTL is the most that the lease could last when it was issued.
+	MaxTTL time.Duration `json:"max_ttl"`
+	// KeyExpiry is the role's at the issue.
+	KeyExpiry string `json:"key_expiry"`
+}
+
+// internal returns the lease's data as Vault stores it.
+func (l leaseData) internal() map[string]any {
+	data := map[string]any{
+		"version":            l.Version,
+		"credential_type":    l.Type,
+		"project_id":         l.ProjectID,
+		"service_account":    l.Name,
+		"service_account_id": l.ID,
+		"api_key_id":         l.KeyID,
+		"role":               l.Role,
+		"max_ttl":            int64(l.MaxTTL),
+		"key_expiry":         l.KeyExpiry,
+	}
+	if l.isKey() {
+		data["api_key_name"] = l.KeyName
+	}
+	if !l.CreatedAt.IsZero() {
+		data["created_at"] = l.CreatedAt.UTC().Format(time.RFC3339)
+	}
+	if !l.KeyExpires.IsZero() {
+		data["key_expires_at"] = l.KeyExpires.UTC().Format(time.RFC3339)
+	}
+	return data
+}
+
+// covers reports whether the key is known to live for that long and longer than the
+// clocks may differ. Of an end beyond the longest lease nothing is known: the clock was
+// ahead when it was stored.
+func (l leaseData) covers(granted time.Duration, now time.Time) bool {
+	return !l.KeyExpires.Before(now.Add(granted+clockSlack)) &&
+		!l.KeyExpires.After(now.Add(max(granted, l.MaxTTL)+expiryMargin+clockSlack))
+}
+
+func newWALNote(kind string, created time.Time, c credential) walNote {
+	note := walNote{kind: kind, created: created.Unix()}
+	if !c.KeyExpires.IsZero() {
+		note.ends = c.KeyExpires.Add(clockSlack).Unix()
+	}
+	if i := slices.Index(journalKinds, kind); i >= 0 {
+		note.kind = journalKinds[i] // and not a copy for each entry
+	}
+	return note
 }

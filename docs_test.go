@@ -296,23 +296,28 @@ func messages(t *testing.T, dir string) []message {
 		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
 		require.NoError(t, err)
 		parsed = append(parsed, file)
-		ast.Inspect(file, func(n ast.Node) bool {
-			if spec, ok := n.(*ast.ValueSpec); ok {
-				for i, value := range spec.Values {
-					text, ok := literal(value, constants)
-					if !ok || i >= len(spec.Names) {
-						continue
+	}
+	for range 2 { // a constant may use one of a later file
+		local = nil
+		for _, file := range parsed {
+			ast.Inspect(file, func(n ast.Node) bool {
+				if spec, ok := n.(*ast.ValueSpec); ok {
+					for i, value := range spec.Values {
+						text, ok := literal(value, constants)
+						if !ok || i >= len(spec.Names) {
+							continue
+						}
+						name := spec.Names[i].Name
+						if name == "op" || name == "what" { // several functions have their own, and say it
+							local = append(local, value)
+							continue
+						}
+						constants[name] = text
 					}
-					name := spec.Names[i].Name
-					if name == "op" || name == "what" { // several functions have their own, and say it
-						local = append(local, value)
-						continue
-					}
-					constants[name] = text
 				}
-			}
-			return true
-		})
+				return true
+			})
+		}
 	}
 	var all []message
 	say := func(e ast.Expr) {

@@ -178,3 +178,18 @@ const (
 	_ = uint(longestRetry - firstRetry)
 	_ = uint(remindEvery - warnEvery)
 )
+
+const (
+	defaultTidyInterval     = 12 * time.Hour
+	defaultTidySafetyBuffer = 10 * time.Minute
+	// minTidyInterval is the time between two of Vault's ticks.
+	minTidyInterval = time.Minute
+	// maxTidyTime bounds both settings: a sweep less often than that is one by
+	// hand.
+	maxTidyTime = 30 * 24 * time.Hour
+
+	// useTolerance is how long after its supersession a key's last use may still
+	// be this process's own: that of a request under way, as coarse as OpenAI's
+	// last_used_at may be.
+	useTolerance = 3 * time.Minute
+)

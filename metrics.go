@@ -15,12 +15,16 @@ package openaisecrets
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	gometrics "github.com/hashicorp/go-metrics"
+	"github.com/hashicorp/go-metrics/datadog"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,8 +33,6 @@ import (
 )
 
 const (
-	// metricPrefix starts all names, among which Vault's own begin with vault_.
-	metricPrefix = "vault_openai_"
 	// otherRoles is the label of roles beyond the limit.
 	otherRoles      = "_other"
 	defaultMaxRoles = 100
@@ -51,18 +53,6 @@ var outcomes = []string{outcomeOK, outcomeRefused, outcomeThrottled, outcomeCanc
 // durationBuckets, in seconds, reach from a call on a fast line to the longest
 // that a request may take.
 var durationBuckets = []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}
-
-// metric is one of the documented metrics, as one mount keeps it.
-type metric struct {
-	name   string // with the prefix
-	kind   string // counter, gauge or histogram
-	help   string
-	labels []string
-
-	counter   *prometheus.CounterVec   // of a counter
-	histogram *prometheus.HistogramVec // of a histogram
-	desc      *prometheus.Desc         // of a gauge, which is read when it is asked for
-}
 
 // meters are the metrics of one mount. Its methods with exported names are
 // those of client.Observer.
@@ -87,7 +77,8 @@ type meters struct {
 	push          *pusher // nil unless asked for by the environment
 }
 
-func newMeters() *meters {
+// newMeters takes the states in which a sweep can end.
+func newMeters(sweepEnds ...string) *meters {
 	m := &meters{roles: newRoleNames(defaultMaxRoles), static: newRoleNames(defaultMaxRoles)}
 
 	m.issued = m.counter("credentials_issued_total", "Leased credentials asked for, by what came of it.", "role", "outcome")
@@ -140,7 +131,7 @@ func newMeters() *meters {
 	for _, c := range []*metric{m.sweepDeleted, m.sweepFailed} {
 		c.counter.WithLabelValues()
 	}
-	for _, state := range []string{tidyFinished, tidyError, tidyCancelled} {
+	for _, state := range sweepEnds {
 		m.sweeps.counter.WithLabelValues(state, "true")
 		m.sweeps.counter.WithLabelValues(state, "false")
 	}
@@ -271,10 +262,10 @@ func (m *meters) journalled(err error) {
 }
 
 // swept takes note of the end of a sweep.
-func (m *meters) swept(t *tidyStatus) {
-	m.add(m.sweeps, 1, t.state, strconv.FormatBool(t.apply))
-	m.add(m.sweepDeleted, t.deleted)
-	m.add(m.sweepFailed, t.failed)
+func (m *meters) swept(state string, apply bool, deleted, failed int) {
+	m.add(m.sweeps, 1, state, strconv.FormatBool(apply))
+	m.add(m.sweepDeleted, deleted)
+	m.add(m.sweepFailed, failed)
 }
 
 // Began implements client.Observer.
@@ -335,3 +326,50 @@ func (r *roleNames) label(name string) string {
 	r.seen[name] = true
 	return name
 }
+
+// configure applies the environment. What makes no sense there is left out and
+// returned: metrics are no reason to refuse service.
+func (m *meters) configure(getenv func(string) string) error {
+	var problems []error
+	if text := getenv(envMaxRoles); text != "" {
+		limit, err := strconv.Atoi(text)
+		if err != nil || limit < 0 {
+			problems = append(problems, fmt.Errorf("%s must be a number of roles, 0 or more", envMaxRoles))
+		} else {
+			m.roles, m.static = newRoleNames(limit), newRoleNames(limit)
+		}
+	}
+	push := &pusher{}
+	for _, name := range []string{envStatsd, envDogstatsd} {
+		addr := getenv(name)
+		if addr == "" {
+			continue
+		}
+		_, _, err := net.SplitHostPort(addr) // the sinks say nothing of it
+		var s sink
+		if err == nil && name == envStatsd {
+			s.flat = true
+			s.sender, err = gometrics.NewStatsdSink(addr)
+		} else if err == nil {
+			s.sender, err = datadog.NewDogStatsdSink(addr, "")
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", name, err))
+			continue
+		}
+		push.sinks = append(push.sinks, s)
+	}
+	if len(push.sinks) > 0 {
+		m.push = push
+	}
+	return errors.Join(problems...)
+}
+
+// The settings are the process's environment, which is given with the plugin's
+// registration (vault plugin register -env=...): a setting of the mount would
+// let whoever may write its config send packets to any host.
+const (
+	envStatsd    = "VAULT_OPENAI_METRICS_STATSD_ADDR"    // host:port
+	envDogstatsd = "VAULT_OPENAI_METRICS_DOGSTATSD_ADDR" // host:port
+	envMaxRoles  = "VAULT_OPENAI_METRICS_MAX_ROLES"
+)

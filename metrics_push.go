@@ -8,67 +8,15 @@ package openaisecrets
 // says which mount it is about, since one server hears of all.
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	gometrics "github.com/hashicorp/go-metrics"
-	"github.com/hashicorp/go-metrics/datadog"
 	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/prometheus/client_golang/prometheus"
 )
-
-// The settings are the process's environment, which is given with the plugin's
-// registration (vault plugin register -env=...): a setting of the mount would
-// let whoever may write its config send packets to any host.
-const (
-	envStatsd    = "VAULT_OPENAI_METRICS_STATSD_ADDR"    // host:port
-	envDogstatsd = "VAULT_OPENAI_METRICS_DOGSTATSD_ADDR" // host:port
-	envMaxRoles  = "VAULT_OPENAI_METRICS_MAX_ROLES"
-)
-
-// configure applies the environment. What makes no sense there is left out and
-// returned: metrics are no reason to refuse service.
-func (m *meters) configure(getenv func(string) string) error {
-	var problems []error
-	if text := getenv(envMaxRoles); text != "" {
-		limit, err := strconv.Atoi(text)
-		if err != nil || limit < 0 {
-			problems = append(problems, fmt.Errorf("%s must be a number of roles, 0 or more", envMaxRoles))
-		} else {
-			m.roles, m.static = newRoleNames(limit), newRoleNames(limit)
-		}
-	}
-	push := &pusher{}
-	for _, name := range []string{envStatsd, envDogstatsd} {
-		addr := getenv(name)
-		if addr == "" {
-			continue
-		}
-		_, _, err := net.SplitHostPort(addr) // the sinks say nothing of it
-		var s sink
-		if err == nil && name == envStatsd {
-			s.flat = true
-			s.sender, err = gometrics.NewStatsdSink(addr)
-		} else if err == nil {
-			s.sender, err = datadog.NewDogStatsdSink(addr, "")
-		}
-		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", name, err))
-			continue
-		}
-		push.sinks = append(push.sinks, s)
-	}
-	if len(push.sinks) > 0 {
-		m.push = push
-	}
-	return errors.Join(problems...)
-}
 
 // sender is what both of go-metrics' sinks are.
 type sender interface {
@@ -175,14 +123,19 @@ func (p *pusher) time(d *metric, took time.Duration, values []string) {
 	})
 }
 
-// pushGauges sends what is read and not counted, once a minute.
-func (b *backend) pushGauges(ctx context.Context, req *logical.Request) {
-	if b.metrics.push == nil {
-		return
-	}
-	for _, r := range b.readings(ctx, req) {
-		b.metrics.push.each(r.metric, r.labels, func(s sink, key []string, labels []gometrics.Label) {
-			s.SetPrecisionGaugeWithLabels(key, r.value, labels)
-		})
-	}
+// metric is one of the documented metrics, as one mount keeps it.
+type metric struct {
+	name   string // with the prefix
+	kind   string // counter, gauge or histogram
+	help   string
+	labels []string
+
+	counter   *prometheus.CounterVec   // of a counter
+	histogram *prometheus.HistogramVec // of a histogram
+	desc      *prometheus.Desc         // of a gauge, which is read when it is asked for
 }
+
+const (
+	// metricPrefix starts all names, among which Vault's own begin with vault_.
+	metricPrefix = "vault_openai_"
+)

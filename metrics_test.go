@@ -154,7 +154,7 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	used := h.lease("creds/app", nil)
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, credential{Version: 1, Type: typeAccount, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
 	require.NoError(t, err)
-	h.b.work.wal.release(id)
+	h.b.wal.release(id)
 	h.advance(time.Hour)
 	require.Equal(t, 200, h.inference(used, http.MethodGet, "/models"))
 	h.tick()
@@ -423,7 +423,7 @@ func TestMetrics_GoToStatsdAndDogstatsdWhenAskedFor(t *testing.T) {
 
 func TestMetrics_NothingIsSentUnasked(t *testing.T) {
 	t.Parallel()
-	m := newMeters()
+	m := newMeters(tidyFinished, tidyError, tidyCancelled)
 	require.NoError(t, m.configure(func(string) string { return "" }))
 	require.Nil(t, m.push)
 	err := m.configure(func(name string) string {
@@ -441,7 +441,7 @@ func TestMetrics_TheDocumentationNamesThemAll(t *testing.T) {
 	t.Parallel()
 	var table strings.Builder
 	table.WriteString("| Name | | Labels | statsd | |\n|---|---|---|---|---|\n")
-	for _, d := range newMeters().all {
+	for _, d := range newMeters(tidyFinished, tidyError, tidyCancelled).all {
 		labels := make([]string, len(d.labels))
 		for i, l := range d.labels {
 			labels[i] = "`" + l + "`"

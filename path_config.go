@@ -11,6 +11,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +178,7 @@ func (b *backend) configRead(ctx context.Context, req *logical.Request, _ *frame
 		return nil, fmt.Errorf("listing the journal: %w", err)
 	}
 	var oldest time.Time
-	if _, unix, _ := b.work.wal.totals(); unix != 0 {
+	if _, unix, _ := b.wal.totals(); unix != 0 {
 		oldest = time.Unix(unix, 0)
 	}
 	resp := &logical.Response{Data: map[string]any{
@@ -351,4 +354,154 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 		response.AddWarning("These admin keys were made or replaced by this engine and are still alive; nobody holds their values, delete them at OpenAI unless another Vault uses them: " + strings.Join(left, ", "))
 	}
 	return response, nil
+}
+
+// checkConfig asks the API about a config that is about to be stored in place of
+// old, nil when there is none. A response or an error means that it must not be
+// stored. The keys are those of the organization. With skip it asks nothing and
+// warns of what that leaves open.
+func (b *backend) checkConfig(ctx context.Context, req *logical.Request, old, cfg *config, api *client.Client, skip bool, response *logical.Response) (keys []client.AdminKey, refusal *logical.Response, err error) {
+	if skip {
+		response.AddWarning("Stored without a check against the API (skip_verify).")
+		if cfg.asksAnother(old) {
+			used, err := b.rolesByProject(ctx, req.Storage, cfg)
+			if err != nil || len(used) > 0 {
+				response.AddWarning("The projects of existing roles were not checked: if the new admin key's organization does not have them, their leases cannot be revoked with it.")
+			}
+		}
+		return nil, nil, nil
+	}
+	keys, refusal, err = verifyConfig(ctx, cfg, api)
+	if refusal != nil || err != nil {
+		return nil, refusal, err
+	}
+	if cfg.ProjectID != "" && (old == nil || old.ProjectID != cfg.ProjectID) {
+		unusable, err := checkProject(ctx, req, api, cfg.ProjectID)
+		if err != nil {
+			refusal, err = verdict(cfg, err)
+			return nil, refusal, err
+		}
+		if unusable != nil {
+			return nil, logical.ErrorResponse("config not stored: project_id: %s", unusable), nil
+		}
+	}
+	if cfg.asksAnother(old) {
+		refusal, err = b.checkRoleProjects(ctx, req, cfg, api)
+	}
+	return keys, refusal, err
+}
+
+// verifyConfig asks the API whether the admin key works for reading and for
+// writing, and finds or confirms its ID.
+func verifyConfig(ctx context.Context, cfg *config, api *client.Client) (keys []client.AdminKey, refusal *logical.Response, err error) {
+	keys, refusal, err = findAdminKeyID(ctx, cfg, api)
+	if refusal != nil {
+		return nil, refusal, nil
+	}
+	if err == nil {
+		err = api.CheckWrite(ctx)
+	}
+	if err != nil {
+		refusal, err = verdict(cfg, err)
+	}
+	return keys, refusal, err
+}
+
+// verdict says what the failure of a check means.
+func verdict(cfg *config, err error) (*logical.Response, error) {
+	const what = "config not stored"
+	e := client.AsError(err)
+	switch {
+	case e == nil:
+		return nil, err
+	case e.Blame() == client.BlameProxy:
+	case e.Status == 0 && !e.Sent:
+		return logical.ErrorResponse("%s: %s; check api_endpoint, ca_cert and the proxy settings of the plugin's environment", what, e), nil
+	case e.Blame() == client.BlameKey:
+		return logical.ErrorResponse("%s: OpenAI does not accept this admin_api_key; see %s: %s", what, adminKeysPage, e), nil
+	case e.Blame() == client.BlamePermission:
+		return logical.ErrorResponse(`%s: the admin key lacks a permission; it needs "Organization Administration: Write", which an organization owner gives it at %s: %s`, what, adminKeysPage, e), nil
+	case e.Blame() == client.BlameOrganization:
+		return logical.ErrorResponse("%s: organization_id is not the organization of this admin_api_key; correct it, or clear it with organization_id=\"\": %s", what, e), nil
+	case e.Blame() == client.BlameHost:
+		return logical.ErrorResponse("%s: api_endpoint is not the host for this organization%s; send the right one with the admin_api_key: %s", what, atHost(e), e), nil
+	case e.Status == http.StatusNotFound, e.Status/100 == 2, e.Status/100 == 3:
+		return logical.ErrorResponse("%s: %s does not serve the Admin API: %s", what, cfg.APIEndpoint, e), nil
+	}
+	return failure(what, err)
+}
+
+// checkRoleProjects refuses an admin key to which OpenAI does not list the
+// projects of existing roles: it could end none of their leases.
+func (b *backend) checkRoleProjects(ctx context.Context, req *logical.Request, cfg *config, api *client.Client) (*logical.Response, error) {
+	used, err := b.rolesByProject(ctx, req.Storage, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("config not stored: %w", err)
+	}
+	if len(used) == 0 {
+		return nil, nil
+	}
+	projects, err := api.ListProjects(ctx)
+	if err != nil {
+		return verdict(cfg, err)
+	}
+	for _, p := range projects {
+		delete(used, p.ID)
+	}
+	var unknown []string
+	for _, project := range slices.Sorted(maps.Keys(used)) {
+		if len(unknown) == maxNamed {
+			unknown = append(unknown, "…")
+			break
+		}
+		names := used[project]
+		if len(names) > maxNamed {
+			names = append(names[:maxNamed:maxNamed], "…")
+		}
+		unknown = append(unknown, fmt.Sprintf("%s (%s)", project, strings.Join(names, ", ")))
+	}
+	if len(unknown) == 0 {
+		return nil, nil
+	}
+	return logical.ErrorResponse("config not stored: the admin key's organization does not have projects of existing roles: %s; use a mount for each organization, or skip_verify=true if these roles are to fail", strings.Join(unknown, "; ")), nil
+}
+
+// maxNamed bounds the projects, and the roles of each, that an answer names.
+const maxNamed = 10
+
+// rolesByProject returns the roles and static roles by project, as an answer
+// names them.
+func (b *backend) rolesByProject(ctx context.Context, s logical.Storage, cfg *config) (map[string][]string, error) {
+	used := map[string][]string{}
+	add := func(project, what string) {
+		if project != "" {
+			used[project] = append(used[project], what)
+		}
+	}
+	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
+	if err != nil {
+		return nil, fmt.Errorf("listing the roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := b.roles.get(ctx, s, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			add(r.project(cfg), fmt.Sprintf("role %q", name))
+		}
+	}
+	if names, err = s.List(ctx, staticStoragePrefix); err != nil {
+		return nil, fmt.Errorf("listing the static roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getStaticRole(ctx, s, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			add(r.ProjectID, fmt.Sprintf("static role %q", name))
+		}
+	}
+	return used, nil
 }

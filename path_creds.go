@@ -124,7 +124,7 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 	if err != nil {
 		return failure(fmt.Sprintf("role %q", roleName), err)
 	}
-	defer b.work.wal.release(m.walID)
+	defer b.wal.release(m.walID)
 	return b.handOut(ctx, req, m, roleName, r.KeyExpiry, life)
 }
 

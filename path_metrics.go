@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	gometrics "github.com/hashicorp/go-metrics"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
@@ -186,7 +187,7 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 	set(m.build, 1, strings.TrimPrefix(version, "v"), runtime.Version())
 	set(m.inFlight, float64(m.flying.Load()))
 
-	entries, oldest, kept := b.work.wal.totals()
+	entries, oldest, kept := b.wal.totals()
 	set(m.journalEntries, float64(entries))
 	set(m.journalKept, float64(kept))
 	age := time.Duration(0)
@@ -226,4 +227,16 @@ func (b *backend) readings(ctx context.Context, req *logical.Request) (all []rea
 		at(m.lastSweep, sweep.finished)
 	}
 	return all
+}
+
+// pushGauges sends what is read and not counted, once a minute.
+func (b *backend) pushGauges(ctx context.Context, req *logical.Request) {
+	if b.metrics.push == nil {
+		return
+	}
+	for _, r := range b.readings(ctx, req) {
+		b.metrics.push.each(r.metric, r.labels, func(s sink, key []string, labels []gometrics.Label) {
+			s.SetPrecisionGaugeWithLabels(key, r.value, labels)
+		})
+	}
 }

@@ -271,3 +271,41 @@ func (b *backend) roleWrite(ctx context.Context, req *logical.Request, d *framew
 	b.log(req).Info("role stored", "role", name, "project_id", project)
 	return unlessEmpty(response), nil
 }
+
+// checkRole asks OpenAI about the project and the account of a role. What it was
+// asked before it is not asked again: narrowing a role must not wait for OpenAI. A
+// problem says why the role cannot be stored; an error is OpenAI's.
+func (b *backend) checkRole(ctx context.Context, req *logical.Request, snap *snapshot, cfg *config, old, r *role, response *logical.Response) (problem, err error) {
+	project := r.project(cfg)
+	moved := old == nil || old.project(cfg) != project
+	adopted := r.CredentialType == typeKey && (moved || old.CredentialType != typeKey || old.ServiceAccountID != r.ServiceAccountID)
+	if snap == nil {
+		if moved || adopted {
+			response.AddWarning("Project " + project + " was not checked: the engine has no admin key yet.")
+		}
+		if adopted {
+			response.AddWarning("Service account " + r.ServiceAccountID + " was not checked: the engine has no admin key yet.")
+		}
+		return nil, nil
+	}
+	if moved {
+		if problem, err = checkProject(ctx, req, snap.api, project); problem != nil || err != nil {
+			return problem, err
+		}
+	}
+	unread := r.CredentialType == typeKey && r.ServiceAccount == "" // as when there was no admin key
+	if !adopted && !unread {
+		return nil, nil
+	}
+	if !adopted { // nothing waits for a name that only reads show
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, nameBudget)
+		defer cancel()
+	}
+	r.ServiceAccount, problem, err = checkAdopted(ctx, snap.api, snap.tag, project, r.ServiceAccountID, response)
+	if failure := errors.Join(problem, err); failure != nil && !adopted {
+		response.AddWarning(fmt.Sprintf("Service account %s was not checked: %s", r.ServiceAccountID, failure))
+		return nil, nil
+	}
+	return problem, err
+}

@@ -222,7 +222,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 		}
 		refusal, err := checkProject(ctx, req, snap.api, r.ProjectID)
 		if refusal == nil && err == nil && r.Adopted {
-			r.ServiceAccount, refusal, err = checkAdopted(ctx, snap, r.ProjectID, r.ServiceAccountID, response)
+			r.ServiceAccount, refusal, err = checkAdopted(ctx, snap.api, snap.tag, r.ProjectID, r.ServiceAccountID, response)
 		}
 		switch {
 		case err != nil:

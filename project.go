@@ -87,15 +87,15 @@ func checkProject(ctx context.Context, req *logical.Request, api *client.Client,
 
 // checkAdopted looks at an account that is to be used and not to be owned. It
 // returns its name, or why it cannot be used; an error is OpenAI's.
-func checkAdopted(ctx context.Context, snap *snapshot, project, id string, response *logical.Response) (name string, refusal, err error) {
-	account, err := snap.api.GetServiceAccount(ctx, project, id)
+func checkAdopted(ctx context.Context, api *client.Client, tag, project, id string, response *logical.Response) (name string, refusal, err error) {
+	account, err := api.GetServiceAccount(ctx, project, id)
 	if client.IsNotFound(err) {
 		return "", fmt.Errorf("project %q has no service account %q: %w", project, id, err), nil
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	ours, err := naming.BearsTag(snap.tag)
+	ours, err := naming.BearsTag(tag)
 	if err != nil {
 		return "", nil, err
 	}

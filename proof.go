@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"vault-plugin-secrets-openai/client"
@@ -31,10 +30,6 @@ var errNotFinal = errors.New("OpenAI does not find it, but it was created so rec
 func (b *backend) isFinal(created time.Time) bool {
 	return created.IsZero() || b.now().Sub(created) >= time.Duration(b.settling.Load())
 }
-
-// shownProjects are the projects that OpenAI has shown to an admin key. They are
-// kept with the snapshot whose endpoint, organization and key they belong to.
-type shownProjects struct{ ids sync.Map }
 
 // accountDeleted returns nil if failure, that of a call about a service account,
 // means that the account is deleted, and otherwise an error that says why that is

@@ -370,7 +370,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			}
 			id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 			require.NoError(t, err)
-			h.b.work.wal.release(id)
+			h.b.wal.release(id)
 			h.advance(10 * time.Minute)
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 			h.sim.ResetRequests()
@@ -379,7 +379,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			require.Len(t, h.journal(), 1)
 			require.Contains(t, h.log.String(), "another Vault with a copy of this storage")
 			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKeys))
-			entries, _, kept := h.b.work.wal.totals()
+			entries, _, kept := h.b.wal.totals()
 			require.Equal(t, []int{0, 1}, []int{entries, kept}, "it is no backlog")
 			require.NotContains(t, h.log.String(), "incomplete")
 
@@ -425,10 +425,10 @@ func TestRevoke_ItsEntryEndsWithIt(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	stop := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
 	require.Error(t, h.revoke(lease))
-	_, first, _ := h.b.work.wal.totals()
+	_, first, _ := h.b.wal.totals()
 	h.advance(time.Hour)
 	require.Error(t, h.revoke(lease))
-	_, again, _ := h.b.work.wal.totals()
+	_, again, _ := h.b.wal.totals()
 	require.Equal(t, first, again)
 	stop()
 	require.NoError(t, h.revoke(lease))
@@ -588,7 +588,7 @@ func TestJournal_AUsedKeyIsSeenWhateverTheFormOfItsOwner(t *testing.T) {
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
-	h.b.work.wal.release(id)
+	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
 	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
 	require.NoError(t, err)
@@ -674,7 +674,7 @@ func TestJournal_TheEnginesOwnProbeIsNoUseUnderAClockThatIsBehind(t *testing.T) 
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
-	h.b.work.wal.release(id)
+	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
 	h.rollback()
 	h.onlyLeased()
@@ -690,7 +690,7 @@ func TestJournal_UseIsSeenUnderAClockThatIsAhead(t *testing.T) {
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
-	h.b.work.wal.release(id)
+	h.b.wal.release(id)
 	h.advance(8 * time.Minute)
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models")) // eight minutes after the create
 	h.rollback()
@@ -720,7 +720,7 @@ func TestDisable_NamesWhatIsKept(t *testing.T) {
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
-	h.b.work.wal.release(id)
+	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	h.rollback()

@@ -1,25 +1,17 @@
 package openaisecrets
 
 // This file owns the role: its entry, what a write makes of it and must stand up to,
-// how long its leases last, and the roles in memory, so that an issue asks Vault's
-// storage nothing that it has told before.
+// and how long its leases last.
 //
 // What must stay true: a check has no effect at OpenAI; a list of scopes that was not
 // meant to be empty never becomes one; what a request asks for and does not get is
-// said in a warning. A role is in memory only as storage has it, and not while that is
-// in doubt: from the start of a write on, whose effect others may see before its
-// answer comes, and for good after one that has failed. Vault says where one changed
-// under this node; what was being read meanwhile is not kept. A role in memory is
-// never changed.
+// said in a warning.
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -129,25 +121,6 @@ func (r *role) fields() map[string]any {
 		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
 		"activation_failure":            r.ActivationFailure.String(),
 	}
-}
-
-// getRole reads a role from storage; nil when there is no such role.
-func getRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
-	entry, err := s.Get(ctx, roleStoragePrefix+name)
-	if err != nil {
-		return nil, fmt.Errorf("reading role %q: %w", name, err)
-	}
-	if entry == nil {
-		return getCommunityRole(ctx, s, name)
-	}
-	r := &role{}
-	if err := entry.DecodeJSON(r); err != nil {
-		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
-	}
-	if r.Version > roleVersion {
-		return nil, unreadable{fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)}
-	}
-	return r, nil
 }
 
 // unreadable is an error of an entry that storage has and this version cannot read,
@@ -353,114 +326,10 @@ func parseScopes(raw []string) (scopes []string, problem string) {
 	return scopes, ""
 }
 
-// checkRole asks OpenAI about the project and the account of a role. What it was
-// asked before it is not asked again: narrowing a role must not wait for OpenAI. A
-// problem says why the role cannot be stored; an error is OpenAI's.
-func (b *backend) checkRole(ctx context.Context, req *logical.Request, snap *snapshot, cfg *config, old, r *role, response *logical.Response) (problem, err error) {
-	project := r.project(cfg)
-	moved := old == nil || old.project(cfg) != project
-	adopted := r.CredentialType == typeKey && (moved || old.CredentialType != typeKey || old.ServiceAccountID != r.ServiceAccountID)
-	if snap == nil {
-		if moved || adopted {
-			response.AddWarning("Project " + project + " was not checked: the engine has no admin key yet.")
-		}
-		if adopted {
-			response.AddWarning("Service account " + r.ServiceAccountID + " was not checked: the engine has no admin key yet.")
-		}
-		return nil, nil
-	}
-	if moved {
-		if problem, err = checkProject(ctx, req, snap.api, project); problem != nil || err != nil {
-			return problem, err
-		}
-	}
-	unread := r.CredentialType == typeKey && r.ServiceAccount == "" // as when there was no admin key
-	if !adopted && !unread {
-		return nil, nil
-	}
-	if !adopted { // nothing waits for a name that only reads show
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, nameBudget)
-		defer cancel()
-	}
-	r.ServiceAccount, problem, err = checkAdopted(ctx, snap, project, r.ServiceAccountID, response)
-	if failure := errors.Join(problem, err); failure != nil && !adopted {
-		response.AddWarning(fmt.Sprintf("Service account %s was not checked: %s", r.ServiceAccountID, failure))
-		return nil, nil
-	}
-	return problem, err
-}
-
-// maxKeptRoles bounds them. At less than 1 KiB each, unless their texts are long,
-// they take 10 MiB if so many are in use; name templates are kept by naming.go.
-const maxKeptRoles = 10_000
-
-type roleCache struct {
-	mu   sync.RWMutex
-	kept map[string]*role
-	// unsure counts the writes of a role that are under way or have failed: storage
-	// may take such a one yet, even after a later one that it has confirmed.
-	unsure map[string]int
-	// changes counts what was forgotten, so that a role read before a change is
-	// not kept after it.
-	changes uint64
-}
-
-// get returns a role that must not be changed, nil when there is none.
-func (c *roleCache) get(ctx context.Context, s logical.Storage, name string) (*role, error) {
-	c.mu.RLock()
-	r, changes := c.kept[name], c.changes
-	c.mu.RUnlock()
-	if r != nil {
-		return r, nil
-	}
-	r, err := getRole(ctx, s, name)
-	if r == nil || err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.changes == changes && c.unsure[name] == 0 {
-		if len(c.kept) >= maxKeptRoles {
-			clear(c.kept)
-		}
-		c.kept[name] = r
-	}
-	return r, nil
-}
-
-// change writes or deletes a role's entry.
-func (c *roleCache) change(name string, write func() error) error {
-	c.mu.Lock()
-	c.drop(name)
-	c.unsure[name]++
-	c.mu.Unlock()
-	err := write()
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.drop(name) // what was read while it was written
-	if c.unsure[name]--; c.unsure[name] == 0 {
-		delete(c.unsure, name)
-	}
-	return nil
-}
-
-// forget is for a role that has changed under this node.
-func (c *roleCache) forget(name string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.drop(name)
-}
-
-// drop is forget under the lock.
-func (c *roleCache) drop(name string) {
-	c.changes++
-	delete(c.kept, name)
-}
-
-func newRoleCache() *roleCache {
-	return &roleCache{kept: map[string]*role{}, unsure: map[string]int{}}
-}
+// What a credential is.
+const (
+	// typeAccount is a service account, with which all its keys end.
+	typeAccount = "service_account"
+	// typeKey is one key of an account that stays.
+	typeKey = "api_key"
+)

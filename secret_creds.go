@@ -26,41 +26,6 @@ const (
 	secretType = "openai_api_key" // #nosec G101 -- a type's name
 )
 
-// leaseData is what Vault keeps with a lease and hands back.
-type leaseData struct {
-	credential
-	Role string `json:"role"`
-	// MaxTTL is the most that the lease could last when it was issued.
-	MaxTTL time.Duration `json:"max_ttl"`
-	// KeyExpiry is the role's at the issue.
-	KeyExpiry string `json:"key_expiry"`
-}
-
-// internal returns the lease's data as Vault stores it.
-func (l leaseData) internal() map[string]any {
-	data := map[string]any{
-		"version":            l.Version,
-		"credential_type":    l.Type,
-		"project_id":         l.ProjectID,
-		"service_account":    l.Name,
-		"service_account_id": l.ID,
-		"api_key_id":         l.KeyID,
-		"role":               l.Role,
-		"max_ttl":            int64(l.MaxTTL),
-		"key_expiry":         l.KeyExpiry,
-	}
-	if l.isKey() {
-		data["api_key_name"] = l.KeyName
-	}
-	if !l.CreatedAt.IsZero() {
-		data["created_at"] = l.CreatedAt.UTC().Format(time.RFC3339)
-	}
-	if !l.KeyExpires.IsZero() {
-		data["key_expires_at"] = l.KeyExpires.UTC().Format(time.RFC3339)
-	}
-	return data
-}
-
 // decodeLease reads a lease's internal data.
 func decodeLease(req *logical.Request) (leaseData, error) {
 	var lease leaseData
@@ -214,14 +179,6 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 	return resp, nil
 }
 
-// covers reports whether the key is known to live for that long and longer than the
-// clocks may differ. Of an end beyond the longest lease nothing is known: the clock was
-// ahead when it was stored.
-func (l leaseData) covers(granted time.Duration, now time.Time) bool {
-	return !l.KeyExpires.Before(now.Add(granted+clockSlack)) &&
-		!l.KeyExpires.After(now.Add(max(granted, l.MaxTTL)+expiryMargin+clockSlack))
-}
-
 // shownEnd is when OpenAI said that a lease's key ends, by its own clock; zero if that
 // is not known.
 func shownEnd(data map[string]any) time.Time {
@@ -318,9 +275,6 @@ type renewals struct {
 // keyEnd is the end of a key by this server's clock and by OpenAI's.
 type keyEnd struct{ ours, theirs time.Time }
 
-// maxRenewals is for the renewals within the moment that Vault takes to store one.
-const maxRenewals = 4096
-
 func newRenewals() renewals {
 	ends, _ := lru.New[string, keyEnd](maxRenewals) // its only error is a size below 1
 	return renewals{locks: job.NewNameLocks(), ends: ends}
@@ -341,3 +295,6 @@ func (r *renewals) lock(ctx context.Context, lease *leaseData, shown time.Time) 
 func (r *renewals) moved(lease leaseData, theirs time.Time) {
 	r.ends.Add(lease.KeyID, keyEnd{lease.KeyExpires, theirs})
 }
+
+// maxRenewals is for the renewals within the moment that Vault takes to store one.
+const maxRenewals = 4096

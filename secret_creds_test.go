@@ -226,7 +226,7 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 	require.Len(t, h.journal(), 3)
 	h.rollback()
 	require.Len(t, h.journal(), 3)
-	entries, oldest, _ := h.b.work.wal.totals()
+	entries, oldest, _ := h.b.wal.totals()
 	require.Equal(t, 3, entries)
 	require.NotZero(t, oldest)
 	require.Contains(t, h.log.String(), "WAL rollback incomplete")
@@ -234,7 +234,7 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 	h.restart()
 	h.rollback()
 	h.onlyLeased(leases[3:]...)
-	entries, _, _ = h.b.work.wal.totals()
+	entries, _, _ = h.b.wal.totals()
 	require.Zero(t, entries)
 	for _, lease := range leases {
 		require.NoError(t, h.revoke(lease))

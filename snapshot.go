@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
@@ -21,6 +22,7 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/text"
 )
 
 // snapshot is what a request works with from start to end. It is immutable.
@@ -156,40 +158,6 @@ func (b *backend) mayWriteLocally() bool {
 	return !state.HasState(consts.ReplicationDRSecondary) && !state.HasState(consts.ReplicationPerformanceStandby)
 }
 
-const (
-	mountStorageKey = "mount"
-	mountVersion    = 1
-)
-
-// mountEntry is what a mount knows of itself, made once.
-type mountEntry struct {
-	Version int `json:"version"`
-	// Tag starts the random suffix of every name that this mount gives, so
-	// that each name says which mount made it.
-	Tag string `json:"tag"`
-}
-
-var errNoTag = errors.New("the mount has no tag: write its config again")
-
-// getTag reads the mount's tag; it is errNoTag when there is none.
-func getTag(ctx context.Context, s logical.Storage) (string, error) {
-	entry, err := s.Get(ctx, mountStorageKey)
-	if err != nil {
-		return "", fmt.Errorf("reading the mount's tag: %w", err)
-	}
-	var m mountEntry
-	if entry == nil {
-		return "", errNoTag
-	}
-	if err := entry.DecodeJSON(&m); err != nil {
-		return "", fmt.Errorf("decoding the mount's tag: %w", err)
-	}
-	if m.Version > mountVersion {
-		return "", fmt.Errorf("the mount's tag was written by a newer version of this plugin (format %d, this one knows %d)", m.Version, mountVersion)
-	}
-	return m.Tag, nil
-}
-
 // ensureTag returns the mount's tag and makes it if there is none: before the
 // first config is stored, or when a config of the community plugin is first used.
 func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, error) {
@@ -260,3 +228,41 @@ func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **
 		*snap = current
 	}
 }
+
+// recordCommunityRoles records what tidy must know of each role of the community
+// plugin: its project and how long its leases can last.
+func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) error {
+	names, err := s.List(ctx, communityRolePrefix)
+	if err != nil {
+		return fmt.Errorf("listing the roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getCommunityRole(ctx, s, name)
+		if err != nil && !errors.As(err, &unreadable{}) {
+			return err
+		}
+		if r == nil || r.ProjectID == "" || text.CheckID("project_id", r.ProjectID) != "" {
+			continue // nothing can be made with it
+		}
+		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {
+			return err
+		}
+		if err := recordProject(ctx, s, r.ProjectID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// getConfig returns the stored config, nil when there is none.
+func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
+	cfg, entry, err := readConfig(ctx, s)
+	if cfg == nil || err != nil {
+		return nil, err
+	}
+	return takeOver(entry, cfg)
+}
+
+// shownProjects are the projects that OpenAI has shown to an admin key. They are
+// kept with the snapshot whose endpoint, organization and key they belong to.
+type shownProjects struct{ ids sync.Map }

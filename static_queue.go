@@ -7,12 +7,16 @@ package openaisecrets
 // when in doubt.
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/internal/job"
 )
@@ -208,4 +212,32 @@ func (f failures) again(now time.Time, longest time.Duration) failures {
 type staticGauges struct {
 	roles, failing, kept int
 	lag                  time.Duration
+}
+
+// lockStatic takes a role's lock; the context bounds the wait. Whoever holds it
+// is bounded in time, too.
+func (b *backend) lockStatic(ctx context.Context, name string) (unlock func(), err error) {
+	if unlock, err = b.static.locks.Lock(ctx, name); err != nil {
+		return nil, fmt.Errorf("another change of static role %q is under way: %w", name, err)
+	}
+	return unlock, nil
+}
+
+// staticHolds reports whether the static role that a credential was made for
+// or taken from still names it.
+func (b *backend) staticHolds(ctx context.Context, s logical.Storage, c credential) (bool, error) {
+	if c.StaticRole == "" {
+		return false, nil
+	}
+	// Behind a request that is storing it.
+	unlock, err := b.lockStatic(ctx, c.StaticRole)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	r, err := getStaticRole(ctx, s, c.StaticRole)
+	if err != nil || r == nil {
+		return false, err
+	}
+	return r.names(c), nil
 }

@@ -49,7 +49,7 @@ func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name s
 	if err != nil {
 		return nil, nil, err
 	}
-	defer b.work.wal.release(m.walID)
+	defer b.wal.release(m.walID)
 	now := b.now()
 	next = r.clone()
 	next.correct(now)

@@ -22,7 +22,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -32,74 +31,11 @@ import (
 )
 
 const (
-	// useTolerance is how long after its supersession a key's last use may still
-	// be this process's own: that of a request under way, as coarse as OpenAI's
-	// last_used_at may be.
-	useTolerance = 3 * time.Minute
-	endsAtOnce   = 4
+	endsAtOnce = 4
 	// lookAgain is the least time between two lists of admin keys that are to tell
 	// which of them the current key sees.
 	lookAgain = time.Hour
 )
-
-// Why a superseded key outlives its grace period.
-const (
-	// keptUsed: OpenAI says that it was used after it was superseded.
-	keptUsed = "used"
-	// keptUnvouched: a config write replaced it, and this process could not tell
-	// that all use of it until then was its own.
-	keptUnvouched = "perhaps_used"
-)
-
-// retiredKey is an admin key that this engine has replaced and will delete.
-type retiredKey struct {
-	ID          string    `json:"id"`
-	DeleteAfter time.Time `json:"delete_after"`
-	// SupersededAt is when another took its place; entries of earlier releases
-	// have none.
-	SupersededAt time.Time `json:"superseded_at,omitzero"`
-	// SupersededThere is the same by OpenAI's clock, which last_used_at is of: when
-	// the key that took its place was made. Zero if none was.
-	SupersededThere time.Time `json:"superseded_at_openai,omitzero"`
-	// CreatedAt is when this engine made it, zero if it did not.
-	CreatedAt time.Time `json:"created_at,omitzero"`
-	// Regardless says that it is deleted whoever uses it.
-	Regardless bool `json:"regardless_of_use,omitempty"`
-	// Kept is why it outlives its grace period, and LastUsed what OpenAI said.
-	Kept     string    `json:"kept,omitempty"`
-	LastUsed time.Time `json:"last_used_at,omitzero"`
-	// Elsewhere says that no list of the key in force has shown it: it may belong
-	// to another organization or endpoint.
-	Elsewhere bool `json:"elsewhere,omitempty"`
-	// Unchecked says that no list of the key in force has been read since it may be
-	// another organization's.
-	Unchecked bool `json:"not_checked,omitempty"`
-}
-
-// superseded is when the key was superseded, by the later of the two clocks. Of
-// one of an earlier release that follows from the grace period.
-func (k *retiredKey) superseded(grace time.Duration) time.Time {
-	if k.SupersededAt.IsZero() {
-		return k.DeleteAfter.Add(-grace)
-	}
-	return later(k.SupersededAt, k.SupersededThere)
-}
-
-// seen reports whether the key in force is known to see the key, or was never in
-// doubt to.
-func (k *retiredKey) seen() bool { return !k.Elsewhere && !k.Unchecked }
-
-func (k *retiredKey) due(now time.Time) bool { return k.seen() && !now.Before(k.DeleteAfter) }
-
-// usedAfter reports whether a use of the key is so long after it was superseded
-// that it was not by this process.
-func (k *retiredKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
-	at := k.SupersededThere
-	if at.IsZero() {
-		at = k.superseded(grace)
-	}
-	return lastUsed.After(at.Add(useTolerance))
-}
 
 // maxWaiting is how many superseded keys may wait when a person asks for a rotation:
 // each is a live admin key.
@@ -121,53 +57,6 @@ func (c *config) crowded(now time.Time) (problem string) {
 		return ""
 	}
 	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, text.Time(next))
-}
-
-// hurry has the key deleted whoever uses it, at a time or when it was due if that
-// is sooner.
-func (k *retiredKey) hurry(at time.Time) {
-	if at.Before(k.DeleteAfter) {
-		k.DeleteAfter = at.UTC().Truncate(time.Second)
-	}
-	k.Regardless, k.Kept, k.LastUsed = true, "", time.Time{}
-}
-
-// retire notes that the current admin key, which this engine made or is about to
-// replace, is to be deleted once the grace period has passed;
-// there is the time by OpenAI's clock, zero if unknown.
-func (c *config) retire(now, there time.Time) {
-	if c.AdminKeyID == "" {
-		return
-	}
-	c.forget(c.AdminKeyID) // retired before, and configured again since
-	now = now.UTC().Truncate(time.Second)
-	key := retiredKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now, Regardless: c.RotationGracePeriod == 0}
-	if !key.Regardless {
-		key.DeleteAfter = later(now, there).Add(c.RotationGracePeriod)
-	}
-	if c.AdminKeyRotated {
-		key.CreatedAt = c.LastRotated
-	}
-	c.Retired = append(c.Retired, key)
-}
-
-// forget takes a key off the list of those to be deleted.
-func (c *config) forget(id string) {
-	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return k.ID == id })
-}
-
-// hurry has superseded keys deleted whoever uses them, each this long after it
-// was superseded and at once with 0, and none later than planned.
-func (c *config) hurry(grace time.Duration, now time.Time) {
-	for i := range c.Retired {
-		k := &c.Retired[i]
-		k.SupersededAt = k.superseded(c.RotationGracePeriod)
-		at := now // whatever the clock was when it was superseded
-		if grace > 0 {
-			at = k.SupersededAt.Add(grace)
-		}
-		k.hurry(at)
-	}
 }
 
 // keep has a key live on until seven days after it was superseded.
@@ -230,25 +119,6 @@ func unsureText(ids []string) string {
 	return fmt.Sprintf("The engine has not checked whether the current admin key sees these superseded ones, and does not delete them before: %s. It checks within a minute, and after a failure once an hour. A config write without skip_verify checks at once; if the ID of the current key cannot be found, send it as admin_api_key_id.", strings.Join(ids, ", "))
 }
 
-// keptText says why the key is kept, "" for one that is not.
-func (k *retiredKey) keptText() string {
-	why := k.keptWhy()
-	if why == "" {
-		return ""
-	}
-	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, text.Time(k.DeleteAfter), why)
-}
-
-func (k *retiredKey) keptWhy() string {
-	switch k.Kept {
-	case keptUsed:
-		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", text.Time(k.LastUsed))
-	case keptUnvouched:
-		return "another Vault, such as the one that this one is a copy of, may use it"
-	}
-	return ""
-}
-
 // leftText says why the key outlives the mount or the config, and until when.
 func (c *config) leftText(k *retiredKey, end time.Time) string {
 	why := k.keptWhy()
@@ -285,53 +155,6 @@ func (c *config) warnOfRetired(resp *logical.Response) {
 }
 
 // --- Who uses a key ---
-
-// keyUse is when this process last called OpenAI with an admin key. It is the
-// observer of the key's clients.
-type keyUse struct {
-	client.Observer
-	key  client.Secret
-	now  func() time.Time
-	last atomic.Pointer[time.Time]
-}
-
-// Began implements client.Observer. A probe is made with another key, which costs
-// nothing to count: it follows calls with this one.
-func (u *keyUse) Began(call string, waited time.Duration) {
-	now := u.now()
-	u.last.Store(&now)
-	u.Observer.Began(call, waited)
-}
-
-// vouches reports whether all use of the key may be this process's own.
-func (u *keyUse) vouches(lastUsed time.Time) bool {
-	last := u.last.Load()
-	return last != nil && !lastUsed.After(last.Add(useTolerance))
-}
-
-// keyUses has what is known of the keys with which clients were made last. One
-// that it has forgotten is one that this process cannot vouch for.
-type keyUses struct {
-	mu   sync.Mutex
-	last []*keyUse // the latest first
-}
-
-const keyUsesKept = 8
-
-func (b *backend) useOf(key client.Secret) *keyUse {
-	b.uses.mu.Lock()
-	defer b.uses.mu.Unlock()
-	var use *keyUse
-	if i := slices.IndexFunc(b.uses.last, func(u *keyUse) bool { return u.key.Equal(key) }); i >= 0 {
-		use = b.uses.last[i]
-		b.uses.last = slices.Delete(b.uses.last, i, i+1)
-	} else {
-		use = &keyUse{Observer: b.metrics, key: key, now: func() time.Time { return b.now() }}
-	}
-	b.uses.last = slices.Insert(b.uses.last, 0, use)
-	b.uses.last = b.uses.last[:min(len(b.uses.last), keyUsesKept)]
-	return use
-}
 
 // supersede settles what a config write means for superseded keys: keys is what
 // OpenAI lists to the new admin key, nil if it was not asked. It reports whether

@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -23,7 +22,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -39,57 +37,12 @@ const (
 	// speaks of the admin key's organization, or of whoever answers in
 	// OpenAI's place, and may well pass.
 	forgetAfter = 7 * 24 * time.Hour
-	// listingHolds is how long a project's listing may be acted upon. At a slow
-	// pace the deletes of one project take hours, in which somebody may make a
-	// key of an account that had none.
-	listingHolds = 5 * time.Minute
 	// tidyStall is how long a project may go without a call that succeeds. Vault's
 	// own revokes go first, and at ten calls a minute some of them take as long.
 	tidyStall = 5 * time.Minute
 )
 
 var errStalled = errors.New("no call to OpenAI has succeeded")
-
-// orphan is an account, or a key of one that stays, that nobody can need any
-// more.
-type orphan struct {
-	credential
-	createdAt time.Time
-	age       time.Duration
-	why       string
-}
-
-// sweep is one run. It works from one goroutine.
-type sweep struct {
-	*backend
-	storage          logical.Storage
-	mount            string
-	log              hclog.Logger
-	apply, automatic bool
-	buffer           time.Duration
-	// partial says that not every role could be read, so that nothing is known
-	// to be named by none.
-	partial bool
-	// claims are the accounts and keys, by ID and by name, that roles hold and that
-	// the journal names. They are read once, before any listing. A role cannot name
-	// one of this mount's own later, see checkAdopted, and of what the journal has
-	// named since only the journal's own work is done twice.
-	claims hashes
-	// longest is how old an account without a key must be.
-	longest time.Duration
-	// absences is how many accounts without a key may still be deleted.
-	absences int
-	deleted  int // orphans so far
-	// inRow counts the deletes of a project that failed for a shared reason, and
-	// stalls the projects in which nothing went on.
-	inRow, stalls int
-	// moved says that a call has succeeded.
-	moved func()
-	// keysGo and keysStay say what the first delete of an expired key has shown:
-	// OpenAI's documents disagree on whether it deletes keys of service accounts.
-	// Where it does not there is no use in trying others, which are dead anyway.
-	keysGo, keysStay bool
-}
 
 // run sweeps all projects. What fails is noted in the status.
 func (s *sweep) run(ctx context.Context) {
@@ -146,19 +99,6 @@ func (s *sweep) watched(ctx context.Context, work func(context.Context) error) e
 	return err
 }
 
-// fail notes a failure, unless it is the end of the sweep.
-func (s *sweep) fail(ctx context.Context, err error) {
-	if ctx.Err() != nil {
-		return
-	}
-	s.log.Warn("sweep: left to the next one", "error", err)
-	s.tidy.note(func(t *tidyStatus) {
-		if len(t.errors) < maxErrors {
-			t.errors = append(t.errors, err.Error())
-		}
-	})
-}
-
 // end closes the status and makes place for the next sweep.
 func (s *sweep) end(cancelled bool) {
 	s.tidy.mu.Lock()
@@ -184,7 +124,7 @@ func (s *sweep) end(cancelled bool) {
 		"projects", t.projects, "done", t.done, "skipped", t.skipped, "accounts", t.accounts,
 		"orphans", t.orphans, "deleted", t.deleted, "failed", t.failed, "waiting", t.waiting, "unconfirmed", t.unconfirmed, "errors", len(t.errors),
 		"duration", t.finished.Sub(t.started).Round(time.Millisecond).String())
-	s.metrics.swept(t)
+	s.metrics.swept(t.state, t.apply, t.deleted, t.failed)
 	s.tidy.cancel = nil
 }
 
@@ -335,110 +275,6 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 	}
 }
 
-// hashes are the hashes of texts of which there may be hundreds of thousands. Two
-// texts that share one only have something be left alone.
-type hashes []uint64
-
-var hashSeed = maphash.MakeSeed()
-
-func hash(text string) uint64 { return maphash.String(hashSeed, text) }
-
-func (h *hashes) add(texts ...string) {
-	for _, text := range texts {
-		if text != "" {
-			*h = append(*h, hash(text))
-		}
-	}
-}
-
-// has reports whether a text is among them, which must be sorted.
-func (h hashes) has(text string) bool {
-	_, found := slices.BinarySearch(h, hash(text))
-	return found
-}
-
-// listedAccount is an account that may be an orphan, in little memory: there may be
-// hundreds of thousands. Times are Unix seconds, which fit until 2106.
-type listedAccount struct {
-	text    string // its ID and its name
-	created uint32
-	ended   uint32 // when the last of its keys expired
-	keys    uint32 // how many keys it has
-	idLen   uint16
-	live    bool // one of them may work
-}
-
-// seconds is a time in Unix seconds, as far as it fits.
-func seconds(t time.Time) uint32 { return uint32(max(0, min(t.Unix(), math.MaxUint32))) } // #nosec G115 -- bounded
-
-func (a listedAccount) id() string   { return a.text[:a.idLen] }
-func (a listedAccount) name() string { return a.text[a.idLen:] }
-
-// listedKey is an expired key of an account that stays.
-type listedKey struct {
-	id, name, account string
-	created, ended    int64
-}
-
-// finding is what a project holds of this mount's.
-type finding struct {
-	accounts, keys int             // all that bear the tag
-	expired        []listedAccount // orphans all of whose keys are seen to have expired
-	expiredKeys    []listedKey     // orphans
-	absent         []listedAccount // orphans that two listings show without a key
-	unconfirmed    int             // accounts that so far only one shows so
-	began, at      time.Time       // when the listings began and were complete
-}
-
-func (f finding) orphans() int { return len(f.expired) + len(f.expiredKeys) + len(f.absent) }
-
-// id is the ID of the orphan of that number.
-func (f finding) id(i int) string {
-	expired, keys := len(f.expired), len(f.expiredKeys)
-	switch {
-	case i < expired:
-		return f.expired[i].id()
-	case i < expired+keys:
-		return f.expiredKeys[i-expired].id
-	}
-	return f.absent[i-expired-keys].id()
-}
-
-// holds is how long a finding may be acted upon. Where it takes hours to list a
-// project, to list it again and again would take all of the pace.
-func (f finding) holds() time.Duration { return max(listingHolds, 10*f.at.Sub(f.began)) }
-
-// orphan returns the finding's orphan of that number.
-func (s *sweep) orphan(project string, f finding, i int) orphan {
-	if i < len(f.expired) {
-		return s.orphanAccount(project, f.expired[i])
-	}
-	if i -= len(f.expired); i >= len(f.expiredKeys) {
-		return s.orphanAccount(project, f.absent[i-len(f.expiredKeys)])
-	}
-	k := f.expiredKeys[i]
-	created := time.Unix(k.created, 0)
-	return orphan{
-		credential: credential{Version: credentialVersion, Type: typeKey, ProjectID: project, ID: k.account, KeyName: k.name, KeyID: k.id, CreatedAt: created},
-		createdAt:  created, age: s.now().Sub(created), why: "it expired at " + text.Time(time.Unix(k.ended, 0)),
-	}
-}
-
-func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
-	created, last := time.Unix(int64(a.created), 0), text.Time(time.Unix(int64(a.ended), 0))
-	why := fmt.Sprintf("its %d keys have expired, the last at %s", a.keys, last)
-	switch a.keys {
-	case 0:
-		why = "it has no key"
-	case 1:
-		why = "its key expired at " + last
-	}
-	return orphan{
-		credential: credential{Version: credentialVersion, Type: typeAccount, ProjectID: project, Name: a.name(), ID: a.id(), CreatedAt: created},
-		createdAt:  created, age: s.now().Sub(created), why: why,
-	}
-}
-
 // find looks for a project's orphans. Keys are listed after the accounts whose they
 // are.
 func (s *sweep) find(ctx context.Context, project string) (finding, error) {
@@ -539,15 +375,6 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	return f, nil
 }
 
-// ownerless reports a key whose owner is not known. One that has expired is no
-// reason to leave a project alone: whosever it is, it keeps nothing in use.
-func ownerless(k client.ProjectKey) bool { return k.AccountID == "" && k.UserID == "" }
-
-// unknownOwner is why a project is left alone.
-func unknownOwner(k client.ProjectKey) error {
-	return fmt.Errorf("key %s is owned by neither a user nor a service account as far as this version can tell, so any account might be in use", k.ID)
-}
-
 // readClaims reads what the journal names.
 func (s *sweep) readClaims(ctx context.Context) error {
 	ids, err := framework.ListWAL(ctx, s.storage)
@@ -567,41 +394,6 @@ func (s *sweep) readClaims(ctx context.Context) error {
 	}
 	slices.Sort(s.claims)
 	return nil
-}
-
-// staticClaims returns the accounts and keys, by ID and by name, that static roles
-// have, and those of their keys that a listing of the project must show. Unlike a
-// role's, a static role's account may have no working key and still be in use. One
-// that cannot be read may name any.
-func (s *sweep) staticClaims(ctx context.Context, project string) (claimed map[string]bool, keys []witness, err error) {
-	names, err := s.storage.List(ctx, staticStoragePrefix)
-	if err != nil {
-		return nil, nil, fmt.Errorf("listing the static roles: %w", err)
-	}
-	claimed = map[string]bool{}
-	for _, name := range names {
-		r, err := getStaticRole(ctx, s.storage, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if r == nil {
-			continue
-		}
-		claimed[r.ServiceAccountID], claimed[r.ServiceAccount] = true, true
-		for _, k := range r.keys() {
-			claimed[k.ID], claimed[k.Name] = true, true
-		}
-		if r.ProjectID == project && r.Current.ID != "" {
-			keys = append(keys, witness{id: r.Current.ID, account: r.ServiceAccountID, at: r.LastRotated, end: r.Current.ExpiresAt})
-		}
-	}
-	return claimed, keys, nil
-}
-
-// dead reports whether a key has expired beyond doubt. now is by the earlier of the
-// clocks, and OpenAI's other servers may be behind the one that it is of.
-func (s *sweep) dead(k client.ProjectKey, now time.Time) bool {
-	return !k.ExpiresAt.IsZero() && now.Sub(k.ExpiresAt) > min(clockSlack, s.buffer)
 }
 
 // remove deletes a project's expired orphans, except those tried already, one at a
@@ -627,62 +419,6 @@ func (s *sweep) remove(ctx context.Context, project string, found finding, tried
 		}
 	}
 	return true, nil
-}
-
-// removeOne deletes an orphan. It returns an error when the others of its project
-// are not worth a try.
-func (s *sweep) removeOne(ctx context.Context, o orphan) error {
-	// Anew for each: a rotation may have replaced the admin key.
-	snap, err := s.current(ctx, s.storage)
-	if err == nil {
-		err = s.destroy(ctx, snap, o.credential)
-	}
-	if err == nil && o.isKey() && !s.keysGo {
-		if s.keysGo, s.keysStay = keyGone(ctx, snap, o.credential); s.keysStay {
-			s.moved()
-			s.log.Info("OpenAI does not delete keys of service accounts; expired ones stay listed there", "project_id", o.ProjectID, "api_key_id", o.KeyID)
-			return nil
-		}
-	}
-	switch {
-	case err == nil:
-		s.inRow = 0
-		s.moved()
-		s.deleted++
-		s.tidy.note(func(t *tidyStatus) { t.deleted++ })
-		s.log.Info("orphan deleted", append(o.attrs(), "age", o.age.Truncate(time.Second).String(), "why", o.why)...)
-		return nil
-	case errors.Is(err, errNotFinal): // the next run looks again
-		return nil
-	}
-	return s.notRemoved(ctx, o, err)
-}
-
-// notRemoved notes why an orphan stays. It returns an error when the others of its
-// project are not worth a try.
-func (s *sweep) notRemoved(ctx context.Context, o orphan, err error) error {
-	if ctx.Err() != nil {
-		return err
-	}
-	s.tidy.note(func(t *tidyStatus) { t.failed++ })
-	s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.what(), err))
-	if !shared(err) {
-		return nil
-	}
-	if s.inRow++; s.inRow >= patience {
-		return fmt.Errorf("%d deletes in a row have failed, the others are not tried", s.inRow)
-	}
-	return nil
-}
-
-// keyGone looks whether a key that was deleted is gone or stays. Neither is true
-// where OpenAI does not say.
-func keyGone(ctx context.Context, snap *snapshot, c credential) (gone, stays bool) {
-	_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
-	if err == nil {
-		return false, true
-	}
-	return client.IsNotFound(err) && !speaksOfProject(err, c.ProjectID, c.KeyID), false
 }
 
 // unlessEnded returns why a project could not be swept, or nil if there is nothing
@@ -757,4 +493,72 @@ func (s *sweep) known(ctx context.Context, id string) error {
 		return err
 	}
 	return putProjectEntry(ctx, s.storage, id, projectEntry{})
+}
+
+const (
+
+	// tickSlack keeps a tick that comes early from costing a whole interval.
+	tickSlack = 5 * time.Second
+)
+
+// beginTidy takes the one place for a sweep and returns the sweep, for the
+// caller to run, and what is closed at its end; nil when one is under way.
+func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, buffer time.Duration) (run func(), done <-chan struct{}) {
+	b.tidy.mu.Lock()
+	defer b.tidy.mu.Unlock()
+	if b.tidy.cancel != nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithCancel(client.Background(b.lifetime))
+	ended := make(chan struct{})
+	b.tidy.cancel = cancel
+	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
+	// Of the request only what outlives it.
+	s := &sweep{backend: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
+	if force {
+		s.absences = math.MaxInt
+	}
+	return func() {
+		defer close(ended)
+		defer cancel()
+		defer func() { s.end(ctx.Err() != nil) }()
+		s.run(ctx)
+	}, ended
+}
+
+// tidyIfDue starts the sweep that the engine does by itself.
+func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
+	snap, err := b.current(ctx, req.Storage)
+	if errors.Is(err, errNotConfigured) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	interval := snap.config.TidyInterval
+	if interval == 0 {
+		return nil
+	}
+	last, err := getTidyEntry(ctx, req.Storage)
+	if err != nil {
+		return err
+	}
+	now := b.now()
+	if last == nil || last.LastAutoRun.After(now.Add(clockSlack)) {
+		// The interval starts to count: a new mount has left nothing yet. So it
+		// does where the clock was set back, which might otherwise put the next
+		// sweep off for years.
+		if last != nil {
+			b.log(req).Warn("the last sweep is recorded for a time in the future; its interval begins now", "last_auto_run", text.Time(last.LastAutoRun))
+		}
+		return putTidyEntry(ctx, req.Storage, now)
+	}
+	if now.Add(tickSlack).Sub(last.LastAutoRun) < interval {
+		return nil
+	}
+	run, _ := b.beginTidy(req, true, false, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this pass
+	if run != nil {
+		go run()
+	}
+	return nil
 }

@@ -11,24 +11,14 @@ package openaisecrets
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
-
-	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
 )
 
 const (
-	longestLeaseStorageKey = "longest-lease"
-	longestLeaseVersion    = 1
-	// assumedLongest is what leases of a mount can have lasted that an earlier
-	// release made, whose former roles nobody remembers: Vault's default limit, or
-	// the mount's if that is longer.
-	assumedLongest = 768 * time.Hour
 
 	// confirmAfter is how far apart two listings must be that are to agree: as long
 	// as one of OpenAI's servers may lag.
@@ -38,98 +28,7 @@ const (
 	// absenceBatch is how many accounts one last look is for, and absenceLimit how
 	// many a run deletes unless it is forced to.
 	absenceBatch = 20
-	absenceLimit = 20
-
-	// A key that was handed out is remembered if the last one was so long before;
-	// of each project so many are. Without that spacing a busy mount would remember
-	// only keys that are too young for a listing to be held against.
-	witnessSpacing = 2 * time.Minute
-	maxWitnesses   = 8
 )
-
-// longestLeaseEntry is the longest lease that a role of this mount has ever
-// allowed. The mount's max_lease_ttl, which may be raised again, does not limit it.
-type longestLeaseEntry struct {
-	Version      int           `json:"version"`
-	LongestLease time.Duration `json:"longest_lease"`
-}
-
-// getLongestLease returns nil when it is not recorded.
-func getLongestLease(ctx context.Context, s logical.Storage) (*longestLeaseEntry, error) {
-	stored, err := s.Get(ctx, longestLeaseStorageKey)
-	if err != nil {
-		return nil, fmt.Errorf("reading the longest lease of the roles: %w", err)
-	}
-	if stored == nil {
-		return nil, nil
-	}
-	var entry longestLeaseEntry
-	if err := stored.DecodeJSON(&entry); err != nil {
-		return nil, fmt.Errorf("decoding the longest lease of the roles: %w", err)
-	}
-	if entry.Version > longestLeaseVersion {
-		return nil, fmt.Errorf("the longest lease of the roles was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, longestLeaseVersion)
-	}
-	return &entry, nil
-}
-
-func putLongestLease(ctx context.Context, s logical.Storage, lease time.Duration) error {
-	entry, err := logical.StorageEntryJSON(longestLeaseStorageKey, longestLeaseEntry{Version: longestLeaseVersion, LongestLease: lease})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing the longest lease of the roles: %w", err)
-	}
-	return nil
-}
-
-// raiseLongestLease records that a role is about to allow leases of that length. It
-// precedes the write of the role.
-func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, lease time.Duration) error {
-	lease = min(lease, maxRotationPeriod)
-	b.tidy.longest.Lock() // roles are written in parallel
-	defer b.tidy.longest.Unlock()
-	entry, err := getLongestLease(ctx, s)
-	if err != nil {
-		return err
-	}
-	if entry == nil {
-		if lease, err = b.longestUnrecorded(ctx, s, lease); err != nil {
-			return err
-		}
-	} else if lease <= entry.LongestLease {
-		return nil
-	}
-	return putLongestLease(ctx, s, lease)
-}
-
-// longestUnrecorded is the longest lease of a mount without the entry that now
-// allows leases of that length. What has no tag has issued nothing; what has one was
-// made by an earlier release.
-func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, lease time.Duration) (time.Duration, error) {
-	if _, err := getTag(ctx, s); errors.Is(err, errNoTag) {
-		return lease, nil
-	} else if err != nil {
-		return 0, err
-	}
-	lease = max(lease, assumedLongest, b.System().MaxLeaseTTL())
-	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
-	if err != nil {
-		return 0, fmt.Errorf("listing the roles: %w", err)
-	}
-	for _, name := range names {
-		r, err := getRole(ctx, s, name)
-		switch {
-		case errors.As(err, &unreadable{}): // by a newer release, which has recorded its lease
-		case err != nil:
-			return 0, err
-		case r != nil:
-			lease = max(lease, r.maxTTL())
-		}
-	}
-	return lease, nil
-}
 
 // longestLease returns the longest lease of this mount, and records it if tidy may
 // write. roles is the longest of the roles that there are.
@@ -148,57 +47,6 @@ func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Dur
 		return min(longest, maxRotationPeriod), err
 	}
 	return min(max(entry.LongestLease, roles), maxRotationPeriod), nil // it must not overflow a sum
-}
-
-// witness is a key that OpenAI must list as long as it lives.
-type witness struct {
-	id, account string
-	at, end     time.Time // when it was made, and when it expires, zero = never
-}
-
-// valid reports whether a listing must show the key: it is old enough for every
-// server of OpenAI's to know it, and has not expired.
-func (w witness) valid(now time.Time) bool {
-	return now.Sub(w.at) >= notFinalBefore && (w.end.IsZero() || now.Before(w.end))
-}
-
-// witnesses are the keys that this process has handed out lately, by project. The
-// zero value is ready.
-type witnesses struct {
-	mu   sync.Mutex
-	keys map[string][]witness
-}
-
-// add remembers a key that is handed out.
-func (w *witnesses) add(c credential, now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	keys := w.keys[c.ProjectID]
-	if n := len(keys); c.KeyID == "" || (n > 0 && now.Sub(keys[n-1].at).Abs() < witnessSpacing) {
-		return
-	}
-	if w.keys == nil {
-		w.keys = map[string][]witness{}
-	}
-	if len(keys) == maxWitnesses {
-		keys = slices.Delete(keys, 0, 1)
-	}
-	w.keys[c.ProjectID] = append(keys, witness{id: c.KeyID, account: c.ID, at: now, end: c.KeyExpires})
-}
-
-func (w *witnesses) of(project string) []witness {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Clone(w.keys[project])
-}
-
-func (w *witnesses) forget(project, id string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.keys[project] == nil { // it was a static role's
-		return
-	}
-	w.keys[project] = slices.DeleteFunc(w.keys[project], func(k witness) bool { return k.id == id })
 }
 
 // muster holds a key listing against the keys that it must show.
@@ -241,11 +89,6 @@ func (s *sweep) complete(ctx context.Context, snap *snapshot, m muster) error {
 	}
 	return nil
 }
-
-// absences are the accounts that a project's listings showed without a key, by the
-// hash of their ID, and when that was seen first, as time since then. They are lost
-// with the process, which only means that they are looked at longer.
-type absences map[uint64]time.Time
 
 // confirm keeps those accounts without a key that a listing before has shown
 // without one, too, and returns how many others there are. The listing began and

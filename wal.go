@@ -37,7 +37,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 		return fmt.Errorf("listing the WAL: %w", err)
 	}
 	r := &walRun{backend: b, req: req, began: time.Now()}
-	unknown := b.work.wal.listed(ids, b.now())
+	unknown := b.wal.listed(ids, b.now())
 	// Those that cannot be read must not keep others from their turn.
 	rand.Shuffle(len(unknown), func(i, j int) { unknown[i], unknown[j] = unknown[j], unknown[i] }) // #nosec G404 -- an order, not a secret
 	r.each(ctx, unknown, func(ctx context.Context, id string) error {
@@ -63,7 +63,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 				return err
 			}
 		}
-		b.work.wal.put(id, newWALNote(entry.Kind, created, c))
+		b.wal.put(id, newWALNote(entry.Kind, created, c))
 		if !slices.Contains(journalKinds, entry.Kind) {
 			return fmt.Errorf("a WAL entry of kind %q is unknown to this version of the plugin", entry.Kind)
 		}
@@ -99,7 +99,7 @@ func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string,
 	if kind == journalRevoked || kind == journalRevokedKey {
 		minAge = math.MinInt64 // no request works on it any more
 	}
-	ids := b.work.wal.due(kind, b.now(), minAge)
+	ids := b.wal.due(kind, b.now(), minAge)
 	if kind == journalAccount || kind == journalKey {
 		r.lookUp(ctx, kind, ids)
 	} else {
@@ -140,10 +140,6 @@ type walRun struct {
 // their project failed in this run.
 var errProjectRefuses = errors.New("deletes in this project are refused")
 
-// errHandedOut is the outcome of an entry whose credential was handed out, so that
-// another Vault with the same storage must hold its lease.
-var errHandedOut = errors.New("its key has been used since its create, so it was handed out")
-
 // each has something done for entries, some at once and each in bounded time, for
 // as long as the run may take up further ones.
 func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context, string) error) {
@@ -176,12 +172,12 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		return fmt.Errorf("%w: %w", errWAL, err)
 	}
 	if entry == nil {
-		r.work.wal.forget(id)
+		r.wal.forget(id)
 		return nil
 	}
 	switch err = act(ctx, entry); {
 	case errors.Is(err, errHandedOut):
-		if r.work.wal.keep(id, r.now().Add(keptFor)) {
+		if r.wal.keep(id, r.now().Add(keptFor)) {
 			r.log(r.req).Warn("WAL entry not executed: its key has been used since, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
 		}
 		return nil
@@ -303,7 +299,7 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 			return fmt.Errorf("%w: %w", errWAL, err)
 		}
 		if entry == nil {
-			r.work.wal.forget(id)
+			r.wal.forget(id)
 			return nil
 		}
 		c, err := entryCredential(entry)
@@ -439,4 +435,10 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		}
 	}
 	return nil
+}
+
+// mayPass reports whether what kept a WAL entry from its end may pass within the
+// drain's budget.
+func mayPass(err error) bool {
+	return isNotFoundAtAll(err) || shared(err) && !client.IsDenied(err)
 }

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -166,9 +165,9 @@ func (b *backend) beginWAL(ctx context.Context, s logical.Storage, kind string, 
 	if id, err = base62.Random(32); err != nil {
 		return "", err
 	}
-	b.work.wal.use(id)
+	b.wal.use(id)
 	if err = putWALEntry(ctx, s, id, kind, data, b.now()); err != nil {
-		b.work.wal.release(id)
+		b.wal.release(id)
 	}
 	return id, err
 }
@@ -186,19 +185,8 @@ func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) e
 	if err := framework.DeleteWAL(ctx, s, id); err != nil {
 		return fmt.Errorf("%w: %w", errWAL, err)
 	}
-	b.work.wal.forget(id)
+	b.wal.forget(id)
 	return nil
-}
-
-func newWALNote(kind string, created time.Time, c credential) walNote {
-	note := walNote{kind: kind, created: created.Unix()}
-	if !c.KeyExpires.IsZero() {
-		note.ends = c.KeyExpires.Add(clockSlack).Unix()
-	}
-	if i := slices.Index(journalKinds, kind); i >= 0 {
-		note.kind = journalKinds[i] // and not a copy for each entry
-	}
-	return note
 }
 
 // errWAL says that storage fails, which other entries would meet, too.
@@ -221,3 +209,7 @@ const (
 
 // journalKinds are the kinds whose endpoints OpenAI limits independently.
 var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}
+
+// errHandedOut is the outcome of an entry whose credential was handed out, so that
+// another Vault with the same storage must hold its lease.
+var errHandedOut = errors.New("its key has been used since its create, so it was handed out")

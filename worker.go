@@ -22,11 +22,10 @@ import (
 type background struct {
 	superseded, sweepCheck, refresh *job.Job
 	lanes                           map[string]*job.Job // by the kind of entry
-	wal                             *walIndex
 }
 
 func newBackground() *background {
-	w := &background{superseded: job.New(), sweepCheck: job.New(), refresh: job.New(), lanes: map[string]*job.Job{}, wal: newWALIndex()}
+	w := &background{superseded: job.New(), sweepCheck: job.New(), refresh: job.New(), lanes: map[string]*job.Job{}}
 	for _, kind := range journalKinds {
 		w.lanes[kind] = job.New()
 	}
@@ -78,7 +77,7 @@ func (b *backend) workLane(ctx context.Context, req *logical.Request, kind strin
 func (b *backend) complainWAL(ctx context.Context, req *logical.Request, kind string, err error) {
 	if err != nil && !errors.Is(err, errNotFinal) && ctx.Err() == nil {
 		// Vault logs nothing of it, and the entries' own failures are at debug.
-		entries, oldest, _ := b.work.wal.totals()
+		entries, oldest, _ := b.wal.totals()
 		b.log(req).Warn("WAL rollback incomplete", "kind", kind, "entries", entries, "oldest", time.Unix(oldest, 0).UTC(), "error", err)
 	}
 }

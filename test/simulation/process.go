@@ -40,11 +40,13 @@ type process struct {
 	store   *logical.InmemStorage
 	dead    atomic.Bool
 	died    chan struct{}
+	broken  error // what Initialize has said
 	unloads atomic.Bool
 	deposed atomic.Bool // another node is active: writes fail
 	log     logBuffer
 
 	mu    sync.Mutex
+	end   time.Time // when it died
 	dice  *rand.Rand
 	conns map[net.Conn]struct{}
 	// killAt counts the storage operations and calls until it is killed; 0 = not.
@@ -58,7 +60,11 @@ func (v *vault) spawn(name string) *process {
 	p := &process{w: v.w, v: v, name: name, store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
 	p.log.p = p
 	ctx := context.Background()
-	b, err := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory(ctx, &logical.BackendConfig{
+	factory := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory
+	if v.plugin != nil {
+		factory = v.plugin(p)
+	}
+	b, err := factory(ctx, &logical.BackendConfig{
 		System:      v.system(),
 		StorageView: view{p},
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, DisableTime: true}),
@@ -69,6 +75,7 @@ func (v *vault) spawn(name string) *process {
 	p.b = b
 	if err := b.Initialize(ctx, &logical.InitializationRequest{Storage: view{p}}); err != nil {
 		v.w.tell(name, "does not initialize: %v", err)
+		p.broken = err
 	}
 	v.w.tell(name, "starts")
 	v.mu.Lock()
@@ -84,12 +91,19 @@ func (p *process) kill() {
 		p.mu.Unlock()
 		return
 	}
+	p.end = time.Now()
 	close(p.died)
 	for conn := range p.conns {
 		_ = conn.Close() // net.Pipe's never fails
 	}
 	p.mu.Unlock()
 	p.w.tell(p.name, "is killed")
+}
+
+func (p *process) diedAt() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.end
 }
 
 // unload is Vault's Cleanup of a mount that it unloads.

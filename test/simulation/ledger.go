@@ -244,7 +244,6 @@ func (w *world) checkDeletion(p *process, id string) {
 				w.violate(copyHarmless, []string{id}, "%s deleted %s, which the original holds: %s", p.name, id, holder)
 			}
 		case p.deposed.Load(): // it sees the storage of a moment ago
-		case w.openai.expired(id): // its end is another matter: checkLease's
 		default:
 			invariant := leaseWorks
 			if strings.HasPrefix(holder, "static") {
@@ -270,6 +269,9 @@ func (v *vault) holder(id string) string {
 	for _, l := range v.leases {
 		if (l.account() == id || l.keyID() == id) && !l.revoking && time.Now().Add(v.offset).Before(l.expire) {
 			v.mu.Unlock()
+			if v.w.openai.expired(l.keyID()) { // its end is another matter: checkLease's
+				return ""
+			}
 			return "lease " + l.id
 		}
 	}

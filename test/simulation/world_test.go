@@ -3,6 +3,7 @@ package simulation
 import (
 	"flag"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "the first life's seed (default: of the clock)")
 	days  = flag.Int("days", 0, "days of a life (default: by the seed)")
 	lives = flag.Int("lives", 1, "how many lives, of seeds that follow")
+	lasts = flag.Duration("for", 0, "begin lives until then, however many that are")
+	once  = flag.Bool("first", false, "end the process at the first broken life")
 	tells = flag.Bool("tell", false, "print each life's whole story")
 )
 
@@ -30,7 +33,12 @@ func TestWorld(t *testing.T) {
 		group.Go(func() {
 			for {
 				i := next.Add(1) - 1
-				if i >= int64(*lives) || broken.Load() >= 10 {
+				enough := i >= int64(*lives)
+				if *lasts > 0 {
+					enough = time.Since(began) >= *lasts
+				}
+				if enough || broken.Load() >= 10 {
+					next.Add(-1)
 					return
 				}
 				s := SettingsOf(first+uint64(i), *days)
@@ -41,6 +49,10 @@ func TestWorld(t *testing.T) {
 					}
 				}
 				if r.Broken != "" {
+					if *once { // other lives may last for minutes
+						fmt.Printf("%s\nbroken: %s; lives %d; seconds %.0f\n", r.Story, r.Broken, next.Load(), time.Since(began).Seconds())
+						os.Exit(1)
+					}
 					broken.Add(1)
 					t.Errorf("%s", r.Story)
 				}

@@ -41,6 +41,9 @@ func TestWorld(t *testing.T) {
 					next.Add(-1)
 					return
 				}
+				if *once { // the process may not get to its end
+					fmt.Println("life", i+1)
+				}
 				s := SettingsOf(first+uint64(i), *days)
 				r := Live(t, s)
 				if *tells && (*lives == 1 || r.Broken != "") {

@@ -111,6 +111,7 @@ func (w *world) actorsOfLife(t *testing.T) {
 	w.act(func() { // what is checked however quiet it is
 		for w.sleep(10 * time.Minute) {
 			w.checkAdmins()
+			w.checkOwed()
 			w.openai.sim.ResetRequests()
 		}
 	})
@@ -534,6 +535,10 @@ func (w *world) settle() {
 	w.untaint(v, "operator")
 	w.repairAdmin()
 	w.checkSecrets()
+	for range 2 * calmTicks { // before a look by hand
+		w.sleep(10 * time.Minute)
+		w.checkOwed()
+	}
 	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
 	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
 		if all, _ := w.left(); len(all) == 0 {

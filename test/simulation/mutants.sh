@@ -36,21 +36,20 @@ cd "$work/tree"
 # A repository of its own: of another one git apply would skip what lies outside.
 git init -q .
 
-# live runs the world in the copy and prints the invariant that broke, and the
-# lives and seconds that it took.
+# live runs the world in the copy, and sets row to the invariant that broke, and the
+# lives and seconds that it took. Its status is 0 if none broke.
 live() {
-  local status=0
+  local status=0 lives
   GOGC=${GOGC:-400} ./world.test -test.run '^TestWorld$' -test.timeout 0 -for "${minutes}m" -first >"$work/out" 2>&1 &
   child=$!
   wait "$child" || status=$?
   child=''
+  lives=$(sed -n 's/^life //p' "$work/out" | tail -1)
   if [ $status = 0 ]; then
-    printf '**not found** | %s | %s\n' "$(sed -n 's/^life //p' "$work/out" | tail -1)" $((minutes * 60))
-  elif grep -q '^broken: ' "$work/out"; then
-    sed -n 's/^broken: \(.*\); lives \(.*\); seconds \(.*\)/\1 | \2 | \3/p' "$work/out" | head -1
-  else # before any invariant was asked
-    printf '%s | %s | %s\n' "$(grep -m1 -oE '^(panic|fatal error): .{0,60}' "$work/out" || echo "exit status $status")" \
-      "$(sed -n 's/^life //p' "$work/out" | tail -1)" "$SECONDS"
+    row="**not found** | $lives | $((minutes * 60))"
+  elif ! row=$(sed -n 's/^broken: \(.*\); lives \(.*\); seconds \(.*\)/\1 | \2 | \3/p' "$work/out" | grep -m1 .); then
+    # before any invariant was asked
+    row="$(grep -m1 -oE '^(panic|fatal error): .{0,60}' "$work/out" || echo "exit status $status") | $lives | $SECONDS"
   fi
   return $status
 }
@@ -67,7 +66,7 @@ for patch in "${patches[@]}"; do
     row='**does not build** | |' failed=1
   else
     SECONDS=0
-    if row=$(live); then failed=1; fi
+    if live; then failed=1; fi
     if [ -n "${MUTANTS_KEEP:-}" ]; then cp "$work/out" "$MUTANTS_KEEP/$name.txt"; fi
   fi
   printf '| %s | %s |\n' "$name" "$row"

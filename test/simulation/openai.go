@@ -318,7 +318,9 @@ type weather struct {
 	lists  bool   // listings lag and fall short
 	young  bool   // replicas do not know what is new
 	rests  bool   // for good: nothing is slow either
-	stores int    // one storage operation in so many goes wrong
+	bad    bool   // until the next calm, which began at since
+	since  time.Time
+	stores int // one storage operation in so many goes wrong
 }
 
 func newWeather(w *world, o *openai) *weather {
@@ -330,6 +332,14 @@ func (x *weather) calm() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
+	x.bad, x.since = false, time.Now()
+}
+
+// calmFor reports whether it has been calm for so long.
+func (x *weather) calmFor(d time.Duration) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.bad && time.Since(x.since) >= d
 }
 
 // change is the weather of a life: calm and trouble in turns.
@@ -338,6 +348,7 @@ func (x *weather) change() {
 	hours := func(n int) time.Duration { return time.Duration((0.2 + r.Float64()) * float64(n) * float64(time.Hour)) }
 	for x.w.sleep(hours(3)) {
 		x.mu.Lock()
+		x.bad = true
 		name := ""
 		limit := 0
 		switch r.IntN(8) {
@@ -366,6 +377,7 @@ func (x *weather) change() {
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
 			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
+			o.AdminActivationDelay = []time.Duration{0, 0, 3 * time.Second, 10 * time.Second}[r.IntN(4)]
 		})
 		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
 		if limit > 0 || name == "outage" || x.route != "" {
@@ -373,7 +385,7 @@ func (x *weather) change() {
 		}
 		x.w.sleep(lasts)
 		x.calm()
-		x.o.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.ActivationDelay = 0, 0 })
+		x.o.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.ActivationDelay, o.AdminActivationDelay = 0, 0, 0 })
 		x.w.tell("weather", "calm")
 	}
 }

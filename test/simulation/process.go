@@ -212,11 +212,24 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 }
 
 func (s view) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	return s.step(ctx, true, entry.Key, func() error { return s.p.store.Put(ctx, entry) })
+	return s.step(ctx, true, entry.Key, func() error {
+		s.p.replaced(entry)
+		return s.p.store.Put(ctx, entry)
+	})
 }
 
 func (s view) Delete(ctx context.Context, key string) error {
-	return s.step(ctx, true, key, func() error { return s.p.store.Delete(ctx, key) })
+	deleted := ""
+	err := s.step(ctx, true, key, func() error {
+		if entry, _ := s.p.store.Get(ctx, key); entry != nil && strings.HasPrefix(key, "wal/") { // in memory, nothing fails
+			deleted = string(entry.Value)
+		}
+		return s.p.store.Delete(ctx, key)
+	})
+	if deleted != "" && s.p.dead.Load() {
+		s.p.w.ledger.excuseNamed(deleted)
+	}
+	return err
 }
 
 func (s view) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {

@@ -62,6 +62,7 @@ type vault struct {
 
 	tainted atomic.Bool
 	moved   atomic.Int64 // restores and the like, by which leases may be lost
+	loads   atomic.Int64 // restores
 	mount   atomic.Int64 // counts the mounts that were enabled one after the other
 }
 
@@ -265,6 +266,8 @@ func (v *vault) call(ctx context.Context, t *term, p *process, req *logical.Requ
 	req.ID, req.Storage, req.MountPoint = fmt.Sprintf("req-%d", v.roll(1<<30)), view{p}, v.mountPoint()
 	done := make(chan result, 1)
 	began := time.Now()
+	var gone atomic.Pointer[time.Time] // when the client went
+	defer context.AfterFunc(ctx, func() { now := time.Now(); gone.Store(&now) })()
 	t.busy.Add(1)
 	p.asked(req)
 	go func() {
@@ -276,6 +279,9 @@ func (v *vault) call(ctx context.Context, t *term, p *process, req *logical.Requ
 		}
 		resp, err := p.b.HandleRequest(ctx, req)
 		v.w.bounded(fmt.Sprintf("%s: %s %s", p.name, req.Operation, req.Path), began, callBound)
+		if at := gone.Load(); err == nil && req.Operation != logical.RenewOperation {
+			v.w.ledger.answered(resp, at != nil && time.Since(*at) > 0)
+		}
 		done <- result{resp, err}
 	}()
 	select {
@@ -369,6 +375,7 @@ func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*l
 	}
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, l.expire.UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
+	v.w.ledger.excuse(false, l.account(), l.keyID())
 	return l, resp, nil
 }
 
@@ -386,6 +393,7 @@ func (v *vault) schedule(t *term, l *lease) {
 
 // expire revokes a lease whose time is over: six tries, and one a day after that.
 func (v *vault) expire(t *term, l *lease) {
+	v.w.checkEnd(v, l)
 	for attempt := 1; ; attempt++ {
 		select {
 		case t.slots <- struct{}{}:
@@ -496,6 +504,7 @@ func (v *vault) revokePrefix(ctx context.Context, force bool) error {
 		}
 		if err != nil { // forgotten all the same
 			v.w.tell(v.name, "forgets lease %s of %s %s by force", l.id, l.account(), l.keyID())
+			v.w.ledger.excuse(true, l.account(), l.keyID())
 			v.mu.Lock()
 			l.timer.Stop()
 			delete(v.leases, l.id)
@@ -723,6 +732,8 @@ func (v *vault) restore(s *snapshot) {
 
 func (v *vault) load(s *snapshot) {
 	v.moved.Add(1)
+	v.loads.Add(1)
+	defer v.excuseLost()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	// From storage again, since it may be restored twice.

@@ -57,15 +57,22 @@ func (w *world) actorsOfLife(t *testing.T) {
 	statics := map[string]map[string]any{
 		"made":    {"project_id": w.openai.projects[0], "rotation_period": "2h", "revocation_delay": "10m"},
 		"adopted": {"project_id": w.openai.projects[1], "rotation_period": "6h", "service_account_id": w.openai.sim.AddServiceAccount(w.openai.projects[1], "batch")},
+		// Its key expires, and its account stays.
+		"paused": {"project_id": w.openai.projects[0], "rotation_period": "1h", "key_ttl": "2h", "disable_automated_rotation": true},
 	}
 	if w.Readers > 0 {
-		for _, name := range []string{"made", "adopted"} {
+		for _, name := range []string{"made", "adopted", "paused"} {
 			w.must(w.vault, "static-roles/"+name, statics[name])
 		}
 	}
 	for _, project := range w.openai.projects { // of people, with names that are near
 		for _, name := range []string{"vault-app-somebody", "vault-static-made-x", "ci"} {
 			w.openai.sim.AddServiceAccount(project, name)
+		}
+		// Of another mount, in a name that is nearer yet, with a key that ends.
+		status, answer := w.openai.person(http.MethodPost, "/organization/projects/"+project+"/service_accounts", `{"name":"vault-app-0000000000000000","expires_in_seconds":3600}`)
+		if status != http.StatusOK {
+			panic(answer) // the world is built wrong
 		}
 	}
 	for i := range w.Programs {
@@ -181,6 +188,9 @@ func (w *world) program(v *vault, who string) {
 			w.checkLease(v, l)
 			if l.renewable && r.IntN(2) == 0 {
 				ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+				if r.IntN(3) == 0 { // two agents with the same lease
+					w.act(func() { _ = v.renew(ctx, l.id, 45*time.Minute) })
+				}
 				_ = v.renew(ctx, l.id, time.Duration(r.IntN(3))*30*time.Minute) // it may have ended
 				cancel()
 				w.checkLease(v, l)
@@ -228,6 +238,9 @@ func (w *world) operator() {
 		role := roles[r.IntN(len(roles))]
 		switch r.IntN(12) {
 		case 0, 1:
+			if r.IntN(3) == 0 {
+				w.act(func() { _ = w.write(v, "another", "config/rotate", nil) })
+			}
 			_ = w.write(v, who, "config/rotate", nil) // refused while five wait
 		case 2:
 			scopes := []string{"api.model.read", "api.model.read,api.model.request", ""}[r.IntN(3)]
@@ -236,7 +249,11 @@ func (w *world) operator() {
 		case 3:
 			_ = w.write(v, who, "roles/"+role.name, map[string]any{"ttl": fmt.Sprintf("%dm", 10+r.IntN(50))})
 		case 4:
-			_ = w.write(v, who, "rotate-role/"+[]string{"made", "adopted"}[r.IntN(2)], nil)
+			role := []string{"made", "adopted"}[r.IntN(2)]
+			if r.IntN(2) == 0 {
+				w.act(func() { _ = w.write(v, "another", "rotate-role/"+role, nil) })
+			}
+			_ = w.write(v, who, "rotate-role/"+role, nil)
 		case 5:
 			_ = w.write(v, who, "tidy", map[string]any{"apply": true})
 		case 6:
@@ -253,7 +270,9 @@ func (w *world) operator() {
 				continue
 			}
 			if v.move([]string{"openai/", "keys/"}[r.IntN(2)], r.IntN(4) == 0) != nil {
-				w.sleep(pause(r, 10*time.Minute))
+				if w.sleep(pause(r, 10*time.Minute)); r.IntN(2) == 0 {
+					v.restart(false, time.Minute)
+				}
 				w.untaint(v, who)
 			}
 		case 9:
@@ -291,6 +310,23 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 	// and of the last admin key the operator disposes.
 	_, orphans := w.left()
 	w.ledger.hand(append(orphans, v.adminKeyID())...)
+	v.mu.Lock()
+	spawned := v.count
+	v.mu.Unlock()
+	began := w.told()
+	r := w.dice(fmt.Sprint("disable ", spawned))
+	if w.Faults > 0 { // what is in progress then, and may have failed
+		w.openai.weather.burst(2)
+	}
+	for range 4 {
+		w.act(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, _, _ = v.issue(ctx, roles[0].name, nil)
+		})
+	}
+	w.sleep(time.Duration(r.Int64N(int64(30 * time.Second))))
+	w.openai.weather.burst(0)
 	for try := 0; v.disable() != nil; try++ {
 		w.ledger.hand(v.adminKeyID())
 		if !w.sleep(10 * time.Minute) {
@@ -302,6 +338,12 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 		}
 	}
 	_, left := w.left() // what could not be deleted, or may not have been a disable: the log names it
+	v.mu.Lock()
+	spawned = v.count - spawned
+	v.mu.Unlock()
+	if unnamed := w.unnamed(left, began); len(unnamed) > 0 && spawned == 0 {
+		w.violate(nothingLeft, unnamed, "after the mount was disabled there is still, and no line of the log names it: %s", strings.Join(unnamed, ", "))
+	}
 	w.ledger.hand(left...)
 	w.tell(who, "has disabled the mount, and enables another")
 	v.enable()
@@ -445,10 +487,29 @@ func (v *vault) isMounted() bool {
 // clocks differ, and jump.
 func (w *world) clocks() {
 	r := w.dice("clocks")
-	for w.sleep(pause(r, 8*time.Hour)) {
+	for w.sleep(pause(r, 4*time.Hour)) {
+		across := r.IntN(2) == 0
+		if across { // in the middle of requests
+			w.openai.weather.slow(25 * time.Second)
+			for range 4 {
+				w.act(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					if l, _, err := w.vault.issue(ctx, roles[1].name, nil); err == nil {
+						w.sleep(time.Minute)
+						w.checkLease(w.vault, l)
+					}
+				})
+			}
+			w.sleep(pause(r, 20*time.Second))
+		}
 		by := time.Duration(r.NormFloat64() * float64([]time.Duration{20 * time.Second, 10 * time.Minute, 3 * time.Hour}[r.IntN(3)]))
 		w.tell("clock", "of Vault is set by %s", by)
 		w.vault.setClock(by)
+		if across {
+			w.sleep(90 * time.Second)
+			w.openai.weather.slow(0)
+		}
 		w.sleep(pause(r, 2*time.Hour))
 		w.tell("clock", "of Vault is set right")
 		w.vault.setClock(-by)

@@ -252,6 +252,7 @@ func (w *world) checkDeletion(p *process, id string) {
 			}
 		case p.deposed.Load(): // it sees the storage of a moment ago
 		case w.openai.expired(id): // its end is another matter: checkLease's
+		case p.v.jumped(w.began) > 0 && w.openai.keysExpired(id): // likewise
 		default:
 			invariant := leaseWorks
 			if strings.HasPrefix(holder, "static") {

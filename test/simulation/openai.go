@@ -302,6 +302,7 @@ var answers = []fault{
 	{name: "garbage", status: 200, body: `{"object":"orga`},
 	{name: "nothing", status: 200, body: ``},
 	{name: "an empty object", status: 200, body: `{}`},
+	{name: "429 for an hour", status: 429, retryAfter: "3600", body: `{"error":{"message":"Rate limit reached.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`},
 	{name: "huge", status: 200, body: `{"a":"` + strings.Repeat("x", 5<<20) + `"}`},
 }
 
@@ -312,13 +313,14 @@ type weather struct {
 
 	mu     sync.Mutex
 	dice   *rand.Rand
-	odds   int    // one call in so many goes wrong; 0 = none
-	route  string // only calls with this in their path; "" = all
-	only   *fault // what then happens; nil = anything
-	lists  bool   // listings lag and fall short
-	young  bool   // replicas do not know what is new
-	rests  bool   // for good: nothing is slow either
-	bad    bool   // until the next calm, which began at since
+	odds   int           // one call in so many goes wrong; 0 = none
+	route  string        // only calls with this in their path; "" = all
+	only   *fault        // what then happens; nil = anything
+	lists  bool          // listings lag and fall short
+	young  bool          // replicas do not know what is new
+	longer time.Duration // by up to this each call of the Admin API takes longer
+	rests  bool          // for good: nothing is slow either
+	bad    bool          // until the next calm, which began at since
 	since  time.Time
 	stores int // one storage operation in so many goes wrong
 }
@@ -333,6 +335,20 @@ func (x *weather) calm() {
 	defer x.mu.Unlock()
 	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
 	x.bad, x.since = false, time.Now()
+}
+
+// burst has one call in so many go wrong from now on, none with 0.
+func (x *weather) burst(odds int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.odds, x.bad, x.since = odds, odds > 0, time.Now()
+}
+
+// slow has each call of the Admin API take up to d longer.
+func (x *weather) slow(d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.longer, x.since = d, time.Now()
 }
 
 // calmFor reports whether it has been calm for so long.
@@ -405,6 +421,9 @@ func (x *weather) strike(p *process, r *http.Request) (f fault) {
 	if !x.rests && x.dice.IntN(200) == 0 {
 		f.slow = time.Duration(x.dice.Int64N(int64(20 * time.Second)))
 	}
+	if x.longer > 0 && !strings.HasSuffix(r.URL.Path, "/models") {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.longer)))
+	}
 	if x.odds == 0 || x.dice.IntN(x.odds) > 0 || !strings.Contains(r.URL.Path, x.route) {
 		return f
 	}
@@ -467,4 +486,19 @@ func (o *openai) hasAdmin(id string) bool {
 // expired reports whether a key has ended by its own expiry.
 func (o *openai) expired(id string) bool {
 	return slices.ContainsFunc(o.sim.Ledger(), func(e openaitest.Entry) bool { return e.ID == id && e.Event == openaitest.EventExpired })
+}
+
+// keysExpired reports whether all keys of what was an account have ended by their
+// expiry.
+func (o *openai) keysExpired(account string) bool {
+	l := &o.w.ledger
+	l.mu.Lock()
+	var keys []string
+	for id, t := range l.things {
+		if t.account == account {
+			keys = append(keys, id)
+		}
+	}
+	l.mu.Unlock()
+	return len(keys) > 0 && !slices.ContainsFunc(keys, func(id string) bool { return !o.expired(id) })
 }

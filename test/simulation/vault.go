@@ -59,6 +59,7 @@ type vault struct {
 	count     int
 	jumps     []jump
 	changing  chan struct{} // one slot: a change of the mount; crashes come in between
+	powering  chan struct{} // one slot: a change of the active node
 
 	tainted atomic.Bool
 	moved   atomic.Int64 // restores and the like, by which leases may be lost
@@ -103,7 +104,7 @@ func (l *lease) key() string     { key, _ := l.data["api_key"].(string); return 
 func newVault(w *world, name string) *vault {
 	return &vault{
 		w: w, name: name, path: "openai/", store: &logical.InmemStorage{}, leases: map[string]*lease{},
-		mounted: true, ended: map[string]bool{}, dice: w.dice(name), changing: make(chan struct{}, 1),
+		mounted: true, ended: map[string]bool{}, dice: w.dice(name), changing: make(chan struct{}, 1), powering: make(chan struct{}, 1),
 	}
 }
 
@@ -658,6 +659,8 @@ func (v *vault) reload() {
 // seal and unseal, crash, and a step-down to another node, after which the old one
 // believes for a while that it is active.
 func (v *vault) restart(crash bool, pause time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	if crash {
 		v.w.tell(v.name, "is killed")
 	} else {
@@ -671,6 +674,8 @@ func (v *vault) restart(crash bool, pause time.Duration) {
 }
 
 func (v *vault) stepDown(overlap time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	t, p, err := v.serving()
 	if err != nil {
 		return
@@ -724,6 +729,8 @@ func (v *vault) snapshot() *snapshot {
 
 // restore puts a snapshot in place; the Vault is sealed meanwhile.
 func (v *vault) restore(s *snapshot) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	v.w.tell(v.name, "is restored from a snapshot of %s ago", time.Since(s.at).Round(time.Second))
 	v.stop(false)
 	v.load(s)

@@ -241,7 +241,7 @@ func (w *world) unnamed(left []string, since int) []string {
 	}
 	w.mu.Unlock()
 	said := strings.Join(lines, "\n")
-	return slices.DeleteFunc(left, func(id string) bool {
+	return slices.DeleteFunc(slices.Clone(left), func(id string) bool {
 		t := w.ledger.thing(id)
 		return t == nil || strings.Contains(said, id) || t.name != "" && strings.Contains(said, t.name) || t.account != "" && strings.Contains(said, t.account)
 	})

@@ -169,6 +169,9 @@ func (w *world) program(v *vault, who string) {
 			hangUp := time.Duration(r.Int64N(int64(2 * time.Second)))
 			time.AfterFunc(hangUp, cancel)
 		}
+		if r.IntN(20) == 0 {
+			w.spoil(v, r)
+		}
 		began := time.Now()
 		l, _, err := v.issue(ctx, role, nil)
 		cancel()
@@ -230,6 +233,32 @@ func (w *world) read(v *vault, name string) (key string) {
 	return key
 }
 
+// spoil has something go wrong in the middle of what is done next: a write of storage
+// fails, the process dies, listings do not show what was made.
+func (w *world) spoil(v *vault, r *rand.Rand) {
+	_, p, err := v.serving()
+	if err != nil || w.Faults == 0 {
+		return
+	}
+	p.mu.Lock()
+	switch r.IntN(4) {
+	case 0, 1:
+		p.failAt, p.failAfter = 1+r.IntN(5), r.IntN(2) == 0
+	case 2:
+		if w.Trouble {
+			p.killAt = 1 + r.IntN(30)
+		}
+	}
+	p.mu.Unlock()
+	if r.IntN(3) == 0 {
+		w.openai.weather.hide(true)
+		w.act(func() {
+			w.sleep(20 * time.Minute)
+			w.openai.weather.hide(false)
+		})
+	}
+}
+
 // operator changes what there is to change.
 func (w *world) operator() {
 	r := w.dice("operator")
@@ -239,17 +268,34 @@ func (w *world) operator() {
 		switch r.IntN(12) {
 		case 0, 1:
 			if r.IntN(3) == 0 {
+				w.spoil(v, r)
+			}
+			if r.IntN(3) == 0 {
 				w.act(func() { _ = w.write(v, "another", "config/rotate", nil) })
 			}
 			_ = w.write(v, who, "config/rotate", nil) // refused while five wait
 		case 2:
 			scopes := []string{"api.model.read", "api.model.read,api.model.request", ""}[r.IntN(3)]
+			w.openai.weather.delay(time.Second)
+			for i := range 3 { // which read the role meanwhile
+				w.act(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					w.sleep(time.Duration(i) * 400 * time.Millisecond)
+					_, _, _ = v.issue(ctx, role.name, nil)
+				})
+			}
+			w.sleep(500 * time.Millisecond)
 			done := w.ledger.wrote(role.name, split(scopes))
 			done(w.write(v, who, "roles/"+role.name, map[string]any{"scopes": scopes}) == nil)
+			w.openai.weather.delay(0)
 		case 3:
 			_ = w.write(v, who, "roles/"+role.name, map[string]any{"ttl": fmt.Sprintf("%dm", 10+r.IntN(50))})
 		case 4:
 			role := []string{"made", "adopted"}[r.IntN(2)]
+			if r.IntN(3) == 0 {
+				w.spoil(v, r)
+			}
 			if r.IntN(2) == 0 {
 				w.act(func() { _ = w.write(v, "another", "rotate-role/"+role, nil) })
 			}
@@ -358,6 +404,15 @@ func (v *vault) leaseIDs() (ids []string) {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+func (v *vault) allLeases() (all []*lease) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, l := range v.leases {
+		all = append(all, l)
+	}
+	return all
 }
 
 func (v *vault) forceRevoke() {
@@ -511,6 +566,13 @@ func (w *world) clocks() {
 			w.openai.weather.slow(0)
 		}
 		w.sleep(pause(r, 2*time.Hour))
+		if across {
+			w.openai.weather.burst(2)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			_, _, _ = w.vault.issue(ctx, roles[0].name, nil)
+			cancel()
+			w.openai.weather.burst(0)
+		}
 		w.tell("clock", "of Vault is set right")
 		w.vault.setClock(-by)
 	}
@@ -524,7 +586,28 @@ func (w *world) copy() {
 	}
 	c := newVault(w, "copy")
 	w.tell("operator", "restores a snapshot as a second Vault")
+	inProgress := 3
+	if w.Clocks { // by another clock what has just begun is old
+		inProgress = 0
+	}
+	w.openai.weather.slow(25 * time.Second)
+	for range inProgress { // which is in the copy's WAL
+		w.act(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, _, _ = w.vault.issue(ctx, roles[0].name, nil)
+		})
+	}
+	w.act(func() { // a copy can see only that it is used
+		for began := time.Now(); time.Since(began) < 10*time.Minute && w.sleep(10*time.Second); {
+			for _, l := range w.vault.allLeases() {
+				w.checkLease(w.vault, l)
+			}
+		}
+	})
+	w.sleep(time.Duration(r.Int64N(int64(25 * time.Second))))
 	c.load(w.vault.snapshot())
+	w.openai.weather.slow(0)
 	w.mu.Lock()
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()

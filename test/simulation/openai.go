@@ -319,6 +319,7 @@ type weather struct {
 	lists  bool          // listings lag and fall short
 	young  bool          // replicas do not know what is new
 	longer time.Duration // by up to this each call of the Admin API takes longer
+	delays time.Duration // by up to this each operation of storage does
 	rests  bool          // for good: nothing is slow either
 	bad    bool          // until the next calm, which began at since
 	since  time.Time
@@ -334,14 +335,30 @@ func (x *weather) calm() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
-	x.bad, x.since = false, time.Now()
+	x.longer, x.bad, x.since = 0, false, time.Now()
+}
+
+// hide has listings lag and fall short, or ends that.
+func (x *weather) hide(lists bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.lists, x.since = lists || x.bad && x.lists, time.Now()
+}
+
+// delay has each operation of storage take up to d.
+func (x *weather) delay(d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.delays = d
 }
 
 // burst has one call in so many go wrong from now on, none with 0.
 func (x *weather) burst(odds int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.odds, x.bad, x.since = odds, odds > 0, time.Now()
+	if x.since = time.Now(); !x.bad { // it is bad enough
+		x.odds = odds
+	}
 }
 
 // slow has each call of the Admin API take up to d longer.
@@ -355,7 +372,7 @@ func (x *weather) slow(d time.Duration) {
 func (x *weather) calmFor(d time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.bad && time.Since(x.since) >= d
+	return !x.bad && x.odds == 0 && !x.lists && x.longer == 0 && time.Since(x.since) >= d
 }
 
 // change is the weather of a life: calm and trouble in turns.
@@ -367,7 +384,7 @@ func (x *weather) change() {
 		x.bad = true
 		name := ""
 		limit := 0
-		switch r.IntN(8) {
+		switch r.IntN(9) {
 		case 0, 1:
 			x.odds, name = 3+r.IntN(30), "sprinkles"
 		case 2:
@@ -384,6 +401,8 @@ func (x *weather) change() {
 			x.young, x.odds, name = true, 50, "replicas lag"
 		case 7:
 			x.stores, name = 20+r.IntN(200), "storage fails"
+		case 8:
+			x.longer, name = 25*time.Second, "slow"
 		}
 		lasts := hours(1)
 		if x.w.Faults == 1 {
@@ -455,6 +474,9 @@ type storageFault struct {
 func (x *weather) storage(*process) (f storageFault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.delays > 0 {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.delays)))
+	}
 	if x.stores == 0 || x.dice.IntN(x.stores) > 0 {
 		return f
 	}

@@ -50,7 +50,10 @@ type process struct {
 	conns map[net.Conn]struct{}
 	// killAt counts the storage operations and calls until it is killed; 0 = not.
 	killAt int
-	load   load
+	// failAt counts the writes of storage until one fails; 0 = none.
+	failAt    int
+	failAfter bool // its effect
+	load      load
 }
 
 // spawn starts a process on the Vault's storage, as Vault does when a mount is
@@ -124,6 +127,17 @@ func (p *process) mayDie() {
 	}
 }
 
+// failing has a write fail if its time has come.
+func (p *process) failing(f *storageFault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failAt > 0 {
+		if p.failAt--; p.failAt == 0 {
+			f.before, f.after = !p.failAfter, p.failAfter
+		}
+	}
+}
+
 // chance reports whether something happens that happens once in n times.
 func (p *process) chance(n int) bool {
 	p.mu.Lock()
@@ -188,6 +202,9 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 		return errReadOnly
 	}
 	faults := p.w.openai.weather.storage(p)
+	if write {
+		p.failing(&faults)
+	}
 	if faults.slow > 0 {
 		time.Sleep(faults.slow)
 		if p.dead.Load() {

@@ -51,7 +51,10 @@ type process struct {
 	conns map[net.Conn]struct{}
 	// killAt counts the storage operations and calls until it is killed; 0 = not.
 	killAt int
-	load   load
+	// failAt counts the writes of storage until one fails; 0 = none.
+	failAt    int
+	failAfter bool // its effect
+	load      load
 }
 
 // spawn starts a process on the Vault's storage, as Vault does when a mount is
@@ -133,6 +136,17 @@ func (p *process) mayDie() {
 	}
 }
 
+// failing has a write fail if its time has come.
+func (p *process) failing(f *storageFault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failAt > 0 {
+		if p.failAt--; p.failAt == 0 {
+			f.before, f.after = !p.failAfter, p.failAfter
+		}
+	}
+}
+
 // chance reports whether something happens that happens once in n times.
 func (p *process) chance(n int) bool {
 	p.mu.Lock()
@@ -197,6 +211,9 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 		return errReadOnly
 	}
 	faults := p.w.openai.weather.storage(p)
+	if write {
+		p.failing(&faults)
+	}
 	if faults.slow > 0 {
 		time.Sleep(faults.slow)
 		if p.dead.Load() {
@@ -221,11 +238,24 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 }
 
 func (s view) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	return s.step(ctx, true, entry.Key, func() error { return s.p.store.Put(ctx, entry) })
+	return s.step(ctx, true, entry.Key, func() error {
+		s.p.replaced(entry)
+		return s.p.store.Put(ctx, entry)
+	})
 }
 
 func (s view) Delete(ctx context.Context, key string) error {
-	return s.step(ctx, true, key, func() error { return s.p.store.Delete(ctx, key) })
+	deleted := ""
+	err := s.step(ctx, true, key, func() error {
+		if entry, _ := s.p.store.Get(ctx, key); entry != nil && strings.HasPrefix(key, "wal/") { // in memory, nothing fails
+			deleted = string(entry.Value)
+		}
+		return s.p.store.Delete(ctx, key)
+	})
+	if deleted != "" && s.p.dead.Load() {
+		s.p.w.ledger.excuseNamed(deleted)
+	}
+	return err
 }
 
 func (s view) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {

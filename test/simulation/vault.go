@@ -64,9 +64,11 @@ type vault struct {
 	jumps     []jump
 	spawning  chan struct{} // one slot: a new process
 	changing  chan struct{} // one slot: a change of the mount; crashes come in between
+	powering  chan struct{} // one slot: a change of the active node
 
 	tainted atomic.Bool
 	moved   atomic.Int64                   // restores and the like, by which leases may be lost
+	loads   atomic.Int64                   // restores
 	maxTTL  atomic.Int64                   // the mount's max_lease_ttl
 	mount   atomic.Int64                   // counts the mounts that were enabled one after the other
 	plugin  func(*process) logical.Factory // another than the engine, for stories
@@ -128,7 +130,8 @@ func (l *lease) key() string     { key, _ := l.data["api_key"].(string); return 
 func newVault(w *world, name string) *vault {
 	v := &vault{
 		w: w, name: name, path: "openai/", store: &logical.InmemStorage{}, leases: map[string]*lease{},
-		mounted: true, ended: map[string]bool{}, dice: w.dice(name), spawning: make(chan struct{}, 1), changing: make(chan struct{}, 1),
+		mounted: true, ended: map[string]bool{}, dice: w.dice(name),
+		spawning: make(chan struct{}, 1), changing: make(chan struct{}, 1), powering: make(chan struct{}, 1),
 	}
 	v.maxTTL.Store(int64(768 * time.Hour))
 	return v
@@ -343,6 +346,8 @@ func (v *vault) send(ctx context.Context, t *term, p *process, req *logical.Requ
 	req.Storage = view{p}
 	done := make(chan result, 1)
 	began := time.Now()
+	var gone atomic.Pointer[time.Time] // when the client went
+	defer context.AfterFunc(ctx, func() { now := time.Now(); gone.Store(&now) })()
 	t.busy.Add(1)
 	p.asked(req)
 	go func() {
@@ -354,6 +359,9 @@ func (v *vault) send(ctx context.Context, t *term, p *process, req *logical.Requ
 		}
 		resp, err := p.b.HandleRequest(ctx, req)
 		v.w.bounded(fmt.Sprintf("%s: %s %s", p.name, req.Operation, req.Path), began, callBound)
+		if at := gone.Load(); err == nil && req.Operation != logical.RenewOperation {
+			v.w.ledger.answered(resp, at != nil && time.Since(*at) > 0)
+		}
 		done <- result{resp, err}
 	}()
 	select {
@@ -452,6 +460,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 	}
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, l.expire.UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
+	v.w.ledger.excuse(false, l.account(), l.keyID())
 	return l, resp, nil
 }
 
@@ -492,6 +501,7 @@ func (l *lease) until(t time.Time) time.Time {
 // expire revokes a lease whose time is over: six tries in a term, and one a day after
 // that; or after one, if the plugin says that others are of no use.
 func (v *vault) expire(t *term, l *lease) {
+	v.w.checkEnd(v, l)
 	select {
 	case t.slots <- struct{}{}:
 	case <-t.ctx.Done():
@@ -639,6 +649,7 @@ func (v *vault) revokeRole(ctx context.Context, role string, force bool) error {
 		}
 		if err != nil { // forgotten all the same
 			v.w.tell(v.name, "forgets lease %s of %s %s by force", l.id, l.account(), l.keyID())
+			v.w.ledger.excuse(true, l.account(), l.keyID())
 			v.forget(l)
 		}
 	}
@@ -800,6 +811,8 @@ func (v *vault) reload() {
 // seal and unseal, crash, and a step-down to another node, after which the old one
 // believes for a while that it is active.
 func (v *vault) restart(crash bool, pause time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	if crash {
 		v.w.tell(v.name, "is killed")
 	} else {
@@ -813,6 +826,8 @@ func (v *vault) restart(crash bool, pause time.Duration) {
 }
 
 func (v *vault) stepDown(overlap time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	t, p, err := v.serving()
 	if err != nil {
 		return
@@ -867,6 +882,8 @@ func (v *vault) snapshot() *snapshot {
 // restore puts a snapshot in place. Meanwhile the mount is unloaded as by sealing
 // (logical_system_raft.go, handleStorageRaftSnapshotWrite).
 func (v *vault) restore(s *snapshot) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	v.w.tell(v.name, "is restored from a snapshot of %s ago", time.Since(s.at).Round(time.Second))
 	v.stop(true)
 	v.load(s)
@@ -875,6 +892,8 @@ func (v *vault) restore(s *snapshot) {
 
 func (v *vault) load(s *snapshot) {
 	v.moved.Add(1)
+	v.loads.Add(1)
+	defer v.excuseLost()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	// From storage again, since it may be restored twice.

@@ -229,6 +229,7 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 			// Twice the same thing would be no lag but a loss.
 			if time.Since(o.omitted[id]) > 24*time.Hour {
 				o.omitted[id] = time.Now()
+				o.w.ledger.excuseOmitted(id)
 				body["data"] = append(append([]any{}, items[:i]...), items[i+1:]...)
 			}
 		}

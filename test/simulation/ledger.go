@@ -345,6 +345,8 @@ type storedConfig struct {
 		ID          string    `json:"id"`
 		DeleteAfter time.Time `json:"delete_after"`
 		Kept        string    `json:"kept"`
+		Elsewhere   bool      `json:"elsewhere"` // no list has shown it: looked for once an hour
+		Unchecked   bool      `json:"not_checked"`
 	} `json:"retired_admin_keys"`
 }
 

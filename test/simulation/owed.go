@@ -120,7 +120,7 @@ func (v *vault) held(now time.Time) map[string]bool {
 	var c storedConfig
 	v.entry("config", &c)
 	for _, k := range c.Retired {
-		held[k.ID] = now.Before(k.DeleteAfter) || k.Kept != ""
+		held[k.ID] = now.Before(k.DeleteAfter) || k.Kept != "" || k.Elsewhere || k.Unchecked
 	}
 	held[c.ID] = true
 	return held

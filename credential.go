@@ -46,7 +46,7 @@ const (
 // credential is all that destroying a credential takes. It is the journal's
 // entry and part of each lease.
 type credential struct {
-	Version int `json:"version"`
+	Version   int    `json:"version"`
 	Type      string `json:"credential_type"`
 	ProjectID string `json:"project_id"`
 	// Name and ID are the account's, its ID empty where the answer to its create

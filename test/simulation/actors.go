@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -33,7 +32,7 @@ var roles = []struct {
 
 // actorsOfLife sets the mount up, as an operator does on a calm day, and has
 // everybody begin.
-func (w *world) actorsOfLife(t *testing.T) {
+func (w *world) actorsOfLife() {
 	r := w.dice("setup")
 	id, key := w.openai.sim.AdminKey()
 	w.ledger.configured = map[string]bool{id: true}
@@ -185,7 +184,7 @@ func (w *world) program(v *vault, who string) {
 			w.spoil(v, r)
 		}
 		began := time.Now()
-		l, _, err := v.issue(ctx, role, nil)
+		l, _, err := v.issue(ctx, role)
 		cancel()
 		if err != nil {
 			w.tell(who, "is refused credentials of %s: %v", role, err)
@@ -303,7 +302,7 @@ func (w *world) operator() {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					defer cancel()
 					w.sleep(time.Duration(i) * 400 * time.Millisecond)
-					_, _, _ = v.issue(ctx, role.name, nil)
+					_, _, _ = v.issue(ctx, role.name)
 				})
 			}
 			w.sleep(500 * time.Millisecond)
@@ -340,7 +339,7 @@ func (w *world) operator() {
 				if w.sleep(pause(r, 10*time.Minute)); r.IntN(2) == 0 {
 					v.restart(false, time.Minute)
 				}
-				w.untaint(v, who)
+				w.untaint(v)
 			}
 		case 9:
 			v.reload()
@@ -358,7 +357,7 @@ func (w *world) operator() {
 
 // untaint moves a mount on which a move or disable has failed, until that succeeds;
 // what refuses to be revoked is forgotten by force at last.
-func (w *world) untaint(v *vault, who string) {
+func (w *world) untaint(v *vault) {
 	for try := 0; v.tainted.Load() && try < 50; try++ {
 		if try > 5 {
 			v.forceRevoke()
@@ -389,7 +388,7 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 		w.act(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			_, _, _ = v.issue(ctx, roles[0].name, nil)
+			_, _, _ = v.issue(ctx, roles[0].name)
 		})
 	}
 	w.sleep(time.Duration(r.Int64N(int64(30 * time.Second))))
@@ -397,7 +396,7 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 	for try := 0; v.disable() != nil; try++ {
 		w.ledger.hand(v.adminKeyID())
 		if !w.sleep(10 * time.Minute) {
-			w.untaint(v, who)
+			w.untaint(v)
 			return
 		}
 		if try > 5 {
@@ -563,7 +562,7 @@ func (w *world) trouble() {
 				}
 				kept = nil
 				if v.tainted.Load() {
-					w.untaint(v, "operator")
+					w.untaint(v)
 				}
 			}
 		}
@@ -587,7 +586,7 @@ func (w *world) clocks() {
 				w.act(func() {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					defer cancel()
-					if l, _, err := w.vault.issue(ctx, roles[1].name, nil); err == nil {
+					if l, _, err := w.vault.issue(ctx, roles[1].name); err == nil {
 						w.sleep(time.Minute)
 						w.checkLease(w.vault, l)
 					}
@@ -606,7 +605,7 @@ func (w *world) clocks() {
 		if across {
 			w.openai.weather.burst(2)
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-			_, _, _ = w.vault.issue(ctx, roles[0].name, nil)
+			_, _, _ = w.vault.issue(ctx, roles[0].name)
 			cancel()
 			w.openai.weather.burst(0)
 		}
@@ -632,7 +631,7 @@ func (w *world) copy() {
 		w.act(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			_, _, _ = w.vault.issue(ctx, roles[0].name, nil)
+			_, _, _ = w.vault.issue(ctx, roles[0].name)
 		})
 	}
 	w.act(func() { // a copy can see only that it is used
@@ -660,7 +659,7 @@ func (w *world) copy() {
 			_ = w.write(c, "copy's", "rotate-role/made", nil)
 		case 3:
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			_, _, _ = c.issue(ctx, roles[r.IntN(len(roles))].name, nil)
+			_, _, _ = c.issue(ctx, roles[r.IntN(len(roles))].name)
 			cancel()
 		case 4:
 			c.restart(r.IntN(2) == 0, time.Minute)
@@ -707,7 +706,7 @@ func (w *world) settle() {
 		v.offset = 0
 		v.mu.Unlock()
 	}
-	w.untaint(v, "operator")
+	w.untaint(v)
 	w.repairAdmin()
 	w.checkSecrets()
 	for range 2 * calmTicks { // before a look by hand

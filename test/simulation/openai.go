@@ -110,7 +110,7 @@ func (o *openai) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	f := o.weather.strike(p, r)
+	f := o.weather.strike(r)
 	if f.slow > 0 {
 		o.wait(r, f.slow)
 	}
@@ -427,7 +427,7 @@ func (x *weather) change() {
 }
 
 // strike says what goes wrong with a call.
-func (x *weather) strike(p *process, r *http.Request) (f fault) {
+func (x *weather) strike(r *http.Request) (f fault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.lists && r.Method == http.MethodGet {

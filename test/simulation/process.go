@@ -147,19 +147,6 @@ func (p *process) failing(f *storageFault) {
 	}
 }
 
-// chance reports whether something happens that happens once in n times.
-func (p *process) chance(n int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.dice.IntN(n) == 0
-}
-
-func (p *process) between(least, most time.Duration) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return least + time.Duration(p.dice.Int64N(int64(most-least)+1))
-}
-
 // dial connects the process with OpenAI.
 func (p *process) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	p.mu.Lock()

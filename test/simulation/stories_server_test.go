@@ -253,7 +253,7 @@ func (s *serverStage) do(verb string, args []string) (string, error) {
 		}
 		return "", err
 	case "tune":
-		return "", sys.TuneMountWithContext(ctx, s.mount, api.MountConfigInput{DefaultLeaseTTL: arg[0], MaxLeaseTTL: arg[0]})
+		return "", sys.TuneMountAllowNilWithContext(ctx, s.mount, api.TuneMountConfigInput{DefaultLeaseTTL: &arg[0], MaxLeaseTTL: &arg[0]})
 	case "reload":
 		_, err := s.client.Logical().WriteWithContext(ctx, "sys/plugins/reload/backend", map[string]any{"mounts": s.mount + "/"})
 		return "", err

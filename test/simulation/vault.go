@@ -41,7 +41,7 @@ const (
 )
 
 var (
-	errSealed  = errors.New("Vault is sealed")
+	errSealed  = errors.New("vault is sealed")
 	errNoMount = errors.New("unsupported path")
 )
 
@@ -406,8 +406,8 @@ func (v *vault) rollback(ctx context.Context) {
 }
 
 // issue reads credentials of a role, and stores the lease.
-func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*lease, *logical.Response, error) {
-	return v.issueBy(ctx, nil, role, data)
+func (v *vault) issue(ctx context.Context, role string) (*lease, *logical.Response, error) {
+	return v.issueBy(ctx, nil, role, nil)
 }
 
 // issueBy issues to a token, with which the lease ends.

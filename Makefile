@@ -54,7 +54,7 @@ test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or in
 	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
 	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
 	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
-	    go test -json $(RACE) -run '$(RUN)' -tags integration -count=1 -timeout 20m ./test/integration/... | \
+	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
 	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed

@@ -47,7 +47,8 @@ with the permission "Organization Administration: Write" at
     $ vault write openai/config admin_api_key=@admin-key.txt
     $ vault write -f openai/config/rotate
     $ vault list -detailed openai/projects
-    $ vault write openai/roles/my-app project_id=proj_... ttl=1h scopes=api.model.request
+    $ vault write openai/roles/my-app project_id=proj_... ttl=1h \
+        scopes=api.model.read,api.model.request,api.responses.write
     $ vault read openai/creds/my-app
 
 The second command replaces the key that you pasted: afterwards nobody but the

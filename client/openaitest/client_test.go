@@ -171,7 +171,7 @@ func TestClient_HasNoCallThatIsNotHeldAgainstTheDocument(t *testing.T) {
 		"CreateServiceAccountKey", "GetProjectKey", "ListProjectKeys", "UpdateProjectKey", "DeleteProjectKey",
 		"CreateAdminKey", "GetAdminKey", "ListAdminKeys", "DeleteAdminKey", "GetProject", "ListProjects", "Probe",
 		// These use the calls above, or make none.
-		"EachServiceAccount", "EachProjectKey", "CheckWrite", "Close", "ForgetPace", "Host",
+		"EachServiceAccount", "EachProjectKey", "CheckWrite", "Close", "ForgetPace", "Host", "Now", "NotAfter", "Outlives",
 	}
 	all := reflect.TypeFor[*client.Client]()
 	for i := range all.NumMethod() {

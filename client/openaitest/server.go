@@ -227,6 +227,7 @@ func (s *Server) ConnState(_ net.Conn, state http.ConnState) {
 		s.open.Add(1)
 	case http.StateClosed, http.StateHijacked: // what is hijacked here is closed
 		s.open.Add(-1)
+	case http.StateActive, http.StateIdle:
 	}
 }
 
@@ -244,7 +245,7 @@ func (s *Server) CloseConnections(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // all was read
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline) // a failure shows in what follows
 	}

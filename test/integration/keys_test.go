@@ -9,6 +9,9 @@ package integration
 import (
 	"bytes"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/test/devenv"
 )
 
 // use calls an endpoint of the inference side with a key and returns the status.
@@ -331,4 +335,32 @@ func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
 		require.Equal(t, id, k.ID, "the engine's own admin key")
 	}
 	m.sim.KeepAll() // empty accounts, for which there is nobody left
+}
+
+// The first role that the README, docs/roles.md and path-help show is one whose keys a
+// newcomer can use.
+func TestTheReadmesRoleWorks(t *testing.T) {
+	m := newMount(t)
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	help, err := m.vaultCLI("path-help", m.path)
+	require.NoError(t, err, help)
+	role := regexp.MustCompile(`(?s)write openai/roles/my-app [^$]*?scopes=(\S+)`)
+	texts := map[string]string{"path-help": help}
+	for _, page := range []string{"README.md", "docs/roles.md"} {
+		content, err := os.ReadFile(filepath.Join(root, page))
+		require.NoError(t, err)
+		texts[page] = string(content)
+	}
+	for from, text := range texts {
+		found := role.FindStringSubmatch(text)
+		require.NotNil(t, found, from)
+		m.write("roles/my-app", map[string]any{"project_id": m.project, "ttl": "1h", "max_ttl": "24h", "scopes": found[1]})
+		l := m.creds("my-app")
+		require.Equal(t, http.StatusOK, infer(t, m.sim, l.key), "%s: /models", from)
+		for _, endpoint := range []string{"/responses", "/chat/completions"} {
+			require.Equal(t, http.StatusOK, use(t, m.sim, endpoint, l.key), "%s: %s", from, endpoint)
+		}
+		require.NoError(t, m.revoke(l))
+	}
 }

@@ -51,7 +51,7 @@ func TestPathHelpTeaches(t *testing.T) {
 	out, err := m.vaultCLI("path-help", m.path)
 	require.NoError(t, err, out)
 	for _, word := range []string{
-		"openai/config admin_api_key=@admin-key.txt", "openai/creds/my-app", "scopes=api.model.request", "static-creds", "openai/tidy",
+		"openai/config admin_api_key=@admin-key.txt", "openai/creds/my-app", "scopes=api.model.read,api.model.request", "static-creds", "openai/tidy",
 		"platform.openai.com/settings/organization/admin-keys",
 	} {
 		require.Contains(t, out, word)

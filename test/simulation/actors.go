@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -33,7 +32,7 @@ var roles = []struct {
 
 // actorsOfLife sets the mount up, as an operator does on a calm day, and has
 // everybody begin.
-func (w *world) actorsOfLife(t *testing.T) {
+func (w *world) actorsOfLife() {
 	r := w.dice("setup")
 	id, key := w.openai.sim.AdminKey()
 	w.ledger.configured = map[string]bool{id: true}
@@ -54,15 +53,22 @@ func (w *world) actorsOfLife(t *testing.T) {
 	statics := map[string]map[string]any{
 		"made":    {"project_id": w.openai.projects[0], "rotation_period": "2h", "revocation_delay": "10m"},
 		"adopted": {"project_id": w.openai.projects[1], "rotation_period": "6h", "service_account_id": w.openai.sim.AddServiceAccount(w.openai.projects[1], "batch")},
+		// Its key expires, and its account stays.
+		"paused": {"project_id": w.openai.projects[0], "rotation_period": "1h", "key_ttl": "2h", "disable_automated_rotation": true},
 	}
 	if w.Readers > 0 {
-		for _, name := range []string{"made", "adopted"} {
+		for _, name := range []string{"made", "adopted", "paused"} {
 			w.must(w.vault, "static-roles/"+name, statics[name])
 		}
 	}
 	for _, project := range w.openai.projects { // of people, with names that are near
 		for _, name := range []string{"vault-app-somebody", "vault-static-made-x", "ci"} {
 			w.openai.sim.AddServiceAccount(project, name)
+		}
+		// Of another mount, in a name that is nearer yet, with a key that ends.
+		status, answer := w.openai.person(http.MethodPost, "/organization/projects/"+project+"/service_accounts", `{"name":"vault-app-0000000000000000","expires_in_seconds":3600}`)
+		if status != http.StatusOK {
+			panic(answer) // the world is built wrong
 		}
 	}
 	for i := range w.Programs {
@@ -108,6 +114,7 @@ func (w *world) actorsOfLife(t *testing.T) {
 	w.act(func() { // what is checked however quiet it is
 		for w.sleep(10 * time.Minute) {
 			w.checkAdmins()
+			w.checkOwed()
 			w.openai.sim.ResetRequests()
 		}
 	})
@@ -173,8 +180,11 @@ func (w *world) program(v *vault, who string) {
 			hangUp := time.Duration(r.Int64N(int64(2 * time.Second)))
 			time.AfterFunc(hangUp, cancel)
 		}
+		if r.IntN(20) == 0 {
+			w.spoil(v, r)
+		}
 		began := time.Now()
-		l, _, err := v.issue(ctx, role, nil)
+		l, _, err := v.issue(ctx, role)
 		cancel()
 		if err != nil {
 			w.tell(who, "is refused credentials of %s: %v", role, err)
@@ -192,6 +202,9 @@ func (w *world) program(v *vault, who string) {
 			w.checkLease(v, l)
 			if l.renewable && r.IntN(2) == 0 {
 				ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+				if r.IntN(3) == 0 { // two agents with the same lease
+					w.act(func() { _ = v.renew(ctx, l.id, 45*time.Minute) })
+				}
 				_ = v.renew(ctx, l.id, time.Duration(r.IntN(3))*30*time.Minute) // it may have ended
 				cancel()
 				w.checkLease(v, l)
@@ -231,6 +244,32 @@ func (w *world) read(v *vault, name string) (key string) {
 	return key
 }
 
+// spoil has something go wrong in the middle of what is done next: a write of storage
+// fails, the process dies, listings do not show what was made.
+func (w *world) spoil(v *vault, r *rand.Rand) {
+	_, p, err := v.serving()
+	if err != nil || w.Faults == 0 {
+		return
+	}
+	p.mu.Lock()
+	switch r.IntN(4) {
+	case 0, 1:
+		p.failAt, p.failAfter = 1+r.IntN(5), r.IntN(2) == 0
+	case 2:
+		if w.Trouble {
+			p.killAt = 1 + r.IntN(30)
+		}
+	}
+	p.mu.Unlock()
+	if r.IntN(3) == 0 {
+		w.openai.weather.hide(true)
+		w.act(func() {
+			w.sleep(20 * time.Minute)
+			w.openai.weather.hide(false)
+		})
+	}
+}
+
 // operator changes what there is to change.
 func (w *world) operator() {
 	r := w.dice("operator")
@@ -248,15 +287,39 @@ func (w *world) operator() {
 			w.tell(who, "tunes max_lease_ttl to %s", most)
 			v.maxTTL.Store(int64(most))
 		case 0, 1:
+			if r.IntN(3) == 0 {
+				w.spoil(v, r)
+			}
+			if r.IntN(3) == 0 {
+				w.act(func() { _ = w.write(v, "another", "config/rotate", nil) })
+			}
 			_ = w.write(v, who, "config/rotate", nil) // refused while five wait
 		case 2:
 			scopes := []string{"api.model.read", "api.model.read,api.model.request", ""}[r.IntN(3)]
+			w.openai.weather.delay(time.Second)
+			for i := range 3 { // which read the role meanwhile
+				w.act(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					w.sleep(time.Duration(i) * 400 * time.Millisecond)
+					_, _, _ = v.issue(ctx, role.name)
+				})
+			}
+			w.sleep(500 * time.Millisecond)
 			done := w.ledger.wrote(role.name, split(scopes))
 			done(w.write(v, who, "roles/"+role.name, map[string]any{"scopes": scopes}) == nil)
+			w.openai.weather.delay(0)
 		case 3:
 			_ = w.write(v, who, "roles/"+role.name, map[string]any{"ttl": fmt.Sprintf("%dm", 10+r.IntN(50))})
 		case 4:
-			_ = w.write(v, who, "rotate-role/"+[]string{"made", "adopted"}[r.IntN(2)], nil)
+			role := []string{"made", "adopted"}[r.IntN(2)]
+			if r.IntN(3) == 0 {
+				w.spoil(v, r)
+			}
+			if r.IntN(2) == 0 {
+				w.act(func() { _ = w.write(v, "another", "rotate-role/"+role, nil) })
+			}
+			_ = w.write(v, who, "rotate-role/"+role, nil)
 		case 5:
 			_ = w.write(v, who, "tidy", map[string]any{"apply": true})
 		case 6:
@@ -273,8 +336,10 @@ func (w *world) operator() {
 				continue
 			}
 			if v.move([]string{"openai/", "keys/"}[r.IntN(2)], r.IntN(4) == 0) != nil {
-				w.sleep(pause(r, 10*time.Minute))
-				w.untaint(v, who)
+				if w.sleep(pause(r, 10*time.Minute)); r.IntN(2) == 0 {
+					v.restart(false, time.Minute)
+				}
+				w.untaint(v)
 			}
 		case 9:
 			v.reload()
@@ -292,7 +357,7 @@ func (w *world) operator() {
 
 // untaint moves a mount on which a move or disable has failed, until that succeeds;
 // what refuses to be revoked is forgotten by force at last.
-func (w *world) untaint(v *vault, who string) {
+func (w *world) untaint(v *vault) {
 	for try := 0; v.tainted.Load() && try < 50; try++ {
 		if try > 5 {
 			v.forceRevoke()
@@ -311,10 +376,27 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 	// and of the last admin key the operator disposes.
 	_, orphans := w.left()
 	w.ledger.hand(append(orphans, v.adminKeyID())...)
+	v.mu.Lock()
+	spawned := v.count
+	v.mu.Unlock()
+	began := w.told()
+	r := w.dice(fmt.Sprint("disable ", spawned))
+	if w.Faults > 0 { // what is in progress then, and may have failed
+		w.openai.weather.burst(2)
+	}
+	for range 4 {
+		w.act(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, _, _ = v.issue(ctx, roles[0].name)
+		})
+	}
+	w.sleep(time.Duration(r.Int64N(int64(30 * time.Second))))
+	w.openai.weather.burst(0)
 	for try := 0; v.disable() != nil; try++ {
 		w.ledger.hand(v.adminKeyID())
 		if !w.sleep(10 * time.Minute) {
-			w.untaint(v, who)
+			w.untaint(v)
 			return
 		}
 		if try > 5 {
@@ -322,6 +404,12 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 		}
 	}
 	_, left := w.left() // what could not be deleted, or may not have been a disable: the log names it
+	v.mu.Lock()
+	spawned = v.count - spawned
+	v.mu.Unlock()
+	if unnamed := w.unnamed(left, began); len(unnamed) > 0 && spawned == 0 {
+		w.violate(nothingLeft, unnamed, "after the mount was disabled there is still, and no line of the log names it: %s", strings.Join(unnamed, ", "))
+	}
 	w.ledger.hand(left...)
 	w.tell(who, "has disabled the mount, and enables another")
 	v.enable()
@@ -336,6 +424,15 @@ func (v *vault) leaseIDs() (ids []string) {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+func (v *vault) allLeases() (all []*lease) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, l := range v.leases {
+		all = append(all, l)
+	}
+	return all
 }
 
 func (v *vault) forceRevoke() {
@@ -465,7 +562,7 @@ func (w *world) trouble() {
 				}
 				kept = nil
 				if v.tainted.Load() {
-					w.untaint(v, "operator")
+					w.untaint(v)
 				}
 			}
 		}
@@ -481,11 +578,37 @@ func (v *vault) isMounted() bool {
 // clocks differ, and jump.
 func (w *world) clocks() {
 	r := w.dice("clocks")
-	for w.sleep(pause(r, 8*time.Hour)) {
+	for w.sleep(pause(r, 4*time.Hour)) {
+		across := r.IntN(2) == 0
+		if across { // in the middle of requests
+			w.openai.weather.slow(25 * time.Second)
+			for range 4 {
+				w.act(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					if l, _, err := w.vault.issue(ctx, roles[1].name); err == nil {
+						w.sleep(time.Minute)
+						w.checkLease(w.vault, l)
+					}
+				})
+			}
+			w.sleep(pause(r, 20*time.Second))
+		}
 		by := time.Duration(r.NormFloat64() * float64([]time.Duration{20 * time.Second, 10 * time.Minute, 3 * time.Hour}[r.IntN(3)]))
 		w.tell("clock", "of Vault is set by %s", by)
 		w.vault.setClock(by)
+		if across {
+			w.sleep(90 * time.Second)
+			w.openai.weather.slow(0)
+		}
 		w.sleep(pause(r, 2*time.Hour))
+		if across {
+			w.openai.weather.burst(2)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			_, _, _ = w.vault.issue(ctx, roles[0].name)
+			cancel()
+			w.openai.weather.burst(0)
+		}
 		w.tell("clock", "of Vault is set right")
 		w.vault.setClock(-by)
 	}
@@ -499,7 +622,28 @@ func (w *world) copy() {
 	}
 	c := newVault(w, "copy")
 	w.tell("operator", "restores a snapshot as a second Vault")
+	inProgress := 3
+	if w.Clocks { // by another clock what has just begun is old
+		inProgress = 0
+	}
+	w.openai.weather.slow(25 * time.Second)
+	for range inProgress { // which is in the copy's WAL
+		w.act(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, _, _ = w.vault.issue(ctx, roles[0].name)
+		})
+	}
+	w.act(func() { // a copy can see only that it is used
+		for began := time.Now(); time.Since(began) < 10*time.Minute && w.sleep(10*time.Second); {
+			for _, l := range w.vault.allLeases() {
+				w.checkLease(w.vault, l)
+			}
+		}
+	})
+	w.sleep(time.Duration(r.Int64N(int64(25 * time.Second))))
 	c.load(w.vault.snapshot())
+	w.openai.weather.slow(0)
 	w.mu.Lock()
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()
@@ -515,7 +659,7 @@ func (w *world) copy() {
 			_ = w.write(c, "copy's", "rotate-role/made", nil)
 		case 3:
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			_, _, _ = c.issue(ctx, roles[r.IntN(len(roles))].name, nil)
+			_, _, _ = c.issue(ctx, roles[r.IntN(len(roles))].name)
 			cancel()
 		case 4:
 			c.restart(r.IntN(2) == 0, time.Minute)
@@ -562,9 +706,13 @@ func (w *world) settle() {
 		v.offset = 0
 		v.mu.Unlock()
 	}
-	w.untaint(v, "operator")
+	w.untaint(v)
 	w.repairAdmin()
 	w.checkSecrets()
+	for range 2 * calmTicks { // before a look by hand
+		w.sleep(10 * time.Minute)
+		w.checkOwed()
+	}
 	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
 	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
 		if all, _ := w.left(); len(all) == 0 {

@@ -110,7 +110,7 @@ func (o *openai) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	f := o.weather.strike(p, r)
+	f := o.weather.strike(r)
 	if f.slow > 0 {
 		o.wait(r, f.slow)
 	}
@@ -229,6 +229,7 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 			// Twice the same thing would be no lag but a loss.
 			if time.Since(o.omitted[id]) > 24*time.Hour {
 				o.omitted[id] = time.Now()
+				o.w.ledger.excuseOmitted(id)
 				body["data"] = append(append([]any{}, items[:i]...), items[i+1:]...)
 			}
 		}
@@ -302,6 +303,7 @@ var answers = []fault{
 	{name: "garbage", status: 200, body: `{"object":"orga`},
 	{name: "nothing", status: 200, body: ``},
 	{name: "an empty object", status: 200, body: `{}`},
+	{name: "429 for an hour", status: 429, retryAfter: "3600", body: `{"error":{"message":"Rate limit reached.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`},
 	{name: "huge", status: 200, body: `{"a":"` + strings.Repeat("x", 5<<20) + `"}`},
 }
 
@@ -312,13 +314,17 @@ type weather struct {
 
 	mu     sync.Mutex
 	dice   *rand.Rand
-	odds   int    // one call in so many goes wrong; 0 = none
-	route  string // only calls with this in their path; "" = all
-	only   *fault // what then happens; nil = anything
-	lists  bool   // listings lag and fall short
-	young  bool   // replicas do not know what is new
-	rests  bool   // for good: nothing is slow either
-	stores int    // one storage operation in so many goes wrong
+	odds   int           // one call in so many goes wrong; 0 = none
+	route  string        // only calls with this in their path; "" = all
+	only   *fault        // what then happens; nil = anything
+	lists  bool          // listings lag and fall short
+	young  bool          // replicas do not know what is new
+	longer time.Duration // by up to this each call of the Admin API takes longer
+	delays time.Duration // by up to this each operation of storage does
+	rests  bool          // for good: nothing is slow either
+	bad    bool          // until the next calm, which began at since
+	since  time.Time
+	stores int // one storage operation in so many goes wrong
 }
 
 func newWeather(w *world, o *openai) *weather {
@@ -330,6 +336,44 @@ func (x *weather) calm() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
+	x.longer, x.bad, x.since = 0, false, time.Now()
+}
+
+// hide has listings lag and fall short, or ends that.
+func (x *weather) hide(lists bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.lists, x.since = lists || x.bad && x.lists, time.Now()
+}
+
+// delay has each operation of storage take up to d.
+func (x *weather) delay(d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.delays = d
+}
+
+// burst has one call in so many go wrong from now on, none with 0.
+func (x *weather) burst(odds int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.since = time.Now(); !x.bad { // it is bad enough
+		x.odds = odds
+	}
+}
+
+// slow has each call of the Admin API take up to d longer.
+func (x *weather) slow(d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.longer, x.since = d, time.Now()
+}
+
+// calmFor reports whether it has been calm for so long.
+func (x *weather) calmFor(d time.Duration) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.bad && x.odds == 0 && !x.lists && x.longer == 0 && time.Since(x.since) >= d
 }
 
 // change is the weather of a life: calm and trouble in turns.
@@ -338,9 +382,10 @@ func (x *weather) change() {
 	hours := func(n int) time.Duration { return time.Duration((0.2 + r.Float64()) * float64(n) * float64(time.Hour)) }
 	for x.w.sleep(hours(3)) {
 		x.mu.Lock()
+		x.bad = true
 		name := ""
 		limit := 0
-		switch r.IntN(8) {
+		switch r.IntN(9) {
 		case 0, 1:
 			x.odds, name = 3+r.IntN(30), "sprinkles"
 		case 2:
@@ -357,6 +402,8 @@ func (x *weather) change() {
 			x.young, x.odds, name = true, 50, "replicas lag"
 		case 7:
 			x.stores, name = 20+r.IntN(200), "storage fails"
+		case 8:
+			x.longer, name = 25*time.Second, "slow"
 		}
 		lasts := hours(1)
 		if x.w.Faults == 1 {
@@ -366,7 +413,7 @@ func (x *weather) change() {
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
 			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
-			o.AdminActivationDelay = []time.Duration{0, time.Second, 40 * time.Second}[r.IntN(3)]
+			o.AdminActivationDelay = []time.Duration{0, 0, 3 * time.Second, 10 * time.Second}[r.IntN(4)]
 		})
 		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
 		if limit > 0 || name == "outage" || x.route != "" {
@@ -380,7 +427,7 @@ func (x *weather) change() {
 }
 
 // strike says what goes wrong with a call.
-func (x *weather) strike(p *process, r *http.Request) (f fault) {
+func (x *weather) strike(r *http.Request) (f fault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.lists && r.Method == http.MethodGet {
@@ -393,6 +440,9 @@ func (x *weather) strike(p *process, r *http.Request) (f fault) {
 	}
 	if !x.rests && x.dice.IntN(200) == 0 {
 		f.slow = time.Duration(x.dice.Int64N(int64(20 * time.Second)))
+	}
+	if x.longer > 0 && !strings.HasSuffix(r.URL.Path, "/models") {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.longer)))
 	}
 	if x.odds == 0 || x.dice.IntN(x.odds) > 0 || !strings.Contains(r.URL.Path, x.route) {
 		return f
@@ -425,6 +475,9 @@ type storageFault struct {
 func (x *weather) storage(*process) (f storageFault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.delays > 0 {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.delays)))
+	}
 	if x.stores == 0 || x.dice.IntN(x.stores) > 0 {
 		return f
 	}
@@ -456,4 +509,19 @@ func (o *openai) hasAdmin(id string) bool {
 // expired reports whether a key has ended by its own expiry.
 func (o *openai) expired(id string) bool {
 	return slices.ContainsFunc(o.sim.Ledger(), func(e openaitest.Entry) bool { return e.ID == id && e.Event == openaitest.EventExpired })
+}
+
+// keysExpired reports whether all keys of what was an account have ended by their
+// expiry.
+func (o *openai) keysExpired(account string) bool {
+	l := &o.w.ledger
+	l.mu.Lock()
+	var keys []string
+	for id, t := range l.things {
+		if t.account == account {
+			keys = append(keys, id)
+		}
+	}
+	l.mu.Unlock()
+	return len(keys) > 0 && !slices.ContainsFunc(keys, func(id string) bool { return !o.expired(id) })
 }

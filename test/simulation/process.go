@@ -40,16 +40,21 @@ type process struct {
 	store   *logical.InmemStorage
 	dead    atomic.Bool
 	died    chan struct{}
+	broken  error // what Initialize has said
 	unloads atomic.Bool
 	deposed atomic.Bool // another node is active: writes fail
 	log     logBuffer
 
 	mu    sync.Mutex
+	end   time.Time // when it died
 	dice  *rand.Rand
 	conns map[net.Conn]struct{}
 	// killAt counts the storage operations and calls until it is killed; 0 = not.
 	killAt int
-	load   load
+	// failAt counts the writes of storage until one fails; 0 = none.
+	failAt    int
+	failAfter bool // its effect
+	load      load
 }
 
 // spawn starts a process on the Vault's storage, as Vault does when a mount is
@@ -58,7 +63,11 @@ func (v *vault) spawn(name string) *process {
 	p := &process{w: v.w, v: v, name: name, store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
 	p.log.p = p
 	ctx := context.Background()
-	b, err := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory(ctx, &logical.BackendConfig{
+	factory := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory
+	if v.plugin != nil {
+		factory = v.plugin(p)
+	}
+	b, err := factory(ctx, &logical.BackendConfig{
 		System:      v.system(),
 		StorageView: view{p},
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, DisableTime: true}),
@@ -69,6 +78,7 @@ func (v *vault) spawn(name string) *process {
 	p.b = b
 	if err := b.Initialize(ctx, &logical.InitializationRequest{Storage: view{p}}); err != nil {
 		v.w.tell(name, "does not initialize: %v", err)
+		p.broken = err
 	}
 	v.w.tell(name, "starts")
 	v.mu.Lock()
@@ -84,12 +94,19 @@ func (p *process) kill() {
 		p.mu.Unlock()
 		return
 	}
+	p.end = time.Now()
 	close(p.died)
 	for conn := range p.conns {
 		_ = conn.Close() // net.Pipe's never fails
 	}
 	p.mu.Unlock()
 	p.w.tell(p.name, "is killed")
+}
+
+func (p *process) diedAt() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.end
 }
 
 // unload is Vault's Cleanup of a mount that it unloads.
@@ -119,17 +136,15 @@ func (p *process) mayDie() {
 	}
 }
 
-// chance reports whether something happens that happens once in n times.
-func (p *process) chance(n int) bool {
+// failing has a write fail if its time has come.
+func (p *process) failing(f *storageFault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.dice.IntN(n) == 0
-}
-
-func (p *process) between(least, most time.Duration) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return least + time.Duration(p.dice.Int64N(int64(most-least)+1))
+	if p.failAt > 0 {
+		if p.failAt--; p.failAt == 0 {
+			f.before, f.after = !p.failAfter, p.failAfter
+		}
+	}
 }
 
 // dial connects the process with OpenAI.
@@ -183,6 +198,9 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 		return errReadOnly
 	}
 	faults := p.w.openai.weather.storage(p)
+	if write {
+		p.failing(&faults)
+	}
 	if faults.slow > 0 {
 		time.Sleep(faults.slow)
 		if p.dead.Load() {
@@ -207,11 +225,24 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 }
 
 func (s view) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	return s.step(ctx, true, entry.Key, func() error { return s.p.store.Put(ctx, entry) })
+	return s.step(ctx, true, entry.Key, func() error {
+		s.p.replaced(entry)
+		return s.p.store.Put(ctx, entry)
+	})
 }
 
 func (s view) Delete(ctx context.Context, key string) error {
-	return s.step(ctx, true, key, func() error { return s.p.store.Delete(ctx, key) })
+	deleted := ""
+	err := s.step(ctx, true, key, func() error {
+		if entry, _ := s.p.store.Get(ctx, key); entry != nil && strings.HasPrefix(key, "wal/") { // in memory, nothing fails
+			deleted = string(entry.Value)
+		}
+		return s.p.store.Delete(ctx, key)
+	})
+	if deleted != "" && s.p.dead.Load() {
+		s.p.w.ledger.excuseNamed(deleted)
+	}
+	return err
 }
 
 func (s view) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {

@@ -10,10 +10,12 @@ package simulation
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -34,11 +36,12 @@ const (
 	revokeTimeout  = 90 * time.Second
 	revokeBackoff  = 10 * time.Second // doubles, and half of it is chance
 	irrevocableTry = 24 * time.Hour
-	stepDownDrain  = 90 * time.Second // ha.go
+	noticeAfter    = 100 * time.Millisecond // that a plugin's process has died
+	stepDownDrain  = 90 * time.Second       // ha.go
 )
 
 var (
-	errSealed  = errors.New("Vault is sealed")
+	errSealed  = errors.New("vault is sealed")
 	errNoMount = errors.New("unsupported path")
 )
 
@@ -59,12 +62,16 @@ type vault struct {
 	dice      *rand.Rand
 	count     int
 	jumps     []jump
+	spawning  chan struct{} // one slot: a new process
 	changing  chan struct{} // one slot: a change of the mount; crashes come in between
+	powering  chan struct{} // one slot: a change of the active node
 
 	tainted atomic.Bool
-	moved   atomic.Int64 // restores and the like, by which leases may be lost
-	maxTTL  atomic.Int64 // the mount's max_lease_ttl
-	mount   atomic.Int64 // counts the mounts that were enabled one after the other
+	moved   atomic.Int64                   // restores and the like, by which leases may be lost
+	loads   atomic.Int64                   // restores
+	maxTTL  atomic.Int64                   // the mount's max_lease_ttl
+	mount   atomic.Int64                   // counts the mounts that were enabled one after the other
+	plugin  func(*process) logical.Factory // another than the engine, for stories
 }
 
 // jump is a step of a Vault's clock.
@@ -92,9 +99,28 @@ type lease struct {
 	issue, expire time.Time // by this Vault's clock
 	began         time.Time // by the world's
 	renewable     bool
-	revoking      bool // its end was asked for, or its time is over
+	token         *token
+	attempts      int           // to revoke it, in this term
+	lock          chan struct{} // one slot, as Vault has a lock for each lease
+	revoking      bool          // its end was asked for, or its time is over
 	irrevocable   bool
 	timer         *time.Timer
+}
+
+// token is a client's, of which leases are.
+type token struct {
+	batch bool
+	ends  time.Time
+}
+
+// token makes a token. Leases end with it: those of a batch token have no longer time,
+// those of others are revoked (expiration.go, RevokeByToken).
+func (v *vault) token(batch bool, ttl time.Duration) *token {
+	made := &token{batch: batch, ends: v.now().Add(ttl)}
+	if !batch {
+		time.AfterFunc(ttl, func() { v.revokeWhere(func(l *lease) bool { return l.token == made }) })
+	}
+	return made
 }
 
 func (l *lease) account() string { id, _ := l.data["service_account_id"].(string); return id }
@@ -104,7 +130,8 @@ func (l *lease) key() string     { key, _ := l.data["api_key"].(string); return 
 func newVault(w *world, name string) *vault {
 	v := &vault{
 		w: w, name: name, path: "openai/", store: &logical.InmemStorage{}, leases: map[string]*lease{},
-		mounted: true, ended: map[string]bool{}, dice: w.dice(name), changing: make(chan struct{}, 1),
+		mounted: true, ended: map[string]bool{}, dice: w.dice(name),
+		spawning: make(chan struct{}, 1), changing: make(chan struct{}, 1), powering: make(chan struct{}, 1),
 	}
 	v.maxTTL.Store(int64(768 * time.Hour))
 	return v
@@ -167,6 +194,7 @@ func (v *vault) start() {
 	v.mu.Lock()
 	v.term = t
 	for _, l := range v.leases {
+		l.attempts = 0 // they are counted in memory
 		v.schedule(t, l)
 	}
 	v.mu.Unlock()
@@ -214,23 +242,43 @@ func (v *vault) stop(gracefully bool) {
 
 func (t *term) process() *process { return t.p }
 
-// serving is the active term and its process, which is started anew if it has died.
-func (v *vault) serving() (*term, *process, error) {
+// active is the active term and its process, which may have died.
+func (v *vault) active() (*term, *process, error) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	t := v.term
 	if t == nil || t.ends.Load() {
-		v.mu.Unlock()
 		return nil, nil, errSealed
 	}
 	if !v.mounted || t.p == nil {
-		v.mu.Unlock()
 		return nil, nil, errNoMount
 	}
-	p := t.p
-	if !p.dead.Load() {
-		v.mu.Unlock()
-		return t, p, nil
+	return t, t.p, nil
+}
+
+// serving is the active term and its process, which is started anew if it has died and
+// Vault has noticed. Until then all that is asked fails (measured: a disable fails at its
+// first lease if the plugin dies of the rollback before).
+func (v *vault) serving() (*term, *process, error) {
+	t, p, err := v.active()
+	switch {
+	case err != nil || !p.dead.Load():
+		return t, p, err
+	case time.Since(p.diedAt()) < noticeAfter:
+		return nil, nil, errDied
 	}
+	return v.respawn(t, p)
+}
+
+// respawn replaces a dead process. Who starts one that does not initialize is refused,
+// and others are not (builtin/plugin/v5/backend.go, reloadBackend).
+func (v *vault) respawn(t *term, p *process) (*term, *process, error) {
+	v.spawning <- struct{}{}
+	defer func() { <-v.spawning }()
+	if t, now, err := v.active(); err != nil || now != p { // another request was first
+		return t, now, err
+	}
+	v.mu.Lock()
 	v.count++
 	name := fmt.Sprintf("%s/%d", v.name, v.count)
 	v.mu.Unlock()
@@ -238,23 +286,23 @@ func (v *vault) serving() (*term, *process, error) {
 	next := v.spawn(name)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if t.p == p {
-		t.p = next
-	} else if t.p != nil { // another request was first
+	if t.p != p { // the mount has ended meanwhile
 		next.kill()
 		go next.b.Cleanup(context.Background())
+		return nil, nil, errNoMount
 	}
-	return t, t.p, nil
+	t.p = next
+	return t, next, next.broken
 }
 
 // request sends a request to the plugin. A client that goes away cancels ctx.
 func (v *vault) request(ctx context.Context, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
+	if v.tainted.Load() {
+		return nil, errNoMount
+	}
 	t, p, err := v.serving()
 	if err != nil {
 		return nil, err
-	}
-	if v.tainted.Load() {
-		return nil, errNoMount
 	}
 	ctx, cancel := t.under(ctx)
 	defer cancel()
@@ -268,15 +316,38 @@ func (t *term) under(ctx context.Context) (context.Context, context.CancelFunc) 
 	return ctx, func() { stop(); cancel() }
 }
 
-// call is one call of the plugin. It returns when the process dies.
+// call has the plugin handle a request.
 func (v *vault) call(ctx context.Context, t *term, p *process, req *logical.Request) (*logical.Response, error) {
+	req.ID, req.MountPoint = fmt.Sprintf("req-%d", v.roll(1<<30)), v.mountPoint()
+	again := *req
+	again.Data = maps.Clone(req.Data)
+	if req.Secret != nil {
+		again.Secret = stored(req.Secret)
+	}
+	resp, err := v.send(ctx, t, p, req)
+	if !errors.Is(err, errDied) || !v.w.Trouble || v.roll(8) > 0 {
+		return resp, err
+	}
+	// Vault has heard of the process's end before it has seen the broken connection: it
+	// starts another and sends the request again (builtin/plugin/v5/backend.go,
+	// HandleRequest; measured under load: in three of four stories).
+	if t, p, err = v.respawn(t, p); err != nil {
+		return nil, err
+	}
+	return v.send(ctx, t, p, &again)
+}
+
+// send sends a request to a process. It returns when that dies.
+func (v *vault) send(ctx context.Context, t *term, p *process, req *logical.Request) (*logical.Response, error) {
 	type result struct {
 		resp *logical.Response
 		err  error
 	}
-	req.ID, req.Storage, req.MountPoint = fmt.Sprintf("req-%d", v.roll(1<<30)), view{p}, v.mountPoint()
+	req.Storage = view{p}
 	done := make(chan result, 1)
 	began := time.Now()
+	var gone atomic.Pointer[time.Time] // when the client went
+	defer context.AfterFunc(ctx, func() { now := time.Now(); gone.Store(&now) })()
 	t.busy.Add(1)
 	p.asked(req)
 	go func() {
@@ -288,6 +359,9 @@ func (v *vault) call(ctx context.Context, t *term, p *process, req *logical.Requ
 		}
 		resp, err := p.b.HandleRequest(ctx, req)
 		v.w.bounded(fmt.Sprintf("%s: %s %s", p.name, req.Operation, req.Path), began, callBound)
+		if at := gone.Load(); err == nil && req.Operation != logical.RenewOperation {
+			v.w.ledger.answered(resp, at != nil && time.Since(*at) > 0)
+		}
 		done <- result{resp, err}
 	}()
 	select {
@@ -332,7 +406,12 @@ func (v *vault) rollback(ctx context.Context) {
 }
 
 // issue reads credentials of a role, and stores the lease.
-func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*lease, *logical.Response, error) {
+func (v *vault) issue(ctx context.Context, role string) (*lease, *logical.Response, error) {
+	return v.issueBy(ctx, nil, role, nil)
+}
+
+// issueBy issues to a token, with which the lease ends.
+func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[string]any) (*lease, *logical.Response, error) {
 	path := "creds/" + role
 	v.mu.Lock()
 	t := v.term
@@ -351,14 +430,14 @@ func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*l
 		return nil, resp, errors.New("no secret")
 	}
 	now := v.now()
-	l := &lease{role: role, path: path, issue: now, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
+	l := &lease{role: role, path: path, token: by, lock: make(chan struct{}, 1), issue: now, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
 	l.secret = stored(resp.Secret)
 	l.secret.IssueTime = v.real(now)
 	ttl, _, err := framework.CalculateTTL(v.system(), 0, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, v.real(now))
 	if err != nil {
 		return nil, resp, err
 	}
-	l.expire = now.Add(ttl)
+	l.expire = l.until(now.Add(ttl))
 	time.Sleep(time.Duration(1+v.roll(40)) * time.Millisecond) // the gap: Vault may die in it
 	v.mu.Lock()
 	alive := v.term == t && t != nil && t.ctx.Err() == nil
@@ -381,6 +460,7 @@ func (v *vault) issue(ctx context.Context, role string, data map[string]any) (*l
 	}
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, l.expire.UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
+	v.w.ledger.excuse(false, l.account(), l.keyID())
 	return l, resp, nil
 }
 
@@ -399,59 +479,86 @@ func (v *vault) schedule(t *term, l *lease) {
 	if l.irrevocable {
 		wait = irrevocableTry
 	}
+	v.expireIn(t, l, wait)
+}
+
+func (v *vault) expireIn(t *term, l *lease, wait time.Duration) {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
 	l.timer = time.AfterFunc(max(wait, 0), func() { v.expire(t, l) })
 }
 
-// expire revokes a lease whose time is over: six tries, and one a day after that.
-func (v *vault) expire(t *term, l *lease) {
-	for attempt := 1; ; attempt++ {
-		select {
-		case t.slots <- struct{}{}:
-		case <-t.ctx.Done():
-			return
-		}
-		ctx, cancel := context.WithTimeout(t.ctx, revokeTimeout)
-		err := v.revokeLease(ctx, l)
-		cancel()
-		<-t.slots
-		if err == nil || t.ctx.Err() != nil {
-			return
-		}
-		if attempt == revokeAttempts || l.irrevocable {
-			v.mu.Lock()
-			l.irrevocable = true
-			if v.term == t {
-				v.schedule(t, l)
-			}
-			v.mu.Unlock()
-			v.w.tell(v.name, "lease %s of %s %s is irrevocable: %v", l.id, l.account(), l.keyID(), err)
-			return
-		}
-		backoff := float64(revokeBackoff << attempt)
-		wait := time.Duration(backoff * (0.5 + float64(v.roll(1000))/1000))
-		select {
-		case <-time.After(wait):
-		case <-t.ctx.Done():
-			return
-		}
+// until is when a lease ends that would end at t: with its batch token at the latest
+// (expiration.go, Register and Renew).
+func (l *lease) until(t time.Time) time.Time {
+	if l.token != nil && l.token.batch && t.After(l.token.ends) {
+		return l.token.ends
 	}
+	return t
+}
+
+// expire revokes a lease whose time is over: six tries in a term, and one a day after
+// that; or after one, if the plugin says that others are of no use.
+func (v *vault) expire(t *term, l *lease) {
+	v.w.checkEnd(v, l)
+	select {
+	case t.slots <- struct{}{}:
+	case <-t.ctx.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, revokeTimeout)
+	err := v.revokeLease(ctx, l)
+	cancel()
+	<-t.slots
+	if err == nil || t.ctx.Err() != nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.term != t || v.leases[l.id] != l {
+		return
+	}
+	l.attempts++
+	if l.attempts < revokeAttempts && !l.irrevocable && !unrecoverable(err) {
+		backoff := float64(revokeBackoff << l.attempts)
+		v.expireIn(t, l, time.Duration(backoff*(0.5+v.dice.Float64())))
+		return
+	}
+	l.irrevocable = true
+	v.schedule(t, l)
+	v.w.tell(v.name, "lease %s of %s %s is irrevocable: %v", l.id, l.account(), l.keyID(), err)
+}
+
+// unrecoverable reports whether Vault gives up at once (expiration.go,
+// errIsUnrecoverable). Over the plugin protocol only the errors themselves arrive as
+// what they are, not what wraps them (sdk/plugin/pb/translation.go).
+func unrecoverable(err error) bool {
+	return err == logical.ErrUnrecoverable || err == logical.ErrUnsupportedOperation || //nolint:errorlint // see above
+		err == logical.ErrUnsupportedPath || err == logical.ErrInvalidRequest //nolint:errorlint // see above
 }
 
 // revokeLease revokes a lease once, and forgets it if that succeeds.
 func (v *vault) revokeLease(ctx context.Context, l *lease) error {
-	v.mu.Lock()
-	if v.leases[l.id] != l {
-		v.mu.Unlock()
+	select { // one at a time: expiration.go, revokeCommon
+	case l.lock <- struct{}{}:
+		defer func() { <-l.lock }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if v.lookup(l.id) != l {
 		return nil
 	}
-	v.mu.Unlock()
 	v.note(l)
 	if err := v.revokeCall(ctx, l); err != nil {
 		return err
 	}
+	v.forget(l)
+	return nil
+}
+
+// forget deletes a lease from the lease store.
+func (v *vault) forget(l *lease) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.leases[l.id] == l {
@@ -460,7 +567,6 @@ func (v *vault) revokeLease(ctx context.Context, l *lease) error {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	return nil
 }
 
 // note says that a lease's end was asked for.
@@ -490,26 +596,52 @@ func (v *vault) lookup(id string) *lease {
 	return v.leases[id]
 }
 
-// revoke ends a lease as `vault lease revoke` does: in the background.
+// revoke ends a lease as `vault lease revoke` does: in the background, and at once also
+// if an attempt has failed; but one that is irrevocable stays so (expiration.go,
+// lazyRevokeInternal and updatePending).
 func (v *vault) revoke(id string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if l := v.leases[id]; l != nil && v.term != nil && !l.revoking {
+	if l := v.leases[id]; l != nil && v.term != nil && !l.irrevocable {
 		l.expire = time.Now().Add(v.offset)
 		v.schedule(v.term, l)
 	}
 }
 
-// revokePrefix is a revocation of all leases: one after the other until one fails, or
-// all of them in the background, or by force.
+// revokeNow is `vault lease revoke -sync`: one attempt in the client's request.
+func (v *vault) revokeNow(id string) error {
+	if l := v.lookup(id); l != nil {
+		return v.revokeLease(context.Background(), l)
+	}
+	return nil
+}
+
+// revokeWhere ends leases in the background.
+func (v *vault) revokeWhere(which func(*lease) bool) {
+	for _, id := range v.leaseIDs() {
+		if l := v.lookup(id); l != nil && which(l) {
+			v.revoke(id)
+		}
+	}
+}
+
+// revokePrefix revokes all leases, one after the other until one fails, or by force.
 func (v *vault) revokePrefix(ctx context.Context, force bool) error {
+	return v.revokeRole(ctx, "", force)
+}
+
+// revokeRole does so with the leases of a role, or of all. Folders come in the reverse
+// order (sdk/logical/storage.go, ScanView).
+func (v *vault) revokeRole(ctx context.Context, role string, force bool) error {
 	v.mu.Lock()
-	all := make([]*lease, 0, len(v.leases))
+	var all []*lease
 	for _, l := range v.leases {
-		all = append(all, l)
+		if role == "" || l.role == role {
+			all = append(all, l)
+		}
 	}
 	v.mu.Unlock()
-	slices.SortFunc(all, func(a, b *lease) int { return bytes.Compare([]byte(a.id), []byte(b.id)) })
+	slices.SortFunc(all, func(a, b *lease) int { return cmp.Or(cmp.Compare(b.role, a.role), cmp.Compare(a.id, b.id)) })
 	for _, l := range all {
 		err := v.revokeLease(ctx, l)
 		if err != nil && !force {
@@ -517,10 +649,8 @@ func (v *vault) revokePrefix(ctx context.Context, force bool) error {
 		}
 		if err != nil { // forgotten all the same
 			v.w.tell(v.name, "forgets lease %s of %s %s by force", l.id, l.account(), l.keyID())
-			v.mu.Lock()
-			l.timer.Stop()
-			delete(v.leases, l.id)
-			v.mu.Unlock()
+			v.w.ledger.excuse(true, l.account(), l.keyID())
+			v.forget(l)
 		}
 	}
 	return nil
@@ -528,18 +658,28 @@ func (v *vault) revokePrefix(ctx context.Context, force bool) error {
 
 // renew renews a lease for increment.
 func (v *vault) renew(ctx context.Context, id string, increment time.Duration) error {
-	t, p, err := v.serving()
-	if err != nil {
-		return err
+	l := v.lookup(id)
+	if l == nil {
+		return errors.New("lease not found")
+	}
+	select { // expiration.go, Renew
+	case l.lock <- struct{}{}:
+		defer func() { <-l.lock }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	v.mu.Lock()
-	l := v.leases[id]
-	if l == nil || l.revoking || v.tainted.Load() || !time.Now().Add(v.offset).Before(l.expire) {
+	// A revocation that has failed in a client's request leaves the lease as it was.
+	if v.leases[id] != l || l.irrevocable || v.tainted.Load() || !time.Now().Add(v.offset).Before(l.expire) {
 		v.mu.Unlock()
 		return errors.New("lease not found or not renewable")
 	}
 	secret := stored(l.secret)
 	v.mu.Unlock()
+	t, p, err := v.serving()
+	if err != nil {
+		return err
+	}
 	secret.Increment, secret.IssueTime = increment, v.real(l.issue)
 	ctx, cancel := t.under(ctx)
 	defer cancel()
@@ -559,11 +699,11 @@ func (v *vault) renew(ctx context.Context, id string, increment time.Duration) e
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.leases[id] != l || l.revoking || v.term != t {
+	if v.leases[id] != l || v.term != t {
 		return errors.New("lease not found")
 	}
 	l.secret, l.data = stored(resp.Secret), throughJSON(resp.Data)
-	l.expire = time.Now().Add(v.offset).Add(ttl)
+	l.expire = l.until(time.Now().Add(v.offset).Add(ttl))
 	v.schedule(t, l)
 	return nil
 }
@@ -582,10 +722,11 @@ func (v *vault) goesOn(t *term) bool {
 }
 
 // disable unmounts: taint, one rollback, the leases one by one, the mount is unloaded,
-// its storage wiped. A failure leaves it tainted.
+// its storage wiped. A failure leaves it tainted. A process that has died is first
+// replaced by the rollback, and so begins with the taint.
 func (v *vault) disable() error {
 	defer v.change()()
-	t, _, err := v.serving()
+	t, _, err := v.active()
 	if err != nil {
 		return err
 	}
@@ -596,7 +737,7 @@ func (v *vault) disable() error {
 		v.w.tell(v.name, "cannot disable the mount: %v", err)
 		return err
 	}
-	_, p, err := v.serving()
+	_, p, err := v.active()
 	if err != nil || !v.goesOn(t) {
 		return errSealed
 	}
@@ -633,7 +774,7 @@ func (v *vault) enable() {
 // and tainted.
 func (v *vault) move(to string, fails bool) error {
 	defer v.change()()
-	t, _, err := v.serving()
+	t, _, err := v.active()
 	if err != nil {
 		return err
 	}
@@ -658,18 +799,20 @@ func (v *vault) move(to string, fails bool) error {
 // reload replaces the plugin's process; an upgrade is the same to it.
 func (v *vault) reload() {
 	defer v.change()()
-	_, p, err := v.serving()
+	t, p, err := v.active()
 	if err != nil {
 		return
 	}
 	v.w.tell(v.name, "reloads the plugin")
 	p.unload()
-	_, _, _ = v.serving() // which starts the next
+	_, _, _ = v.respawn(t, p) // what does not initialize, serves all the same
 }
 
 // seal and unseal, crash, and a step-down to another node, after which the old one
 // believes for a while that it is active.
 func (v *vault) restart(crash bool, pause time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	if crash {
 		v.w.tell(v.name, "is killed")
 	} else {
@@ -683,6 +826,8 @@ func (v *vault) restart(crash bool, pause time.Duration) {
 }
 
 func (v *vault) stepDown(overlap time.Duration) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	t, p, err := v.serving()
 	if err != nil {
 		return
@@ -734,16 +879,21 @@ func (v *vault) snapshot() *snapshot {
 	return s
 }
 
-// restore puts a snapshot in place; the Vault is sealed meanwhile.
+// restore puts a snapshot in place. Meanwhile the mount is unloaded as by sealing
+// (logical_system_raft.go, handleStorageRaftSnapshotWrite).
 func (v *vault) restore(s *snapshot) {
+	v.powering <- struct{}{}
+	defer func() { <-v.powering }()
 	v.w.tell(v.name, "is restored from a snapshot of %s ago", time.Since(s.at).Round(time.Second))
-	v.stop(false)
+	v.stop(true)
 	v.load(s)
 	v.start()
 }
 
 func (v *vault) load(s *snapshot) {
 	v.moved.Add(1)
+	v.loads.Add(1)
+	defer v.excuseLost()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	// From storage again, since it may be restored twice.
@@ -757,7 +907,7 @@ func (v *vault) load(s *snapshot) {
 	})
 	for id, l := range s.leases {
 		copied := l
-		copied.timer, copied.revoking = nil, false
+		copied.timer, copied.revoking, copied.lock = nil, false, make(chan struct{}, 1)
 		v.leases[id] = &copied
 	}
 }

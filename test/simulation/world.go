@@ -169,9 +169,9 @@ func (w *world) act(do func()) { w.actors.Go(do) }
 // Live runs a life and returns how it went.
 func Live(t *testing.T, s Settings) (result Result) {
 	result.Settings = s
-	synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(*testing.T) {
 		w := &world{Settings: s, began: time.Now()}
-		w.live(t)
+		w.live()
 		result.Lived = time.Since(w.began)
 		result.Calls, result.Leases = w.openai.calls(), w.ledger.leases()
 		if w.broken != nil {
@@ -184,12 +184,12 @@ func Live(t *testing.T, s Settings) (result Result) {
 	return result
 }
 
-func (w *world) live(t *testing.T) {
+func (w *world) live() {
 	w.openai = newOpenAI(w)
 	defer w.openai.close()
 	w.vault = newVault(w, "vault")
 	w.vault.start()
-	w.actorsOfLife(t)
+	w.actorsOfLife()
 	w.sleep(time.Duration(w.Days) * 24 * time.Hour)
 	broken := w.isBroken()
 	w.over.Store(true)

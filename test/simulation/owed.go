@@ -1,0 +1,272 @@
+package simulation
+
+// This file owns how long things at OpenAI live: what nobody holds is soon deleted,
+// and what was replaced lives on for its grace.
+//
+// What must stay true: an excuse is for one thing and for one reason; time counts only
+// while OpenAI, storage and Vault let the engine do its work.
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	// calmTicks is for how many looks in a row, ten minutes apart and in calm, something
+	// may live that nobody holds.
+	calmTicks = 4
+	// A minute less than the shortest that operators choose in this world: a rotation
+	// counts from the create of the new key, before it is looked at.
+	shortestGrace = 4 * time.Minute
+	shortestDelay = 5 * time.Minute
+)
+
+// owed is what is known of a thing beyond who made it.
+type owed struct {
+	excused bool // nobody can know that it is held by nobody
+	calm    int  // looks in a row at which nobody held it
+}
+
+// answered takes note of credentials that the plugin has returned. Until Vault has
+// stored the lease nobody knows of them. A client that had gone before is another
+// matter: the engine could know.
+func (l *ledger) answered(resp *logical.Response, late bool) {
+	if resp == nil || resp.Secret == nil || resp.Data == nil || late {
+		return
+	}
+	account, _ := resp.Data["service_account_id"].(string)
+	key, _ := resp.Data["api_key_id"].(string)
+	l.excuse(true, account, key)
+}
+
+// excuse says whether it is nobody's fault that things live which nobody holds.
+func (l *ledger) excuse(excused bool, ids ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		if t := l.things[id]; t != nil {
+			t.excused, t.calm = excused, 0
+		}
+	}
+}
+
+// excuseNamed excuses what a WAL entry names whose deletion was the last that a process
+// did: the answer was on its way.
+func (l *ledger) excuseNamed(entry string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, t := range l.things {
+		if strings.Contains(entry, `"`+t.name+`"`) || strings.Contains(entry, `"`+id+`"`) {
+			t.excused = true
+		}
+	}
+	for _, t := range l.things {
+		if account := l.things[t.account]; account != nil && account.excused {
+			t.excused = true
+		}
+	}
+}
+
+// excuseOmitted excuses what a listing leaves out: one that is read five minutes after
+// the create ends the WAL entry, and tidy finds the account when its key has expired.
+// Of an admin key nothing else would.
+func (l *ledger) excuseOmitted(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.things {
+		if (t.id == id || t.account == id) && t.kind != "admin key" && time.Since(t.at) > youngestKnown {
+			t.excused = true
+		}
+	}
+}
+
+// excuseLost excuses what Vault has forgotten by the restore of a snapshot.
+func (v *vault) excuseLost() {
+	held := v.held(time.Now())
+	l := &v.w.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, t := range l.things {
+		if t.by.v == v && !held[id] {
+			t.excused = true
+		}
+	}
+}
+
+// held are the IDs of what somebody holds: a lease that has not ended, a static role,
+// the config; of what was replaced until its time is over.
+func (v *vault) held(now time.Time) map[string]bool {
+	held := map[string]bool{}
+	v.mu.Lock()
+	for _, l := range v.leases {
+		if !l.revoking {
+			held[l.account()], held[l.keyID()] = true, true
+		}
+	}
+	v.mu.Unlock()
+	for _, r := range v.staticRoles() {
+		held[r.Account], held[r.Current.ID] = true, true
+		for _, k := range r.Retired {
+			held[k.ID] = now.Before(k.DeleteAfter) || !k.KeptAt.IsZero()
+		}
+	}
+	var c storedConfig
+	v.entry("config", &c)
+	for _, k := range c.Retired {
+		held[k.ID] = now.Before(k.DeleteAfter) || k.Kept != "" || k.Elsewhere || k.Unchecked
+	}
+	held[c.ID] = true
+	return held
+}
+
+// calmFor reports whether for a while nothing has kept the engine from its work.
+func (w *world) calmFor(d time.Duration) bool {
+	v := w.vault
+	id := v.adminKeyID()
+	v.mu.Lock()
+	serves := v.term != nil && v.mounted
+	v.mu.Unlock()
+	return serves && !v.tainted.Load() && id != "" && w.openai.hasAdmin(id) && w.openai.weather.calmFor(d)
+}
+
+// checkOwed looks for what lives although nobody holds it.
+func (w *world) checkOwed() {
+	if !w.calmFor(10 * time.Minute) {
+		return
+	}
+	v := w.vault
+	held := v.held(v.now())
+	check := func(id, account, project string) {
+		w.ledger.mu.Lock()
+		t := w.ledger.things[id]
+		if t == nil || t.by.v != v || t.excused || w.ledger.byHand[id] || w.ledger.byHand[account] || w.ledger.byHand[project] || held[id] {
+			if t != nil {
+				t.calm = 0
+			}
+			w.ledger.mu.Unlock()
+			return
+		}
+		t.calm++
+		calm, made := t.calm, t.at
+		w.ledger.mu.Unlock()
+		if calm >= calmTicks {
+			w.violate(soonDeleted, []string{id}, "the %s %s (%s) of %s is alive, and nobody has held it for %d0 minutes of calm", t.kind, id, t.name, made.UTC().Format(time.DateTime), calm)
+		}
+	}
+	for _, a := range w.openai.sim.Accounts() {
+		check(a.ID, "", a.ProjectID)
+		for _, k := range a.Keys {
+			check(k.ID, a.ID, a.ProjectID)
+		}
+	}
+	for _, k := range w.openai.sim.AdminKeys() {
+		check(k.ID, "", "")
+	}
+}
+
+// replaced takes note of a write of storage that puts another key in the place of one.
+func (p *process) replaced(entry *logical.StorageEntry) {
+	note := func(was, is string, shortest time.Duration) {
+		if was == "" || was == is {
+			return
+		}
+		p.w.ledger.mu.Lock()
+		defer p.w.ledger.mu.Unlock()
+		if p.w.ledger.graces == nil {
+			p.w.ledger.graces = map[string]grace{}
+		}
+		p.w.ledger.graces[was] = grace{p.v, time.Now(), shortest}
+	}
+	stored, _ := p.store.Get(context.Background(), entry.Key) // in memory, nothing fails
+	if stored == nil {
+		return
+	}
+	if strings.HasPrefix(entry.Key, "static-role/") {
+		var was, is storedStatic
+		if json.Unmarshal(stored.Value, &was) == nil && json.Unmarshal(entry.Value, &is) == nil {
+			note(was.Current.ID, is.Current.ID, shortestDelay)
+		}
+	}
+	if entry.Key == "config" {
+		var was, is storedConfig
+		if json.Unmarshal(stored.Value, &was) == nil && json.Unmarshal(entry.Value, &is) == nil {
+			note(was.ID, is.ID, shortestGrace)
+			p.w.checkAdminKey(p, is)
+		}
+	}
+}
+
+// grace is since when, and for how long at least, a replaced key lives on.
+type grace struct {
+	v        *vault
+	since    time.Time
+	shortest time.Duration
+}
+
+// checkGrace checks that a key which is deleted was not replaced just now.
+func (w *world) checkGrace(p *process, id string) {
+	w.ledger.mu.Lock()
+	g, known := w.ledger.graces[id]
+	w.ledger.mu.Unlock()
+	if !known || g.v != p.v || p.v.tainted.Load() || p.v.jumped(g.since.Add(-time.Hour)) > 0 || w.ledger.handed(id) {
+		return
+	}
+	// The engine's times are in seconds.
+	if lived := time.Since(g.since); lived < g.shortest-2*time.Second {
+		w.violate(graceKept, []string{id}, "%s deleted %s, %s after it was replaced", p.name, id, lived)
+	}
+}
+
+// checkAdminKey checks that an admin key works which is being put in force.
+func (w *world) checkAdminKey(p *process, c storedConfig) {
+	r := httptest.NewRequest(http.MethodGet, endpoint+"/organization/admin_api_keys/"+c.ID, nil)
+	r.Header.Set("Authorization", "Bearer "+c.Key)
+	answer := httptest.NewRecorder()
+	w.openai.sim.ServeHTTP(answer, r)
+	if answer.Code == http.StatusUnauthorized && !w.ledger.handed(c.ID) && p.v == w.vault && !p.dead.Load() {
+		w.violate(adminWorks, []string{c.ID}, "%s puts %s in force, which is refused: %s", p.name, c.ID, answer.Body.String())
+	}
+}
+
+// told counts the events so far.
+func (w *world) told() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.story)
+}
+
+// unnamed returns those of the things left at the end of a mount that no line of the log
+// since then names.
+func (w *world) unnamed(left []string, since int) []string {
+	w.mu.Lock()
+	var lines []string
+	for _, e := range w.story[min(since, len(w.story)):] {
+		if strings.HasPrefix(e.text, "logs ") {
+			lines = append(lines, e.String())
+		}
+	}
+	w.mu.Unlock()
+	said := strings.Join(lines, "\n")
+	return slices.DeleteFunc(slices.Clone(left), func(id string) bool {
+		t := w.ledger.thing(id)
+		return t == nil || strings.Contains(said, id) || t.name != "" && strings.Contains(said, t.name) || t.account != "" && strings.Contains(said, t.account)
+	})
+}
+
+// checkEnd uses the key of a lease at the moment at which it ends.
+func (w *world) checkEnd(v *vault, l *lease) {
+	v.mu.Lock()
+	late := time.Now().Add(v.offset).Sub(l.expire)
+	current := v.leases[l.id] == l && !l.revoking && !l.irrevocable
+	v.mu.Unlock()
+	if current && late >= 0 && late < time.Second {
+		w.checkKey(v, l)
+	}
+}

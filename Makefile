@@ -85,11 +85,12 @@ image: ## The container image, into dist/ and into Docker where it runs (VERSION
 release: ## All binaries, SBOMs and sums, into dist/ (VERSION=vX.Y.Z; COSIGN_KEY or GPG_KEY signs)
 	@cd tools/release && GOOS= GOARCH= go run . -root ../.. -version '$(VERSION)'
 
-lint: $(LINT) $(ACTIONS) ## Format check, go vet, golangci-lint, actionlint and shellcheck (FIX=1 repairs what it can)
+lint: $(LINT) $(ACTIONS) ## Format check, go vet, the order of the files, golangci-lint, actionlint and shellcheck (FIX=1 repairs what it can)
 	@$(if $(FIX),$(LINT) fmt)
 	@failed=0; \
 	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
 	go vet -tags integration,live,bench ./... || failed=1; \
+	go run ./tools/layout || failed=1; \
 	for module in . tools/release; do \
 	  (cd $$module && $(CURDIR)/$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./...) || failed=1; done; \
 	$(ACTIONS) .github/workflows/*.yml || failed=1; \

@@ -1,17 +1,33 @@
 // Package openaisecrets is a HashiCorp Vault secrets engine that leases OpenAI
 // API keys: a read of creds/<role> makes a project service account, and the
 // end of the lease deletes it.
+//
+// An entity is a noun and has a file of that name: its entry, storage and rules. A
+// surface is path_<noun>.go. Work is a verb or a worker, in a file of its own. What
+// knows no backend is in internal/, and the Admin API in client/.
+//
+// No two files use each other, apart from this one, which wires them together. From
+// the files that use others to those that are used:
+//
+//   - the paths: path_metrics, path_config, path_rotate, path_static_creds,
+//     path_static_roles, path_tidy, path_creds, path_roles, path_projects, and
+//     secret_creds, what Vault does to a lease;
+//   - work that nobody asks for: drain, worker, rotation_manager, static_worker,
+//     tidy with tidy_absence and tidy_state, wal;
+//   - verbs: rotation and superseded (the admin key), static_rotate;
+//   - entities: static_queue, static_role, community_lease, credential, wal_index,
+//     unmount, proof, snapshot, key_use, project, mount, role_cache, community,
+//     role, rotation_state, config, schedule;
+//   - what all use: metrics, events, write, request, limits, version.
+//
+// tools/layout holds this order; its order.txt has it in full.
 package openaisecrets
 
-// This file owns the backend: how it is put together, the snapshot that all
-// requests work with, and what runs once a minute.
+// This file owns the backend: how it is put together, the way of each request into it,
+// and what runs once a minute.
 //
-// What must stay true:
-//   - snapshotMu guards the snapshot pointer only and is never held across
-//     storage or HTTP; readers and revokers never wait for configLock;
-//   - every writer of the config entry holds configLock;
-//   - nothing is written to storage before the first request (Vault refuses
-//     writes during setup).
+// What must stay true: nothing is written to storage before the first request (Vault
+// refuses writes during setup).
 
 import (
 	"context"
@@ -243,8 +259,8 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 		return b.drain(ctx, req)
 	}
 	if b.WriteSafeReplicationState() {
-		b.kickSchedule(req) //nolint:contextcheck // it outlives this request
-		b.kickStatic(req)   //nolint:contextcheck // likewise
+		b.kickSchedule(req)
+		b.kickStatic(req)
 	}
 	b.kick(req) //nolint:contextcheck // the worker outlives the tick that starts it
 	return nil

@@ -172,7 +172,7 @@ func (b *backend) rotateRoleWrite(ctx context.Context, req *logical.Request, d *
 	case err != nil:
 		return failure(fmt.Sprintf("static role %q not rotated, its key stays in force", name), err)
 	}
-	b.kickStatic(req) //nolint:contextcheck // it outlives this request
+	b.kickStatic(req)
 	return &logical.Response{
 		Data:     map[string]any{"api_key_id": next.Current.ID, "last_vault_rotation": text.Time(next.LastRotated)},
 		Warnings: warnings,

@@ -290,7 +290,7 @@ func (b *backend) staticRoleWrite(ctx context.Context, req *logical.Request, d *
 	}
 	b.notify(eventStaticWrite, req.MountPoint, req.Path, true, "name", name, "project_id", r.ProjectID)
 	b.log(req).Info("static role stored", "static_role", name, "project_id", r.ProjectID, "adopted", r.Adopted)
-	b.kickStatic(req) //nolint:contextcheck // it outlives this request
+	b.kickStatic(req)
 	return unlessEmpty(response), nil
 }
 

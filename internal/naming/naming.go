@@ -110,6 +110,7 @@ func plain(text string) string {
 }
 
 const (
+	// TagLength is how many characters a mount's tag has.
 	TagLength = 5
 )
 
@@ -134,6 +135,8 @@ func BearsTag(tag string) (func(name string) bool, error) {
 }
 
 const (
+	// DefaultTemplate and StaticTemplate name what is made for roles and for static
+	// roles.
 	DefaultTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
 	StaticTemplate  = "vault-static-{{.RoleName}}-{{.RandomSuffix}}"
 )

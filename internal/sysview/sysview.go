@@ -34,12 +34,15 @@ type CachedView struct {
 	leaseTTL    cachedValue[time.Duration]
 }
 
+// ReplicationState implements logical.SystemView.
 func (v *CachedView) ReplicationState() consts.ReplicationState {
 	return v.replication.get(v.SystemView.ReplicationState)
 }
 
+// MaxLeaseTTL implements logical.SystemView.
 func (v *CachedView) MaxLeaseTTL() time.Duration { return v.maxLeaseTTL.get(v.SystemView.MaxLeaseTTL) }
 
+// DefaultLeaseTTL implements logical.SystemView.
 func (v *CachedView) DefaultLeaseTTL() time.Duration {
 	return v.leaseTTL.get(v.SystemView.DefaultLeaseTTL)
 }

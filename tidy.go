@@ -1,14 +1,14 @@
 package openaisecrets
 
-// This file owns the sweep itself: which projects it covers, what it takes for
-// an orphan, and the deleting.
+// This file owns a run of tidy: when the engine starts one, which projects it covers,
+// where it looks for orphans, and in which order it deletes them.
 //
-// What must stay true: only what bears this mount's tag is ever touched, and of
-// that nothing with a key that may still work, nothing younger than the safety
-// buffer, and nothing that storage still names; what cannot be read whole is
-// not judged, and that something is not listed is believed only by the rules of
-// tidy_absence.go; one project's failure stops no other; the memory that it takes
-// is a hundred bytes or so for each account.
+// What must stay true: one run at a time, outside Vault's requests, since at ten calls
+// a minute it may take hours, and it ends with the backend. Only what bears this
+// mount's tag is ever touched, and of that nothing with a key that may still work,
+// nothing younger than the safety buffer, and nothing that storage still names; what
+// cannot be read whole is not judged, and that something is not listed is believed
+// only by the rules of tidy_absence.go; one project's failure stops no other.
 
 import (
 	"cmp"

@@ -1,11 +1,15 @@
 package openaisecrets
 
-// This file owns Vault's WAL as this engine uses it: how an entry is written, and
-// how one is executed.
+// This file owns how WAL entries are executed. Those of creates whose answer is not
+// known name an account or a key, and what OpenAI gave it as an ID must be found in a
+// listing.
 //
 // What must stay true: an entry ends only when what it names is proven to be
 // deleted or was never created; each kind of entry has runs of its own, so that one
-// throttled endpoint keeps no other waiting; each try is bounded in time.
+// throttled endpoint keeps no other waiting; each try is bounded in time. An entry
+// counts as never executed only when a listing that was read whole, and begun once the
+// entry was old enough, does not show its name; what has been used since its create is
+// not deleted, since nobody can use what was not handed out.
 
 import (
 	"context"

@@ -2,8 +2,8 @@ package openaisecrets
 
 // This file owns the takeover of a mount from the community plugin
 // (gitrgoliveira/vault-plugin-secrets-openai), which has the same name, and the
-// same types of secret and lease: its config, roles and leases as this engine
-// uses them.
+// same types of secret and lease: its config and roles as this engine uses them;
+// community_lease.go has its leases.
 //
 // What must stay true: an entry is that plugin's only if it has no format version,
 // which every entry of this engine has. That plugin's entries are read and not

@@ -1,6 +1,9 @@
 package openaisecrets
 
-// This file owns when this process last used each of its admin keys.
+// This file owns when this process last used each of its admin keys: it is the
+// observer of their clients.
+//
+// What must stay true: of a key that this process has forgotten it vouches for nothing.
 
 import (
 	"slices"

@@ -1,11 +1,12 @@
 package openaisecrets
 
-// This file owns the config entry: its fields, how a write changes them, and
-// how it is read and deleted.
+// This file owns the path of the config: its fields, the checks of a write with the
+// API, and how the config is read and deleted. What a write makes of each field is in
+// config.go.
 //
-// What must stay true: a refused write leaves the stored config in force; the
-// admin key is never read back, and never sent to an endpoint that was not
-// named together with it.
+// What must stay true: a refused write leaves the stored config as it was; a check
+// has no effect at OpenAI; the admin key is never read back, and never sent to an
+// endpoint that was not named together with it.
 
 import (
 	"context"

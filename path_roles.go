@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns the role entry: its fields, how a write changes it, and how long
-// a lease of it lasts. What a write must stand up to is in role_check.go.
+// This file owns the paths of roles: their fields, and how a role is written, read
+// and deleted. What a write makes of each field is in role.go.
 //
-// What must stay true: what a request asks for and does not get is said in a
-// warning.
+// What must stay true: narrowing a role needs nothing of OpenAI; a check has no
+// effect there.
 
 import (
 	"context"

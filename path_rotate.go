@@ -1,12 +1,9 @@
 package openaisecrets
 
-// This file owns the replacement of the admin key and the end of what a rotation
-// that did not finish has made; superseded.go has the end of replaced keys.
+// This file owns the path that rotates the admin key by hand.
 //
-// What must stay true: the new key is journalled before it is made, verified
-// before it is stored, and stored together with the note that the old one is
-// retired, in one write; after that write nothing returns an error. Two rotations
-// never run at once.
+// What must stay true: a rotation once begun is finished whether or not its client
+// waits, and the answer never carries the key.
 
 import (
 	"context"

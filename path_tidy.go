@@ -1,12 +1,9 @@
 package openaisecrets
 
-// This file owns the sweep from the outside: its three paths, when it runs by
-// itself, and what is known of the one under way or the last one. What it does
-// is in tidy.go.
+// This file owns the paths of tidy: to start it, to show its status, to stop it.
 //
-// What must stay true: one sweep at a time; it runs outside Vault's requests,
-// since at ten calls a minute it may take hours, and apart from the worker,
-// whose journal must not wait for it; it ends with the backend.
+// What must stay true: a dry run changes nothing, and whoever asks for one never
+// takes another run's list for its answer.
 
 import (
 	"context"

@@ -1,9 +1,11 @@
 package openaisecrets
 
-// This file owns what every path does alike with a request: refusing what it
-// does not know (what it makes of each value is in write.go), checking text, and turning a failed call into the right kind
-// of answer: the caller's mistake is a response with status 400, OpenAI's or
-// ours is an error with a cause. None of them ever carries a key.
+// This file owns what every path does alike with a request: refusing what it does not
+// know (write.go has what it makes of each value), and turning a failed call into the
+// right kind of answer: the caller's mistake is a response with status 400, OpenAI's
+// or ours is an error with a cause.
+//
+// What must stay true: no answer carries a key.
 
 import (
 	"context"

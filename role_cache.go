@@ -18,7 +18,7 @@ import (
 )
 
 // maxKeptRoles bounds them. At less than 1 KiB each, unless their texts are long,
-// they take 10 MiB if so many are in use; name templates are kept by naming.go.
+// they take 10 MiB if so many are in use; name templates are kept by internal/naming.
 const maxKeptRoles = 10_000
 
 type roleCache struct {

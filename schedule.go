@@ -2,11 +2,10 @@ package openaisecrets
 
 // This file owns when something is to be replaced without being asked: a
 // schedule's fields and rules and the next time, which the admin key and static
-// roles share, and the end that the admin key has at OpenAI under one.
+// roles share.
 //
-// What must stay true: a key that this engine gave an end is replaced before
-// that, whatever has become of its schedule, unless disable_automated_rotation
-// forbids it.
+// What must stay true: a write that is refused changes nothing of a schedule, and
+// the next time follows from storage and the clock alone.
 
 import (
 	"fmt"

@@ -1,12 +1,11 @@
 package openaisecrets
 
-// This file owns a static role's entry and the replacement of its key.
+// This file owns the replacement of a static role's key, and the end of a role.
 //
-// What must stay true: a new key is journalled before it is made and accepted
-// by OpenAI before it is stored, together with the note that the old one is
-// retired, in one write; after that write nothing returns an error. One change
-// of a role at a time, under its lock; a reader takes none. What a stored role
-// names is destroyed by nobody but this file.
+// What must stay true: a new key has its WAL entry before it is created, and is
+// accepted by OpenAI before it is stored, together with the note that the old one is
+// superseded, in one write; after that write nothing returns an error. The caller
+// holds the role's lock.
 
 import (
 	"cmp"

@@ -719,7 +719,7 @@ func TestStaticUnmount_AMoveThatFailsAndARestartLeaveTheRolesAlone(t *testing.T)
 func TestStaticSweep_KnowsARoleThatWasWrittenSinceItBegan(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
-	s := &sweep{backend: h.b, storage: h.storage, log: hclog.NewNullLogger(), apply: true, buffer: 10 * time.Minute, moved: func() {}}
+	s := &sweep{b: h.b, storage: h.storage, log: hclog.NewNullLogger(), apply: true, buffer: 10 * time.Minute, moved: func() {}}
 	ctx := client.Background(context.Background())
 	_, err := s.covered(ctx) // the sweep begins; at ten calls a minute it lasts for hours
 	require.NoError(t, err)

@@ -1,14 +1,14 @@
 package openaisecrets
 
-// This file owns the sweep itself: which projects it covers, what it takes for
-// an orphan, and the deleting.
+// This file owns a run of tidy: when the engine starts one, which projects it covers,
+// where it looks for orphans, and in which order it deletes them.
 //
-// What must stay true: only what bears this mount's tag is ever touched, and of
-// that nothing with a key that may still work, nothing younger than the safety
-// buffer, and nothing that storage still names; what cannot be read whole is
-// not judged, and that something is not listed is believed only by the rules of
-// tidy_absence.go; one project's failure stops no other; the memory that it takes
-// is a hundred bytes or so for each account.
+// What must stay true: one run at a time, outside Vault's requests, since at ten calls
+// a minute it may take hours, and it ends with the backend. Only what bears this
+// mount's tag is ever touched, and of that nothing with a key that may still work,
+// nothing younger than the safety buffer, and nothing that storage still names; what
+// cannot be read whole is not judged, and that something is not listed is believed
+// only by the rules of tidy_absence.go; one project's failure stops no other.
 
 import (
 	"cmp"
@@ -49,7 +49,7 @@ func (s *sweep) run(ctx context.Context) {
 	if s.automatic {
 		// Before the sweep: one that ends the process each time must not be
 		// started anew each minute.
-		if err := putTidyEntry(ctx, s.storage, s.now()); err != nil {
+		if err := putTidyEntry(ctx, s.storage, s.b.now()); err != nil {
 			s.fail(ctx, err)
 			return
 		}
@@ -63,7 +63,7 @@ func (s *sweep) run(ctx context.Context) {
 		s.fail(ctx, err)
 		return
 	}
-	s.tidy.note(func(t *tidyStatus) { t.projects = len(projects) })
+	s.b.tidy.note(func(t *tidyStatus) { t.projects = len(projects) })
 	for _, p := range projects {
 		if ctx.Err() != nil {
 			return
@@ -72,18 +72,18 @@ func (s *sweep) run(ctx context.Context) {
 			s.fail(ctx, fmt.Errorf("nothing went on in %d projects in a row, the others wait for the next run", s.stalls))
 			return
 		}
-		s.tidy.note(func(t *tidyStatus) { t.message = "sweeping project " + p.id })
+		s.b.tidy.note(func(t *tidyStatus) { t.message = "sweeping project " + p.id })
 		if err := s.watched(ctx, func(ctx context.Context) error { return s.project(ctx, p) }); err != nil {
 			s.fail(ctx, fmt.Errorf("project %s: %w", p.id, err))
 		}
-		s.tidy.note(func(t *tidyStatus) { t.done++ })
+		s.b.tidy.note(func(t *tidyStatus) { t.done++ })
 	}
 }
 
 // watched ends the work on a project when no call has succeeded for a while: an
 // endpoint that hangs or is throttled must not keep the next run from its time.
 func (s *sweep) watched(ctx context.Context, work func(context.Context) error) error {
-	stall := cmp.Or(s.tidy.stall, tidyStall)
+	stall := cmp.Or(s.b.tidy.stall, tidyStall)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(stall, func() { cancel(errStalled) })
@@ -101,10 +101,10 @@ func (s *sweep) watched(ctx context.Context, work func(context.Context) error) e
 
 // end closes the status and makes place for the next sweep.
 func (s *sweep) end(cancelled bool) {
-	s.tidy.mu.Lock()
-	defer s.tidy.mu.Unlock()
-	t := &s.tidy.status
-	t.finished = s.now()
+	s.b.tidy.mu.Lock()
+	defer s.b.tidy.mu.Unlock()
+	t := &s.b.tidy.status
+	t.finished = s.b.now()
 	switch {
 	case cancelled:
 		t.state = tidyCancelled
@@ -114,7 +114,7 @@ func (s *sweep) end(cancelled bool) {
 		t.state = tidyFinished
 	}
 	t.message = fmt.Sprintf("%d of %d projects looked through, %d orphans found, %d deleted", t.done, t.projects, t.orphans, t.deleted)
-	s.notify(eventTidy, s.mount, "tidy", t.deleted > 0, "state", t.state, "apply", strconv.FormatBool(t.apply),
+	s.b.notify(eventTidy, s.mount, "tidy", t.deleted > 0, "state", t.state, "apply", strconv.FormatBool(t.apply),
 		"orphan_count", strconv.Itoa(t.orphans), "deleted_count", strconv.Itoa(t.deleted))
 	if t.waiting > 0 && t.apply {
 		s.log.Warn("accounts without a key are left: a run deletes only so many unless it is forced to; look at OpenAI whether they have none, then force a run",
@@ -124,8 +124,8 @@ func (s *sweep) end(cancelled bool) {
 		"projects", t.projects, "done", t.done, "skipped", t.skipped, "accounts", t.accounts,
 		"orphans", t.orphans, "deleted", t.deleted, "failed", t.failed, "waiting", t.waiting, "unconfirmed", t.unconfirmed, "errors", len(t.errors),
 		"duration", t.finished.Sub(t.started).Round(time.Millisecond).String())
-	s.metrics.swept(t.state, t.apply, t.deleted, t.failed)
-	s.tidy.cancel = nil
+	s.b.metrics.swept(t.state, t.apply, t.deleted, t.failed)
+	s.b.tidy.cancel = nil
 }
 
 // coveredProject is a project that a role or the config names or has named.
@@ -232,7 +232,7 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 				s.fail(ctx, err)
 			}
 		}
-		s.tidy.note(func(t *tidyStatus) {
+		s.b.tidy.note(func(t *tidyStatus) {
 			if first {
 				t.accounts += found.accounts
 				t.keys += found.keys
@@ -263,7 +263,7 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 		// order each time, as remove.
 		rand.Shuffle(len(found.absent), func(i, j int) { found.absent[i], found.absent[j] = found.absent[j], found.absent[i] }) // #nosec G404 -- an order, not a secret
 		allowed := min(len(found.absent), s.absences)
-		s.tidy.note(func(t *tidyStatus) { t.waiting += len(found.absent) - allowed })
+		s.b.tidy.note(func(t *tidyStatus) { t.waiting += len(found.absent) - allowed })
 		if !s.apply {
 			s.absences -= allowed
 			return nil
@@ -278,7 +278,7 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 // find looks for a project's orphans. Keys are listed after the accounts whose they
 // are.
 func (s *sweep) find(ctx context.Context, project string) (finding, error) {
-	snap, err := s.current(ctx, s.storage)
+	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return finding{}, err
 	}
@@ -293,7 +293,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	free := func(id, name string) bool {
 		return !claimed[id] && !claimed[name] && !s.claims.has(id) && !s.claims.has(name)
 	}
-	f := finding{began: s.now()}
+	f := finding{began: s.b.now()}
 	var old []listedAccount
 	if err := snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
 		s.moved()
@@ -315,7 +315,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	slices.SortFunc(old, byID)
 	old = slices.CompactFunc(old, func(a, b listedAccount) bool { return a.id() == b.id() })
 
-	keysBegan := s.now()
+	keysBegan := s.b.now()
 	muster := s.muster(project, static)
 	if err := snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 		s.moved()
@@ -353,18 +353,18 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	}); err != nil {
 		return finding{}, err
 	}
-	f.at = s.now()
+	f.at = s.b.now()
 	old = slices.DeleteFunc(old, func(a listedAccount) bool {
 		tooYoung := s.partial || snap.api.NotAfter(f.began).Sub(time.Unix(int64(a.created), 0)) <= s.longest+expiryMargin+clockSlack
 		return a.live || (a.keys == 0 && tooYoung)
 	})
 	if len(old)+len(f.expiredKeys) > 0 {
 		if err := s.complete(ctx, snap, muster); err != nil {
-			delete(s.tidy.absent, project)
+			delete(s.b.tidy.absent, project)
 			return finding{}, err
 		}
 	}
-	old, f.unconfirmed = s.tidy.confirm(project, old, keysBegan, f.at)
+	old, f.unconfirmed = s.b.tidy.confirm(project, old, keysBegan, f.at)
 	f.expiredKeys = slices.DeleteFunc(f.expiredKeys, func(k listedKey) bool { // it goes with its account
 		i, found := slices.BinarySearchFunc(old, k.account, func(a listedAccount, id string) int { return strings.Compare(a.id(), id) })
 		return found && old[i].keys > 0
@@ -406,7 +406,7 @@ func (s *sweep) remove(ctx context.Context, project string, found finding, tried
 		if tried[id] || (i >= len(found.expired) && s.keysStay) {
 			continue
 		}
-		if s.now().Sub(found.at) > found.holds() {
+		if s.b.now().Sub(found.at) > found.holds() {
 			return false, nil
 		}
 		tried[id] = true
@@ -415,7 +415,7 @@ func (s *sweep) remove(ctx context.Context, project string, found finding, tried
 			return true, err
 		}
 		if o.isKey() && s.keysStay {
-			s.tidy.note(func(t *tidyStatus) { t.dropKeys(project, len(found.expiredKeys)) })
+			s.b.tidy.note(func(t *tidyStatus) { t.dropKeys(project, len(found.expiredKeys)) })
 		}
 	}
 	return true, nil
@@ -431,7 +431,7 @@ func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error
 	if e == nil || e.Status/100 != 4 || e.RateLimited() {
 		return failure
 	}
-	snap, err := s.current(ctx, s.storage)
+	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return failure
 	}
@@ -441,7 +441,7 @@ func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error
 		return failure
 	}
 	s.moved()
-	s.tidy.note(func(t *tidyStatus) { t.skipped++ })
+	s.b.tidy.note(func(t *tidyStatus) { t.skipped++ })
 	s.log.Debug("sweep: project skipped", "project_id", p.id, "archived", archived, "unknown", unknown)
 	if !s.apply || p.named || s.partial {
 		return nil
@@ -465,7 +465,7 @@ func (s *sweep) longUnknown(ctx context.Context, snap *snapshot, p coveredProjec
 	if err != nil || entry == nil {
 		return false, err
 	}
-	now := s.now()
+	now := s.b.now()
 	if entry.UnknownSince.IsZero() || entry.UnknownSince.After(now.Add(clockSlack)) {
 		return false, putProjectEntry(ctx, s.storage, p.id, projectEntry{UnknownSince: now.UTC().Truncate(time.Second)})
 	}
@@ -514,7 +514,7 @@ func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, 
 	b.tidy.cancel = cancel
 	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
 	// Of the request only what outlives it.
-	s := &sweep{backend: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
+	s := &sweep{b: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
 	if force {
 		s.absences = math.MaxInt
 	}

@@ -34,7 +34,7 @@ const (
 // write. roles is the longest of the roles that there are.
 func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Duration, error) {
 	if s.apply {
-		if err := s.raiseLongestLease(ctx, s.storage, roles); err != nil {
+		if err := s.b.raiseLongestLease(ctx, s.storage, roles); err != nil {
 			return 0, err
 		}
 	}
@@ -43,7 +43,7 @@ func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Dur
 	case err != nil:
 		return 0, err
 	case entry == nil:
-		longest, err := s.longestUnrecorded(ctx, s.storage, roles)
+		longest, err := s.b.longestUnrecorded(ctx, s.storage, roles)
 		return min(longest, maxRotationPeriod), err
 	}
 	return min(max(entry.LongestLease, roles), maxRotationPeriod), nil // it must not overflow a sum
@@ -57,8 +57,8 @@ type muster struct {
 
 func (s *sweep) muster(project string, static []witness) muster {
 	m := muster{project: project, missing: map[string]witness{}}
-	now := s.now()
-	for _, w := range append(static, s.tidy.witnesses.of(project)...) {
+	now := s.b.now()
+	for _, w := range append(static, s.b.tidy.witnesses.of(project)...) {
 		if w.valid(now) {
 			m.missing[w.id] = w
 		}
@@ -84,7 +84,7 @@ func (s *sweep) complete(ctx context.Context, snap *snapshot, m muster) error {
 		if err := snap.keyDeleted(ctx, m.project, id, err, time.Time{}); err != nil {
 			return fmt.Errorf("the listing of keys may not be complete: it does not show key %s as its account's: %w", id, err)
 		}
-		s.tidy.witnesses.forget(m.project, id) // its lease was revoked
+		s.b.tidy.witnesses.forget(m.project, id) // its lease was revoked
 		s.moved()
 	}
 	return nil
@@ -125,12 +125,12 @@ func (t *tidyState) confirm(project string, accounts []listedAccount, began, end
 func (s *sweep) removeAbsent(ctx context.Context, project string, absent []listedAccount) error {
 	var looked time.Time
 	for i, a := range absent {
-		if i%absenceBatch == 0 || s.now().Sub(looked) > absenceHolds {
+		if i%absenceBatch == 0 || s.b.now().Sub(looked) > absenceHolds {
 			if err := s.lookAgain(ctx, project, absent[i:min(len(absent), i-i%absenceBatch+absenceBatch)]); err != nil {
-				delete(s.tidy.absent, project) // two listings have erred
+				delete(s.b.tidy.absent, project) // two listings have erred
 				return err
 			}
-			looked = s.now()
+			looked = s.b.now()
 		}
 		o := s.orphanAccount(project, a)
 		same, err := s.sameAccount(ctx, project, a)
@@ -149,7 +149,7 @@ func (s *sweep) removeAbsent(ctx context.Context, project string, absent []liste
 // lookAgain returns an error unless another listing shows that these accounts have
 // no key.
 func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAccount) error {
-	snap, err := s.current(ctx, s.storage)
+	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return err
 	}
@@ -167,7 +167,7 @@ func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAcc
 		for _, k := range keys {
 			muster.shown(k)
 			switch {
-			case ownerless(k) && !s.dead(k, snap.api.NotAfter(s.now())):
+			case ownerless(k) && !s.dead(k, snap.api.NotAfter(s.b.now())):
 				return unknownOwner(k)
 			case keyless[k.AccountID] || keyless[k.UserID]:
 				return fmt.Errorf("key %s belongs to an account that two listings have shown without a key; no account without a key is deleted", k.ID)
@@ -182,7 +182,7 @@ func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAcc
 
 // sameAccount reads an account and reports whether it is what the listing showed.
 func (s *sweep) sameAccount(ctx context.Context, project string, a listedAccount) (bool, error) {
-	snap, err := s.current(ctx, s.storage)
+	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return false, err
 	}

@@ -147,7 +147,7 @@ func (t *tidyState) stop() (wasRunning bool) {
 
 // sweep is one run. It works from one goroutine.
 type sweep struct {
-	*backend
+	b                *backend
 	storage          logical.Storage
 	mount            string
 	log              hclog.Logger
@@ -183,7 +183,7 @@ func (s *sweep) fail(ctx context.Context, err error) {
 		return
 	}
 	s.log.Warn("sweep: left to the next one", "error", err)
-	s.tidy.note(func(t *tidyStatus) {
+	s.b.tidy.note(func(t *tidyStatus) {
 		if len(t.errors) < maxErrors {
 			t.errors = append(t.errors, err.Error())
 		}
@@ -285,7 +285,7 @@ func (s *sweep) orphan(project string, f finding, i int) orphan {
 	created := time.Unix(k.created, 0)
 	return orphan{
 		credential: credential{Version: credentialVersion, Type: typeKey, ProjectID: project, ID: k.account, KeyName: k.name, KeyID: k.id, CreatedAt: created},
-		createdAt:  created, age: s.now().Sub(created), why: "it expired at " + text.Time(time.Unix(k.ended, 0)),
+		createdAt:  created, age: s.b.now().Sub(created), why: "it expired at " + text.Time(time.Unix(k.ended, 0)),
 	}
 }
 
@@ -300,7 +300,7 @@ func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
 	}
 	return orphan{
 		credential: credential{Version: credentialVersion, Type: typeAccount, ProjectID: project, Name: a.name(), ID: a.id(), CreatedAt: created},
-		createdAt:  created, age: s.now().Sub(created), why: why,
+		createdAt:  created, age: s.b.now().Sub(created), why: why,
 	}
 }
 
@@ -423,9 +423,9 @@ func (s *sweep) dead(k client.ProjectKey, now time.Time) bool {
 // are not worth a try.
 func (s *sweep) removeOne(ctx context.Context, o orphan) error {
 	// Anew for each: a rotation may have replaced the admin key.
-	snap, err := s.current(ctx, s.storage)
+	snap, err := s.b.current(ctx, s.storage)
 	if err == nil {
-		err = s.destroy(ctx, snap, o.credential)
+		err = s.b.destroy(ctx, snap, o.credential)
 	}
 	if err == nil && o.isKey() && !s.keysGo {
 		if s.keysGo, s.keysStay = keyGone(ctx, snap, o.credential); s.keysStay {
@@ -439,7 +439,7 @@ func (s *sweep) removeOne(ctx context.Context, o orphan) error {
 		s.inRow = 0
 		s.moved()
 		s.deleted++
-		s.tidy.note(func(t *tidyStatus) { t.deleted++ })
+		s.b.tidy.note(func(t *tidyStatus) { t.deleted++ })
 		s.log.Info("orphan deleted", append(o.attrs(), "age", o.age.Truncate(time.Second).String(), "why", o.why)...)
 		return nil
 	case errors.Is(err, errNotFinal): // the next run looks again
@@ -454,7 +454,7 @@ func (s *sweep) notRemoved(ctx context.Context, o orphan, err error) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	s.tidy.note(func(t *tidyStatus) { t.failed++ })
+	s.b.tidy.note(func(t *tidyStatus) { t.failed++ })
 	s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.what(), err))
 	if !shared(err) {
 		return nil

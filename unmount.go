@@ -1,14 +1,13 @@
 package openaisecrets
 
-// This file owns the end of the mount: what this process has seen of Vault's
-// taint, and what static roles own when the mount is unloaded.
+// This file owns what this process knows of the end of its mount: whether it is being
+// disabled, and what has been seen of Vault's taint. What is done then is in drain.go.
 //
 // What must stay true: what a mount that lives on needs is never destroyed. Vault
 // taints a mount that is disabled and one that moves, a failure of either leaves
 // the taint, and then a seal, a step-down or a restart unloads the mount as a
 // disable does. So static roles end only where this process has seen the taint
-// begin, nothing has failed since, and Vault has never paused; where they stay the
-// log says what stays and until when.
+// begin, nothing has failed since, and Vault has never paused.
 
 import (
 	"context"

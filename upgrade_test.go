@@ -234,7 +234,7 @@ func reads(at string, read func(*harness) error) func(*harness, []byte) error {
 
 func acts(kind string) func(*harness, []byte) error {
 	return func(h *harness, content []byte) error {
-		r := &walRun{backend: h.b, req: &logical.Request{Storage: h.storage}}
+		r := &walRun{b: h.b, req: &logical.Request{Storage: h.storage}}
 		entry := &framework.WALEntry{Kind: kind, Data: json.RawMessage(content)}
 		if kind == journalAccount || kind == journalKey {
 			return r.actFound(h.t.Context(), entry, &lookedUp{})

@@ -1,11 +1,15 @@
 package openaisecrets
 
-// This file owns Vault's WAL as this engine uses it: how an entry is written, and
-// how one is executed.
+// This file owns how WAL entries are executed. Those of creates whose answer is not
+// known name an account or a key, and what OpenAI gave it as an ID must be found in a
+// listing.
 //
 // What must stay true: an entry ends only when what it names is proven to be
 // deleted or was never created; each kind of entry has runs of its own, so that one
-// throttled endpoint keeps no other waiting; each try is bounded in time.
+// throttled endpoint keeps no other waiting; each try is bounded in time. An entry
+// counts as never executed only when a listing that was read whole, and begun once the
+// entry was old enough, does not show its name; what has been used since its create is
+// not deleted, since nobody can use what was not handed out.
 
 import (
 	"context"
@@ -36,7 +40,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	if err != nil {
 		return fmt.Errorf("listing the WAL: %w", err)
 	}
-	r := &walRun{backend: b, req: req, began: time.Now()}
+	r := &walRun{b: b, req: req, began: time.Now()}
 	unknown := b.wal.listed(ids, b.now())
 	// Those that cannot be read must not keep others from their turn.
 	rand.Shuffle(len(unknown), func(i, j int) { unknown[i], unknown[j] = unknown[j], unknown[i] }) // #nosec G404 -- an order, not a secret
@@ -95,7 +99,7 @@ func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge ti
 // it has ended. It stops early when OpenAI does not answer or refuses the admin key:
 // the other entries would fare no better.
 func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) *walRun {
-	r := &walRun{backend: b, req: req, began: time.Now(), refused: map[string]int{}}
+	r := &walRun{b: b, req: req, began: time.Now(), refused: map[string]int{}}
 	if kind == journalRevoked || kind == journalRevokedKey {
 		minAge = math.MinInt64 // no request works on it any more
 	}
@@ -119,7 +123,7 @@ func (r *walRun) err() error {
 
 // walRun is one run over the entries of a kind.
 type walRun struct {
-	*backend
+	b     *backend
 	req   *logical.Request
 	began time.Time // with the monotonic clock
 
@@ -172,20 +176,20 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		return fmt.Errorf("%w: %w", errWAL, err)
 	}
 	if entry == nil {
-		r.wal.forget(id)
+		r.b.wal.forget(id)
 		return nil
 	}
 	switch err = act(ctx, entry); {
 	case errors.Is(err, errHandedOut):
-		if r.wal.keep(id, r.now().Add(keptFor)) {
-			r.log(r.req).Warn("WAL entry not executed: its key has been used since, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
+		if r.b.wal.keep(id, r.b.now().Add(keptFor)) {
+			r.b.log(r.req).Warn("WAL entry not executed: its key has been used since, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
 		}
 		return nil
 	case err == nil:
-		err = r.deleteWAL(ctx, r.req.Storage, id)
+		err = r.b.deleteWAL(ctx, r.req.Storage, id)
 	}
 	if !errors.Is(err, errNotFinal) {
-		r.metrics.journalled(err)
+		r.b.metrics.journalled(err)
 	}
 	return err
 }
@@ -212,7 +216,7 @@ func (r *walRun) outcome(err error) {
 	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errProjectRefuses) && r.lines < maxLines {
 		// Not OpenAI's doing, so it may well stay: said for each entry.
 		r.lines++
-		r.log(r.req).Warn("WAL entry not executed", "error", err)
+		r.b.log(r.req).Warn("WAL entry not executed", "error", err)
 	}
 }
 
@@ -242,13 +246,13 @@ func (r *walRun) act(ctx context.Context, entry *framework.WALEntry) error {
 	if key.Name == "" {
 		return errors.New("a WAL entry cannot be used: it has no name")
 	}
-	return r.rollbackAdminKey(ctx, r.req, key)
+	return r.b.rollbackAdminKey(ctx, r.req, key)
 }
 
 // delete destroys a credential of known ID, unless a static role needs it: then
 // only the deletion of its entry had failed.
 func (r *walRun) delete(ctx context.Context, c credential) error {
-	if held, err := r.staticHolds(ctx, r.req.Storage, c); err != nil || held {
+	if held, err := r.b.staticHolds(ctx, r.req.Storage, c); err != nil || held {
 		return err
 	}
 	r.mu.Lock()
@@ -257,12 +261,12 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 	if hopeless {
 		return errProjectRefuses
 	}
-	snap, err := r.current(ctx, r.req.Storage)
+	snap, err := r.b.current(ctx, r.req.Storage)
 	if err != nil {
 		return err
 	}
-	log := r.log(r.req).With(c.attrs()...)
-	if err := r.destroy(ctx, snap, c); err != nil {
+	log := r.b.log(r.req).With(c.attrs()...)
+	if err := r.b.destroy(ctx, snap, c); err != nil {
 		if client.IsDenied(err) || isNotFoundAtAll(err) {
 			r.mu.Lock()
 			r.refused[c.ProjectID]++
@@ -299,12 +303,12 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 			return fmt.Errorf("%w: %w", errWAL, err)
 		}
 		if entry == nil {
-			r.wal.forget(id)
+			r.b.wal.forget(id)
 			return nil
 		}
 		c, err := entryCredential(entry)
 		if err != nil {
-			r.metrics.journalled(err)
+			r.b.metrics.journalled(err)
 			return err
 		}
 		mu.Lock()
@@ -329,13 +333,13 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 			found, err := r.list(ctx, kind, project, names)
 			if err != nil {
 				for range entries[project] {
-					r.metrics.journalled(err)
+					r.b.metrics.journalled(err)
 				}
 				r.outcome(err)
 				return
 			}
 			// The time that a listing takes at a slow pace is not the entries'.
-			part := &walRun{backend: r.backend, req: r.req, began: time.Now(), refused: map[string]int{}}
+			part := &walRun{b: r.b, req: r.req, began: time.Now(), refused: map[string]int{}}
 			part.each(ctx, entries[project], func(ctx context.Context, id string) error {
 				return part.execute(ctx, id, func(ctx context.Context, entry *framework.WALEntry) error {
 					return part.actFound(ctx, entry, found)
@@ -357,11 +361,11 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 
 // list reads what a project's listings show of the names.
 func (r *walRun) list(ctx context.Context, kind, project string, names map[string]bool) (*lookedUp, error) {
-	snap, err := r.current(ctx, r.req.Storage)
+	snap, err := r.b.current(ctx, r.req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	found := &lookedUp{began: r.now(), byName: map[string][]credential{}, used: map[string]time.Time{}}
+	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}}
 	accounts := map[string]bool{}
 	if kind == journalAccount {
 		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
@@ -376,7 +380,7 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 	}
 	if err == nil && (kind == journalKey || len(accounts) > 0) {
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
-			now := snap.api.NotAfter(r.now())
+			now := snap.api.NotAfter(r.b.now())
 			for _, k := range page {
 				if kind == journalKey && names[k.Name] {
 					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})
@@ -409,7 +413,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 	if err != nil {
 		return err
 	}
-	if held, err := r.staticHolds(ctx, r.req.Storage, c); err != nil || held || found.archived {
+	if held, err := r.b.staticHolds(ctx, r.req.Storage, c); err != nil || held || found.archived {
 		return err
 	}
 	created := c.CreatedAt
@@ -417,7 +421,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		created = time.Unix(entry.CreatedAt, 0)
 	}
 	matches := found.byName[c.ownName()]
-	if len(matches) == 0 && found.began.Sub(created) < time.Duration(r.settling.Load()) {
+	if len(matches) == 0 && found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
 		return errNotFinal
 	}
 	for _, match := range matches {

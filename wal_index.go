@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns what this process remembers of the WAL, so that a run reads only
-// the entries that it acts on.
+// This file owns how WAL entries are written and deleted, and what this process
+// remembers of them, so that a run reads only the entries that it acts on.
 //
 // What must stay true: an entry is never acted on while a request of this process
 // may be using it, whatever the clock says; what is remembered is checked against

@@ -1,11 +1,9 @@
 package openaisecrets
 
-// This file owns what the engine does each minute without a request, and the drain that takes its place
-// when the mount is being disabled.
+// This file owns what the engine does each minute without a request.
 //
 // What must stay true: no kind of work waits for another; it runs only where this
-// node may write, and ends with the backend. Only the drain runs within a request of
-// Vault's, which holds a lock that a seal or a step-down needs.
+// node may write, and ends with the backend.
 
 import (
 	"context"

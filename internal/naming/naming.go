@@ -135,8 +135,8 @@ func BearsTag(tag string) (func(name string) bool, error) {
 }
 
 const (
-	// DefaultTemplate and StaticTemplate name what is made for roles and for static
-	// roles.
+	// DefaultTemplate names what is made for a role, unless it has its own.
 	DefaultTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
-	StaticTemplate  = "vault-static-{{.RoleName}}-{{.RandomSuffix}}"
+	// StaticTemplate names what is made for a static role.
+	StaticTemplate = "vault-static-{{.RoleName}}-{{.RandomSuffix}}"
 )

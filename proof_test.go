@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"strings"
@@ -394,6 +395,59 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A listing of keys that leaves one out says nothing of its use: the engine makes no
+// account without a key.
+func TestJournal_AListThatLeavesAUsedKeyOutDeletesNothing(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	require.NoError(t, err)
+	h.b.wal.release(id)
+	h.advance(10 * time.Minute)
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	h.rollback()
+	require.Len(t, h.journal(), 1)
+
+	empty := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: empty})
+	h.advance(keptFor + time.Minute)
+	h.rollback()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	require.Len(t, h.journal(), 1)
+
+	h.advance(defaultMaxTTL + time.Hour) // its key has expired
+	h.rollback()
+	h.onlyLeased()
+}
+
+// An account whose key a person has deleted is deleted by the second listing, some
+// minutes after the first.
+func TestJournal_AnAccountWithoutAKeyIsDeletedByTheSecondListing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+		_, err := h.read("creds/app")
+		require.Error(t, err)
+		_, admin := h.sim.AdminKey()
+		for _, k := range h.sim.Keys() { // a person's doing
+			r := httptest.NewRequest(http.MethodDelete, "/v1/organization/projects/"+h.project+"/api_keys/"+k.ID, nil)
+			r.Header.Set("Authorization", "Bearer "+admin)
+			h.sim.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		require.Empty(t, h.sim.Keys())
+		stop := h.ticking()
+		defer stop()
+		time.Sleep(3 * time.Minute)
+		require.Len(t, h.journal(), maxAttempts)
+		time.Sleep(2 * notFinalBefore)
+		h.onlyLeased()
+	})
 }
 
 func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {

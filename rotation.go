@@ -335,9 +335,10 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	return nil
 }
 
-// unseen are the admin keys of unfinished rotations that one complete list did not
-// show, by name, and since when. They are lost with the process, which only means
-// another look. The zero value is ready.
+// unseen are the admin keys of unfinished rotations, by name, and the keys of accounts
+// of unfinished creates, by the account's ID, that one complete list did not show, and
+// since when. They are lost with the process, which only means another look. The zero
+// value is ready.
 type unseen struct {
 	mu    sync.Mutex
 	since map[string]time.Time

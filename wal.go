@@ -9,7 +9,8 @@ package openaisecrets
 // throttled endpoint keeps no other waiting; each try is bounded in time. An entry
 // counts as never executed only when a listing that was read whole, and begun once the
 // entry was old enough, does not show its name; what has been used since its create is
-// not deleted, since nobody can use what was not handed out.
+// not deleted, since nobody can use what was not handed out. That it was not used is only
+// said by a listing that shows its key.
 
 import (
 	"context"
@@ -288,6 +289,8 @@ type lookedUp struct {
 	// it can have lasted, all by OpenAI's clock; by the ID of its account, or by its
 	// own in entries of keys. Keys that have expired count for nothing.
 	used map[string]time.Time
+	// keyed are the accounts, of those by name, of which the listing of keys shows one.
+	keyed map[string]bool
 }
 
 // lookUp acts on entries of creates. For each project it reads one listing, and if
@@ -365,7 +368,7 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 	if err != nil {
 		return nil, err
 	}
-	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}}
+	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}}
 	accounts := map[string]bool{}
 	if kind == journalAccount {
 		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
@@ -382,6 +385,11 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 			now := snap.api.NotAfter(r.b.now())
 			for _, k := range page {
+				for _, id := range []string{k.AccountID, k.UserID} {
+					if accounts[id] {
+						found.keyed[id] = true
+					}
+				}
 				if kind == journalKey && names[k.Name] {
 					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})
 				}
@@ -434,6 +442,12 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		if used, handedOut := found.used[id]; handedOut {
 			return fmt.Errorf("%s, last used at %s: %w", c.what(), text.Time(used), errHandedOut)
 		}
+		// The engine makes no account without a key, so the listing lacks it and does
+		// not say whether it is used; or a person has deleted it, and all listings do.
+		if !c.isKey() && !found.keyed[id] && !r.b.isDraining() && !r.b.unseen.confirmed(id, time.Now(), time.Duration(r.b.settling.Load())) {
+			return errNotFinal
+		}
+		r.b.unseen.forget(id)
 		if err := r.delete(ctx, c); err != nil {
 			return err
 		}

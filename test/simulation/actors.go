@@ -223,6 +223,23 @@ func (w *world) program(v *vault, who string) {
 	}
 }
 
+// deploy is a deployment: many programs lease at once, and all of it is revoked some
+// minutes later.
+func (w *world) deploy(v *vault) {
+	for range 25 {
+		w.act(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			l, _, err := v.issue(ctx, roles[0].name, nil)
+			if err != nil || !w.sleep(5*time.Minute) {
+				return
+			}
+			w.checkLease(v, l)
+			v.revoke(l.id)
+		})
+	}
+}
+
 // reader reads a static role and uses its key.
 func (w *world) reader(v *vault, who string) {
 	r := w.dice(v.name + who)
@@ -485,6 +502,11 @@ func (w *world) people() {
 			w.ledger.hand(k.ID)
 			status, _ := w.openai.person(http.MethodDelete, "/organization/projects/"+k.ProjectID+"/api_keys/"+k.ID, "")
 			w.tell("people", "delete key %s: %d", k.ID, status)
+			for range 2 { // and look whether something is left of it
+				if w.sleep(6*time.Minute) && r.IntN(2) == 0 {
+					_ = w.write(w.vault, "people", "tidy", map[string]any{"apply": true})
+				}
+			}
 		case 2:
 			if id := w.vault.adminKeyID(); id != "" && r.IntN(3) == 0 {
 				if first, _ := w.openai.sim.AdminKey(); id != first {

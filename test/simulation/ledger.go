@@ -206,6 +206,7 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 			return
 		}
 		p.w.checkGrace(p, last)
+		p.w.checkLate(p, last)
 		p.w.checkDeletion(p, last)
 		return
 	}
@@ -347,6 +348,7 @@ type storedConfig struct {
 		Kept        string    `json:"kept"`
 		Elsewhere   bool      `json:"elsewhere"` // no list has shown it: looked for once an hour
 		Unchecked   bool      `json:"not_checked"`
+		Hurried     bool      `json:"regardless_of_use"` // its time was moved
 	} `json:"retired_admin_keys"`
 }
 

@@ -219,7 +219,8 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 	}
 	switch f.listing {
 	case lagging:
-		if known && time.Since(before.at) < 5*time.Minute {
+		// The engine takes a listing for up to five minutes old; its times are in seconds.
+		if known && time.Since(before.at) < 5*time.Minute-2*time.Second {
 			body = before.body
 		}
 	case short:
@@ -324,7 +325,8 @@ type weather struct {
 	rests  bool          // for good: nothing is slow either
 	bad    bool          // until the next calm, which began at since
 	since  time.Time
-	stores int // one storage operation in so many goes wrong
+	admin  time.Time // since when calls about admin keys are well; zero = they are not
+	stores int       // one storage operation in so many goes wrong
 }
 
 func newWeather(w *world, o *openai) *weather {
@@ -337,13 +339,32 @@ func (x *weather) calm() {
 	defer x.mu.Unlock()
 	x.odds, x.route, x.only, x.lists, x.young, x.stores = 0, "", nil, false, false, 0
 	x.longer, x.bad, x.since = 0, false, time.Now()
+	if x.admin.IsZero() {
+		x.admin = x.since
+	}
+}
+
+// adminCalmFor is calmFor of calls about admin keys alone.
+func (x *weather) adminCalmFor(d time.Duration) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return !x.admin.IsZero() && time.Since(x.admin) >= d
+}
+
+// touched begins a calm anew. The caller holds mu.
+func (x *weather) touched() {
+	x.since = time.Now()
+	if !x.admin.IsZero() {
+		x.admin = x.since
+	}
 }
 
 // hide has listings lag and fall short, or ends that.
 func (x *weather) hide(lists bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.lists, x.since = lists || x.bad && x.lists, time.Now()
+	x.lists = lists || x.bad && x.lists
+	x.touched()
 }
 
 // delay has each operation of storage take up to d.
@@ -357,7 +378,7 @@ func (x *weather) delay(d time.Duration) {
 func (x *weather) burst(odds int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.since = time.Now(); !x.bad { // it is bad enough
+	if x.touched(); !x.bad { // it is bad enough
 		x.odds = odds
 	}
 }
@@ -366,7 +387,8 @@ func (x *weather) burst(odds int) {
 func (x *weather) slow(d time.Duration) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.longer, x.since = d, time.Now()
+	x.longer = d
+	x.touched()
 }
 
 // calmFor reports whether it has been calm for so long.
@@ -392,6 +414,9 @@ func (x *weather) change() {
 			x.odds, x.only, name = 1, &answers[r.IntN(7)], "outage"
 		case 3:
 			x.odds, x.only = 1, &answers[r.IntN(len(answers))]
+			if r.IntN(2) == 0 { // which keep a caller waiting
+				x.only = &answers[[]int{1, 5}[r.IntN(2)]]
+			}
 			x.route = []string{"service_accounts", "api_keys", "admin_api_keys"}[r.IntN(3)]
 			name = "outage of " + x.route
 		case 4:
@@ -409,7 +434,13 @@ func (x *weather) change() {
 		if x.w.Faults == 1 {
 			lasts /= 6
 		}
+		if x.route == "" || x.route == "admin_api_keys" {
+			x.admin = time.Time{}
+		}
 		x.mu.Unlock()
+		if limit > 0 {
+			x.w.act(func() { x.w.deploy(x.w.vault) })
+		}
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
 			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]

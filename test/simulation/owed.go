@@ -22,6 +22,8 @@ const (
 	// calmTicks is for how many looks in a row, ten minutes apart and in calm, something
 	// may live that nobody holds.
 	calmTicks = 4
+	// latest is how late the worker may be, which comes each minute.
+	latest = 6 * time.Minute
 	// A minute less than the shortest that operators choose in this world: a rotation
 	// counts from the create of the new key, before it is looked at.
 	shortestGrace = 4 * time.Minute
@@ -210,6 +212,22 @@ type grace struct {
 	shortest time.Duration
 }
 
+// checkLate checks that an admin key which is deleted was so in time, whatever went on
+// at other endpoints.
+func (w *world) checkLate(p *process, id string) {
+	var c storedConfig
+	p.v.entry("config", &c)
+	for _, k := range c.Retired {
+		late := p.v.now().Sub(k.DeleteAfter)
+		if k.ID != id || k.Kept != "" || k.Elsewhere || k.Unchecked || k.Hurried || late < latest || w.ledger.handed(id) {
+			continue
+		}
+		if w.openai.weather.adminCalmFor(late) && time.Since(p.began) > late && p.v.jumped(w.began) == 0 && p.v == w.vault {
+			w.violate(soonDeleted, []string{id}, "%s deletes the admin key %s %s late", p.name, id, late)
+		}
+	}
+}
+
 // checkGrace checks that a key which is deleted was not replaced just now.
 func (w *world) checkGrace(p *process, id string) {
 	w.ledger.mu.Lock()
@@ -254,9 +272,12 @@ func (w *world) unnamed(left []string, since int) []string {
 	}
 	w.mu.Unlock()
 	said := strings.Join(lines, "\n")
+	names := func(t *thing) bool {
+		return t != nil && (strings.Contains(said, t.id) || t.name != "" && strings.Contains(said, t.name))
+	}
 	return slices.DeleteFunc(slices.Clone(left), func(id string) bool {
 		t := w.ledger.thing(id)
-		return t == nil || strings.Contains(said, id) || t.name != "" && strings.Contains(said, t.name) || t.account != "" && strings.Contains(said, t.account)
+		return t == nil || names(t) || names(w.ledger.thing(t.account))
 	})
 }
 

@@ -36,6 +36,7 @@ type process struct {
 	w       *world
 	v       *vault
 	name    string
+	began   time.Time
 	b       logical.Backend
 	store   *logical.InmemStorage
 	dead    atomic.Bool
@@ -60,7 +61,7 @@ type process struct {
 // spawn starts a process on the Vault's storage, as Vault does when a mount is
 // first used, and after its process has died.
 func (v *vault) spawn(name string) *process {
-	p := &process{w: v.w, v: v, name: name, store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
+	p := &process{w: v.w, v: v, name: name, began: time.Now(), store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
 	p.log.p = p
 	ctx := context.Background()
 	factory := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory

@@ -230,7 +230,7 @@ func (w *world) deploy(v *vault) {
 		w.act(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			l, _, err := v.issue(ctx, roles[0].name, nil)
+			l, _, err := v.issue(ctx, roles[0].name)
 			if err != nil || !w.sleep(5*time.Minute) {
 				return
 			}

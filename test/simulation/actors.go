@@ -279,12 +279,24 @@ func (w *world) spoil(v *vault, r *rand.Rand) {
 	}
 	p.mu.Unlock()
 	if r.IntN(3) == 0 {
-		w.openai.weather.hide(true)
+		w.openai.weather.burst(2)
 		w.act(func() {
-			w.sleep(20 * time.Minute)
-			w.openai.weather.hide(false)
+			w.sleep(20 * time.Second)
+			w.openai.weather.burst(0)
 		})
 	}
+	if r.IntN(2) == 0 {
+		w.hide()
+	}
+}
+
+// hide has listings leave things out for some minutes.
+func (w *world) hide() {
+	w.openai.weather.hide(true)
+	w.act(func() {
+		w.sleep(20 * time.Minute)
+		w.openai.weather.hide(false)
+	})
 }
 
 // operator changes what there is to change.
@@ -314,12 +326,12 @@ func (w *world) operator() {
 		case 2:
 			scopes := []string{"api.model.read", "api.model.read,api.model.request", ""}[r.IntN(3)]
 			w.openai.weather.delay(time.Second)
-			for i := range 3 { // which read the role meanwhile
+			for i := range 10 { // which read the role meanwhile
 				w.act(func() {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					defer cancel()
-					w.sleep(time.Duration(i) * 400 * time.Millisecond)
-					_, _, _ = v.issue(ctx, role.name)
+					w.sleep(time.Duration(i) * 500 * time.Millisecond)
+					_, _, _ = v.issue(ctx, role.name, nil)
 				})
 			}
 			w.sleep(500 * time.Millisecond)
@@ -338,6 +350,9 @@ func (w *world) operator() {
 			}
 			_ = w.write(v, who, "rotate-role/"+role, nil)
 		case 5:
+			if w.Faults > 0 && r.IntN(2) == 0 {
+				w.hide()
+			}
 			_ = w.write(v, who, "tidy", map[string]any{"apply": true})
 		case 6:
 			w.tell(who, "revokes all leases")

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"io"
 	"log"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -226,11 +227,15 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 	case short:
 		if items := body["data"].([]any); len(items) > 0 {
 			i := p.pick(len(items))
+			if p.chance(2) { // the youngest
+				i = len(items) - 1
+			}
 			id, _ := items[i].(map[string]any)["id"].(string)
 			// Twice the same thing would be no lag but a loss.
 			if time.Since(o.omitted[id]) > 24*time.Hour {
 				o.omitted[id] = time.Now()
 				o.w.ledger.excuseOmitted(id)
+				body = maps.Clone(body) // what is remembered stays whole
 				body["data"] = append(append([]any{}, items[:i]...), items[i+1:]...)
 			}
 		}
@@ -319,6 +324,7 @@ type weather struct {
 	route  string        // only calls with this in their path; "" = all
 	only   *fault        // what then happens; nil = anything
 	lists  bool          // listings lag and fall short
+	hides  bool          // listings fall short
 	young  bool          // replicas do not know what is new
 	longer time.Duration // by up to this each call of the Admin API takes longer
 	delays time.Duration // by up to this each operation of storage does
@@ -359,11 +365,11 @@ func (x *weather) touched() {
 	}
 }
 
-// hide has listings lag and fall short, or ends that.
-func (x *weather) hide(lists bool) {
+// hide has listings fall short, or ends that.
+func (x *weather) hide(hides bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.lists = lists || x.bad && x.lists
+	x.hides = hides
 	x.touched()
 }
 
@@ -395,7 +401,7 @@ func (x *weather) slow(d time.Duration) {
 func (x *weather) calmFor(d time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.bad && x.odds == 0 && !x.lists && x.longer == 0 && time.Since(x.since) >= d
+	return !x.bad && x.odds == 0 && !x.hides && x.longer == 0 && time.Since(x.since) >= d
 }
 
 // change is the weather of a life: calm and trouble in turns.
@@ -434,7 +440,7 @@ func (x *weather) change() {
 		if x.w.Faults == 1 {
 			lasts /= 6
 		}
-		if x.route == "" || x.route == "admin_api_keys" {
+		if x.route != "service_accounts" { // api_keys are those of projects and admin_api_keys
 			x.admin = time.Time{}
 		}
 		x.mu.Unlock()
@@ -463,6 +469,9 @@ func (x *weather) strike(r *http.Request) (f fault) {
 	defer x.mu.Unlock()
 	if x.lists && r.Method == http.MethodGet {
 		f.listing = []wrongListing{"", lagging, lagging, short}[x.dice.IntN(4)]
+	}
+	if x.hides && r.Method == http.MethodGet && x.dice.IntN(2) == 0 {
+		f.listing = short
 	}
 	if x.young && x.dice.IntN(2) == 0 && x.w.ledger.isYoung(r, 4*time.Minute) {
 		f = fault{before: true, status: 404, name: "404 of a replica",

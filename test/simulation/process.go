@@ -55,7 +55,10 @@ type process struct {
 	// failAt counts the writes of storage until one fails; 0 = none.
 	failAt    int
 	failAfter bool // its effect
-	load      load
+	// doubt is the WAL entry whose deletion had an effect and has failed last.
+	doubt   string
+	doubted time.Time
+	load    load
 }
 
 // spawn starts a process on the Vault's storage, as Vault does when a mount is
@@ -97,6 +100,9 @@ func (p *process) kill() {
 	}
 	p.end = time.Now()
 	close(p.died)
+	if p.doubt != "" && time.Since(p.doubted) < 5*time.Second {
+		p.w.ledger.excuseNamed(p.doubt)
+	}
 	for conn := range p.conns {
 		_ = conn.Close() // net.Pipe's never fails
 	}
@@ -240,6 +246,11 @@ func (s view) Delete(ctx context.Context, key string) error {
 		}
 		return s.p.store.Delete(ctx, key)
 	})
+	if deleted != "" && err != nil { // what the entry names must be noted again first
+		s.p.mu.Lock()
+		s.p.doubt, s.p.doubted = deleted, time.Now()
+		s.p.mu.Unlock()
+	}
 	if deleted != "" && s.p.dead.Load() {
 		s.p.w.ledger.excuseNamed(deleted)
 	}

@@ -247,12 +247,13 @@ func (w *world) checkDeletion(p *process, id string) {
 			continue
 		}
 		switch {
+		case p.v.jumped(w.began)+v.jumped(w.began) > 0 && w.openai.keysExpired(id): // checkLease's to judge
 		case !own:
 			if !p.v.asked(id) {
 				w.violate(copyHarmless, []string{id}, "%s deleted %s, which the original holds: %s", p.name, id, holder)
 			}
 		case p.deposed.Load(): // it sees the storage of a moment ago
-		case p.v.jumped(w.began) > 0 && w.openai.keysExpired(id): // its end is another matter: checkLease's
+		case w.openai.expired(id): // its end is another matter: checkLease's
 		default:
 			invariant := leaseWorks
 			if strings.HasPrefix(holder, "static") {

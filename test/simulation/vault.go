@@ -787,6 +787,14 @@ func (v *vault) move(to string, fails bool) error {
 	}
 	if fails || !v.goesOn(t) {
 		v.w.tell(v.name, "cannot move the mount: its storage fails")
+		// Nothing tells the engine from a disable what is unloaded within a minute of
+		// the last revoke (unmountPause), so the node does not change for that long.
+		select {
+		case v.powering <- struct{}{}:
+			time.Sleep(61 * time.Second)
+			<-v.powering
+		default: // it does already
+		}
 		return errStorage
 	}
 	v.mu.Lock()

@@ -331,7 +331,7 @@ func (w *world) operator() {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 					defer cancel()
 					w.sleep(time.Duration(i) * 500 * time.Millisecond)
-					_, _, _ = v.issue(ctx, role.name, nil)
+					_, _, _ = v.issue(ctx, role.name)
 				})
 			}
 			w.sleep(500 * time.Millisecond)

@@ -374,7 +374,7 @@ func (w *world) checkLease(v *vault, l *lease) {
 
 // checkKey uses the key of a lease that has not ended.
 func (w *world) checkKey(v *vault, l *lease) {
-	ends := v.now().Before(l.expire)
+	ends := v.now().Before(v.endOf(l))
 	status := w.openai.use(l.key())
 	if status == http.StatusOK || status == http.StatusForbidden || ends && !v.living(l) {
 		return
@@ -393,7 +393,7 @@ func (w *world) checkKey(v *vault, l *lease) {
 	if other := w.ledger.thing(l.account()); other != nil && other.goneBy != nil && other.goneBy.v != v && other.goneBy.v.asked(other.id) {
 		return // likewise
 	}
-	w.violate(leaseWorks, []string{l.account(), l.keyID()}, "the key %s of lease %s, which lasts until %s, is refused with %d", l.keyID(), l.id, l.expire.UTC().Format(time.DateTime), status)
+	w.violate(leaseWorks, []string{l.account(), l.keyID()}, "the key %s of lease %s, which lasts until %s, is refused with %d", l.keyID(), l.id, v.endOf(l).UTC().Format(time.DateTime), status)
 }
 
 // living reports whether a lease is still what Vault has stored of it, and has not

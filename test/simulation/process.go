@@ -154,6 +154,13 @@ func (p *process) failing(f *storageFault) {
 	}
 }
 
+// chance reports whether something happens that happens once in n times.
+func (p *process) chance(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dice.IntN(n) == 0
+}
+
 // dial connects the process with OpenAI.
 func (p *process) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	p.mu.Lock()

@@ -258,7 +258,7 @@ func (m *modelStage) do(verb string, args []string) (string, error) {
 		switch {
 		case err == nil:
 			m.leases[arg[2]] = l
-			return rounded(l.expire.Sub(l.issue)), nil
+			return rounded(v.endOf(l).Sub(l.issue)), nil
 		case resp != nil && !resp.IsError() && ctx.Err() == nil:
 			return "no lease", nil
 		}

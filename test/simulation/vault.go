@@ -95,7 +95,7 @@ type lease struct {
 	id, role      string
 	path          string
 	secret        *logical.Secret
-	data          map[string]any
+	data, issued  map[string]any
 	issue, expire time.Time // by this Vault's clock
 	began         time.Time // by the world's
 	renewable     bool
@@ -123,9 +123,17 @@ func (v *vault) token(batch bool, ttl time.Duration) *token {
 	return made
 }
 
-func (l *lease) account() string { id, _ := l.data["service_account_id"].(string); return id }
-func (l *lease) keyID() string   { id, _ := l.data["api_key_id"].(string); return id }
-func (l *lease) key() string     { key, _ := l.data["api_key"].(string); return key }
+// account, keyID and key are what the lease was issued with; renewals replace data.
+func (l *lease) account() string { id, _ := l.issued["service_account_id"].(string); return id }
+func (l *lease) keyID() string   { id, _ := l.issued["api_key_id"].(string); return id }
+func (l *lease) key() string     { key, _ := l.issued["api_key"].(string); return key }
+
+// endOf is when the lease ends by this Vault's clock.
+func (v *vault) endOf(l *lease) time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return l.expire
+}
 
 func newVault(w *world, name string) *vault {
 	v := &vault{
@@ -431,6 +439,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 	}
 	now := v.now()
 	l := &lease{role: role, path: path, token: by, lock: make(chan struct{}, 1), issue: now, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
+	l.issued = l.data
 	l.secret = stored(resp.Secret)
 	l.secret.IssueTime = v.real(now)
 	ttl, _, err := framework.CalculateTTL(v.system(), 0, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, v.real(now))
@@ -458,7 +467,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 		_ = v.revokeCall(t.ctx, l)
 		return nil, resp, errStorage
 	}
-	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, l.expire.UTC().Format(time.DateTime))
+	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, v.endOf(l).UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
 	v.w.ledger.excuse(false, l.account(), l.keyID())
 	return l, resp, nil
@@ -582,7 +591,10 @@ func (v *vault) revokeCall(ctx context.Context, l *lease) error {
 	if err != nil {
 		return err
 	}
-	resp, err := v.call(ctx, t, p, &logical.Request{Operation: logical.RevokeOperation, Path: l.path, Secret: stored(l.secret), Data: throughJSON(l.data)})
+	v.mu.Lock()
+	secret, data := l.secret, l.data // which are replaced, and not changed
+	v.mu.Unlock()
+	resp, err := v.call(ctx, t, p, &logical.Request{Operation: logical.RevokeOperation, Path: l.path, Secret: stored(secret), Data: throughJSON(data)})
 	if err == nil && resp.IsError() {
 		err = resp.Error()
 	}
@@ -674,7 +686,7 @@ func (v *vault) renew(ctx context.Context, id string, increment time.Duration) e
 		v.mu.Unlock()
 		return errors.New("lease not found or not renewable")
 	}
-	secret := stored(l.secret)
+	secret, data := stored(l.secret), l.data
 	v.mu.Unlock()
 	t, p, err := v.serving()
 	if err != nil {
@@ -683,7 +695,7 @@ func (v *vault) renew(ctx context.Context, id string, increment time.Duration) e
 	secret.Increment, secret.IssueTime = increment, v.real(l.issue)
 	ctx, cancel := t.under(ctx)
 	defer cancel()
-	resp, err := v.call(ctx, t, p, &logical.Request{Operation: logical.RenewOperation, Path: l.path, Secret: secret, Data: throughJSON(l.data)})
+	resp, err := v.call(ctx, t, p, &logical.Request{Operation: logical.RenewOperation, Path: l.path, Secret: secret, Data: throughJSON(data)})
 	if err == nil && resp.IsError() {
 		err = resp.Error()
 	}

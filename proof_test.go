@@ -403,7 +403,7 @@ func TestJournal_AListThatLeavesAUsedKeyOutDeletesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	c := credential{Version: 2, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
 	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)

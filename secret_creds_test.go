@@ -216,7 +216,7 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 	for range 10 {
 		leases = append(leases, h.lease("creds/app", nil))
 	}
-	h.must(h.write("config", map[string]any{"request_timeout": "1s"}))
+	h.must(h.write("config", map[string]any{"request_timeout": shortTimeout}))
 	cancel := h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
 	for _, lease := range leases[:3] {
 		for range 2 { // six, with Vault; the second shows that one entry is enough

@@ -544,6 +544,7 @@ func (w *world) repairAdmin() {
 	if !w.ledger.handed(current) {
 		return
 	}
+	defer w.openai.weather.disturbed()
 	for range 20 {
 		id, key := w.openai.sim.AddAdminKey("by hand")
 		w.ledger.mu.Lock()

@@ -225,6 +225,12 @@ func (l *ledger) isYoung(r *http.Request, age time.Duration) bool {
 	return t != nil && time.Since(t.at) < age
 }
 
+// youngerThan reports whether something was made so recently.
+func (l *ledger) youngerThan(id string, age time.Duration) bool {
+	t := l.thing(id)
+	return t != nil && time.Since(t.at) < age
+}
+
 func (l *ledger) thing(id string) *thing {
 	l.mu.Lock()
 	defer l.mu.Unlock()

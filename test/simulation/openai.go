@@ -226,11 +226,16 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 		}
 	case short:
 		if items := body["data"].([]any); len(items) > 0 {
+			idOf := func(i int) string { id, _ := items[i].(map[string]any)["id"].(string); return id }
 			i := p.pick(len(items))
-			if p.chance(2) { // the youngest
-				i = len(items) - 1
+			if p.chance(2) { // the youngest of which lag is no excuse any more
+				for i = len(items) - 1; i > 0 && o.w.ledger.youngerThan(idOf(i), 5*time.Minute); i-- {
+				}
 			}
-			id, _ := items[i].(map[string]any)["id"].(string)
+			id := idOf(i)
+			if o.w.ledger.youngerThan(id, 5*time.Minute) {
+				return // lagging is for those
+			}
 			// Twice the same thing would be no lag but a loss.
 			if time.Since(o.omitted[id]) > 24*time.Hour {
 				o.omitted[id] = time.Now()
@@ -365,6 +370,13 @@ func (x *weather) touched() {
 	}
 }
 
+// disturbed notes that a person has kept the engine from its work.
+func (x *weather) disturbed() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.touched()
+}
+
 // hide has listings fall short, or ends that.
 func (x *weather) hide(hides bool) {
 	x.mu.Lock()
@@ -404,6 +416,15 @@ func (x *weather) calmFor(d time.Duration) bool {
 	return !x.bad && x.odds == 0 && !x.hides && x.longer == 0 && time.Since(x.since) >= d
 }
 
+// begin begins an outage that was put off.
+func (x *weather) begin() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.route != "" {
+		x.odds = 1
+	}
+}
+
 // change is the weather of a life: calm and trouble in turns.
 func (x *weather) change() {
 	r := x.w.dice("weather changes")
@@ -423,7 +444,9 @@ func (x *weather) change() {
 			if r.IntN(2) == 0 { // which keep a caller waiting
 				x.only = &answers[[]int{1, 5}[r.IntN(2)]]
 			}
-			x.route = []string{"service_accounts", "api_keys", "admin_api_keys"}[r.IntN(3)]
+			if x.route = []string{"service_accounts", "api_keys", "admin_api_keys"}[r.IntN(3)]; x.route == "service_accounts" {
+				x.odds = 0 // not yet
+			}
 			name = "outage of " + x.route
 		case 4:
 			limit, name = 10, "ten calls a minute"
@@ -443,15 +466,21 @@ func (x *weather) change() {
 		if x.route != "service_accounts" { // api_keys are those of projects and admin_api_keys
 			x.admin = time.Time{}
 		}
+		crowded := x.route == "service_accounts" || limit > 0
 		x.mu.Unlock()
-		if limit > 0 {
+		if crowded { // there is much to revoke then, and an admin key to delete meanwhile
 			x.w.act(func() { x.w.deploy(x.w.vault) })
+			x.w.act(func() { _ = x.w.write(x.w.vault, "another", "config/rotate", nil) })
 		}
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
 			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
 			o.AdminActivationDelay = []time.Duration{0, 0, 3 * time.Second, 10 * time.Second}[r.IntN(4)]
 		})
+		if crowded {
+			x.w.sleep(time.Minute)
+			x.begin()
+		}
 		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
 		if limit > 0 || name == "outage" || x.route != "" {
 			x.w.ledger.troubled(lasts)

@@ -1,7 +1,6 @@
-# The project's commands. `make` alone lists them, and there are twelve at most:
-# what is only a step of another is not a target of its own. All of them work on
-# a clean clone on a machine that has Go, git and make: tools are built from
-# pinned modules into bin/, nothing is expected to be installed.
+# The project's commands; `make` alone lists them. There are at most twelve: a step of
+# another target is not a target. All of them work in a clean clone with only Go, git and
+# make installed: tools are built from pinned modules into bin/.
 
 SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,36 +13,36 @@ SUITE   ?= all
 RUN     ?= .
 PKG     ?=
 
-# The race detector needs cgo and with it a C compiler, which Go alone does not
-# bring. Without one the tests still run, and say what they did without.
+# The race detector requires cgo and therefore a C compiler. Without one, the tests run
+# without the race detector and print that.
 RACE := $(if $(shell command -v $$(go env CC)),-race)
 
 LINT    := bin/golangci-lint
 ACTIONS := bin/actionlint
 VULN    := bin/govulncheck
 
-# How the plugin is compiled, wherever it is going to run: static, and the same
-# bytes from the same sources in any folder, whatever the environment asks of Go
-# (tools/release sets the same).
+PROGRAMS ?= $(MODULE) openai-broker
+
+# The build for all platforms: static and reproducible, independent of the folder and of
+# Go's environment variables (tools/release sets the same).
 GO_BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly GOEXPERIMENT= GOFIPS140=off GOWORK=off \
-	go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION)"
+	go build -trimpath -ldflags "-s -w -X $(MODULE).version=$(VERSION) -X $(MODULE)/broker.version=$(VERSION)"
 
 .PHONY: help demo dev test bench build image release lint fuzz vuln clean
 
-help: ## This list
+help: ## Print this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
-demo: ## The life of a key, on a real Vault: the simulator, or OpenAI if OPENAI_ADMIN_KEY and OPENAI_PROJECT_ID are set
+demo: ## Walk through the lifecycle of a key on a real Vault, with the simulator, or with OpenAI if OPENAI_ADMIN_KEY and OPENAI_PROJECT_ID are set
 	@go run ./test/demo
 
-dev: ## The demo's environment, configured and left running until Ctrl-C
+dev: ## Start the demo's environment, configured, until Ctrl-C
 	@go run ./test/demo -dev
 
-# Everything runs even if an early part fails, so that one run shows all that is
-# wrong; the count stays the last line, and the exit status covers all of it.
-# With several servers the tests' package is named with its server, since the
-# count knows tests by their names.
-test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or integration, RUN=regexp; VAULT_VERSION=oldest, all or such as 1.19.4; SUITE=unit PKG=. RUN=regexp for one package at once, without the race detector)
+# Later parts run even if an earlier one fails, so that one run shows all failures; the
+# count is the last line, and the exit status covers all parts. The package of a test
+# includes its server, since bin/tally counts tests by their names.
+test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
 	go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
 	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
@@ -59,33 +58,34 @@ test: ## Format, vet, lint, unit and integration tests (a part: SUITE=unit or in
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed
 
-bench: ## The engine measured beside one that does nothing, on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
+bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
 	@go run ./test/bench $(BENCH)
 
-build: ## The plugin, into bin/ (VERSION=vX.Y.Z sets what it says it is)
-	$(GO_BUILD) -o bin/$(MODULE) ./cmd/$(MODULE)
+build: ## Build the plugin and openai-broker into bin/ (VERSION=vX.Y.Z sets their version)
+	@for program in $(PROGRAMS); do echo "bin/$$program"; $(GO_BUILD) -o bin/$$program ./cmd/$$program; done
 
-# The image's date is the commit's, so that it does not depend on when it is
-# made; the commit is told by a label and not by Go's version-control stamp, which
-# differs where a file lies beside the sources.
+# The image's date is that of the commit, so that the build is reproducible; the commit is
+# in a label instead of Go's version-control stamp, which changes with untracked files.
 ARCH ?= $(shell go env GOARCH)
 DIST ?= dist
 image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
-image: ARCHIVE = $(DIST)/$(MODULE)_$(VERSION:v%=%)_linux_$(ARCH).oci.tar
-image: ## The container image, into dist/ and into Docker where it runs (VERSION=, ARCH=arm64); nothing is pulled
-	@GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$(MODULE) ./cmd/$(MODULE)
-	@cd tools/release && GOOS= GOARCH= go run ./image -binary $(abspath $(DIST)/linux_$(ARCH)/$(MODULE)) -version $(VERSION) -arch $(ARCH) \
-	  -revision "$$(git rev-parse HEAD 2>/dev/null)$$(git status --porcelain --untracked-files=normal 2>/dev/null | sed -n '1s/.*/-dirty/p')" \
-	  -o $(abspath $(ARCHIVE))
-	@echo "$(ARCHIVE)"
-	@if [ "$$(docker version -f '{{.Server.Arch}}' 2>/dev/null)" = $(ARCH) ]; then \
-	  docker load -q -i $(ARCHIVE); docker image inspect -f '{{.Id}}' $(MODULE):$(VERSION:v%=%); \
-	  else echo "not loaded: no Docker engine for $(ARCH) answers"; fi
+image: ## Build the container images into dist/, and load them into Docker if available (VERSION=, ARCH=arm64); pulls nothing
+	@revision="$$(git rev-parse HEAD 2>/dev/null)$$(git status --porcelain --untracked-files=normal 2>/dev/null | sed -n '1s/.*/-dirty/p')"; \
+	docker="$$(docker version -f '{{.Server.Arch}}' 2>/dev/null || true)"; \
+	for program in $(PROGRAMS); do \
+	  archive=$(DIST)/$${program}_$(VERSION:v%=%)_linux_$(ARCH).oci.tar; \
+	  GOOS=linux GOARCH=$(ARCH) $(GO_BUILD) -buildvcs=false -o $(DIST)/linux_$(ARCH)/$$program ./cmd/$$program; \
+	  (cd tools/release && GOOS= GOARCH= go run ./image -name $$program -binary $(abspath $(DIST))/linux_$(ARCH)/$$program -version $(VERSION) \
+	    -arch $(ARCH) -revision "$$revision" -o $(abspath $(DIST))/$${archive##*/}); \
+	  echo "$$archive"; \
+	  if [ "$$docker" = $(ARCH) ]; then docker load -q -i $$archive; docker image inspect -f '{{.Id}}' $$program:$(VERSION:v%=%); \
+	  else echo "not loaded: no Docker engine for $(ARCH) available"; fi; \
+	done
 
-release: ## All binaries, SBOMs and sums, into dist/ (VERSION=vX.Y.Z; COSIGN_KEY or GPG_KEY signs)
+release: ## Build all binaries, SBOMs and checksums into dist/ (VERSION=vX.Y.Z; COSIGN_KEY or GPG_KEY signs)
 	@cd tools/release && GOOS= GOARCH= go run . -root ../.. -version '$(VERSION)'
 
-lint: $(LINT) $(ACTIONS) ## Format check, go vet, the order of the files, golangci-lint, actionlint and shellcheck (FIX=1 repairs what it can)
+lint: $(LINT) $(ACTIONS) ## Run the format check, go vet, tools/layout, golangci-lint, actionlint and shellcheck (FIX=1 fixes what it can)
 	@$(if $(FIX),$(LINT) fmt)
 	@failed=0; \
 	unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "Not formatted (make lint FIX=1):"; echo "$$unformatted"; failed=1; fi; \
@@ -95,24 +95,24 @@ lint: $(LINT) $(ACTIONS) ## Format check, go vet, the order of the files, golang
 	  (cd $$module && $(CURDIR)/$(LINT) run --allow-serial-runners $(if $(FIX),--fix) ./...) || failed=1; done; \
 	$(ACTIONS) .github/workflows/*.yml || failed=1; \
 	if command -v shellcheck >/dev/null; then shellcheck -x .ci/run scripts/*.sh || failed=1; \
-	else echo "shellcheck is not installed: the scripts were not checked"; fi; \
+	else echo "shellcheck is not installed; scripts not checked"; fi; \
 	exit $$failed
 
-fuzz: ## The simulated world for an hour (WORLD=10m for less), and every fuzz target for 30 s (FUZZTIME=2m for longer)
+fuzz: ## Run the simulated world for an hour (WORLD=10m for less), and every fuzz target for 30 s (FUZZTIME=2m for longer)
 	go test ./test/simulation -run '^TestWorld$$' -timeout 0 -for $${WORLD:-1h} -v
 	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sort | while IFS=: read -r file func; do \
 	  name=$${func#func }; echo "== $$name ($$(dirname "$$file"))"; \
 	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $${FUZZTIME:-30s} "$$(dirname "$$file")"; \
 	done
 
-vuln: $(VULN) ## Known vulnerabilities in what the plugin is built from, but for those that tools/vuln accepts (asks vuln.go.dev)
+vuln: $(VULN) ## Check for known vulnerabilities that tools/vuln does not accept (queries vuln.go.dev)
 	@$(VULN) -format json ./... | go run ./tools/vuln
 
-clean: ## Remove bin/ (with the Vault server that was built, if one was) and dist/
+clean: ## Remove bin/ (including a built Vault server) and dist/
 	rm -rf bin dist
 
-# Tools live in modules of their own, so that their few hundred dependencies are
-# not ours (and actionlint's YAML not golangci-lint's). They are rebuilt when the pins move.
+# Tools have their own modules, so that their dependencies are separate from the plugin's
+# and from each other. They are rebuilt when their pins change.
 $(LINT): tools/lint/go.mod
 	@echo "Building golangci-lint from tools/lint (a few minutes, once)"
 	@cd tools/lint && go build -buildvcs=false -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

@@ -1,33 +1,34 @@
 // Package openaisecrets is a HashiCorp Vault secrets engine that leases OpenAI
-// API keys: a read of creds/<role> makes a project service account, and the
-// end of the lease deletes it.
+// API keys: a read of creds/<role> creates a project service account, and the
+// revocation of the lease deletes it.
 //
-// An entity is a noun and has a file of that name: its entry, storage and rules. A
-// surface is path_<noun>.go. Work is a verb or a worker, in a file of its own. What
-// knows no backend is in internal/, and the Admin API in client/.
+// An entity (its entry, storage and rules) is in the file of its name, an API path in
+// path_<noun>.go, and each operation or worker in its own file. Code that does not
+// depend on the backend is in internal/, and the Admin API client in client/.
 //
-// No two files use each other, apart from this one, which wires them together. From
-// the files that use others to those that are used:
+// No two files use each other, except that this one wires them together. From the files
+// that use others to those that are used:
 //
-//   - the paths: path_metrics, path_config, path_rotate, path_static_creds,
-//     path_static_roles, path_tidy, path_creds, path_roles, path_projects, and
-//     secret_creds, what Vault does to a lease;
-//   - work that nobody asks for: drain, worker, rotation_manager, static_worker,
-//     tidy with tidy_absence and tidy_state, wal;
-//   - verbs: rotation and superseded (the admin key), static_rotate;
-//   - entities: static_queue, static_role, community_lease, credential, wal_index,
-//     unmount, proof, snapshot, key_use, project, mount, role_cache, community,
-//     role, rotation_state, config, schedule;
-//   - what all use: metrics, events, write, request, limits, version.
+//   - paths: path_metrics, path_config, path_rotate, path_static_creds,
+//     path_static_roles, path_tidy, path_creds, path_roles, path_projects,
+//     path_usage, secret_creds;
+//   - background work: drain, worker, spend_check, pool_worker, rotation_manager, static_worker,
+//     static_check, tidy, tidy_absence, tidy_state, wal, usage_refresh;
+//   - verbs: rotation, superseded, static_rotate;
+//   - entities: usage_report, usage_record, usage_costs, static_queue, static_role,
+//     static_missing, community_lease, pool,
+//     role_state, credential, wal_index, unmount, guardrails, proof, snapshot, key_use, project, mount,
+//     role_cache, community, role_pool, role, role_spend, rotation_state, config;
+//   - used by all: write, request, entry, limits, product, version.
 //
-// tools/layout holds this order; its order.txt has it in full.
+// tools/layout checks this order, and that this list and its order.txt agree.
 package openaisecrets
 
-// This file owns the backend: how it is put together, the way of each request into it,
-// and what runs once a minute.
+// This file owns the backend: its assembly, the entry point of each request, and the
+// periodic function.
 //
-// What must stay true: nothing is written to storage before the first request (Vault
-// refuses writes during setup).
+// What must stay true: nothing is written to storage before the first request, because
+// Vault rejects writes during setup.
 
 import (
 	"context"
@@ -47,17 +48,20 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/events"
+	"vault-plugin-secrets-openai/internal/job"
+	"vault-plugin-secrets-openai/internal/metrics"
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
 const backendHelp = `
 The OpenAI secrets engine leases OpenAI API keys. Each read of creds/<role>
-makes a service account of its own in the role's project and returns its key;
-when the lease ends the account is deleted, and should Vault be gone by then
-the key expires at OpenAI by itself.
+creates a service account in the role's project and returns its key. The engine
+deletes the account when the lease expires or is revoked. If Vault is
+unavailable then, the key still expires at OpenAI.
 
-Start with an admin key of the organization, which an organization owner makes
-with the permission "Organization Administration: Write" at
+To get started, have an organization owner create an admin key with the
+permission "Organization Administration: Write" at
 ` + adminKeysPage + `:
 
     $ vault write openai/config admin_api_key=@admin-key.txt
@@ -67,45 +71,51 @@ with the permission "Organization Administration: Write" at
         scopes=api.model.read,api.model.request,api.responses.write
     $ vault read openai/creds/my-app
 
-The second command replaces the key that you pasted: afterwards nobody but the
-engine knows the admin key. scopes say what a role's keys may do, and OpenAI
-enforces them; without any they may do all that their account may.
+The second command replaces the key that you pasted; after it, only Vault knows
+the admin key. The scopes limit what the keys of a role can do, and OpenAI
+enforces them. A key without scopes can do everything that its account can do.
 
-For a consumer that cannot renew a lease, a static role keeps one account whose
-key is replaced on a schedule:
+For a consumer that cannot renew leases, a static role manages one account and
+rotates its key on a schedule:
 
     $ vault write openai/static-roles/batch project_id=proj_... rotation_period=24h
     $ vault read openai/static-creds/batch
 
-What a crash has left at OpenAI, "vault write openai/tidy" finds; the engine
-sweeps it up by itself, too. "vault path-help openai/<path>" explains each path.
+"vault write openai/tidy" finds accounts and keys that a crash left at OpenAI;
+the engine also runs tidy every tidy_interval. For help with a path, run
+"vault path-help openai/<path>".
 `
 
-// Factory builds the backend for one mount. Vault calls it for registration,
-// too, with neither storage nor a system view that answers.
+// Factory builds the backend for one mount. Vault also calls it during registration,
+// without storage and with a system view that does not answer.
 func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
 	return World{}.Factory(ctx, conf)
 }
 
-// World is what test/simulation replaces around a backend. The zero value is the
-// real world; no setting and no environment variable reaches it.
+// World holds the dependencies that test/simulation replaces. The zero value selects
+// the real ones; no setting and no environment variable changes it.
 type World struct {
 	Now  func() time.Time
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // to OpenAI
+	// Getenv reads the environment of the server, which tells its product.
+	Getenv func(string) string
 }
 
-// Factory is the package's, in this world.
+// Factory is like the package's Factory, with the dependencies of w.
 func (w World) Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
-	b := newBackend() //nolint:contextcheck // what it starts outlives this call
+	b := newBackend()
 	b.dial = w.Dial
 	if w.Now != nil {
 		b.now = w.Now
 	}
+	if w.Getenv != nil {
+		b.getenv = w.Getenv
+	}
 	if err := b.Setup(ctx, conf); err != nil {
 		return nil, err
 	}
-	if err := b.metrics.configure(os.Getenv); err != nil {
-		b.Logger().Warn("metrics are not sent as the environment asks for", "error", err)
+	if err := b.metrics.Configure(os.Getenv); err != nil {
+		b.Logger().Warn("metrics environment variables are invalid; the invalid ones are ignored", "error", err)
 	}
 	return b, nil
 }
@@ -119,66 +129,74 @@ type backend struct {
 	// before one is not installed after it.
 	generation uint64
 
-	// tagLock is held while the mount's tag is made, once in a mount's life.
-	tagLock sync.Mutex
-	// longestLock is held while the longest lease is raised: roles are written in
-	// parallel.
-	longestLock sync.Mutex
+	// entries has a lock for each storage entry that requests and jobs change without
+	// another lock: the mount tag, the longest lease, and the records of projects.
+	entries *job.NameLocks
 
-	// lifetime ends with the backend, by end.
+	// cancel ends lifetime.
 	lifetime context.Context
-	end      context.CancelFunc
+	cancel   context.CancelFunc
 
-	// configLock is a mutex of one slot whose wait honours a context.
+	// configLock is a mutex, as a channel so that waiting honors a context.
 	configLock chan struct{}
 
-	unmount
-	// drainEnds is drainEnd's, nil before the first disabling.
-	drainEnds atomic.Pointer[time.Time]
+	*unmount
 
-	roles *roleCache
-	// pace is what is known of OpenAI's rate limits.
-	pace *client.Pace
-	work *background
-	wal  *walIndex
-	// rotation is what this process knows of the schedule beyond the config.
-	rotation *rotationState
-	// uses is when this process last used its admin keys, and ending has the IDs of
-	// superseded ones that are being deleted.
+	roles       *roleCache
+	rateLimiter *client.RateLimiter
+	work        *background
+	pools       *pools
+	guards      *guards
+	states      *roleStates
+	doomed      doomedKeys
+	// poolsUsed is set if a role of the mount has or has had a pool.
+	poolsUsed atomic.Bool
+	wal       *walIndex
+	rotation  *rotationState
+	// uses has the time at which this process last used each of its admin keys, and
+	// deleting the IDs of superseded ones whose deletion is in progress.
 	uses     keyUses
-	ending   sync.Map
+	deleting sync.Map
 	unseen   unseen
 	static   *staticState
+	checks   staticChecks
 	renewals renewals
-	// deleted has the IDs of what OpenAI has told this process that it deleted.
+	// deleted has the IDs whose deletion OpenAI confirmed to this process.
 	deleted *lru.Cache[string, struct{}]
 	tidy    tidyState
-	metrics *meters
-	notices *notices
+	usage   *usageRecords
+	reports *usageReports
+	// spending has the costs that the metrics show.
+	spending *usageRefresh
+	metrics  *metrics.Meters
+	events   *events.Queue
 
-	// storage is the mount's, for what Vault asks for without a request.
+	// storage serves Vault's calls that carry no request.
 	storage logical.Storage
 
-	now  func() time.Time
-	dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil = the client's
-	// settling is notFinalBefore, but for tests.
+	now func() time.Time
+	// getenv is os.Getenv, except in tests.
+	getenv func(string) string
+	dial   func(ctx context.Context, network, addr string) (net.Conn, error) // nil selects the client's
+	// settling is notFinalBefore, which tests shorten.
 	settling atomic.Int64
 }
 
 func newBackend() *backend {
-	b := &backend{configLock: make(chan struct{}, 1), roles: newRoleCache(), pace: client.NewPace(), work: newBackground(), wal: newWALIndex(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), unmount: unmount{getenv: os.Getenv}, metrics: newMeters(tidyFinished, tidyError, tidyCancelled), notices: newNotices(), now: time.Now}
-	b.lifetime, b.end = context.WithCancel(context.Background())
+	b := &backend{configLock: make(chan struct{}, 1), entries: job.NewNameLocks(), roles: newRoleCache(), rateLimiter: client.NewRateLimiter(), work: newBackground(), pools: newPools(), guards: newGuards(), states: newRoleStates(), wal: newWALIndex(), rotation: newRotationState(), static: newStaticState(), renewals: newRenewals(), deleted: newDeleted(), usage: newUsageRecords(), reports: newUsageReports(), spending: &usageRefresh{}, metrics: metrics.New(tidyFinished, tidyError, tidyCancelled), now: time.Now, getenv: os.Getenv}
+	b.unmount = newUnmount(func() bool { return b.System().Tainted() }, func() time.Time { return b.now() }, func() bool { return isOpenBao(b.getenv) })
+	b.lifetime, b.cancel = context.WithCancel(context.Background())
 	b.settling.Store(int64(notFinalBefore))
-	b.notices.start = sync.OnceFunc(func() { go b.tell() })
+	b.events = events.New(b.lifetime, b)
 	b.Backend = &framework.Backend{
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
 		RunningVersion: version,
 		PathsSpecial: &logical.Paths{
 			SealWrapStorage: []string{configStorageKey, staticStoragePrefix},
-			// The journal describes what this cluster made; a performance
-			// secondary must be able to write its own.
-			LocalStorage: []string{framework.WALPrefix},
+			// The WAL and the usage records are of what this cluster created, and
+			// verdicts and states of roles follow what OpenAI told it; a performance secondary must be able to write its own.
+			LocalStorage: []string{framework.WALPrefix, usageStoragePrefix, verdictStoragePrefix, stateStoragePrefix},
 		},
 		Paths: []*framework.Path{
 			b.pathConfig(),
@@ -192,6 +210,8 @@ func newBackend() *backend {
 			b.pathStaticCreds(),
 			b.pathRotateRole(),
 			b.pathProjects(),
+			b.pathProject(),
+			b.pathUsage(),
 			b.pathTidy(),
 			b.pathTidyStatus(),
 			b.pathTidyCancel(),
@@ -202,88 +222,102 @@ func newBackend() *backend {
 		PeriodicFunc:     b.periodic,
 		RotateCredential: b.rotateCredential,
 		Clean: func(ctx context.Context) {
-			b.end()
-			b.endStaticRoles(ctx)
+			b.cancel()
+			b.lastFlush(ctx)
+			b.deleteStaticRoles(ctx)
 			b.dropSnapshot()
-			b.metrics.push.close()
+			b.metrics.Close()
 		},
 	}
 	return b
 }
 
-// Setup is framework.Backend's, which forgets the storage.
+// Setup keeps the storage, which framework.Backend does not.
 func (b *backend) Setup(ctx context.Context, conf *logical.BackendConfig) error {
 	b.storage = conf.StorageView
-	calm := *conf
-	if conf.System != nil {
-		calm.System = &sysview.CachedView{SystemView: conf.System}
+	if isOpenBao(b.getenv) {
+		nameCLIInHelp(b.Backend)
 	}
-	return b.Backend.Setup(ctx, &calm)
+	cached := *conf
+	if conf.System != nil {
+		cached.System = &sysview.CachedView{SystemView: conf.System}
+	}
+	return b.Backend.Setup(ctx, &cached)
 }
 
-// invalidate is called by Vault where storage changed under this node.
+// invalidate drops cached values. Vault calls it when another node changed storage.
 func (b *backend) invalidate(_ context.Context, key string) {
 	if key == configStorageKey || key == mountStorageKey {
 		b.dropSnapshot()
 	}
 	if strings.HasPrefix(key, staticStoragePrefix) {
 		b.static.forget()
+		b.states.compareAgain()
+	}
+	if project, ok := strings.CutPrefix(key, verdictStoragePrefix); ok {
+		b.guards.forget(project)
+	}
+	if label, ok := strings.CutPrefix(key, stateStoragePrefix); ok {
+		b.states.forget(label)
 	}
 	for _, prefix := range []string{roleStoragePrefix, communityRolePrefix} {
 		if name, ok := strings.CutPrefix(key, prefix); ok {
 			b.roles.forget(name)
+			b.states.compareAgain()
+			b.rereadPool(name)
 		}
 	}
 }
 
-// periodic is called once a minute. Vault holds its state lock meanwhile, so
-// the work itself is the worker's, except when the mount is being disabled:
-// then there is no later.
+// periodic is called by Vault once a minute. Vault holds its state lock during the
+// call, so workers do the work, except when the mount is being disabled: there is no
+// later call.
 func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	if !b.mayWriteLocally() {
 		return nil
 	}
 	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
-	b.draining.Store(tainted)
-	b.taint.look(tainted)
+	b.unmount.look(tainted)
 	if tainted {
+		b.closePools()
+		b.releaseDoomed()
 		ctx, cancel := context.WithTimeout(ctx, drainBudget)
 		defer cancel()
 		if err := b.rotation.look.End(ctx); err != nil {
 			return err
 		}
-		if err := b.static.pass.End(ctx); err != nil {
+		if err := b.static.worker.End(ctx); err != nil {
 			return err
 		}
 		return b.drain(ctx, req)
 	}
 	if b.WriteSafeReplicationState() {
-		b.kickSchedule(req)
-		b.kickStatic(req)
+		b.startSchedule(req)
+		b.startStaticWorker(req)
 	}
-	b.kick(req) //nolint:contextcheck // the worker outlives the tick that starts it
+	b.startJobs(req) //nolint:contextcheck // the worker outlives the tick that starts it
 	return nil
 }
 
-// HandleExistenceCheck is framework.Backend's for the path alone: whether
-// something exists does not depend on the data, and what is wrong with that is
-// for HandleRequest to say. Here it would be an internal error that quotes it.
+// HandleExistenceCheck checks the path without the request's data: existence does not
+// depend on it, and framework.Backend would report invalid data here as an internal
+// error that quotes it. HandleRequest validates the data.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (bool, bool, error) {
 	if !storable(req.Path) {
 		return false, false, nil
 	}
-	bare := *req // the request itself comes again
+	bare := *req // Vault uses the request again
 	bare.Data = nil
 	checked, exists, err := b.Backend.HandleExistenceCheck(ctx, &bare)
 	if err != nil && client.HoldsKey(err.Error()) {
-		err = errors.New("checking whether the entry exists has failed")
+		err = errors.New("failed to check whether the entry exists")
 	}
 	return checked, exists, err
 }
 
-// HandleRequest is framework.Backend's, on data of which each value has its
-// field's type and one spelling.
+// HandleRequest rejects misplaced keys and normalizes the data before
+// framework.Backend handles the request.
 func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	if problem, err := b.checkKeys(ctx, req); problem != "" || err != nil {
 		if err != nil {
@@ -295,31 +329,34 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if problem != "" {
 		return logical.ErrorResponse("%s", problem), nil
 	}
-	b.metrics.push.seen(req)
+	b.metrics.Seen(req.MountPoint)
 	done := b.watch(ctx, req)
 	resp, err := b.Backend.HandleRequest(ctx, req)
 	done(resp, err)
-	if err != nil && client.HoldsKey(req.Path) { // of what was stored before the rule
+	if err != nil && client.HoldsKey(req.Path) { // an entry stored before checkKeys existed
 		err = errors.New(client.HideKeys(err.Error()))
 	}
 	if req.Operation == logical.HelpOperation && resp != nil {
 		keepReferences(resp)
 	}
+	if isOpenBao(b.getenv) {
+		nameCLI(resp)
+	}
 	if len(ignored) > 0 && err == nil && !resp.IsError() {
 		if resp == nil {
 			resp = &logical.Response{}
 		}
-		resp.AddWarning("Ignored fields that only a read shows: " + strings.Join(ignored, ", "))
+		resp.AddWarning("Ignored read-only fields: " + strings.Join(ignored, ", "))
 	}
 	return resp, err
 }
 
-// checkKeys says which part of a request holds a key that does not belong there,
-// "" for none, without quoting it.
+// checkKeys returns the reason to reject a request that has a key in the wrong place,
+// without quoting the key; "" if there is none.
 func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem string, err error) {
-	switch req.Operation { //nolint:exhaustive // the others send text
+	switch req.Operation { //nolint:exhaustive // the others carry a client's data
 	case logical.RevokeOperation, logical.RenewOperation, logical.RollbackOperation:
-		return "", nil // what they send is the engine's own
+		return "", nil // they carry the engine's own data
 	}
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
 		if problem := misplacedKey(name, req.Data[name]); problem != "" {
@@ -329,25 +366,25 @@ func (b *backend) checkKeys(ctx context.Context, req *logical.Request) (problem 
 	if !client.HoldsKey(req.Path) {
 		return "", nil
 	}
-	// What was stored before the rule is read and deleted, and nothing else.
+	// An entry stored before this check existed can still be read and deleted.
 	where, name, _ := strings.Cut(req.Path, "/")
 	for _, prefix := range entriesAt[where] {
 		entry, err := req.Storage.Get(ctx, prefix+name)
 		if err != nil {
-			return "", errors.New("reading the role that the path names has failed")
+			return "", errors.New("failed to read the role that the path names")
 		}
 		switch {
 		case entry == nil:
 		case strings.HasSuffix(where, "roles") && (req.Operation == logical.ReadOperation || req.Operation == logical.DeleteOperation):
 			return "", nil
 		default:
-			return "the name of this role has the form of an API key, so it can only be listed, read and deleted; write the role under another name", nil
+			return "the role name has the form of an API key, so the role can only be listed, read, and deleted; create the role under another name", nil
 		}
 	}
-	return "the path contains an API key; revoke that key, because Vault's audit log has paths in clear text", nil
+	return "the path contains an API key; revoke that key, because Vault's audit log records paths in plaintext", nil
 }
 
-// entriesAt are the storage prefixes of what the paths with a name use.
+// entriesAt has the storage prefixes of the entries behind each path with a name.
 var entriesAt = map[string][]string{
 	"roles":        {roleStoragePrefix, communityRolePrefix},
 	"creds":        {roleStoragePrefix, communityRolePrefix},
@@ -356,8 +393,8 @@ var entriesAt = map[string][]string{
 	"rotate-role":  {staticStoragePrefix},
 }
 
-// misplacedKey says that a field, given or unknown, holds a key and may not, ""
-// when all is well. Only admin_api_key may, and only as one string.
+// misplacedKey returns the reason to reject a field, known or unknown, that holds a
+// key; "" if it may. Only admin_api_key may, and only as one string.
 func misplacedKey(name string, value any) (problem string) {
 	text, isText := value.(string)
 	if !isText {
@@ -365,11 +402,11 @@ func misplacedKey(name string, value any) (problem string) {
 	}
 	switch {
 	case client.HoldsKey(name):
-		return "the name of a field contains an API key; nothing was stored, revoke that key"
+		return "a field name contains an API key; nothing was stored; revoke that key"
 	case name == "admin_api_key" && !isText && value != nil:
-		return name + " must be one string"
+		return name + " must be a string"
 	case name != "admin_api_key" && client.HoldsKey(text):
-		return fmt.Sprintf("%.64q contains an API key; nothing was stored. Only admin_api_key of the config takes one, and a key that was sent in another field should be revoked", name)
+		return fmt.Sprintf("field %.64q contains an API key; nothing was stored; revoke that key, and send an API key only in admin_api_key of the config", name)
 	}
 	return ""
 }

@@ -6,14 +6,13 @@ package openaisecrets
 //
 // The storage counts its operations and takes no time. The simulator runs in the
 // same process, so that B/op and allocs/op are its own, too: they compare one
-// state of the engine with another, and say nothing by themselves.
+// state of the engine with another, and mean nothing alone.
 
 import (
 	"context"
 	"encoding/json"
 	"io"
 	"strconv"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,44 +23,18 @@ import (
 	"vault-plugin-secrets-openai/internal/naming"
 )
 
-// countingStorage is in-memory storage that counts what is asked of it.
-type countingStorage struct {
-	logical.InmemStorage
-	operations atomic.Int64
-}
-
-func (s *countingStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	s.operations.Add(1)
-	return s.InmemStorage.Get(ctx, key)
-}
-
-func (s *countingStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	s.operations.Add(1)
-	return s.InmemStorage.Put(ctx, entry)
-}
-
-func (s *countingStorage) Delete(ctx context.Context, key string) error {
-	s.operations.Add(1)
-	return s.InmemStorage.Delete(ctx, key)
-}
-
-func (s *countingStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	s.operations.Add(1)
-	return s.InmemStorage.List(ctx, prefix)
-}
-
 // rig is a configured mount with the role "app", without the harness's checks,
 // which cost more than what they check.
 type rig struct {
 	b       *testing.B
 	backend *backend
-	storage *countingStorage
+	storage *watchedStorage
 	sim     *openaitest.Server
 }
 
 func newRig(b *testing.B) *rig {
 	b.Helper()
-	r := &rig{b: b, storage: &countingStorage{}, sim: openaitest.Start(b, openaitest.Options{})}
+	r := &rig{b: b, storage: &watchedStorage{Storage: &logical.InmemStorage{}}, sim: openaitest.Start(b, openaitest.Options{})}
 	r.sim.KeepAll()
 	r.backend = newBackend()
 	err := r.backend.Setup(context.Background(), &logical.BackendConfig{

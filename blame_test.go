@@ -1,8 +1,8 @@
 package openaisecrets
 
-// Each path meets each kind of refusal. An error blames only what OpenAI blames. Its
-// status tells whether the caller, the operator or OpenAI must act, and it carries
-// the original message and request ID.
+// Each kind of rejection on each path. An error blames only what OpenAI blames. Its
+// status shows whether the client, the operator, or OpenAI must act, and it contains the
+// original message and request ID.
 
 import (
 	"fmt"
@@ -16,31 +16,31 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// The texts by which an answer blames something.
+// The parts of error messages that name a cause.
 const (
-	blamesKey          = "the engine's admin key is refused"
-	blamesNewKey       = "does not accept this admin_api_key"
-	blamesPermission   = "the engine's admin key lacks a permission"
-	blamesItsScope     = "the admin key lacks a permission"
+	blamesKey          = "OpenAI rejects the engine's admin key"
+	blamesNewKey       = "rejects this admin_api_key"
+	blamesPermission   = "the engine's admin key requires the permission"
+	blamesItsScope     = "the admin key requires the permission"
 	blamesOrganization = "organization_id"
 	blamesHost         = "api_endpoint"
 	blamesAddress      = "IP address"
-	blamesPolicy       = "a setting of the organization or the project"
-	blamesProxy        = "the HTTP proxy does not let the call pass"
-	blamesStranger     = "not in OpenAI's form"
-	blamesNobody       = "refused by 127.0.0.1"
-	blamesExpiry       = "does not know expires_in_seconds"
+	blamesPolicy       = "a setting of the organization or project"
+	blamesProxy        = "the HTTP proxy rejects the request"
+	blamesStranger     = "not in OpenAI's error format"
+	blamesNobody       = "rejected the request"
+	blamesExpiry       = "does not support expires_in_seconds"
 	blamesLifetime     = "longer than a policy"
 )
 
 var allBlames = []string{blamesKey, blamesNewKey, blamesPermission, blamesItsScope, blamesOrganization, blamesHost, blamesAddress, blamesPolicy,
-	blamesProxy, blamesStranger, blamesExpiry, blamesLifetime, "write a working one"}
+	blamesProxy, blamesStranger, blamesExpiry, blamesLifetime, "write a valid admin_api_key"}
 
-// refusal is an answer to a call with the admin key.
+// refusal is a response to a call with the admin key.
 type refusal struct {
 	status int
 	body   string
-	// blames and inConfig are what an answer must blame, and one to a config write.
+	// blames and inConfig are what an error must blame, in general and of a config write.
 	blames, inConfig []string
 	// want and wantConfig are the statuses of the two; 500 is an error with its cause.
 	want, wantConfig int
@@ -59,7 +59,7 @@ func refusals() map[string]refusal {
 		incorrect = "Incorrect API key provided: sk-admin*****wxyz. You can find your API key at https://platform.openai.com/account/api-keys."
 		regional  = "Attempted to access resource with incorrect regional hostname. Please make your request to eu.api.openai.com"
 	)
-	key := refusal{want: 500, wantConfig: 400, blames: []string{blamesKey, "write a working one"}, inConfig: []string{blamesNewKey}}
+	key := refusal{want: 500, wantConfig: 400, blames: []string{blamesKey, "write a valid admin_api_key"}, inConfig: []string{blamesNewKey}}
 	permission := refusal{want: 500, wantConfig: 400, blames: []string{blamesPermission}, inConfig: []string{blamesItsScope}}
 	organization := refusal{want: 502, wantConfig: 400, blames: []string{blamesOrganization}, inConfig: []string{blamesOrganization}}
 	host := refusal{want: 502, wantConfig: 400, blames: []string{blamesHost, "eu.api.openai.com"}, inConfig: []string{blamesHost, "eu.api.openai.com"}}
@@ -109,9 +109,9 @@ func refusals() map[string]refusal {
 	}
 }
 
-// statusOf is the HTTP status that Vault gives an answer.
+// statusOf returns the HTTP status of Vault's response.
 func statusOf(resp *logical.Response, err error) int {
-	switch coded := err.(type) { //nolint:errorlint // as over the plugin protocol, which sees the outermost alone
+	switch coded := err.(type) { //nolint:errorlint // the plugin protocol sees only the outermost error
 	case nil:
 		if resp.IsError() {
 			return 400
@@ -151,7 +151,7 @@ func requireBlames(t *testing.T, text string, blames ...string) {
 	}
 }
 
-func TestBlame_EveryPathBlamesOnlyWhatOpenAIBlames(t *testing.T) {
+func TestBlame_EveryPath(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -210,8 +210,8 @@ func TestBlame_EveryPathBlamesOnlyWhatOpenAIBlames(t *testing.T) {
 	}
 }
 
-// The create of a key has worked, and the call that restricts it is refused.
-func TestBlame_ARefusalInTheMiddleOfAnIssue(t *testing.T) {
+// The create of a key succeeds, and the call that restricts it is rejected.
+func TestBlame_ErrorDuringACredentialRequest(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -231,7 +231,7 @@ func TestBlame_ARefusalInTheMiddleOfAnIssue(t *testing.T) {
 				require.Equal(t, r.want, statusOf(resp, err), "%s: %s", path, text)
 				requireBlames(t, text, r.blames...)
 				require.Contains(t, text, r.said, path)
-				require.Contains(t, text, "could not be restricted", path)
+				require.Contains(t, text, "restricting the key", path)
 			}
 			h.sim.ClearFaults()
 			h.must(h.remove("static-roles/batch"))
@@ -241,15 +241,15 @@ func TestBlame_ARefusalInTheMiddleOfAnIssue(t *testing.T) {
 	}
 }
 
-// What is refused after a rotation has made its key is the new key, or the call.
-func TestBlame_ARotationBlamesTheNewKeyOnlyOnOpenAIsWord(t *testing.T) {
+// A rejection after a rotation created its key concerns the new key or the call.
+func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault openaitest.Fault
 		says  string
 	}{
 		"OpenAI does not know it": {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, "the new admin key does not work"},
-		"a firewall's page":       {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, "the new admin key could not be verified"},
+		"a firewall's page":       {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, "verifying the new admin key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -259,7 +259,7 @@ func TestBlame_ARotationBlamesTheNewKeyOnlyOnOpenAIsWord(t *testing.T) {
 			resp, err := h.write("config/rotate", nil)
 			require.Equal(t, 502, statusOf(resp, err))
 			require.ErrorContains(t, err, test.says)
-			require.NotContains(t, err.Error(), blamesKey, "that one stays in force")
+			require.NotContains(t, err.Error(), blamesKey, "that one stays active")
 			h.sim.ClearFaults()
 			h.tick()
 			require.Len(t, h.adminKeyIDs(), 1)
@@ -267,7 +267,7 @@ func TestBlame_ARotationBlamesTheNewKeyOnlyOnOpenAIsWord(t *testing.T) {
 	}
 }
 
-func TestBlame_AnAPIWithoutExpiry(t *testing.T) {
+func TestBlame_APIWithoutExpiry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ExpiryUnknown: true})
 	h.must(h.write("config", map[string]any{"rotation_period": "720h"}))
@@ -275,7 +275,7 @@ func TestBlame_AnAPIWithoutExpiry(t *testing.T) {
 	requireBlames(t, text, blamesExpiry, "api_endpoint", "key_expiry=none", "Unknown parameter: 'expires_in_seconds'")
 	require.NotContains(t, text, "max_ttl")
 	text = h.refused(h.write("static-roles/new", fields{"project_id": h.project, "rotation_period": "24h"}))
-	requireBlames(t, text, blamesExpiry, "api_endpoint", "static roles need it")
+	requireBlames(t, text, blamesExpiry, "api_endpoint", "static roles require key expiry")
 	text = h.refused(h.write("config/rotate", nil))
 	requireBlames(t, text, blamesExpiry, "api_endpoint")
 	h.role(map[string]any{"key_expiry": "none"})
@@ -284,7 +284,7 @@ func TestBlame_AnAPIWithoutExpiry(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestResidency_TheKeyIsHandedOutWithItsHost(t *testing.T) {
+func TestResidency_KeyIsReturnedWithItsHost(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
 		t.Run(kind, func(t *testing.T) {
@@ -324,21 +324,21 @@ func TestResidency_TheKeyIsHandedOutWithItsHost(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestActivationFailure_WarnHandsTheKeyOut(t *testing.T) {
+func TestActivationFailure_WarnReturnsTheKey(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct {
 		openaitest.Fault
 		says []string
 	}{
-		"they are down":   {openaitest.Fault{Status: 503, Message: "we broke"}, []string{"it is unknown", "server error", "we broke"}},
-		"nobody answers":  {openaitest.Fault{Kind: openaitest.FaultReset}, []string{"it is unknown", "no answer"}},
-		"a firewall":      {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, []string{"it is unknown", "refused by 127.0.0.1", "Stop"}},
-		"not this node":   {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "not you"}, []string{"it is unknown", "IP address", "not you"}},
-		"it is not known": {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, []string{"OpenAI does not accept the new key after 1s", "Incorrect API key"}},
+		"they are down":   {openaitest.Fault{Status: 503, Message: "we broke"}, []string{"the engine could not verify", "server error", "we broke"}},
+		"nobody answers":  {openaitest.Fault{Kind: openaitest.FaultReset}, []string{"the engine could not verify", "no answer"}},
+		"a firewall":      {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, []string{"the engine could not verify", "rejected the call", "Stop"}},
+		"not this node":   {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "not you"}, []string{"the engine could not verify", "IP address", "not you"}},
+		"it is not known": {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, []string{"OpenAI did not accept the new key within 1s", "Incorrect API key"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Where a try is answered in time, however busy the machine is.
+			// In a synctest bubble, a probe is answered in time on a busy machine.
 			inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 				h.configure(nil)
 				fault.Route = routeModels
@@ -352,7 +352,7 @@ func TestActivationFailure_WarnHandsTheKeyOut(t *testing.T) {
 					require.ErrorContains(t, err, said)
 				}
 				if name != "it is not known" {
-					require.NotContains(t, err.Error(), "does not accept the new key")
+					require.NotContains(t, err.Error(), "did not accept the new key")
 				}
 				require.NotContains(t, err.Error(), "admin key")
 
@@ -375,7 +375,7 @@ func TestActivationFailure_WarnHandsTheKeyOut(t *testing.T) {
 	}
 }
 
-func TestActivationFailure_ReadsBackAndHasADefault(t *testing.T) {
+func TestActivationFailure_ReadAndDefault(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -384,7 +384,7 @@ func TestActivationFailure_ReadsBackAndHasADefault(t *testing.T) {
 		h.must(h.write(at, map[string]any{"activation_failure": "warn"}))
 		h.must(h.write(at, map[string]any{"activation_timeout": 7}))
 		require.Equal(t, "warn", h.must(h.read(at)).Data["activation_failure"], "a write that does not name it keeps it")
-		require.Contains(t, h.refused(h.write(at, map[string]any{"activation_failure": "ignore"})), `activation_failure "ignore" is not one of error, warn`)
+		require.Contains(t, h.refused(h.write(at, map[string]any{"activation_failure": "ignore"})), `activation_failure must be one of error, warn, not "ignore"`)
 		h.must(h.write(at, map[string]any{"activation_failure": ""}))
 		data := h.must(h.read(at)).Data
 		require.Equal(t, []any{"", "error"}, []any{data["activation_failure"], data["effective_activation_failure"]})

@@ -1,16 +1,15 @@
 package openaisecrets
 
-// This file owns the takeover of a mount from the community plugin
-// (gitrgoliveira/vault-plugin-secrets-openai), which has the same name, and the
-// same types of secret and lease: its config and roles as this engine uses them;
-// community_lease.go has its leases.
+// This file owns the migration of a mount from the community plugin
+// (gitrgoliveira/vault-plugin-secrets-openai), which has the same name and the same
+// secret type: its config and roles. community_lease.go has its leases.
 //
-// What must stay true: an entry is that plugin's only if it has no format version,
-// which every entry of this engine has. That plugin's entries are read and not
-// converted; a write stores this engine's format. What its entries do not say is
-// assumed so that nothing is deleted for it: that people made the admin key, and
-// that keys of its leases do not expire. What tidy must know of its roles is
-// recorded before the mount has a tag, so it knows that of all that bears the tag.
+// What must stay true: an entry is the community plugin's only if it has no format
+// version; all entries of this engine have one. The engine reads these entries without
+// converting them, and a write stores its own format. Missing values get defaults that
+// delete nothing: the admin key counts as created by a person, and keys of leases as
+// never expiring. The projects and longest lease of its roles are recorded before the
+// mount has a tag, so tidy has them for everything with the tag.
 
 import (
 	"context"
@@ -22,18 +21,17 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-// communityRolePrefix is where that plugin stores roles. Its config has the
-// storage key of this engine's.
+// communityRolePrefix is where that plugin stores roles. Its config has the same
+// storage key as this engine's.
 const communityRolePrefix = "roles/"
 
-// takeOver completes a config that was read from an entry, if that is the
-// community plugin's.
+// takeOver completes a config that was read from an entry of the community plugin.
 func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
 	if c.Version != 0 {
 		return c, nil
 	}
-	// Its time of the last rotation is that of the first write of the config as
-	// well, so it is good for planning the next one only.
+	// That plugin also sets it when the config is first written, so it serves only to
+	// plan the next rotation.
 	var only struct {
 		LastRotated time.Time `json:"last_rotated_time"`
 	}
@@ -49,7 +47,7 @@ func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
 		c.APIEndpoint = client.DefaultBaseURL
 	}
 	if _, problem := parseEndpoint(c.APIEndpoint, false); problem != "" {
-		// That plugin takes http without being told that it may.
+		// That plugin accepts http without a setting that allows it.
 		_, problem = parseEndpoint(c.APIEndpoint, true)
 		c.AllowInsecureEndpoint = problem == ""
 	}
@@ -57,16 +55,16 @@ func takeOver(entry *logical.StorageEntry, c *config) (*config, error) {
 		c.APIEndpoint = endpoint
 	}
 	if c.RotationSchedule != "" {
-		c.RotationPeriod = 0 // it stores both, and Vault's scheduler takes this one
+		c.RotationPeriod = 0 // it can store both, and Vault's scheduler uses the schedule
 	}
 	if c.scheduled() {
-		c.RotationManager = managerVault // without one it refuses a schedule
-		c.planFrom(only.LastRotated)
+		c.RotationManager = managerVault // that plugin rejects a schedule without it
+		c.PlanFrom(only.LastRotated)
 	}
 	return c, nil
 }
 
-// getCommunityRole reads a role of the community plugin; nil when there is none.
+// getCommunityRole reads a role of the community plugin; nil if there is none.
 func getCommunityRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
 	entry, err := s.Get(ctx, communityRolePrefix+name)
 	if err != nil {

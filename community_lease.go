@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns the leases of the community plugin as this engine revokes them;
-// community.go has its config and roles.
+// This file owns the revocation of the community plugin's leases; community.go has its
+// config and roles.
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// isCommunityLease reports whether a lease was issued by the community plugin. Its
-// data are the three IDs that its own revoke asks for.
+// isCommunityLease reports whether the community plugin issued a lease. Its data has
+// the three IDs that its own revocation requires.
 func isCommunityLease(secret *logical.Secret) bool {
 	if _, ours := secret.InternalData["version"]; ours {
 		return false
@@ -25,8 +25,8 @@ func isCommunityLease(secret *logical.Secret) bool {
 	return true
 }
 
-// communityLease is a lease of the community plugin as this engine revokes it.
-// Its role is in the path at which it was issued.
+// communityLease converts a lease of the community plugin. Its role is in the path of
+// the request.
 func communityLease(req *logical.Request) leaseData {
 	id := func(field string) string { return req.Secret.InternalData[field].(string) }
 	return leaseData{
@@ -39,12 +39,12 @@ func communityLease(req *logical.Request) leaseData {
 	}
 }
 
-// unlessCommunity refuses to renew a lease of the community plugin. Vault asks for
-// none of them, since that plugin issues them as not renewable.
+// unlessCommunity rejects the renewal of a lease of the community plugin. Vault does
+// not request it, since that plugin issues leases as not renewable.
 func unlessCommunity(renew framework.OperationFunc) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		if req.Secret != nil && isCommunityLease(req.Secret) {
-			return logical.ErrorResponse("the lease was issued by the community plugin, whose leases cannot be renewed; read %s%s for a new one", req.MountPoint, req.Path), nil
+			return logical.ErrorResponse("leases issued by the community plugin cannot be renewed; run \"vault read %s%s\" for a new credential", req.MountPoint, req.Path), nil
 		}
 		return renew(ctx, req, d)
 	}

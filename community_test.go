@@ -18,27 +18,28 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/schedule"
 )
 
-// communityMount is a mount right after its move to this plugin: a config and the
-// role "app" of the community plugin, and nothing of this one.
-func communityMount(t *testing.T) *heirloom {
+// communityMount is a mount right after its migration to this plugin: only the
+// community plugin's config and role "app".
+func communityMount(t *testing.T) *goldenMount {
 	t.Helper()
-	h := &heirloom{newHarness(t, openaitest.Options{}), map[string]bool{}}
-	h.layConfig("community/config.json")
-	h.lay("roles/app", h.file("community/role.json", "proj_1", h.project))
+	h := &goldenMount{newHarness(t, openaitest.Options{}), map[string]bool{}}
+	h.storeConfig("community/config.json")
+	h.store("roles/app", h.file("community/role.json", "proj_1", h.project))
 	return h
 }
 
-func (h *heirloom) layConfig(name string, replace ...string) {
+func (h *goldenMount) storeConfig(name string, replace ...string) {
 	h.t.Helper()
 	id, key := h.sim.AdminKey()
-	h.lay(configStorageKey, h.file(name, append([]string{"sk-admin-golden", key, "key_1", id, "org-1", h.sim.OrganizationID(), "https://api.openai.com/v1", h.sim.URL()}, replace...)...))
+	h.store(configStorageKey, h.file(name, append([]string{"sk-admin-golden", key, "key_1", id, "org-1", h.sim.OrganizationID(), "https://api.openai.com/v1", h.sim.URL()}, replace...)...))
 }
 
-// communityLease makes an account as that plugin does, with a key that has no end,
-// and returns its lease.
-func (h *heirloom) communityLease(name string) (lease *logical.Response, account string) {
+// communityLease creates an account as that plugin does, with a key that does not
+// expire, and returns its lease.
+func (h *goldenMount) communityLease(name string) (lease *logical.Response, account string) {
 	h.t.Helper()
 	_, admin := h.sim.AdminKey()
 	api, err := client.New(client.Options{AdminKey: client.NewSecret(admin), BaseURL: h.sim.URL()})
@@ -48,11 +49,11 @@ func (h *heirloom) communityLease(name string) (lease *logical.Response, account
 	require.NoError(h.t, err)
 	require.True(h.t, key.ExpiresAt.IsZero())
 	lease = h.leaseOf(h.file("community/lease.json", "proj_1", h.project, "user-1", made.ID, "key_1", key.ID))
-	lease.Secret.Renewable = false // as its plugin has no renewal
+	lease.Secret.Renewable = false // that plugin has no renewal
 	return lease, made.ID
 }
 
-func (h *heirloom) entry(at string) string {
+func (h *goldenMount) entry(at string) string {
 	h.t.Helper()
 	entry, err := h.storage.inner.Get(h.t.Context(), at)
 	require.NoError(h.t, err)
@@ -62,11 +63,11 @@ func (h *heirloom) entry(at string) string {
 	return string(entry.Value)
 }
 
-func TestCommunity_AMountIsTakenOver(t *testing.T) {
+func TestCommunity_MigratesAMount(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	lease, account := h.communityLease("vault-app-x7k2m9qa")
-	_, unowned := h.communityLease("vault-app-b3n8w5zc") // its plugin has lost it
+	_, unowned := h.communityLease("vault-app-b3n8w5zc") // an account that the plugin lost
 
 	issued := h.lease("creds/app", nil)
 	require.NotEmpty(t, issued.Data["expires_at"], "its key has an end")
@@ -76,7 +77,7 @@ func TestCommunity_AMountIsTakenOver(t *testing.T) {
 	require.NoError(t, h.revoke(issued))
 
 	// Tidy covers the projects of these roles, whether recorded or not, and leaves
-	// accounts without the mount's tag.
+	// accounts without the mount tag.
 	require.NoError(t, h.storage.inner.Delete(t.Context(), projectStoragePrefix+h.project))
 	orphan := h.orphan()
 	require.EqualValues(t, 1, h.tidy(true)["deleted_count"])
@@ -105,7 +106,7 @@ func TestCommunity_TheConfigIsCompleted(t *testing.T) {
 		"rotation_period":            int64(0),
 		"rotation_schedule":          "",
 		"disable_automated_rotation": false,
-		"last_rotated":               nil, // that plugin notes each write of the config there, too
+		"last_rotated":               nil, // that plugin also sets it at each config write
 		"next_rotation":              nil,
 		"rotation_manager":           "",
 	} {
@@ -120,7 +121,7 @@ func TestCommunity_TheConfigIsCompleted(t *testing.T) {
 	require.EqualValues(t, 30, h.config()["request_timeout"])
 }
 
-func TestCommunity_AnyEndpointThatItTookIsTakenOver(t *testing.T) {
+func TestCommunity_AcceptsItsEndpoints(t *testing.T) {
 	t.Parallel()
 	for stored, want := range map[string]struct {
 		endpoint string
@@ -131,8 +132,8 @@ func TestCommunity_AnyEndpointThatItTookIsTakenOver(t *testing.T) {
 		"http://127.0.0.1:8080/v1":        {"http://127.0.0.1:8080/v1", false},
 		"http://gateway.example:8080/v1/": {"http://gateway.example:8080/v1", true},
 	} {
-		h := &heirloom{newHarness(t, openaitest.Options{}), map[string]bool{}}
-		h.lay(configStorageKey, h.file("community/config.json", "https://api.openai.com/v1", stored))
+		h := &goldenMount{newHarness(t, openaitest.Options{}), map[string]bool{}}
+		h.store(configStorageKey, h.file("community/config.json", "https://api.openai.com/v1", stored))
 		require.Equal(t, want.endpoint, h.config()["api_endpoint"], stored)
 		require.Equal(t, want.insecure, h.config()["allow_insecure_endpoint"], stored)
 		// Another spelling of the stored endpoint does not need the admin key.
@@ -141,18 +142,18 @@ func TestCommunity_AnyEndpointThatItTookIsTakenOver(t *testing.T) {
 	}
 }
 
-func TestCommunity_ItsScheduleGoesOn(t *testing.T) {
+func TestCommunity_ItsScheduleContinues(t *testing.T) {
 	t.Parallel()
 	last := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	t.Run("period", func(t *testing.T) {
 		t.Parallel()
 		h := communityMount(t)
-		h.manager.set(nil) // that plugin takes a schedule on Enterprise only
+		h.manager.set(nil) // that plugin accepts a schedule only on Enterprise
 		recent := h.now().Add(-24 * time.Hour).UTC().Truncate(time.Second)
-		h.layConfig("community/config_rotated.json", "2026-01-02T03:04:05.678901234Z", recent.Format(time.RFC3339Nano))
+		h.storeConfig("community/config_rotated.json", "2026-01-02T03:04:05.678901234Z", recent.Format(time.RFC3339Nano))
 		require.Equal(t, recent.Add(7*24*time.Hour), h.time("next_rotation"))
 		require.Equal(t, managerVault, h.config()["rotation_manager"])
-		require.NoError(t, h.b.keepSchedule(t.Context(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
+		require.NoError(t, h.b.runSchedule(t.Context(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
 		job, known := h.manager.job()
 		require.True(t, known, "the rotation manager knows the schedule")
 		require.Equal(t, 7*24*time.Hour, job.RotationPeriod)
@@ -166,22 +167,22 @@ func TestCommunity_ItsScheduleGoesOn(t *testing.T) {
 	})
 	for name, c := range map[string]struct {
 		replace []string
-		want    schedule
+		want    schedule.Schedule
 	}{
 		"cron": {[]string{`"rotation_schedule":""`, `"rotation_schedule":"0 2 * * *"`, `"rotation_window":0`, `"rotation_window":7200000000000`, `"rotation_period":604800000000000`, `"rotation_period":0`},
-			schedule{RotationSchedule: "0 2 * * *", RotationWindow: 2 * time.Hour, NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
+			schedule.Schedule{RotationSchedule: "0 2 * * *", RotationWindow: 2 * time.Hour, NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
 		"both, of which Vault's scheduler takes the cron": {[]string{`"rotation_schedule":""`, `"rotation_schedule":"0 2 * * *"`},
-			schedule{RotationSchedule: "0 2 * * *", NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
-		"paused": {[]string{`"disable_automated_rotation":false`, `"disable_automated_rotation":true`}, schedule{RotationPeriod: 7 * 24 * time.Hour}},
-		"period": {nil, schedule{RotationPeriod: 7 * 24 * time.Hour, NextRotation: last.Add(7 * 24 * time.Hour)}},
+			schedule.Schedule{RotationSchedule: "0 2 * * *", NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
+		"paused": {[]string{`"disable_automated_rotation":false`, `"disable_automated_rotation":true`}, schedule.Schedule{RotationPeriod: 7 * 24 * time.Hour}},
+		"period": {nil, schedule.Schedule{RotationPeriod: 7 * 24 * time.Hour, NextRotation: last.Add(7 * 24 * time.Hour)}},
 	} {
 		t.Run("decoded: "+name, func(t *testing.T) {
 			t.Parallel()
 			h := communityMount(t)
-			h.layConfig("community/config_rotated.json", c.replace...)
+			h.storeConfig("community/config_rotated.json", c.replace...)
 			cfg, err := getConfig(t.Context(), h.storage)
 			require.NoError(t, err)
-			require.Equal(t, c.want, cfg.schedule)
+			require.Equal(t, c.want, cfg.Schedule)
 		})
 	}
 }
@@ -192,17 +193,17 @@ func TestCommunity_ItsLeasesAreRevoked(t *testing.T) {
 	lease, account := h.communityLease("vault-app-x7k2m9qa")
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden})
 	require.ErrorContains(t, h.revoke(lease), "service account "+account+" in project "+h.project)
-	require.Len(t, h.journal(), 1, "it is tried on, by a new process as well")
+	require.Len(t, h.walEntries(), 1, "it is tried on, by a new process as well")
 	heal()
 	h.restart()
 	h.tick()
 	h.onlyLeased()
-	h.advance(time.Hour) // deleted by hand long ago, as far as OpenAI says
+	h.advance(time.Hour) // an account deleted by hand, whose 404 is final by now
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
 }
 
-func TestCommunity_ALeaseThatCannotBeUsedIsRefusedByName(t *testing.T) {
+func TestCommunity_AnInvalidLeaseNamesTheMissingField(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	for _, missing := range []string{"service_account_id", "project_id"} {
@@ -218,8 +219,8 @@ func TestCommunity_ItsLeasesAreNotRenewed(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	lease, account := h.communityLease("vault-app-x7k2m9qa")
-	// Vault does not ask, since these leases are not renewable; should it, the
-	// lease stays as it was.
+	// Vault does not request it, since these leases are not renewable; if it did, the
+	// lease would stay unchanged.
 	_, err := h.renew(t.Context(), lease, time.Minute, time.Hour)
 	require.ErrorContains(t, err, "cannot be renewed")
 	require.ErrorContains(t, err, "creds/app")
@@ -230,10 +231,10 @@ func TestCommunity_ItsLeasesAreNotRenewed(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestCommunity_ItsRolesAreServed(t *testing.T) {
+func TestCommunity_ItsRolesIssueCredentials(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
-	h.lay("roles/zero", h.file("community/role.json", "proj_1", h.project, "3600000000000", "0", "86400000000000", "0"))
+	h.store("roles/zero", h.file("community/role.json", "proj_1", h.project, "3600000000000", "0", "86400000000000", "0"))
 	h.must(h.write("roles/own", map[string]any{"project_id": h.project}))
 	before := h.entry("roles/app")
 	require.Equal(t, []string{"app", "own", "zero"}, h.must(h.list("roles")).Data["keys"])
@@ -251,32 +252,32 @@ func TestCommunity_ItsRolesAreServed(t *testing.T) {
 	}
 	require.Equal(t, before, h.entry("roles/app"), "serving a role does not change it")
 
-	// What is written here counts, and the other entry stays for a way back.
+	// The engine's own entry takes precedence; the other one stays for a rollback.
 	h.must(h.write("roles/app", map[string]any{"ttl": "2h"}))
 	require.EqualValues(t, 7200, h.must(h.read("roles/app")).Data["ttl"])
 	require.Equal(t, before, h.entry("roles/app"))
 	require.Equal(t, []string{"app", "own", "zero"}, h.must(h.list("roles")).Data["keys"])
 
-	// A deleted role does not come back.
+	// Deleting a role deletes both entries.
 	for _, role := range []string{"app", "zero"} {
 		h.must(h.remove("roles/" + role))
 		require.Nil(t, h.must(h.read("roles/"+role)))
-		require.Contains(t, h.refused(h.read("creds/"+role)), "there is no role")
+		require.Contains(t, h.refused(h.read("creds/"+role)), "not found")
 	}
 	require.Equal(t, []string{"own"}, h.must(h.list("roles")).Data["keys"])
 	require.Empty(t, h.entry("roles/app"))
 }
 
-func TestCommunity_ARoleThatVanishesElsewhereIsForgotten(t *testing.T) {
+func TestCommunity_ARoleDeletedOnAnotherNodeIsInvalidated(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	require.NoError(t, h.storage.inner.Delete(t.Context(), "roles/app"))
 	h.b.invalidate(t.Context(), "roles/app")
-	require.Contains(t, h.refused(h.read("creds/app")), "there is no role")
+	require.Contains(t, h.refused(h.read("creds/app")), `role "app" not found`)
 }
 
-func TestCommunity_TemplatesThatAreNotAllowedHereAreNamed(t *testing.T) {
+func TestCommunity_InvalidTemplatesCauseWarnings(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	lease, _ := h.communityLease("vault-app-x7k2m9qa")
@@ -285,7 +286,7 @@ func TestCommunity_TemplatesThatAreNotAllowedHereAreNamed(t *testing.T) {
 		"vault-{{uuid}}-{{.RandomSuffix}}":         `function "uuid"`,
 		"vault-{{.RoleName}}-{{random 8}}":         "{{.RandomSuffix}}",
 	} {
-		h.lay("roles/app", h.file("community/role.json", "proj_1", h.project, "vault-{{.RoleName}}-{{.RandomSuffix}}", template))
+		h.store("roles/app", h.file("community/role.json", "proj_1", h.project, "vault-{{.RoleName}}-{{.RandomSuffix}}", template))
 		h.restart()
 		resp := h.must(h.read("roles/app"))
 		require.Len(t, resp.Warnings, 1, template)
@@ -302,13 +303,13 @@ func TestCommunity_TemplatesThatAreNotAllowedHereAreNamed(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The tag is made before anything bears it, once, and after what tidy must know of
-// the roles is recorded: one may be deleted before tidy has seen it.
-func TestCommunity_TheTagIsMadeOnceAndFirst(t *testing.T) {
+// The tag is created once, before any name contains it and after the roles' projects
+// and longest lease are recorded for tidy: a role may be deleted before tidy reads it.
+func TestCommunity_TheTagIsCreatedOnceAndFirst(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	second := h.sim.AddProject("second")
-	h.lay("roles/second", h.file("community/role.json", "proj_1", second, "86400000000000", "172800000000000"))
+	h.store("roles/second", h.file("community/role.json", "proj_1", second, "86400000000000", "172800000000000"))
 
 	for write := range 5 { // for each role its lease and its project, and the tag
 		h.storage.fail(storageFault{write: write})
@@ -344,22 +345,22 @@ func TestCommunity_TheTagIsMadeOnceAndFirst(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Without any request the tag comes with the first tick.
-func TestCommunity_TheTagComesWithTheFirstTick(t *testing.T) {
+// Without a request, the first tick creates the tag.
+func TestCommunity_TheFirstTickCreatesTheTag(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	h.rollback()
 	require.NotEmpty(t, h.entry(mountStorageKey))
 }
 
-// A role that storage does not give is no role that needs nothing: the mount gets its
-// tag, and so deletes anything, only once all are recorded.
-func TestCommunity_ARoleThatCannotBeReadIsNotTakenForNone(t *testing.T) {
+// The mount gets its tag, without which tidy deletes nothing, only once all roles are
+// read and recorded.
+func TestCommunity_AnUnreadableRoleBlocksTheTag(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
-	h.lay("roles/broken", []byte("{")) // which issues nothing
+	h.store("roles/broken", []byte("{")) // it cannot issue credentials
 	broken := errors.New("no quorum")
-	storage := &troubledStorage{Storage: h.storage, get: func(key string) error {
+	storage := &watchedStorage{Storage: h.storage, get: func(key string) error {
 		if key == communityRolePrefix+"app" {
 			return broken
 		}
@@ -373,7 +374,7 @@ func TestCommunity_ARoleThatCannotBeReadIsNotTakenForNone(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{h.project}, h.recorded())
 
-	// Likewise for the longest lease of a mount that has not recorded it.
+	// The same for the longest lease of a mount that has not recorded it.
 	_, err = h.b.longestUnrecorded(t.Context(), storage, time.Hour)
 	require.ErrorIs(t, err, broken)
 	_, err = h.b.longestUnrecorded(t.Context(), h.storage, time.Hour)

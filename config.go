@@ -1,11 +1,11 @@
 package openaisecrets
 
-// This file owns the config: its entry, what a write makes of it, the checks before
-// that is stored, of each field and of what the API says to it, and its schedule.
+// This file owns the config: its entry, how a write changes it, the checks of each
+// field and of the admin key before it is stored, and its schedule.
 //
-// What must stay true: a check has no effect at OpenAI, and no answer quotes the admin
-// key. A key that this engine gave an end is replaced before that, whatever has become
-// of its schedule, unless disable_automated_rotation forbids it.
+// What must stay true: a check has no effect at OpenAI, and no response quotes the
+// admin key. A key that this engine created with an expiry is replaced before it
+// expires, even if its schedule was removed, unless disable_automated_rotation is set.
 
 import (
 	"context"
@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/schedule"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -31,13 +32,13 @@ const (
 	configVersion    = 1
 
 	maxCACert = 256 << 10
-	// minConcurrent leaves a place each for issues and revokes.
+	// minConcurrent leaves a slot each for credential requests and revocations.
 	minConcurrent = 4
 	maxConcurrent = 1024
 )
 
-// configSpelled are the fields of which an empty text stands for a default or for
-// what the engine finds, or that have several spellings.
+// configSpelled lists the fields that can be written in several spellings, or where ""
+// stands for a default or for a value that the engine looks up.
 var configSpelled = []string{"admin_api_key_id", "api_endpoint"}
 
 // config is the engine's configuration, as stored and as used.
@@ -47,61 +48,70 @@ type config struct {
 	AdminKey client.Secret `json:"-"`
 	// AdminKeyID is empty only after skip_verify.
 	AdminKeyID string `json:"admin_api_key_id"`
-	// AdminKeyRotated says that this engine made the key, so that nobody else
-	// holds its value and it must not be left behind.
+	// AdminKeyRotated reports that this engine created the key: only Vault has its
+	// value, and the engine must delete it.
 	AdminKeyRotated bool `json:"admin_api_key_rotated,omitempty"`
-	// KeyOriginUnknown says that another plugin stored the key, and may have made it.
+	// KeyOriginUnknown reports that another plugin stored, and may have created, the key.
 	KeyOriginUnknown bool   `json:"admin_api_key_origin_unknown,omitempty"`
 	OrganizationID   string `json:"organization_id,omitempty"`
-	// ProjectID is that of roles which name none; it may be empty.
-	ProjectID             string        `json:"project_id,omitempty"`
-	APIEndpoint           string        `json:"api_endpoint"`
-	AllowInsecureEndpoint bool          `json:"allow_insecure_endpoint,omitempty"`
-	CACert                string        `json:"ca_cert,omitempty"`
-	RotationGracePeriod   time.Duration `json:"rotation_grace_period"`
-	RequestTimeout        time.Duration `json:"request_timeout"`
-	MaxConcurrent         int           `json:"max_concurrent_requests"`
-	Retired               []retiredKey  `json:"retired_admin_keys,omitempty"`
+	// ProjectID is the default for roles without one; it may be empty.
+	ProjectID             string          `json:"project_id,omitempty"`
+	APIEndpoint           string          `json:"api_endpoint"`
+	AllowInsecureEndpoint bool            `json:"allow_insecure_endpoint,omitempty"`
+	CACert                string          `json:"ca_cert,omitempty"`
+	RotationGracePeriod   time.Duration   `json:"rotation_grace_period"`
+	RequestTimeout        time.Duration   `json:"request_timeout"`
+	MaxConcurrent         int             `json:"max_concurrent_requests"`
+	Superseded            []supersededKey `json:"superseded_admin_keys,omitempty"`
 
-	// TidyInterval is how often the engine sweeps by itself; 0 = never.
+	// TidyInterval is the interval between automatic tidy runs; 0 disables them.
 	TidyInterval     time.Duration `json:"tidy_interval"`
 	TidySafetyBuffer time.Duration `json:"tidy_safety_buffer"`
 
-	schedule
+	// UsageInterval is the interval between refreshes of the usage metrics, UsageRetention
+	// how long usage records are kept; 0 disables each.
+	UsageInterval       time.Duration `json:"usage_interval"`
+	UsageRetention      time.Duration `json:"usage_retention"`
+	UsageRecordIdentity bool          `json:"usage_record_identity"`
+
+	schedule.Schedule
 	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
-	// RotationManager says who keeps the schedule. managerVault stays until
-	// Vault has been told that there is none any more.
+	// RotationManager names the scheduler. managerVault stays until the rotation job
+	// at Vault is deregistered.
 	RotationManager string `json:"rotation_manager,omitempty"`
-	// RotationError is why the last rotation that nobody asked for has failed;
-	// empty after a success.
+	// RotationError is the error of the last automatic rotation; empty after a success.
 	RotationError string `json:"last_rotation_error,omitempty"`
-	// AdminKeyExpires is the admin key's end at OpenAI; zero = none known.
+	// AdminKeyExpires is when the admin key expires at OpenAI; zero if not known.
 	AdminKeyExpires time.Time `json:"admin_api_key_expires_at,omitzero"`
+
+	requirements
 
 	AsWritten asWritten `json:"as_written,omitempty"`
 }
 
-// storedConfig adds the one value that config itself never encodes.
+// requirements are the guardrails: what the config requires of roles and their projects.
+type requirements struct {
+	RequireSpendLimit     bool `json:"require_spend_limit,omitempty"`
+	RequireModelAllowList bool `json:"require_model_allow_list,omitempty"`
+	RequireScopes         bool `json:"require_scopes,omitempty"`
+}
+
+// judges reports whether a project must be judged.
+func (r requirements) judges() bool { return r.RequireSpendLimit || r.RequireModelAllowList }
+
+// storedConfig adds the one value that config never encodes.
 type storedConfig struct {
 	*config
 	AdminKey string `json:"admin_api_key"`
 }
 
-// readConfig reads the entry, in which only the community plugin names no version.
+// readConfig reads the entry. An entry without a version is the community plugin's.
 func readConfig(ctx context.Context, s logical.Storage) (*config, *logical.StorageEntry, error) {
-	entry, err := s.Get(ctx, configStorageKey)
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the config: %w", err)
-	}
-	if entry == nil {
-		return nil, nil, nil
-	}
-	stored := storedConfig{config: &config{}}
-	if err := entry.DecodeJSON(&stored); err != nil {
-		return nil, nil, fmt.Errorf("decoding the config: %w", err)
-	}
-	if stored.Version > configVersion {
-		return nil, nil, fmt.Errorf("the config was written by a newer version of this plugin (format %d, this one knows %d)", stored.Version, configVersion)
+	// Entries stored before usage records existed have none of their fields.
+	stored := storedConfig{config: &config{UsageRetention: defaultUsageRetention, UsageRecordIdentity: true}}
+	entry, err := readEntry(ctx, s, configStorageKey, "the config", configVersion, &stored)
+	if err != nil || entry == nil {
+		return nil, nil, err
 	}
 	stored.config.AdminKey = client.NewSecret(stored.AdminKey)
 	return stored.config, entry, nil
@@ -109,18 +119,11 @@ func readConfig(ctx context.Context, s logical.Storage) (*config, *logical.Stora
 
 func putConfig(ctx context.Context, s logical.Storage, cfg *config) error {
 	cfg.Version = configVersion
-	entry, err := logical.StorageEntryJSON(configStorageKey, storedConfig{config: cfg, AdminKey: cfg.AdminKey.Reveal()})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing the config: %w", err)
-	}
-	return nil
+	return writeEntry(ctx, s, configStorageKey, "the config", storedConfig{config: cfg, AdminKey: cfg.AdminKey.Reveal()})
 }
 
-// spelling is what is used of the fields of configSpelled. An ID that is unknown
-// will be found, so it is not the empty text that asks for that.
+// spelling returns the effective values of configSpelled. An unknown ID is nil, which
+// differs from the "" that asks the engine to look it up.
 func (c *config) spelling() map[string]any {
 	used := map[string]any{"api_endpoint": c.APIEndpoint, "admin_api_key_id": c.AdminKeyID}
 	if c.AdminKeyID == "" {
@@ -129,22 +132,21 @@ func (c *config) spelling() map[string]any {
 	return used
 }
 
-// clone returns a copy that shares nothing that is ever changed.
+// clone returns a copy that shares no mutable data.
 func (c *config) clone() *config {
 	copied := *c
-	copied.Retired = slices.Clone(c.Retired)
+	copied.Superseded = slices.Clone(c.Superseded)
 	return &copied
 }
 
-// Who keeps a schedule.
+// The schedulers.
 const (
 	managerVault    = "vault"
 	managerInternal = "internal"
 )
 
-// mergeConfig applies a write to the stored config (nil when there is none)
-// and checks everything that can be checked without a call. The problem is for
-// the caller, "" when there is none.
+// mergeConfig applies a write to the stored config (nil if there is none) and runs
+// every check that needs no call. The problem is for the client; "" if there is none.
 func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *config, problem string) {
 	if old == nil {
 		cfg = &config{
@@ -154,12 +156,14 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 			MaxConcurrent:       client.DefaultConcurrency,
 			TidyInterval:        defaultTidyInterval,
 			TidySafetyBuffer:    defaultTidySafetyBuffer,
+			UsageRetention:      defaultUsageRetention,
+			UsageRecordIdentity: true,
 		}
 	} else {
 		cfg = old.clone()
 	}
 
-	newKey, known := false, false // given, and the one whose ID is stored
+	newKey, known := false, false // a key was given, and its ID is stored
 	if raw, ok := d.GetOk("admin_api_key"); ok {
 		key := strings.TrimSpace(raw.(string)) // a key read from a file ends in a line break
 		if problem := checkAdminKey(key); problem != "" {
@@ -168,11 +172,11 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		newKey, known = true, cfg.AdminKeyID != "" && cfg.AdminKey.Equal(client.NewSecret(key))
 		if !cfg.AdminKey.Equal(client.NewSecret(key)) {
 			if cfg.AdminKeyRotated {
-				cfg.retire(now, time.Time{}) // nobody else knows its value
+				cfg.supersedeKey(now, time.Time{}) // only Vault has its value
 			}
 			cfg.AdminKey, cfg.AdminKeyID, cfg.AdminKeyRotated, cfg.KeyOriginUnknown = client.NewSecret(key), "", false, false
 			cfg.AdminKeyExpires, cfg.NextRotation, cfg.LastRotated = time.Time{}, time.Time{}, time.Time{}
-			cfg.RotationError = "" // of the key before
+			cfg.RotationError = "" // it concerned the previous key
 		}
 	}
 	if cfg.AdminKey.IsZero() {
@@ -180,11 +184,12 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 	}
 
 	id, idGiven := d.GetOk("admin_api_key_id")
-	// An empty one asks for it to be found, which it is, unless nothing is looked for.
+	// "" asks for a lookup. It does not clear a known ID that skip_verify would not
+	// look up again.
 	idGiven = idGiven && (id.(string) != "" || newKey && !(known && d.Get("skip_verify").(bool)))
 	if idGiven && cfg.AdminKeyRotated && strings.TrimSpace(id.(string)) != cfg.AdminKeyID {
-		// It would otherwise be retired, and deleted, in place of the real one.
-		return nil, fmt.Sprintf("admin_api_key_id: this engine made the admin key in force and knows its ID, %s; send admin_api_key with the ID of another", cfg.AdminKeyID)
+		// A rotation would delete the key with this ID instead of the real one.
+		return nil, fmt.Sprintf("admin_api_key_id cannot be changed: the engine created the active admin key, and its ID is %s; to use another key, send admin_api_key with it", cfg.AdminKeyID)
 	}
 	for name, target := range map[string]*string{"admin_api_key_id": &cfg.AdminKeyID, "organization_id": &cfg.OrganizationID, "project_id": &cfg.ProjectID} {
 		if raw, ok := d.GetOk(name); ok && (name != "admin_api_key_id" || idGiven) {
@@ -211,9 +216,9 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 		return nil, problem
 	}
 	if old != nil && endpoint != old.APIEndpoint && !newKey {
-		// Otherwise whoever may write the config could have the stored key
-		// sent to a server of theirs, and so read what is never read back.
-		return nil, "api_endpoint says where the admin key is sent: to change it, send admin_api_key with it" + keyFirst
+		// Otherwise write access to the config would be enough to have the stored key
+		// sent to another server.
+		return nil, "changing api_endpoint requires admin_api_key, because the engine sends the admin key to that endpoint" + keyFirst
 	}
 	cfg.APIEndpoint = endpoint
 
@@ -223,12 +228,12 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 			return nil, fmt.Sprintf("ca_cert is %d bytes long; the limit is %d", len(cfg.CACert), maxCACert)
 		}
 		if cfg.CACert != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(cfg.CACert)) {
-			return nil, "ca_cert holds no PEM certificate"
+			return nil, "ca_cert contains no PEM certificate"
 		}
 		if old != nil && !newKey && !trustsNoMore(old.CACert, cfg.CACert) {
-			// Otherwise whoever may write the config and can answer for the
-			// endpoint's name, by DNS or a proxy, could read the stored key.
-			return nil, "ca_cert says which servers may receive the admin key: to change it other than by removing some of its certificates, or to clear it, send admin_api_key with it" + keyFirst
+			// Otherwise write access to the config, with control of the endpoint's DNS
+			// name or proxy, would be enough to read the stored key.
+			return nil, "adding certificates to ca_cert or clearing it requires admin_api_key, because ca_cert decides which servers receive the admin key" + keyFirst
 		}
 	}
 	if raw, ok := d.GetOk("rotation_grace_period"); ok {
@@ -256,7 +261,7 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 	if raw, ok := d.GetOk("tidy_interval"); ok {
 		cfg.TidyInterval = time.Duration(raw.(int)) * time.Second
 		if cfg.TidyInterval != 0 && (cfg.TidyInterval < minTidyInterval || cfg.TidyInterval > maxTidyTime) {
-			return nil, fmt.Sprintf("tidy_interval must be 0 (only by hand) or between %s and %s", minTidyInterval, maxTidyTime)
+			return nil, fmt.Sprintf("tidy_interval must be between %s and %s, or 0 to disable automatic runs", minTidyInterval, maxTidyTime)
 		}
 	}
 	if raw, ok := d.GetOk("tidy_safety_buffer"); ok {
@@ -265,17 +270,52 @@ func mergeConfig(old *config, d *framework.FieldData, now time.Time) (cfg *confi
 			return nil, fmt.Sprintf("tidy_safety_buffer must be between 1s and %s", maxTidyTime)
 		}
 	}
+	if problem := cfg.mergeUsage(d); problem != "" {
+		return nil, problem
+	}
+	for field, target := range map[string]*bool{
+		"require_spend_limit":      &cfg.RequireSpendLimit,
+		"require_model_allow_list": &cfg.RequireModelAllowList,
+		"require_scopes":           &cfg.RequireScopes,
+	} {
+		if raw, ok := d.GetOk(field); ok {
+			*target = raw.(bool)
+		}
+	}
 	if problem := cfg.mergeSchedule(d, now); problem != "" {
 		return nil, problem
 	}
 	return cfg, ""
 }
 
-// keyFirst is said where a write needs the admin key.
-const keyFirst = "; after a rotation only this engine knows the key, so make another admin key first, at " + adminKeysPage
+// mergeUsage applies a write to the settings of usage records and metrics.
+func (c *config) mergeUsage(d *framework.FieldData) (problem string) {
+	if raw, ok := d.GetOk("usage_interval"); ok {
+		c.UsageInterval = time.Duration(raw.(int)) * time.Second
+		if c.UsageInterval != 0 && (c.UsageInterval < minUsageInterval || c.UsageInterval > maxUsageInterval) {
+			return fmt.Sprintf("usage_interval must be between %s and %s, or 0 to disable usage metrics", minUsageInterval, maxUsageInterval)
+		}
+	}
+	if raw, ok := d.GetOk("usage_retention"); ok {
+		c.UsageRetention = time.Duration(raw.(int)) * time.Second
+		if c.UsageRetention != 0 && (c.UsageRetention < minUsageRetention || c.UsageRetention > maxUsageRetention) {
+			return "usage_retention must be between 1 and 400 days, or 0 to disable usage records"
+		}
+	}
+	if raw, ok := d.GetOk("usage_record_identity"); ok {
+		c.UsageRecordIdentity = raw.(bool)
+	}
+	if c.UsageInterval != 0 && c.UsageRetention == 0 {
+		return "usage_interval requires usage_retention: without usage records, no cost belongs to a role"
+	}
+	return ""
+}
 
-// trustsNoMore reports whether a CA bundle trusts nothing that the one before does
-// not; an empty one trusts the system's CAs.
+// keyFirst ends the errors of writes that require the admin key.
+const keyFirst = "; if the engine has rotated the key, create another admin key at " + adminKeysPage
+
+// trustsNoMore reports whether a CA bundle trusts only CAs that the previous one
+// trusts; an empty one trusts the system's CAs.
 func trustsNoMore(before, after string) bool {
 	if before == "" || after == "" {
 		return before == after
@@ -284,7 +324,7 @@ func trustsNoMore(before, after string) bool {
 	return !slices.ContainsFunc(certificates(after), func(c string) bool { return !slices.Contains(known, c) })
 }
 
-// certificates are those that a pool takes from a bundle, in DER.
+// certificates returns the certificates that a pool takes from a bundle, in DER.
 func certificates(bundle string) (all []string) {
 	for rest := []byte(bundle); ; {
 		var block *pem.Block
@@ -300,11 +340,10 @@ func certificates(bundle string) (all []string) {
 	}
 }
 
-// checkAdminKey says what is wrong with the shape of an admin key, "" when
-// nothing is. It names a key of another kind as what it is, since pasting the
-// wrong one is the likeliest mistake of all.
+// checkAdminKey returns the problem with the shape of an admin key, "" if there is
+// none. It recognizes other kinds of keys, since pasting one is a common mistake.
 func checkAdminKey(key string) string {
-	const remedy = "; an organization owner makes an admin key (sk-admin-...) at " + adminKeysPage
+	const remedy = "; an organization owner can create an admin key (sk-admin-...) at " + adminKeysPage
 	if key == "" {
 		return "admin_api_key is empty"
 	}
@@ -312,7 +351,7 @@ func checkAdminKey(key string) string {
 		return problem
 	}
 	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "admin_api_key contains a space or a character that no key has"
+		return "admin_api_key contains a space or another invalid character"
 	}
 	for prefix, kind := range map[string]string{
 		"sk-proj-":    "a project API key",
@@ -325,16 +364,16 @@ func checkAdminKey(key string) string {
 	return ""
 }
 
-// parseEndpoint checks and normalises a base URL. There is deliberately no
-// list of forbidden addresses: who may write the config may choose the host,
-// and naming it always takes the admin key itself.
+// parseEndpoint checks and normalizes a base URL. There is deliberately no list of
+// forbidden addresses: anyone with write access to config controls the host, and a
+// change of it requires the admin key.
 func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
 	if problem := text.Check("api_endpoint", raw); problem != "" {
 		return "", problem
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "", "api_endpoint is not a URL" // and not quoted: a password may be why
+		return "", "api_endpoint is not a valid URL" // not quoted: it may contain a password
 	}
 	switch {
 	case u.User != nil:
@@ -349,46 +388,46 @@ func parseEndpoint(raw string, allowInsecure bool) (endpoint, problem string) {
 	case "http":
 		ip := net.ParseIP(u.Hostname())
 		if u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) && !allowInsecure {
-			return "", "api_endpoint must be https: the admin key would travel in clear text (http is for loopback addresses, or with allow_insecure_endpoint=true)"
+			return "", "api_endpoint must use https, because http sends the admin key in plaintext; http is allowed for loopback addresses and with allow_insecure_endpoint=true"
 		}
 	default:
-		return "", fmt.Sprintf("api_endpoint has scheme %.32q; it must be https", u.Scheme)
+		return "", fmt.Sprintf("api_endpoint must use https, not %.32q", u.Scheme)
 	}
 	return strings.TrimRight(u.String(), "/"), ""
 }
 
-// replacesKey reports whether a config has another admin key than the one before.
+// replacesKey reports whether the config has another admin key than old.
 func (c *config) replacesKey(old *config) bool {
 	return old != nil && !c.AdminKey.Equal(old.AdminKey)
 }
 
-// losesKey says why a write may not replace the admin key unchecked, "" when it may.
+// losesKey returns the reason to reject an unchecked replacement of the admin key, ""
+// if there is none.
 func (c *config) losesKey(old *config) (problem string) {
 	if !c.replacesKey(old) || !old.AdminKeyRotated && !old.KeyOriginUnknown {
 		return ""
 	}
-	return fmt.Sprintf("config not stored: skip_verify=true would replace admin key %s, of which only this engine may have the value, by one that may not work; leave skip_verify out, or send force=true as well to give that key up", old.AdminKeyID)
+	return fmt.Sprintf("config not stored: skip_verify=true would replace admin key %s with an unverified key, and the value of %[1]s may exist only in Vault; remove skip_verify, or add force=true to give that key up", old.AdminKeyID)
 }
 
-// undoesRotation says why a write may not bring an admin key back into force, ""
-// when it may: a tool that writes the same config again and again would undo each
-// rotation.
+// undoesRotation returns the reason to reject a superseded admin key, "" if there is
+// none: a tool that applies the same config repeatedly would undo each rotation.
 func (c *config) undoesRotation(old *config) (problem string) {
 	if !c.replacesKey(old) || c.AdminKeyID == "" {
 		return ""
 	}
-	for i := range old.Retired {
-		if k := &old.Retired[i]; k.ID == c.AdminKeyID {
-			return fmt.Sprintf("config not stored: admin_api_key is key %s, which this mount superseded at %s and deletes: writing it back would undo that rotation. Leave admin_api_key out, make another at %s, or send force=true to keep this one",
+	for i := range old.Superseded {
+		if k := &old.Superseded[i]; k.ID == c.AdminKeyID {
+			return fmt.Sprintf("config not stored: admin_api_key is key %s, which this mount superseded at %s and will delete; omit admin_api_key, send a new admin key from %s, or send force=true to undo that rotation",
 				k.ID, text.Time(k.superseded(old.RotationGracePeriod)), adminKeysPage)
 		}
 	}
 	return ""
 }
 
-// findAdminKeyID fills in the ID of the admin key, or confirms the one given:
-// a wrong one would have a rotation delete somebody else's key. It notes when
-// the key expires. A response tells the caller what to send.
+// findAdminKeyID looks up the ID of the admin key, or verifies the one given: with a
+// wrong ID, a rotation would delete another key. It also sets when the key expires. A
+// non-nil response rejects the write.
 func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) ([]client.AdminKey, *logical.Response, error) {
 	keys, err := api.ListAdminKeys(ctx)
 	if err != nil {
@@ -406,13 +445,13 @@ func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) ([]cli
 	case cfg.AdminKeyID == "" && len(matching) == 1:
 		cfg.AdminKeyID = matching[0]
 	case cfg.AdminKeyID == "" && len(matching) == 0:
-		return nil, logical.ErrorResponse("config not stored: the admin key works, but none of the organization's %d admin keys looks like it; send its ID as admin_api_key_id", len(keys)), nil
+		return nil, logical.ErrorResponse("config not stored: the admin key works but matches none of the organization's %d admin keys; send its ID as admin_api_key_id", len(keys)), nil
 	case cfg.AdminKeyID == "":
-		return nil, logical.ErrorResponse("config not stored: several admin keys look like this one (%s); send its ID as admin_api_key_id", strings.Join(matching, ", ")), nil
+		return nil, logical.ErrorResponse("config not stored: the admin key matches several admin keys (%s); send its ID as admin_api_key_id", strings.Join(matching, ", ")), nil
 	case exists && len(matching) == 0:
-		// Redacted in a way that this version does not read: the ID's word.
+		// The redacted values have an unknown format, so the ID cannot be verified.
 	case !slices.Contains(matching, cfg.AdminKeyID):
-		return nil, logical.ErrorResponse("config not stored: admin_api_key_id %q is not the ID of this admin key; leave it out and it is found", cfg.AdminKeyID), nil
+		return nil, logical.ErrorResponse("config not stored: admin_api_key_id %q is not the ID of this admin key; omit it to let the engine look it up", cfg.AdminKeyID), nil
 	}
 	for _, key := range keys {
 		if key.ID == cfg.AdminKeyID {
@@ -423,22 +462,22 @@ func findAdminKeyID(ctx context.Context, cfg *config, api *client.Client) ([]cli
 }
 
 const (
-	// renewFloor is the least time from one rotation to the next that only the
-	// key's end asks for: this clock and OpenAI's may disagree on when that is.
+	// renewFloor is the minimum time between rotations that only the key's expiry
+	// requires: this clock and OpenAI's may disagree on the expiry.
 	renewFloor = time.Hour
 )
 
 // mergeSchedule applies a write to the schedule of the admin key.
 func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem string) {
 	before := *c
-	if problem := c.merge(d, now); problem != "" {
+	if problem := c.Merge(d, now); problem != "" {
 		return problem
 	}
 	if raw, ok := d.GetOk("disable_automated_rotation"); ok {
 		c.DisableAutomatedRotation = raw.(bool)
 	}
-	// A write that changes nothing of the schedule does not put it off, and does not
-	// make a failure forgotten.
+	// A write that leaves the schedule unchanged neither postpones the next rotation
+	// nor clears an error.
 	changed := !c.sameSchedule(&before)
 	if changed {
 		c.RotationError = ""
@@ -449,17 +488,17 @@ func (c *config) mergeSchedule(d *framework.FieldData, now time.Time) (problem s
 	return ""
 }
 
-// scheduled reports whether rotations are to happen by themselves.
+// scheduled reports whether automatic rotations are configured.
 func (c *config) scheduled() bool {
 	return !c.DisableAutomatedRotation && (c.RotationPeriod != 0 || c.RotationSchedule != "")
 }
 
 func (c *config) sameSchedule(o *config) bool {
-	return c.same(&o.schedule) && c.DisableAutomatedRotation == o.DisableAutomatedRotation
+	return c.Same(&o.Schedule) && c.DisableAutomatedRotation == o.DisableAutomatedRotation
 }
 
-// plan sets when the next rotation is due. A period counts from the last
-// rotation, or from now for a key that no rotation has made.
+// plan sets when the next rotation is due. A period counts from the last rotation, or
+// from now for a key that no rotation created.
 func (c *config) plan(now time.Time) {
 	c.NextRotation = time.Time{}
 	if !c.scheduled() {
@@ -469,24 +508,23 @@ func (c *config) plan(now time.Time) {
 	if c.RotationPeriod != 0 && c.AdminKeyRotated {
 		from = c.LastRotated
 	}
-	c.planFrom(from)
+	c.PlanFrom(from)
 }
 
-// nextRotation is when the engine, or Vault for it, replaces the key next:
-// when the schedule says so, or sooner when the key's own end demands it. Zero
-// when nothing is planned. The schedule's part may be later by slack.
+// nextRotation returns when the engine or Vault rotates the key next: at the scheduled
+// time plus slack, or sooner if the key expires before. Zero if nothing is planned.
 func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 	if c.DisableAutomatedRotation {
 		return time.Time{}
 	}
 	at := time.Time{}
 	if c.scheduled() {
-		at = c.tick(now)
+		at = c.Tick(now)
 	}
 	if !at.IsZero() {
 		at = at.Add(slack)
 	}
-	// A key of the operator's is not replaced uninvited.
+	// Without a schedule, a key that the operator wrote is not replaced.
 	by := c.renewBy()
 	if floor := c.LastRotated.Add(renewFloor); !by.IsZero() && c.AdminKeyRotated && !c.LastRotated.After(now) && by.Before(floor) {
 		by = floor
@@ -497,9 +535,9 @@ func (c *config) nextRotation(now time.Time, slack time.Duration) time.Time {
 	return at
 }
 
-// correctTimes replaces times of the past that lie in the future, which a clock
-// that was ahead has left, by now, and plans anew what follows from them, never
-// later than before. It reports whether there were any.
+// correctTimes repairs times that a clock that was ahead stored: it sets past events
+// that are in the future to now, and recomputes the plan from them, never later than
+// before. It reports whether it changed anything.
 func (c *config) correctTimes(now time.Time) (corrected bool) {
 	now = now.UTC().Truncate(time.Second)
 	if c.LastRotated.After(now.Add(clockTolerance)) {
@@ -508,16 +546,16 @@ func (c *config) correctTimes(now time.Time) (corrected bool) {
 			c.AdminKeyExpires = now.Add(life)
 		}
 	}
-	// A schedule that was planned by the right clock is never further away.
-	if planned := c.schedule; c.scheduled() {
-		planned.planFrom(now)
+	// With a correct clock, the next rotation is never later than this.
+	if planned := c.Schedule; c.scheduled() {
+		planned.PlanFrom(now)
 		if c.NextRotation.After(planned.NextRotation.Add(clockTolerance)) {
 			c.NextRotation, corrected = planned.NextRotation, true
 		}
 	}
-	for i := range c.Retired {
-		k := &c.Retired[i]
-		// What OpenAI's clock confirms is not of the future: then this one is behind.
+	for i := range c.Superseded {
+		k := &c.Superseded[i]
+		// A time that OpenAI's clock confirms is not in the future: this clock is behind.
 		at := later(now, k.SupersededThere)
 		if k.CreatedAt.After(at.Add(clockTolerance)) {
 			k.CreatedAt, corrected = at, true
@@ -535,32 +573,32 @@ func (c *config) correctTimes(now time.Time) (corrected bool) {
 	return corrected
 }
 
-// keyLife is how long an admin key made now is to live: until three rotations
-// in a row would have been missed, but a week at least; 0 = without end. A
-// schedule with which two would take longer than OpenAI's limit of a year gets
-// none, since such an end could come before the rotation that renews it.
+// keyLife returns the lifetime of an admin key created now: three rotations, and at
+// least a week; 0 means that it does not expire. If two rotations take longer than a
+// year, OpenAI's limit, the key does not expire, since it could expire before the
+// rotation that replaces it.
 func (c *config) keyLife(now time.Time) time.Duration {
 	if !c.scheduled() {
 		return 0
 	}
-	life := c.threeRotations(now)
+	life := c.ThreeRotations(now, client.MaxExpiry)
 	if life == 0 {
 		return 0
 	}
 	return max(life, minKeyLife)
 }
 
-// renewBy is when a key that has an end must be replaced at the latest, zero
-// for one that has none: with a third of its life left, or a period where that
-// is more. Of a key that this engine has not made only the end is known.
+// renewBy returns the latest time to replace a key that expires, zero for one that
+// does not: when a third of its life is left, or a period if that is longer. The life
+// of a key that this engine did not create is not known.
 func (c *config) renewBy() time.Time {
 	if c.AdminKeyExpires.IsZero() {
 		return time.Time{}
 	}
 	left := minKeyLife
 	if c.AdminKeyRotated {
-		// Unless the clock was so far ahead at the rotation that the key's end
-		// lies before it.
+		// Not positive if the clock was so far ahead at the rotation that the key
+		// expires before it.
 		if life := c.AdminKeyExpires.Sub(c.LastRotated); life > 0 {
 			left = life / 3
 			if c.RotationPeriod <= life/2 {
@@ -571,8 +609,8 @@ func (c *config) renewBy() time.Time {
 	return c.AdminKeyExpires.Add(-left)
 }
 
-// expiryText says what becomes of an admin key that has an end, "" for one
-// that has none.
+// expiryText returns the warning for an admin key that expires, "" for one that does
+// not.
 func (c *config) expiryText() string {
 	if c.AdminKeyExpires.IsZero() {
 		return ""
@@ -580,13 +618,13 @@ func (c *config) expiryText() string {
 	end, by := text.Time(c.AdminKeyExpires), text.Time(c.renewBy())
 	switch {
 	case c.DisableAutomatedRotation:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and nothing replaces it before (disable_automated_rotation). Rotate it by hand, which gives it no end, or write another.", end)
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and disable_automated_rotation prevents its replacement. Run config/rotate, which replaces it with a key that does not expire, or write another admin key.", end)
 	case c.scheduled():
-		return fmt.Sprintf("The admin key expires at OpenAI at %s; it is replaced from %s on, whatever the schedule says.", end, by)
+		return fmt.Sprintf("The admin key expires at OpenAI at %s. The engine replaces it at %s, earlier than the schedule requires.", end, by)
 	case c.AdminKeyRotated:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled any more; at %s it is replaced once, by a key without an end.", end, by)
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. The engine replaces it once, at %s, with a key that does not expire.", end, by)
 	default:
-		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. Rotate it, or write another before.", end)
+		return fmt.Sprintf("The admin key expires at OpenAI at %s, and no rotation is scheduled. Before then, run config/rotate or write another admin key.", end)
 	}
 }
 
@@ -616,58 +654,58 @@ func (c *config) showSchedule(resp *logical.Response, now time.Time) {
 	}
 }
 
-// Why a superseded key outlives its grace period.
+// Reasons to keep a superseded key beyond its grace period.
 const (
-	// keptUsed: OpenAI says that it was used after it was superseded.
+	// keptUsed: OpenAI reports a use after it was superseded.
 	keptUsed = "used"
-	// keptUnvouched: a config write replaced it, and this process could not tell
-	// that all use of it until then was its own.
+	// keptUnvouched: a config write replaced it, and another process may have used it
+	// until then.
 	keptUnvouched = "perhaps_used"
 )
 
-// retiredKey is an admin key that this engine has replaced and will delete.
-type retiredKey struct {
+// supersededKey is an admin key that this engine has replaced and will delete.
+type supersededKey struct {
 	ID          string    `json:"id"`
 	DeleteAfter time.Time `json:"delete_after"`
-	// SupersededAt is when another took its place; entries of earlier releases
-	// have none.
+	// SupersededAt is when another key replaced it; zero in entries of earlier
+	// releases.
 	SupersededAt time.Time `json:"superseded_at,omitzero"`
-	// SupersededThere is the same by OpenAI's clock, which last_used_at is of: when
-	// the key that took its place was made. Zero if none was.
+	// SupersededThere is when its replacement was created, by OpenAI's clock, which
+	// last_used_at uses, too. Zero if this engine did not create the replacement.
 	SupersededThere time.Time `json:"superseded_at_openai,omitzero"`
-	// CreatedAt is when this engine made it, zero if it did not.
+	// CreatedAt is when this engine created it, zero if it did not.
 	CreatedAt time.Time `json:"created_at,omitzero"`
-	// Regardless says that it is deleted whoever uses it.
-	Regardless bool `json:"regardless_of_use,omitempty"`
-	// Kept is why it outlives its grace period, and LastUsed what OpenAI said.
+	// EvenIfUsed reports that it is deleted even if it is still used.
+	EvenIfUsed bool `json:"delete_even_if_used,omitempty"`
+	// Kept is the reason to keep it beyond its grace period, and LastUsed the use that
+	// OpenAI reported.
 	Kept     string    `json:"kept,omitempty"`
 	LastUsed time.Time `json:"last_used_at,omitzero"`
-	// Elsewhere says that no list of the key in force has shown it: it may belong
-	// to another organization or endpoint.
+	// Elsewhere reports that a listing with the active key does not show it: it may
+	// belong to another organization or endpoint.
 	Elsewhere bool `json:"elsewhere,omitempty"`
-	// Unchecked says that no list of the key in force has been read since it may be
-	// another organization's.
+	// Unchecked reports that it may belong to another organization, and that no listing
+	// with the active key has been read since.
 	Unchecked bool `json:"not_checked,omitempty"`
 }
 
-// superseded is when the key was superseded, by the later of the two clocks. Of
-// one of an earlier release that follows from the grace period.
-func (k *retiredKey) superseded(grace time.Duration) time.Time {
+// superseded returns when the key was superseded, by the later of the two clocks. For
+// an entry of an earlier release it follows from the grace period.
+func (k *supersededKey) superseded(grace time.Duration) time.Time {
 	if k.SupersededAt.IsZero() {
 		return k.DeleteAfter.Add(-grace)
 	}
 	return later(k.SupersededAt, k.SupersededThere)
 }
 
-// seen reports whether the key in force is known to see the key, or was never in
-// doubt to.
-func (k *retiredKey) seen() bool { return !k.Elsewhere && !k.Unchecked }
+// seen reports whether there is no doubt that the active key sees the key.
+func (k *supersededKey) seen() bool { return !k.Elsewhere && !k.Unchecked }
 
-func (k *retiredKey) due(now time.Time) bool { return k.seen() && !now.Before(k.DeleteAfter) }
+func (k *supersededKey) due(now time.Time) bool { return k.seen() && !now.Before(k.DeleteAfter) }
 
-// usedAfter reports whether a use of the key is so long after it was superseded
-// that it was not by this process.
-func (k *retiredKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
+// usedAfter reports whether a use of the key was too long after it was superseded to
+// be by this process.
+func (k *supersededKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
 	at := k.SupersededThere
 	if at.IsZero() {
 		at = k.superseded(grace)
@@ -675,65 +713,65 @@ func (k *retiredKey) usedAfter(lastUsed time.Time, grace time.Duration) bool {
 	return lastUsed.After(at.Add(useTolerance))
 }
 
-// hurry has the key deleted whoever uses it, at a time or when it was due if that
-// is sooner.
-func (k *retiredKey) hurry(at time.Time) {
+// hurry schedules the deletion of the key even if it is still used, at the given time
+// or when it was due if that is sooner.
+func (k *supersededKey) hurry(at time.Time) {
 	if at.Before(k.DeleteAfter) {
 		k.DeleteAfter = at.UTC().Truncate(time.Second)
 	}
-	k.Regardless, k.Kept, k.LastUsed = true, "", time.Time{}
+	k.EvenIfUsed, k.Kept, k.LastUsed = true, "", time.Time{}
 }
 
-// keptText says why the key is kept, "" for one that is not.
-func (k *retiredKey) keptText() string {
+// keptText returns the warning for a key that is kept, "" for one that is not.
+func (k *supersededKey) keptText() string {
 	why := k.keptWhy()
 	if why == "" {
 		return ""
 	}
-	return fmt.Sprintf("Superseded admin key %s is kept until %s: %s. To delete it at once, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, text.Time(k.DeleteAfter), why)
+	return fmt.Sprintf("Superseded admin key %s is retained until %s: %s. To delete it immediately, run config/rotate with force=true or write rotation_grace_period=0 to the config.", k.ID, text.Time(k.DeleteAfter), why)
 }
 
-func (k *retiredKey) keptWhy() string {
+func (k *supersededKey) keptWhy() string {
 	switch k.Kept {
 	case keptUsed:
-		return fmt.Sprintf("OpenAI says that it was last used at %s, after it was superseded: another Vault, such as a copy of this one, or somebody else uses it", text.Time(k.LastUsed))
+		return fmt.Sprintf("OpenAI reports that it was last used at %s, after it was superseded, so another client, such as a restored copy of this Vault, still uses it", text.Time(k.LastUsed))
 	case keptUnvouched:
-		return "another Vault, such as the one that this one is a copy of, may use it"
+		return "another Vault, such as the one from which this Vault was restored, may still use it"
 	}
 	return ""
 }
 
-// retire notes that the current admin key, which this engine made or is about to
-// replace, is to be deleted once the grace period has passed;
-// there is the time by OpenAI's clock, zero if unknown.
-func (c *config) retire(now, there time.Time) {
+// supersedeKey schedules the deletion of the current admin key, which this engine
+// created or is about to replace, after the grace period; there is the time by
+// OpenAI's clock, zero if unknown.
+func (c *config) supersedeKey(now, there time.Time) {
 	if c.AdminKeyID == "" {
 		return
 	}
-	c.forget(c.AdminKeyID) // retired before, and configured again since
+	c.dropSuperseded(c.AdminKeyID) // it was superseded before and configured again
 	now = now.UTC().Truncate(time.Second)
-	key := retiredKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now, Regardless: c.RotationGracePeriod == 0}
-	if !key.Regardless {
+	key := supersededKey{ID: c.AdminKeyID, SupersededAt: now, SupersededThere: there, DeleteAfter: now, EvenIfUsed: c.RotationGracePeriod == 0}
+	if !key.EvenIfUsed {
 		key.DeleteAfter = later(now, there).Add(c.RotationGracePeriod)
 	}
 	if c.AdminKeyRotated {
 		key.CreatedAt = c.LastRotated
 	}
-	c.Retired = append(c.Retired, key)
+	c.Superseded = append(c.Superseded, key)
 }
 
-// forget takes a key off the list of those to be deleted.
-func (c *config) forget(id string) {
-	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return k.ID == id })
+// dropSuperseded removes a key from the list of those to delete.
+func (c *config) dropSuperseded(id string) {
+	c.Superseded = slices.DeleteFunc(c.Superseded, func(k supersededKey) bool { return k.ID == id })
 }
 
-// hurry has superseded keys deleted whoever uses them, each this long after it
-// was superseded and at once with 0, and none later than planned.
+// hurry schedules the deletion of superseded keys even if they are still used, each
+// this long after it was superseded (at once for 0), and none later than planned.
 func (c *config) hurry(grace time.Duration, now time.Time) {
-	for i := range c.Retired {
-		k := &c.Retired[i]
+	for i := range c.Superseded {
+		k := &c.Superseded[i]
 		k.SupersededAt = k.superseded(c.RotationGracePeriod)
-		at := now // whatever the clock was when it was superseded
+		at := now // the clock may have been wrong when it was superseded
 		if grace > 0 {
 			at = k.SupersededAt.Add(grace)
 		}
@@ -742,5 +780,5 @@ func (c *config) hurry(grace time.Duration, now time.Time) {
 }
 
 var (
-	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or not that of the key, so it could not be deleted after a rotation: write the right one to the config as admin_api_key_id")
+	errAdminKeyIDUnknown = errors.New("the ID of the current admin key is unknown or wrong, so a rotation could not delete the key; write admin_api_key_id to the config")
 )

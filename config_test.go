@@ -75,7 +75,7 @@ func FuzzParseEndpoint(f *testing.F) {
 	})
 }
 
-// authority makes a CA certificate, in PEM.
+// authority creates a CA certificate, in PEM.
 func authority(t *testing.T, name string) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -86,7 +86,7 @@ func authority(t *testing.T, name string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-func TestConfig_TrustingAnotherCATakesTheAdminKey(t *testing.T) {
+func TestConfig_AddingACARequiresTheAdminKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{TLS: true})
 	_, key := h.sim.AdminKey()
@@ -104,7 +104,7 @@ func TestConfig_TrustingAnotherCATakesTheAdminKey(t *testing.T) {
 			before := h.entries()
 			said := h.refused(h.write("config", map[string]any{"ca_cert": bundle, "skip_verify": skip}))
 			require.Contains(t, said, "ca_cert", name)
-			require.Contains(t, said, "make another admin key first", name)
+			require.Contains(t, said, "create another admin key", name)
 			require.Equal(t, before, h.entries(), name)
 		}
 	}
@@ -115,11 +115,11 @@ func TestConfig_TrustingAnotherCATakesTheAdminKey(t *testing.T) {
 		h.must(h.write("config", map[string]any{"ca_cert": its + other, "admin_api_key": key}))
 	}
 	h.must(h.write("config", map[string]any{"ca_cert": "", "admin_api_key": key, "skip_verify": true}))
-	require.Contains(t, h.refused(h.write("config", map[string]any{"ca_cert": its})), "send admin_api_key with it", "from the system's CAs to one")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"ca_cert": its})), "requires admin_api_key", "from the system's CAs to one")
 	h.must(h.write("config", map[string]any{"ca_cert": "", "skip_verify": true}))
 }
 
-func TestConfig_OnlyEndpointAndCAsDecideWhereTheAdminKeyIsSent(t *testing.T) {
+func TestConfig_OtherFieldsDoNotRequireTheAdminKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{TLS: true})
 	h.configure(map[string]any{"ca_cert": h.sim.CACert()})
@@ -129,7 +129,7 @@ func TestConfig_OnlyEndpointAndCAsDecideWhereTheAdminKeyIsSent(t *testing.T) {
 	for _, data := range []map[string]any{
 		{"api_endpoint": "http://" + host, "allow_insecure_endpoint": true}, {"api_endpoint": "https://127.0.0.1:1/v1"}, {"api_endpoint": ""},
 	} {
-		require.Contains(t, h.refused(h.write("config", data)), "make another admin key first")
+		require.Contains(t, h.refused(h.write("config", data)), "create another admin key")
 	}
 	for _, data := range []map[string]any{
 		{"organization_id": h.sim.OrganizationID()}, {"allow_insecure_endpoint": true}, {"request_timeout": 9}, {"max_concurrent_requests": 9}, {"project_id": h.project},
@@ -139,7 +139,7 @@ func TestConfig_OnlyEndpointAndCAsDecideWhereTheAdminKeyIsSent(t *testing.T) {
 	}
 }
 
-func TestConfig_AnUncheckedKeyDoesNotReplaceOneThatOnlyTheEngineHas(t *testing.T) {
+func TestConfig_SkipVerifyDoesNotReplaceARotatedKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -159,12 +159,12 @@ func TestConfig_AnUncheckedKeyDoesNotReplaceOneThatOnlyTheEngineHas(t *testing.T
 	}
 	require.NoError(t, h.revoke(lease), "the engine works on")
 
-	// Forced, the superseded keys wait until the engine knows which key it has.
+	// With force, superseded keys stay until the ID of the active key is known.
 	resp := h.must(h.write("config", map[string]any{"admin_api_key": "garbage", "skip_verify": true, "force": true}))
 	stuck := func(resp *logical.Response) {
 		t.Helper()
 		said := strings.Join(resp.Warnings, " ")
-		require.Contains(t, said, "does not delete them before")
+		require.Contains(t, said, "only after it has checked")
 		require.Contains(t, said, made)
 		require.Contains(t, said, "without skip_verify")
 	}
@@ -173,7 +173,7 @@ func TestConfig_AnUncheckedKeyDoesNotReplaceOneThatOnlyTheEngineHas(t *testing.T
 	h.tick()
 	require.Contains(t, h.adminKeyIDs(), made)
 	stuck(h.must(h.read("config")))
-	require.Len(t, h.lines("which admin keys the current one sees is not known yet"), 1)
+	require.Len(t, h.lines("superseded admin keys not checked: the list of admin keys could not be read"), 1)
 	require.Empty(t, h.config()["last_rotated"])
 	resp = h.must(h.write("config", map[string]any{"rotation_grace_period": 0, "skip_verify": true}))
 	stuck(resp)
@@ -184,7 +184,7 @@ func TestConfig_AnUncheckedKeyDoesNotReplaceOneThatOnlyTheEngineHas(t *testing.T
 	require.Equal(t, []string{id}, h.adminKeyIDs())
 }
 
-func TestConfig_ASupersededKeyDoesNotComeBackByItself(t *testing.T) {
+func TestConfig_ASupersededKeyRequiresForce(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -206,21 +206,21 @@ func TestConfig_ASupersededKeyDoesNotComeBackByItself(t *testing.T) {
 
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	require.Equal(t, first, h.adminKeyID())
-	require.Empty(t, h.config()["last_rotated"], "no rotation made the key in force")
+	require.Empty(t, h.config()["last_rotated"], "no rotation made the active key")
 	require.Empty(t, h.measured().of("admin_key_last_rotation_timestamp_seconds"))
 	h.restart()
 	require.Empty(t, h.config()["last_rotated"])
 	h.advance(time.Hour)
 	h.tick()
 	require.Contains(t, h.adminKeyIDs(), first)
-	// Once in force again it may be written like any other, and is rotated.
+	// An active key can be written again like any other, and is rotated.
 	h.must(h.write("config", map[string]any{"admin_api_key": value}))
 	h.must(h.write("config/rotate", nil))
 	require.NotEmpty(t, h.config()["last_rotated"])
 }
 
-// A tool that always sends the field, though empty, must be able to change others.
-func TestConfig_AnEmptyAdminKeyIDIsNotGiven(t *testing.T) {
+// A tool that always sends the field, even if it is empty, can change other fields.
+func TestConfig_AnEmptyAdminKeyIDIsIgnored(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()

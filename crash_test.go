@@ -1,9 +1,8 @@
 package openaisecrets
 
-// What is alive at OpenAI, and what does storage know, if this step fails or
-// the process dies right here? One table for each flow, over every storage
-// write and every API call of it, before and after its effect. Each ends with
-// the journal worked off: then nothing is alive that is not leased.
+// Faults and crashes at each step of each flow: every storage write and every API call,
+// before and after its effect. After the WAL is processed, only leased credentials remain
+// at OpenAI.
 
 import (
 	"context"
@@ -20,111 +19,21 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// apiFaults are the ways in which one API call can go wrong. The transient
-// ones may be hidden from the caller.
-var apiFaults = map[string]openaitest.Fault{
-	"500 before":  {Kind: openaitest.FaultStatus, Status: 500},
-	"500 after":   {Kind: openaitest.FaultStatusAfter, Status: 500},
-	"429":         {Kind: openaitest.FaultStatus, Status: 429},
-	"400":         {Kind: openaitest.FaultStatus, Status: 400},
-	"401":         {Kind: openaitest.FaultStatus, Status: 401},
-	"403":         {Kind: openaitest.FaultStatus, Status: 403, Body: `{"error":"Missing scopes: api.management.write."}`},
-	"reset":       {Kind: openaitest.FaultReset},
-	"lost":        {Kind: openaitest.FaultLost},
-	"hang":        {Kind: openaitest.FaultHang},
-	"hang after":  {Kind: openaitest.FaultHangAfter},
-	"garbage":     {Kind: openaitest.FaultGarbage},
-	"empty":       {Kind: openaitest.FaultEmpty},
-	"{}":          {Kind: openaitest.FaultEmptyObject},
-	"truncated":   {Kind: openaitest.FaultTruncated},
-	"missing key": {Kind: openaitest.FaultMissingKey},
-}
-
-// everyFault runs flow on a fresh mount once for each fault at each step of it,
-// and then check with what the caller got. A run without faults tells which
-// steps there are.
-func everyFault(t *testing.T, flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
-	t.Helper()
-	everyFaultAfter(t, openaitest.Options{}, func(*harness) {}, flow, check)
-}
-
-// everyFaultAfter is everyFault for a flow that needs something to be there, in
-// whose making nothing fails.
-func everyFaultAfter(t *testing.T, opts openaitest.Options, arrange func(h *harness), flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
-	t.Helper()
-	prepare := func(t *testing.T, kind openaitest.FaultKind) *harness {
-		h := configured(t, opts)
-		h.hangs(kind)
-		arrange(h)
-		h.sim.ResetRequests()
-		h.storage.fail(storageFault{write: -1})
-		return h
-	}
-	run := func(name string, kind openaitest.FaultKind, arm func(h *harness)) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			h := prepare(t, kind)
-			arm(h)
-			resp, err := flow(h)
-			h.buried()
-			h.sim.ClearFaults()
-			if h.storage.heal() {
-				h.restart()
-			}
-			check(h, resp, err)
-		})
-	}
-
-	var writes, calls int
-	t.Run("no fault", func(t *testing.T) {
-		h := prepare(t, "")
-		resp, err := flow(h)
-		writes, calls = len(h.storage.writes), h.sim.Count("", "")
-		check(h, resp, err)
-	})
-	require.NotZero(t, calls)
-
-	for n := range writes {
-		for name, fault := range map[string]storageFault{
-			"error before":  {write: n},
-			"error after":   {write: n, after: true},
-			"killed before": {write: n, kill: true},
-			"killed after":  {write: n, after: true, kill: true},
-		} {
-			run(fmt.Sprintf("write %d, %s", n, name), "", func(h *harness) { h.storage.fail(fault) })
-		}
-	}
-	for n := range calls {
-		for name, fault := range apiFaults {
-			fault.Skip, fault.Times = n, 1
-			run(fmt.Sprintf("call %d, %s", n, name), fault.Kind, func(h *harness) { h.sim.Fail(fault) })
-			run(fmt.Sprintf("call %d, %s, then killed", n, name), fault.Kind, func(h *harness) {
-				fault := fault
-				fault.OnStrike = func(*http.Request) { // nothing more is written, nor sent
-					h.storage.kill()
-					h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
-				}
-				h.sim.Fail(fault)
-			})
-		}
-	}
-}
-
-func TestIssue_EveryFaultAtEveryStepLeavesOnlyWhatIsLeased(t *testing.T) {
+func TestIssue_FaultsLeaveOnlyLeasedCredentials(t *testing.T) {
 	t.Parallel()
-	everyFault(t,
+	everyLeaseFault(t, openaitest.Options{}, func(*harness) {},
 		func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
 		func(h *harness, resp *logical.Response, err error) {
 			gap := errors.Is(err, errKilled) && h.storage.last() == "delete wal"
 			h.tick()
 			if gap && len(h.sim.Accounts()) == 1 {
-				// The gap that no plugin can see: the journal is done, and the
+				// The gap that no plugin can see: the WAL is done, and the
 				// answer has not reached Vault. Nobody received the key, it has
-				// an end, and then the sweep deletes the account.
+				// an end, and then the tidy run deletes the account.
 				require.WithinDuration(h.t, time.Now().Add(defaultMaxTTL+expiryMargin), h.sim.Keys()[0].ExpiresAt, time.Minute)
 				h.advance(defaultMaxTTL + expiryMargin + clockSlack + time.Second)
 				h.rollback()
-				h.swept()
+				h.tidied()
 				h.onlyLeased()
 				return
 			}
@@ -139,14 +48,14 @@ func TestIssue_EveryFaultAtEveryStepLeavesOnlyWhatIsLeased(t *testing.T) {
 		})
 }
 
-// inTheGap reports whether the process died between the journal's last word and
-// Vault's. It is asked before anything else is done.
+// inTheGap reports whether the process died after it deleted the WAL entry and before
+// Vault stored the lease. Call it before anything else.
 func inTheGap(h *harness, err error) bool {
-	return errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.sim.Keys()) == 1 && len(h.journal()) == 0
+	return errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.sim.Keys()) == 1 && len(h.walEntries()) == 0
 }
 
-// outOfTheGap is how a key ends that fell into it: nobody received it, it has
-// an end, and then the sweep takes what is left.
+// outOfTheGap checks the cleanup of such a key: no client has it, it expires, and then
+// tidy deletes its account.
 func outOfTheGap(h *harness, life time.Duration) {
 	h.t.Helper()
 	require.WithinDuration(h.t, h.now().Add(life+expiryMargin), h.keyEnd(), time.Minute)
@@ -155,9 +64,9 @@ func outOfTheGap(h *harness, life time.Duration) {
 	h.tidy(true)
 }
 
-func TestIssue_WithScopes_EveryFaultAtEveryStep(t *testing.T) {
+func TestIssue_FaultsWithScopes(t *testing.T) {
 	t.Parallel()
-	everyFaultAfter(t, openaitest.Options{},
+	everyLeaseFault(t, openaitest.Options{},
 		func(h *harness) { h.role(map[string]any{"scopes": scopeChat, "activation_timeout": "3s"}) },
 		func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
 		func(h *harness, resp *logical.Response, err error) {
@@ -180,12 +89,12 @@ func TestIssue_WithScopes_EveryFaultAtEveryStep(t *testing.T) {
 		})
 }
 
-func TestIssue_OfAKey_EveryFaultAtEveryStep(t *testing.T) {
+func TestIssue_FaultsWithAPIKey(t *testing.T) {
 	t.Parallel()
 	for _, refused := range []bool{false, true} {
 		t.Run(fmt.Sprintf("DELETE refused: %t", refused), func(t *testing.T) {
 			t.Parallel()
-			everyFaultAfter(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused},
+			everyLeaseFault(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused},
 				func(h *harness) {
 					h.adopted(map[string]any{"scopes": scopeChat, "activation_timeout": "3s", "key_expiry": expiryTTL})
 				},
@@ -213,10 +122,10 @@ func TestIssue_OfAKey_EveryFaultAtEveryStep(t *testing.T) {
 	}
 }
 
-func TestRenew_EveryFaultLeavesALeaseWhoseKeyCoversIt(t *testing.T) {
+func TestRenew_FaultsLeaveTheKeyValidForTheLease(t *testing.T) {
 	t.Parallel()
 	leases := sync.Map{} // by mount
-	everyFaultAfter(t, openaitest.Options{},
+	everyLeaseFault(t, openaitest.Options{},
 		func(h *harness) {
 			h.role(map[string]any{"key_expiry": expiryTTL, "scopes": scopeChat})
 			leases.Store(h.t.Name(), h.lease("creds/app", nil))
@@ -242,13 +151,13 @@ func TestRenew_EveryFaultLeavesALeaseWhoseKeyCoversIt(t *testing.T) {
 			}
 			require.False(h.t, h.keyEnd().Before(h.now().Add(left-time.Second)), "the key covers the lease")
 			require.Equal(h.t, []string{scopeChat}, h.sim.Keys()[0].Scopes)
-			require.Empty(h.t, h.journal())
+			require.Empty(h.t, h.walEntries())
 			require.NoError(h.t, h.revoke(lease))
 			h.onlyLeased()
 		})
 }
 
-func TestRevoke_OfAKey_EveryFaultEndsWithItDead(t *testing.T) {
+func TestRevoke_FaultsWithAPIKeyStillDeleteIt(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
 		for _, times := range []int{1, 9} { // hidden by a retry, or not
@@ -268,7 +177,7 @@ func TestRevoke_OfAKey_EveryFaultEndsWithItDead(t *testing.T) {
 					err := h.revoke(lease)
 					h.sim.ClearFaults()
 					if err != nil {
-						require.Len(t, h.journal(), 1)
+						require.Len(t, h.walEntries(), 1)
 					}
 					h.tick() // Vault may have given up, or OpenAI may show it again
 					h.advance(2 * time.Second)
@@ -280,22 +189,22 @@ func TestRevoke_OfAKey_EveryFaultEndsWithItDead(t *testing.T) {
 	}
 }
 
-// The entry of the create may be gone although its deletion says that it failed.
-func TestCreds_WhatCannotBeHandedOutIsJournalledAnew(t *testing.T) {
+// The deletion of the create's entry may take effect although it returns an error.
+func TestCreds_UnreturnedCredentialIsRecordedAgain(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.storage.fail(storageFault{write: 1, after: true})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	_, err := h.read("creds/app")
-	require.ErrorContains(t, err, "is left to the journal")
+	require.ErrorContains(t, err, "is queued for deletion in the WAL")
 	h.storage.heal()
 	require.Len(t, h.sim.Accounts(), 1)
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	h.tick()
 	h.onlyLeased()
 }
 
-func TestRevoke_EveryFaultEndsWithTheAccountGone(t *testing.T) {
+func TestRevoke_FaultsStillDeleteTheAccount(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
 		for _, times := range []int{1, 5} { // hidden by a retry, or not
@@ -310,7 +219,7 @@ func TestRevoke_EveryFaultEndsWithTheAccountGone(t *testing.T) {
 				err := h.revoke(lease)
 				h.sim.ClearFaults()
 				if err != nil {
-					require.Len(t, h.journal(), 1)
+					require.Len(t, h.walEntries(), 1)
 				}
 				h.tick() // Vault may have given up, or OpenAI may show it again
 				h.onlyLeased()
@@ -320,23 +229,23 @@ func TestRevoke_EveryFaultEndsWithTheAccountGone(t *testing.T) {
 	}
 }
 
-func TestRotate_EveryFaultAtEveryStepLeavesOneWorkingKey(t *testing.T) {
+func TestRotate_FaultsLeaveOneWorkingKey(t *testing.T) {
 	t.Parallel()
-	everyFault(t,
+	everyLeaseFault(t, openaitest.Options{}, func(*harness) {},
 		func(h *harness) (*logical.Response, error) { return h.write("config/rotate", nil) },
 		func(h *harness, resp *logical.Response, err error) {
 			// The engine works at once, whatever happened.
 			lease := h.lease("creds/app", nil)
-			// The journal, then the end of the grace period.
+			// The WAL, then the end of the grace period.
 			h.tick()
-			require.Empty(h.t, h.journal())
+			require.Empty(h.t, h.walEntries())
 			h.advance(defaultRotationGrace + time.Second)
 			h.tick()
 
 			cfg, cfgErr := getConfig(context.Background(), h.storage)
 			require.NoError(h.t, cfgErr)
 			require.Equal(h.t, []string{cfg.AdminKeyID}, h.adminKeyIDs(), "exactly the stored admin key is alive")
-			require.Empty(h.t, cfg.Retired)
+			require.Empty(h.t, cfg.Superseded)
 			if err == nil && !resp.IsError() {
 				require.Equal(h.t, cfg.AdminKeyID, resp.Data["admin_api_key_id"])
 				require.True(h.t, cfg.AdminKeyRotated)
@@ -347,7 +256,7 @@ func TestRotate_EveryFaultAtEveryStepLeavesOneWorkingKey(t *testing.T) {
 		})
 }
 
-func TestJournal_EveryFaultOfAListingOrADeleteIsOutlasted(t *testing.T) {
+func TestWAL_RetriesAfterEveryFault(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
 		for _, route := range []string{routeAccounts, routeAccount} {
@@ -365,7 +274,7 @@ func TestJournal_EveryFaultOfAListingOrADeleteIsOutlasted(t *testing.T) {
 				fault.Route, fault.Times = route, 6
 				h.sim.Fail(fault)
 				h.tick()
-				require.GreaterOrEqual(t, len(h.journal()), len(h.sim.Accounts()), "what is alive is journalled")
+				require.GreaterOrEqual(t, len(h.walEntries()), len(h.sim.Accounts()), "what is alive is recorded in the WAL")
 				h.sim.ClearFaults()
 				h.tick()
 				h.onlyLeased()
@@ -374,7 +283,7 @@ func TestJournal_EveryFaultOfAListingOrADeleteIsOutlasted(t *testing.T) {
 	}
 }
 
-func TestOutage_ReadersFailInTimeAndTheFirstAfterItSucceeds(t *testing.T) {
+func TestOutage_RequestsFailInTimeAndRecover(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"request_timeout": "2s", "max_concurrent_requests": 16}))
@@ -402,7 +311,7 @@ func TestOutage_ReadersFailInTimeAndTheFirstAfterItSucceeds(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestCreds_ATwofold429IsHidden(t *testing.T) {
+func TestCreds_RetriesTwoRateLimitErrors(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 2, Status: http.StatusTooManyRequests})

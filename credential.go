@@ -1,13 +1,14 @@
 package openaisecrets
 
-// This file owns a credential's life at OpenAI: the one way in which it is
-// made and made ready, and the one way in which it ends.
+// This file owns a credential's lifecycle at OpenAI: how it is created and prepared, and
+// how it is destroyed.
 //
-// What must stay true: nothing is created before the journal holds its name;
-// each attempt has its own name and its own entry; an entry goes only when what
-// it names is handed over, was never made, or is destroyed. A key that is not
-// yet what was ordered never leaves this file. Gone is success, a missing
-// permission never is.
+// What must stay true: nothing is created before the WAL holds its name; each attempt
+// has its own name and its own entry; an entry is deleted only when its credential is
+// returned, was never created, or is destroyed. A key without the expiry and scopes of its
+// spec never leaves this file, nor does one that OpenAI has not accepted, unless its role
+// skips the probe (activation_timeout=0) or ignores its failure (activation_failure=warn).
+// A deleted credential counts as success, a missing permission never does.
 
 import (
 	"context"
@@ -17,7 +18,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -32,56 +32,55 @@ import (
 const (
 	credentialVersion = 1
 
-	// probeFirst and probeLongest bound the wait between two looks at whether a
-	// new key works; probeTimeout bounds one look.
+	// probeFirst and probeLongest bound the wait between two probes of a new key;
+	// probeTimeout bounds one probe.
 	probeFirst   = 50 * time.Millisecond
 	probeLongest = 500 * time.Millisecond
 	probeTimeout = 5 * time.Second
 )
 
-// credential is all that destroying a credential takes. It is the journal's
-// entry and part of each lease.
+// credential has everything that is needed to destroy a credential. It is the data of a
+// WAL entry and part of each lease.
 type credential struct {
 	Version   int    `json:"version"`
 	Type      string `json:"credential_type"`
 	ProjectID string `json:"project_id"`
-	// Name and ID are the account's, its ID empty where the answer to its create
-	// is not known.
+	// Name and ID are the account's. ID is empty if the answer to the create is unknown.
 	Name string `json:"service_account,omitempty"`
 	ID   string `json:"service_account_id,omitempty"`
-	// KeyName and KeyID are the key's; of typeAccount it need not be known.
+	// KeyName and KeyID are the key's; they are optional for typeAccount.
 	KeyName string `json:"api_key_name,omitempty"`
 	KeyID   string `json:"api_key_id,omitempty"`
-	// StaticRole is the static role that it is made for or was taken from. What
-	// that role still names is not destroyed, whatever else says so.
+	// StaticRole is the static role that the credential is or was for. A credential that
+	// the role still uses is not destroyed.
 	StaticRole string `json:"static_role,omitempty"`
-	// CreatedAt is when its create was sent and KeyExpires when its key ends, as
-	// far as the entry or lease knows, both by this server's clock. CreatedAt is
-	// zero where it is unknown, KeyExpires where there is no end.
+	// CreatedAt is when the create was sent and KeyExpires when the key expires, both by
+	// this server's clock. CreatedAt is zero if unknown, KeyExpires if the key does not
+	// expire.
 	CreatedAt  time.Time `json:"created_at,omitzero"`
 	KeyExpires time.Time `json:"key_expires_at,omitzero"`
 }
 
 func (c credential) isKey() bool { return c.Type == typeKey }
 
-// check says what is missing for destroying the credential.
+// check returns an error if the credential lacks what is needed to destroy it.
 func (c credential) check() error {
 	switch {
 	case c.Version > credentialVersion:
-		return fmt.Errorf("it was written by a newer version of this plugin (format %d, this one knows %d)", c.Version, credentialVersion)
+		return newerFormat("it", c.Version, credentialVersion)
 	case c.ProjectID == "":
-		return errors.New("it has no project_id")
+		return errors.New("project_id is missing")
 	case c.isKey() && c.KeyID == "" && c.KeyName == "":
-		return errors.New("it has neither api_key_id nor api_key_name")
+		return errors.New("api_key_id and api_key_name are missing")
 	case !c.isKey() && c.ID == "" && c.Name == "":
-		return errors.New("it has neither service_account_id nor service_account")
+		return errors.New("service_account_id and service_account are missing")
 	case c.Type != typeAccount && c.Type != typeKey:
-		return fmt.Errorf("its credential_type %q is unknown", c.Type)
+		return fmt.Errorf("unknown credential_type %q", c.Type)
 	}
 	return nil
 }
 
-// attrs names the credential in a line of the log.
+// attrs are the log fields that identify the credential.
 func (c credential) attrs() []any {
 	attrs := []any{"project_id", c.ProjectID, "service_account_id", c.ID}
 	if !c.isKey() {
@@ -95,79 +94,95 @@ func (c credential) attrs() []any {
 	return attrs
 }
 
-// pairs names the credential in an event.
+// pairs is the event metadata that identifies the credential.
 func (c credential) pairs() []string {
 	return []string{"project_id", c.ProjectID, "service_account_id", c.ID, "service_account", c.Name, "api_key_id", c.KeyID}
 }
 
-// what names in an error what is to be destroyed.
-func (c credential) what() string {
+// describe identifies the credential in an error.
+func (c credential) describe() string {
 	if c.isKey() {
 		return fmt.Sprintf("key %s of service account %s in project %s", c.KeyID, c.ID, c.ProjectID)
 	}
 	return fmt.Sprintf("service account %s in project %s", c.ID, c.ProjectID)
 }
 
-// noun is what a reader calls it.
-func (c credential) noun() string {
+// typeName is for messages.
+func (c credential) typeName() string {
 	if c.isKey() {
 		return "key"
 	}
 	return "account"
 }
 
-// order is a credential to be made.
-type order struct {
-	label      string // for errors: role "app"
-	credential        // what is known before: type, project, of a key its account
+// credentialSpec specifies a credential to be created.
+type credentialSpec struct {
+	label      string // for errors, such as: role "app"
+	credential        // type, project and, for a key, its account
 	template   string
 	data       naming.Data
 	scopes     []string
-	// covers is how long the key must work, expiry what is asked of OpenAI for
-	// that: 0 = no end.
+	// covers is how long the key must work, expiry the expiry to request from OpenAI
+	// for that: 0 means that the key does not expire.
 	covers, expiry time.Duration
-	activation     time.Duration // 0 = the key is not tried
-	// unproven says that a key which has not been accepted by then is handed out.
+	activation     time.Duration // 0 skips the probe
+	// unproven allows a key to be returned that was not accepted within activation.
 	unproven bool
+	// spare is how long the key may wait in a pool, 0 for a request. covers and expiry
+	// include it. A create for a pool is not retried.
+	spare time.Duration
 }
 
-// made is a credential as ordered, whose journal entry is walID.
-type made struct {
+// walKind is the kind of the WAL entry of the create.
+func (o credentialSpec) walKind() string {
+	switch {
+	case o.spare == 0:
+		return walKind(o.credential, false)
+	case o.isKey():
+		return walPooledKey
+	}
+	return walPooledAccount
+}
+
+// issued is a created credential, whose WAL entry is walID.
+type issued struct {
 	credential
 	key   client.Key
-	began time.Time // CreatedAt, to less than a second
+	began time.Time // CreatedAt, with its fraction of a second and no monotonic reading
 	snap  *snapshot
 	walID string
-	// requestID is OpenAI's, of the create.
+	// requestID is OpenAI's ID of the create request.
 	requestID string
-	// warning is what whoever gets the key must know of it; "" for nothing.
+	// warning is for the recipient of the key; "" if there is none.
 	warning string
+	// spare is that of the spec.
+	spare time.Duration
 }
 
-// obtain creates what is ordered and makes it ready: restricted to its scopes,
-// and accepted by OpenAI. An ambiguous create is tried again under a fresh
-// name, within the context. After an error, which is for failure, the journal
-// holds whatever may exist.
-func (b *backend) obtain(ctx context.Context, req *logical.Request, o order) (*made, error) {
-	m, err := b.create(ctx, req, o)
+// makeCredential creates and prepares a credential: restricted to its scopes, and
+// accepted by OpenAI. An ambiguous create is retried under a fresh name, within the
+// context. After an error, which is for errorResponse, the WAL holds every credential
+// that may exist.
+func (b *backend) makeCredential(ctx context.Context, req *logical.Request, o credentialSpec) (*issued, error) {
+	m, err := b.createOnce(ctx, req, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.ready(ctx, req, m, o); err != nil {
-		// The unrestricted or untried key ends here, and with it the journal entry.
-		return nil, fmt.Errorf("%w; %s", err, b.abandon(ctx, req, m, o.label, err))
+	if err := b.prepare(ctx, req, m, o); err != nil {
+		// Destroys the unrestricted or unproven key, and deletes its WAL entry.
+		return nil, fmt.Errorf("%w; %s", err, b.discard(ctx, req, m, o.label, err))
 	}
 	return m, nil
 }
 
-// create is obtain up to the answer of the create itself.
-func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*made, error) {
-	var limited error // the last refusal for the rate
+// createOnce creates a credential, unprepared.
+func (b *backend) createOnce(ctx context.Context, req *logical.Request, o credentialSpec) (*issued, error) {
+	var limited error // the last rate limit error
 	for attempt, again := 0, false; ; again = true {
 		if b.isDraining() {
-			return nil, mistake("this mount is being disabled")
+			return nil, clientError("this mount is being disabled")
 		}
-		// Anew for each attempt: a rotation may have replaced the admin key.
+		// Read again for each attempt: a rotation may have replaced the admin key.
 		snap, err := b.current(ctx, req.Storage)
 		if err != nil {
 			return nil, err
@@ -179,10 +194,10 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		o.data.RandomSuffix = snap.tag + random
 		name, err := naming.Name(o.template, o.data)
 		if err != nil {
-			return nil, mistake("service_account_name_template: " + err.Error())
+			return nil, clientError("service_account_name_template: " + err.Error())
 		}
-		began := b.now()
-		m := &made{credential: o.credential, began: began, snap: snap}
+		began := b.now().Round(0)
+		m := &issued{credential: o.credential, began: began, snap: snap, spare: o.spare}
 		m.Version, m.CreatedAt = credentialVersion, began.UTC().Truncate(time.Second)
 		if m.isKey() {
 			m.KeyName = name
@@ -192,14 +207,14 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		if o.expiry != 0 {
 			m.KeyExpires = began.Add(o.expiry).UTC().Truncate(time.Second)
 		}
-		if m.walID, err = b.beginWAL(ctx, req.Storage, journalKind(m.credential, false), m.credential); err != nil {
-			return nil, fmt.Errorf("writing the WAL, before anything was created: %w", err)
+		if m.walID, err = b.beginWAL(ctx, req.Storage, o.walKind(), m.credential); err != nil {
+			return nil, fmt.Errorf("nothing created: writing the WAL failed: %w", err)
 		}
 		if again {
 			b.metrics.Repeated(m.createCall())
 		}
-		// Once sent it is waited for, client or no client: its answer lets what
-		// nobody wants be destroyed at once.
+		// After it was sent, the create is not canceled with the client: its answer has
+		// the ID, so that an unwanted credential can be destroyed at once.
 		options := []client.CallOption{client.WithoutCancelAfterSend(), client.WithRequestID(&m.requestID)}
 		if m.isKey() {
 			m.key, err = snap.api.CreateServiceAccountKey(ctx, m.ProjectID, m.ID, m.KeyName, o.scopes, o.expiry, options...)
@@ -211,7 +226,7 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		if err == nil {
 			m.KeyID, m.KeyExpires = m.key.ID, m.key.ExpiresAt
 			if !m.KeyExpires.IsZero() && !m.key.CreatedAt.IsZero() {
-				// OpenAI's clock may be minutes off, and plans are made by this one.
+				// OpenAI's clock may be minutes off; this engine schedules by its own.
 				m.KeyExpires = began.Add(m.key.ExpiresAt.Sub(m.key.CreatedAt)).UTC().Truncate(time.Second)
 			}
 			return m, nil
@@ -220,93 +235,102 @@ func (b *backend) create(ctx context.Context, req *logical.Request, o order) (*m
 		b.wal.release(m.walID)
 		e := client.AsError(err)
 		if !e.Ambiguous() {
-			// Nothing was made, so a client that has gone changes nothing.
+			// Nothing was created, so the entry is deleted even for a canceled request.
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 			walErr := b.deleteWAL(cleanup, req.Storage, m.walID)
 			cancel()
 			if walErr != nil {
-				return nil, fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
+				return nil, fmt.Errorf("%w; deleting its WAL entry also failed: %w", err, walErr)
 			}
 		}
-		b.log(req).Warn(m.noun()+" not created", "for", o.label, "attempt", attempt+1, "left_to_journal", e.Ambiguous(), "error", err)
+		b.log(req).Warn(m.typeName()+" not created", "for", o.label, "attempt", attempt+1, "queued_in_wal", e.Ambiguous(), "error", err)
+		if o.spare != 0 {
+			return nil, fmt.Errorf("%s%w", o.hint(e), err)
+		}
 		if e.RateLimited() && e.Retryable() {
 			limited = err
-			continue // the pace knows when the next call fits, and says when that is too late
+			continue // the rate limiter waits, or fails if the wait exceeds the context
 		}
 		if e.RateLimited() && limited != nil {
-			return nil, limited // says more than that it is too late
+			return nil, limited // OpenAI's error says more than the limiter's
 		}
-		retry := e.Retryable() || (e.Denied() && (b.replaced(snap) || snap.fresh(b.now())))
+		retry := e.Retryable() || (e.Denied() && (b.isSuperseded(snap) || snap.keyIsNew(b.now())))
 		if attempt++; attempt >= maxAttempts || !retry || client.Wait(ctx, client.Backoff(attempt-1, e.RetryAfter)) != nil {
 			return nil, fmt.Errorf("%s%w", o.hint(e), err)
 		}
 	}
 }
 
-// hint is what the caller may do about a refusal that seems to be for the
-// key's lifetime.
-func (o order) hint(e *client.Error) string {
+// hint is the prefix of an error that seems to be about the key's lifetime: the setting
+// to change.
+func (o credentialSpec) hint(e *client.Error) string {
 	switch {
 	case e.ExpiryUnknown() && o.StaticRole != "":
-		return "static roles need it: "
+		return "static roles require key expiry: "
 	case e.ExpiryUnknown():
-		return "or set the role's key_expiry=none, with which keys have no end: "
+		return "alternatively, set the role's key_expiry=none, which creates keys that do not expire: "
 	case e.AboutExpiry() && o.expiry == 0:
-		return "the key was asked for without an end (key_expiry=none), which a policy of the organization or the project seems to forbid; use key_expiry=max_ttl or ttl: "
+		return "OpenAI rejected a key without expiry (key_expiry=none), probably because of an organization or project policy; set key_expiry=max_ttl or ttl: "
+	case e.AboutExpiry() && o.spare != 0:
+		return fmt.Sprintf("OpenAI rejected the key lifetime of %s, probably because of an organization or project policy; reduce pool_max_age or max_ttl: ", o.expiry)
 	case e.AboutExpiry() && o.StaticRole != "":
-		return fmt.Sprintf("the key was to live %s, longer than a policy of the organization or the project seems to allow; set the role's key_ttl: ", o.expiry)
+		return fmt.Sprintf("OpenAI rejected the key lifetime of %s, probably because of an organization or project policy; reduce key_ttl: ", o.expiry)
 	case e.AboutExpiry():
-		return fmt.Sprintf("the key was to live %s, longer than a policy of the organization or the project seems to allow; shorten the role's max_ttl or, with key_expiry=ttl, its ttl: ", o.expiry)
+		return fmt.Sprintf("OpenAI rejected the key lifetime of %s, probably because of an organization or project policy; reduce max_ttl or, with key_expiry=ttl, ttl: ", o.expiry)
 	}
 	return ""
 }
 
-// ready checks that the key lives long enough, restricts it and waits until it
-// is accepted.
-func (b *backend) ready(ctx context.Context, req *logical.Request, m *made, o order) error {
-	endless, made := m.key.ExpiresAt.IsZero(), m.key.CreatedAt
-	if made.IsZero() { // not said: by our clock, then
-		made = b.now().Add(-clockSlack)
+// prepare checks the key's expiry, restricts the key and waits until it is accepted.
+func (b *backend) prepare(ctx context.Context, req *logical.Request, m *issued, o credentialSpec) error {
+	endless, created := m.key.ExpiresAt.IsZero(), m.key.CreatedAt
+	if created.IsZero() { // by this server's clock, then
+		created = b.now().Add(-clockSlack)
 	}
-	if (endless && o.expiry != 0) || (!endless && m.key.ExpiresAt.Sub(made) < o.covers) {
-		return upstream(fmt.Sprintf("OpenAI made the key with an end (%s) that does not cover the %s for which it must work", text.Time(m.key.ExpiresAt), o.covers))
+	switch {
+	case endless && o.expiry != 0:
+		return upstreamError(fmt.Sprintf("OpenAI created a key that does not expire, but the requested lifetime is %s", o.expiry))
+	case !endless && m.key.ExpiresAt.Sub(created) < o.covers:
+		return upstreamError(fmt.Sprintf("OpenAI created a key that expires at %s, but the key must be valid for %s", text.Time(m.key.ExpiresAt), o.covers))
 	}
-	if len(o.scopes) > 0 && !m.isKey() { // those of a lone key went with its create
+	if len(o.scopes) > 0 && !m.isKey() { // a key's own create sets its scopes
 		err := b.updateKey(ctx, req, &m.snap, m.credential, func(snap *snapshot) error {
 			_, err := snap.api.UpdateProjectKey(ctx, m.ProjectID, m.KeyID, o.scopes, 0)
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("the key could not be restricted to the role's scopes: %w", err)
+			return fmt.Errorf("restricting the key to the role's scopes: %w", err)
 		}
 	}
 	began := time.Now()
 	err := activate(ctx, m.snap.api, m.key.Value, o.activation)
 	if ctx.Err() != nil {
-		return fmt.Errorf("nobody waits any more for OpenAI to accept the new key: %w", ctx.Err())
+		return fmt.Errorf("request canceled while waiting for the new key to become active: %w", ctx.Err())
 	}
 	if e := client.AsError(err); e != nil && e.Blame() == client.BlameHost {
 		m.warning, err = residencyText(e), nil
 	}
-	b.metrics.activated(o.activation, began, err)
+	if o.activation != 0 {
+		b.metrics.Activated(time.Since(began), outcome(nil, err))
+	}
 	if err == nil {
 		return nil
 	}
-	// What was refused is the new key and not the admin key.
+	// OpenAI rejected the new key, not the admin key, so this is not a denied error.
 	text := notActiveText(err, o.activation)
 	if !o.unproven {
-		return upstream(text + ": " + err.Error())
+		return upstreamError(text + ": " + err.Error())
 	}
-	m.warning = fmt.Sprintf("The key had not been accepted when it was made, and may not work (activation_failure=warn): %s: %s", text, err)
-	b.log(req).Warn(m.noun()+" handed out although it may not work yet", append([]any{"for", o.label, "error", err}, m.attrs()...)...)
+	m.warning = fmt.Sprintf("The key may not work yet (activation_failure=warn): %s: %s", text, err)
+	b.log(req).Warn(m.typeName()+" returned before OpenAI accepted its key", append([]any{"for", o.label, "error", err}, m.attrs()...)...)
 	return nil
 }
 
-// notActiveText says why a new key does not count as active.
+// notActiveText is the reason why a new key does not count as active.
 func notActiveText(err error, waited time.Duration) string {
 	e := client.AsError(err)
 	if e != nil && e.Blame() == client.BlameKey {
-		return fmt.Sprintf("OpenAI does not accept the new key after %s (activation_timeout; 0 = hand keys out untried)", waited)
+		return fmt.Sprintf("OpenAI did not accept the new key within %s; increase activation_timeout, or set it to 0 to skip the check", waited)
 	}
 	cause := ""
 	switch {
@@ -314,45 +338,45 @@ func notActiveText(err error, waited time.Duration) string {
 	case e.Status >= http.StatusInternalServerError:
 		cause = ", because of a server error"
 	case e.Blame() == client.BlameAddress:
-		cause = ", because OpenAI does not accept calls with it from the IP address of this Vault node"
+		cause = ", because OpenAI rejects calls with it from the IP address of this Vault node"
 	case e.Blame() == client.BlameProxy:
-		cause = ", because the HTTP proxy does not let the call pass"
+		cause = ", because the HTTP proxy rejected the call"
 	case e.Blame() == client.BlameStranger, e.Blame() == client.BlameUnknown:
-		cause = ", because the call was refused by " + e.Host
+		cause = ", because " + e.Host + " rejected the call"
 	}
-	return fmt.Sprintf("it is unknown after %s whether OpenAI accepts the new key (activation_timeout; 0 = hand keys out untried)%s", waited, cause)
+	return fmt.Sprintf("the engine could not verify within %s that OpenAI accepts the new key%s; increase activation_timeout, or set it to 0 to skip the check", waited, cause)
 }
 
-// residencyText is the warning with a key whose project has data residency.
+// residencyText is the warning for a key whose project has data residency.
 func residencyText(e *client.Error) string {
 	host := e.RightHost()
 	if host == "" {
-		return fmt.Sprintf("The key is valid, but its project has data residency: OpenAI does not serve it at %s. Use the key with the base URL of the project's region. %s", e.Host, e.Message)
+		return fmt.Sprintf("The key is valid, but its project has data residency and is not served at %s. Use the base URL of the project's region. %s", e.Host, e.Message)
 	}
-	return fmt.Sprintf("The key is valid, but its project has data residency: OpenAI serves it at %[1]s and not at %[2]s. Use the key with the base URL https://%[1]s/v1.", host, e.Host)
+	return fmt.Sprintf("The key is valid, but its project has data residency and is served at %[1]s instead of %[2]s. Use the base URL https://%[1]s/v1.", host, e.Host)
 }
 
-// updateKey is withCurrent for an update of a key. While OpenAI does not find the
-// key the update is repeated, within the context: one of its servers may not know
-// the key yet. It ends early if the key is proven to be deleted.
+// updateKey is retryWithCurrentKey for an update of a key. It repeats an update that
+// OpenAI answers with 404, within the context, because some of its servers may not have
+// the key yet. It stops early if the key is proven to be deleted.
 func (b *backend) updateKey(ctx context.Context, req *logical.Request, snap **snapshot, c credential, call func(*snapshot) error) error {
 	for attempt := 0; ; attempt++ {
-		err := b.withCurrent(ctx, req, snap, call)
+		err := b.retryWithCurrentKey(ctx, req, snap, call)
 		if !isNotFoundAtAll(err) || b.isFinal(c.CreatedAt) && (*snap).keyDeleted(ctx, c.ProjectID, c.KeyID, err, b.now()) == nil || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
 			return err
 		}
 	}
 }
 
-// activate waits until OpenAI accepts a key, for timeout at most. An error whose
-// Blame is BlameHost says that it does, at another host.
+// activate waits until OpenAI accepts a key, at most for timeout. An error whose Blame is
+// BlameHost means that the key is accepted at another host.
 func activate(ctx context.Context, api *client.Client, key client.Secret, timeout time.Duration) error {
 	if timeout == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var said error // the last answer, which says more than that time is up
+	var said error // the last answer, which says more than a timeout
 	for pause := probeFirst; ; pause = min(2*pause, probeLongest) {
 		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
 		err := api.Probe(attempt, key)
@@ -373,30 +397,30 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 	}
 }
 
-// abandon destroys what cannot be handed over and says what became of it. It is
-// journalled anew, by its ID, before anything else, since the first entry may be
-// gone already.
-func (b *backend) abandon(ctx context.Context, req *logical.Request, m *made, label string, why error) (fate string) {
+// discard destroys a credential that cannot be returned, and describes the outcome. It
+// first records the credential in the WAL by its ID, since the entry of the create may
+// be deleted already.
+func (b *backend) discard(ctx context.Context, req *logical.Request, m *issued, label string, why error) (fate string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
-	log := b.log(req).With("for", label, "why", why, "openai_request_id", m.requestID).With(m.attrs()...)
+	log := b.log(req).With("for", label, "reason", why, "openai_request_id", m.requestID).With(m.attrs()...)
 	defer b.wal.release(m.walID)
-	entry, journalErr := b.journalRevoke(ctx, req.Storage, m.credential)
+	entry, walErr := b.recordRevocation(ctx, req.Storage, m.credential)
 	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
-		log.Warn("credential not handed out; it is left to the journal", "error", err, "journal_error", journalErr)
-		return "its " + m.noun() + " is left to the journal"
+		log.Warn("credential not returned; queued for deletion in the WAL", "error", err, "wal_error", walErr)
+		return "the " + m.typeName() + " is queued for deletion in the WAL"
 	}
-	log.Info("credential not handed out; it is destroyed")
+	log.Info("credential not returned; deleted")
 	for _, id := range []string{m.walID, entry} {
 		if err := b.deleteWAL(ctx, req.Storage, id); err != nil {
-			log.Warn("journal entry not deleted; the worker will find nothing to do", "error", err)
+			log.Warn("WAL entry of a deleted credential not deleted; the WAL worker deletes it later", "error", err)
 		}
 	}
-	return "its " + m.noun() + " is destroyed"
+	return "the " + m.typeName() + " was deleted"
 }
 
-// destroy deletes a credential of known ID, or has its key end. Without an error
-// it is deleted or invalid; errNotFinal says that it must be looked for again.
+// destroy deletes a credential of known ID, or expires its key. After nil it is deleted
+// or invalid; errNotFinal means that it must be looked for again.
 func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential, options ...client.CallOption) error {
 	id := c.ID
 	var deleted bool
@@ -414,15 +438,15 @@ func (b *backend) destroy(ctx context.Context, snap *snapshot, c credential, opt
 	if deleted {
 		b.deleted.Add(id, struct{}{})
 	}
-	// What OpenAI has told this process that it deleted does not appear again.
+	// A 404 is final for a credential that OpenAI has confirmed as deleted.
 	if err == nil && client.IsNotFound(failure) && !b.isFinal(c.CreatedAt) && !b.deleted.Contains(id) {
 		return errNotFinal
 	}
 	return err
 }
 
-// maxDeleted is for what the WAL's workers delete until Vault's next try of the same
-// revocations, and for what a disable deletes.
+// maxDeleted covers what the WAL workers delete before Vault retries the same
+// revocations, and what a disable deletes.
 const maxDeleted = 8192
 
 func newDeleted() *lru.Cache[string, struct{}] {
@@ -430,47 +454,49 @@ func newDeleted() *lru.Cache[string, struct{}] {
 	return deleted
 }
 
-// destroyKey deletes a key or, where OpenAI does not delete keys of service
-// accounts, has it expire within a second: its documents disagree on that
+// destroyKey deletes a key or, if OpenAI does not delete keys of service accounts, sets
+// it to expire within a second. OpenAI's documents disagree on which applies
 // (docs/openai-api.md).
 func (b *backend) destroyKey(ctx context.Context, api *client.Client, c credential, options ...client.CallOption) (deleted bool, err error) {
 	err = api.DeleteProjectKey(ctx, c.ProjectID, c.KeyID, options...)
 	if e := client.AsError(err); e == nil || !e.Refused() {
 		return err == nil, err
 	}
-	soon := b.now().Add(2 * clockSlack)
 	key, updateErr := api.UpdateProjectKey(ctx, c.ProjectID, c.KeyID, nil, client.MinExpiry, options...)
+	slack := 2 * clockSlack
 	if updateErr != nil {
-		// An expired key cannot be updated, so that may be why.
-		if key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID); updateErr == nil {
-			soon = b.now()
-		}
+		// OpenAI may reject the update because the key has expired.
+		key, updateErr = api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
+		slack = 0
 	}
+	// By OpenAI's clock, which its answer has just told: by one that is ahead, a valid key
+	// would seem to have expired.
+	soon := api.NowOr(b.now()).Add(slack)
 	switch {
 	case client.IsNotFound(updateErr):
 		return false, updateErr
 	case updateErr == nil && !key.ExpiresAt.IsZero() && key.ExpiresAt.Before(soon):
-		b.Logger().Debug("OpenAI refuses to delete the key, which has expired instead", append(c.attrs(), "expires_at", text.Time(key.ExpiresAt), "error", err)...)
+		b.Logger().Debug("key expired instead of deleted: OpenAI rejected the delete", append(c.attrs(), "expires_at", text.Time(key.ExpiresAt), "error", err)...)
 		return false, nil
 	}
 	return false, err
 }
 
-// journalKind is the kind of a credential's entry.
-func journalKind(c credential, revoked bool) string {
+// walKind is the kind of a credential's WAL entry.
+func walKind(c credential, revoked bool) string {
 	switch {
 	case c.isKey() && revoked:
-		return journalRevokedKey
+		return walRevokedKey
 	case c.isKey():
-		return journalKey
+		return walKey
 	case revoked:
-		return journalRevoked
+		return walRevokedAccount
 	}
-	return journalAccount
+	return walAccount
 }
 
-// revokedID is the ID of the entry that journalRevoke writes. It follows from the
-// credential, so that any number of failed revocations make one entry.
+// revokedID is the ID of the entry that recordRevocation writes. It is derived from the
+// credential, so that repeated revocations share one entry.
 func revokedID(c credential) string {
 	name := c.ProjectID + "/" + c.ID
 	if c.isKey() {
@@ -480,14 +506,14 @@ func revokedID(c credential) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// journalRevoke notes that a credential must be deleted, and returns the entry's
-// ID. A later note of the same credential keeps the time of the first.
-func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c credential) (string, error) {
+// recordRevocation queues a credential for deletion in the WAL, and returns the entry's
+// ID. A later call for the same credential keeps the time of the first.
+func (b *backend) recordRevocation(ctx context.Context, s logical.Storage, c credential) (string, error) {
 	id, created := revokedID(c), b.now()
 	if note, known := b.wal.get(id); known {
 		created = time.Unix(note.created, 0)
 	}
-	kind := journalKind(c, true)
+	kind := walKind(c, true)
 	err := putWALEntry(ctx, s, id, kind, c, created)
 	if err == nil {
 		b.wal.put(id, newWALNote(kind, created, c))
@@ -495,9 +521,8 @@ func (b *backend) journalRevoke(ctx context.Context, s logical.Storage, c creden
 	return id, err
 }
 
-// endRevoked deletes the entry that an earlier try of a revocation left, if this
-// process knows of one.
-func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credential) error {
+// deleteRevoked deletes the entry of an earlier failed revocation, if the index has one.
+func (b *backend) deleteRevoked(ctx context.Context, s logical.Storage, c credential) error {
 	id := revokedID(c)
 	if _, known := b.wal.get(id); !known {
 		return nil
@@ -505,7 +530,7 @@ func (b *backend) endRevoked(ctx context.Context, s logical.Storage, c credentia
 	return b.deleteWAL(ctx, s, id)
 }
 
-// ownName is the name that a create gave.
+// ownName is the name that the engine generated for the create.
 func (c credential) ownName() string {
 	if c.isKey() {
 		return c.KeyName
@@ -513,7 +538,7 @@ func (c credential) ownName() string {
 	return c.Name
 }
 
-// createCall is the name of the call that makes a credential.
+// createCall is the name of the call that creates the credential.
 func (c credential) createCall() string {
 	if c.isKey() {
 		return "create_key"
@@ -524,25 +549,31 @@ func (c credential) createCall() string {
 // entryCredential reads the credential of an entry.
 func entryCredential(entry *framework.WALEntry) (c credential, err error) {
 	if err := decodeInto(&c, entry.Data); err != nil {
-		return c, fmt.Errorf("a WAL entry cannot be read: %w", err)
+		return c, fmt.Errorf("decoding WAL entry: %w", err)
 	}
 	if err := c.check(); err != nil {
-		return c, fmt.Errorf("a WAL entry cannot be used: %w", err)
+		return c, fmt.Errorf("invalid WAL entry: %w", err)
 	}
 	return c, nil
 }
 
-// leaseData is what Vault keeps with a lease and hands back.
+// leaseData is the internal data that Vault stores with a lease.
 type leaseData struct {
 	credential
 	Role string `json:"role"`
-	// MaxTTL is the most that the lease could last when it was issued.
+	// MaxTTL is the maximum TTL when the lease was issued.
 	MaxTTL time.Duration `json:"max_ttl"`
-	// KeyExpiry is the role's at the issue.
+	// KeyExpiry is the role's key_expiry when the lease was issued.
 	KeyExpiry string `json:"key_expiry"`
+	// Spare is how much longer the key may be valid than its lease requires, because it
+	// could have waited in a pool.
+	Spare time.Duration `json:"pool_max_age,omitempty"`
+	// EntityID and DisplayName are the client's, for usage records.
+	EntityID    string `json:"entity_id,omitempty"`
+	DisplayName string `json:"display_name,omitempty"`
 }
 
-// internal returns the lease's data as Vault stores it.
+// internal returns the data as Vault stores it.
 func (l leaseData) internal() map[string]any {
 	data := map[string]any{
 		"version":            l.Version,
@@ -558,6 +589,15 @@ func (l leaseData) internal() map[string]any {
 	if l.isKey() {
 		data["api_key_name"] = l.KeyName
 	}
+	if l.Spare != 0 {
+		data["pool_max_age"] = int64(l.Spare)
+	}
+	if l.EntityID != "" {
+		data["entity_id"] = l.EntityID
+	}
+	if l.DisplayName != "" {
+		data["display_name"] = l.DisplayName
+	}
 	if !l.CreatedAt.IsZero() {
 		data["created_at"] = l.CreatedAt.UTC().Format(time.RFC3339)
 	}
@@ -567,12 +607,12 @@ func (l leaseData) internal() map[string]any {
 	return data
 }
 
-// covers reports whether the key is known to live for that long and longer than the
-// clocks may differ. Of an end beyond the longest lease nothing is known: the clock was
-// ahead when it was stored.
+// covers reports whether the key is valid for granted and the slack between the clocks.
+// An expiry beyond the longest lease does not count: it was stored while the clock was
+// ahead.
 func (l leaseData) covers(granted time.Duration, now time.Time) bool {
 	return !l.KeyExpires.Before(now.Add(granted+clockSlack)) &&
-		!l.KeyExpires.After(now.Add(max(granted, l.MaxTTL)+expiryMargin+clockSlack))
+		!l.KeyExpires.After(now.Add(max(granted, l.MaxTTL)+l.Spare+expiryMargin+clockSlack))
 }
 
 func newWALNote(kind string, created time.Time, c credential) walNote {
@@ -580,8 +620,8 @@ func newWALNote(kind string, created time.Time, c credential) walNote {
 	if !c.KeyExpires.IsZero() {
 		note.ends = c.KeyExpires.Add(clockSlack).Unix()
 	}
-	if i := slices.Index(journalKinds, kind); i >= 0 {
-		note.kind = journalKinds[i] // and not a copy for each entry
+	if lane := laneOf(kind); lane != "" {
+		note.kind = lane // shared instead of one copy per entry
 	}
 	return note
 }

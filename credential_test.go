@@ -1,7 +1,6 @@
 package openaisecrets
 
-// What a credential is when it is handed out, and what becomes of one that is
-// not: restricted first, tried, and otherwise destroyed.
+// A credential is restricted and probed before it is returned, and otherwise destroyed.
 
 import (
 	"context"
@@ -25,7 +24,7 @@ const (
 	scopeRead = "api.model.read"
 )
 
-// coded is the status of an error that a request ended with.
+// coded is the HTTP status of a request's error.
 func coded(t *testing.T, err error) int {
 	t.Helper()
 	var withCode logical.HTTPCodedError
@@ -33,7 +32,7 @@ func coded(t *testing.T, err error) int {
 	return withCode.Code()
 }
 
-func TestScopes_AreSetBeforeAnybodyHasTheKey(t *testing.T) {
+func TestScopes_AreSetBeforeTheKeyIsReturned(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.role(map[string]any{"scopes": "api.model.request,api.files.read"})
@@ -51,7 +50,7 @@ func TestScopes_AreSetBeforeAnybodyHasTheKey(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestScopes_GoWithTheOneCreateOfAKey(t *testing.T) {
+func TestScopes_ArePartOfTheCreateOfAKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(map[string]any{"scopes": []string{scopeChat, "api.files.read"}})
@@ -66,8 +65,8 @@ func TestScopes_GoWithTheOneCreateOfAKey(t *testing.T) {
 	h.onlyKeys(account)
 }
 
-// To OpenAI an empty list is every scope.
-func TestScopes_AnEmptyListIsNeverSent(t *testing.T) {
+// OpenAI treats an empty list as all scopes.
+func TestScopes_EmptyListIsNotSent(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
 	bodies := h.bodies()
@@ -105,7 +104,7 @@ func TestScopes_AnEmptyListIsNeverSent(t *testing.T) {
 	require.Empty(t, h.sim.Keys())
 }
 
-func TestScopes_OneThatOpenAIDoesNotKnowIsNamedAndLeavesNothing(t *testing.T) {
+func TestScopes_UnknownScopeIsReportedAndCleanedUp(t *testing.T) {
 	t.Parallel()
 	const unknown = "Api.Nope"
 	for name, role := range map[string]func(h *harness){
@@ -120,18 +119,18 @@ func TestScopes_OneThatOpenAIDoesNotKnowIsNamedAndLeavesNothing(t *testing.T) {
 			require.Contains(t, said, unknown)
 			require.Contains(t, said, "param scopes")
 			require.Empty(t, h.sim.Keys())
-			require.Empty(t, h.journal())
+			require.Empty(t, h.walEntries())
 			require.Zero(t, h.sim.Count(http.MethodGet, routeModels))
 			if name == typeAccount {
-				require.Contains(t, said, "its account is destroyed")
+				require.Contains(t, said, "the account was deleted")
 				h.onlyLeased()
 			}
 		})
 	}
 }
 
-// Between the create and the restriction a key exists that may do everything.
-func TestScopes_AKeyThatCannotBeRestrictedIsDestroyed(t *testing.T) {
+// Between the create and the restriction, the key is unrestricted.
+func TestScopes_UnrestrictedKeyIsDestroyedOnFailure(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
 		t.Run(name, func(t *testing.T) {
@@ -154,12 +153,12 @@ func TestScopes_AKeyThatCannotBeRestrictedIsDestroyed(t *testing.T) {
 				require.NotContains(t, fmt.Sprint(resp.Data), "sk-")
 			}
 			require.Zero(t, h.sim.Count(http.MethodGet, routeModels), "nobody has used it")
-			h.onlyLeased() // at once, without the journal's help
+			h.onlyLeased() // at once, without the WAL's help
 		})
 	}
 }
 
-func TestScopes_AnAdminKeyReplacedUnderTheUpdateIsTakenUp(t *testing.T) {
+func TestScopes_UpdateIsRetriedWithTheRotatedAdminKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
@@ -203,7 +202,7 @@ func TestAPIKey_OneCallPerLease(t *testing.T) {
 	require.Equal(t, 3*n, h.sim.Count("", ""))
 }
 
-func TestAPIKey_ALostAnswerIsJournalledByTheKeysName(t *testing.T) {
+func TestAPIKey_LostAnswerLeavesWALEntryWithKeyName(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
@@ -213,9 +212,9 @@ func TestAPIKey_ALostAnswerIsJournalledByTheKeysName(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: 2, Kind: openaitest.FaultLost})
 	lease := h.lease("creds/app", nil)
 	require.Len(t, h.sim.Keys(), 4)
-	require.Len(t, h.journal(), 2, "each ambiguous attempt keeps its entry")
+	require.Len(t, h.walEntries(), 2, "each ambiguous attempt keeps its entry")
 	h.tick()
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 	require.Equal(t, []string{account}, h.alive())
 	require.Len(t, h.sim.Keys(), 2, "the lease's, and one that is somebody else's")
 	require.NoError(t, h.revoke(lease))
@@ -226,13 +225,13 @@ func TestAPIKey_ALostAnswerIsJournalledByTheKeysName(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err = h.read("creds/app")
 	require.Equal(t, 502, coded(t, err))
-	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.walEntries(), maxAttempts)
 	h.sim.DeleteServiceAccount(h.project, account)
 	h.tick()
 	h.onlyLeased()
 }
 
-func TestAPIKey_AnAccountThatIsNotFoundIsTheRolesFault(t *testing.T) {
+func TestAPIKey_MissingAccountIsAClientError(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
@@ -241,7 +240,7 @@ func TestAPIKey_AnAccountThatIsNotFoundIsTheRolesFault(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestAPIKey_GoneIsSuccess(t *testing.T) {
+func TestAPIKey_RevokeOfDeletedKeySucceeds(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(h *harness, account, key string){
 		"the key": func(h *harness, _, key string) {
@@ -265,13 +264,13 @@ func TestAPIKey_GoneIsSuccess(t *testing.T) {
 				h.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = refused })
 				h.advance(notFinalBefore)
 				require.NoError(t, h.revoke(lease))
-				require.Empty(t, h.journal())
+				require.Empty(t, h.walEntries())
 			})
 		}
 	}
 }
 
-func TestAPIKey_MissingPermissionIsNotGone(t *testing.T) {
+func TestAPIKey_RevokeWithoutPermissionFails(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{401, 403} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -286,7 +285,7 @@ func TestAPIKey_MissingPermissionIsNotGone(t *testing.T) {
 				require.ErrorContains(t, err, lease.Data["api_key_id"].(string))
 			}
 			require.Len(t, h.sim.Keys(), 1)
-			require.Len(t, h.journal(), 1, "any number of failed revokes make one entry")
+			require.Len(t, h.walEntries(), 1, "any number of failed revokes make one entry")
 			h.tick()
 			require.Len(t, h.sim.Keys(), 1)
 			cancel()
@@ -298,7 +297,7 @@ func TestAPIKey_MissingPermissionIsNotGone(t *testing.T) {
 }
 
 // OpenAI's documents disagree on whether such a key can be deleted.
-func TestAPIKey_WhereDELETEIsRefusedTheKeyExpiresInstead(t *testing.T) {
+func TestAPIKey_RejectedDeleteExpiresTheKey(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"at once":                           {},
@@ -317,11 +316,11 @@ func TestAPIKey_WhereDELETEIsRefusedTheKeyExpiresInstead(t *testing.T) {
 				h.sim.Fail(fault)
 			}
 			require.NoError(t, h.revoke(lease))
-			require.Empty(t, h.journal())
+			require.Empty(t, h.walEntries())
 			h.advance(time.Second)
 			require.Equal(t, 401, h.inference(lease, http.MethodPost, "/chat/completions"), "it is dead")
 			require.Equal(t, 200, h.inference(second, http.MethodPost, "/chat/completions"))
-			require.Contains(t, h.log.String(), "OpenAI refuses to delete the key, which has expired instead")
+			require.Contains(t, h.log.String(), "key expired instead of deleted")
 			h.onlyKeys(account, second)
 			require.NoError(t, h.revoke(lease), "Vault may ask again")
 			h.advance(time.Hour)
@@ -333,7 +332,40 @@ func TestAPIKey_WhereDELETEIsRefusedTheKeyExpiresInstead(t *testing.T) {
 	}
 }
 
-func TestAPIKey_ARefusedDELETEAloneIsNoSuccess(t *testing.T) {
+// Whether a key has expired is for OpenAI's clock to say, which its answers tell.
+func TestAPIKey_OnlyOpenAIsClockSaysThatAKeyHasExpired(t *testing.T) {
+	t.Parallel()
+	t.Run("Vault's is ahead", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+		account := h.adopted(nil)
+		lease := h.lease("creds/app", nil)
+		h.setClock(1000 * time.Hour)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Status: 403, Message: "not allowed"})
+		require.NoError(t, h.revoke(lease), "it has expired, as far as Vault knows")
+		h.tick()
+		require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
+		require.Len(t, h.walEntries(), 1)
+		h.sim.ClearFaults()
+		h.tick()
+		h.advance(time.Second)
+		h.onlyKeys(account)
+	})
+	t.Run("Vault's is behind", func(t *testing.T) {
+		t.Parallel()
+		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
+		account := h.adopted(nil)
+		lease := h.lease("creds/app", nil)
+		h.setClock(-3 * time.Hour)
+		require.NoError(t, h.revoke(lease))
+		h.advance(time.Second)
+		h.onlyKeys(account)
+		h.advance(time.Hour)
+		require.NoError(t, h.revoke(lease), "Vault may ask again, after it has expired")
+	})
+}
+
+func TestAPIKey_RejectedDeleteWithoutExpiryFails(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"the update is refused, too": {Status: 400, Message: "cannot be updated"},
@@ -352,7 +384,7 @@ func TestAPIKey_ARefusedDELETEAloneIsNoSuccess(t *testing.T) {
 			fault.Method, fault.Route = http.MethodPost, routeKey
 			cancel := h.sim.Fail(fault)
 			require.ErrorContains(t, h.revoke(lease), lease.Data["api_key_id"].(string))
-			require.Len(t, h.journal(), 1)
+			require.Len(t, h.walEntries(), 1)
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 			cancel()
 			h.tick()
@@ -362,7 +394,7 @@ func TestAPIKey_ARefusedDELETEAloneIsNoSuccess(t *testing.T) {
 	}
 }
 
-func TestAPIKey_ADeadKeysRevokeCostsNoCallNow(t *testing.T) {
+func TestAPIKey_RevokeOfExpiredKeyMakesNoCall(t *testing.T) {
 	t.Parallel()
 	for _, refused := range []bool{false, true} {
 		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: refused})
@@ -372,14 +404,14 @@ func TestAPIKey_ADeadKeysRevokeCostsNoCallNow(t *testing.T) {
 		h.sim.ResetRequests()
 		require.NoError(t, h.revoke(lease))
 		require.Zero(t, h.sim.Count("", ""))
-		require.Len(t, h.journal(), 1)
+		require.Len(t, h.walEntries(), 1)
 		h.rollback()
 		h.onlyKeys(account)
 		require.Zero(t, h.sim.Count(http.MethodDelete, routeAccount))
 	}
 }
 
-func TestAPIKey_DisablingTheMountLeavesTheAccountAndNoKey(t *testing.T) {
+func TestAPIKey_DisableDeletesKeysAndKeepsTheAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
@@ -390,14 +422,14 @@ func TestAPIKey_DisablingTheMountLeavesTheAccountAndNoKey(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
-	require.Len(t, h.journal(), 1+maxAttempts)
+	require.Len(t, h.walEntries(), 1+maxAttempts)
 	h.system.TaintedVal = true
 	h.rollback()
 	h.onlyKeys(account)
 	require.Contains(t, h.refused(h.read("creds/app")), "disabled")
 }
 
-func TestAPIKey_RevokeNeedsNothingButTheLease(t *testing.T) {
+func TestAPIKey_RevokeNeedsOnlyTheLease(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
@@ -413,7 +445,7 @@ func TestAPIKey_RevokeNeedsNothingButTheLease(t *testing.T) {
 	h.onlyKeys(account)
 }
 
-func TestActivation_AKeyWorksAtTheMomentItIsReturned(t *testing.T) {
+func TestActivation_ReturnedKeyIsActive(t *testing.T) {
 	t.Parallel()
 	for _, delay := range []time.Duration{0, 300 * time.Millisecond, 1500 * time.Millisecond} {
 		for _, scopes := range []string{"", scopeChat} {
@@ -446,7 +478,7 @@ func TestActivation_AKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 	}
 }
 
-func TestActivation_AKeyThatIsNotAcceptedInTimeIsDestroyed(t *testing.T) {
+func TestActivation_TimeoutDestroysTheKey(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"it is not known":    {Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"},
@@ -466,6 +498,7 @@ func TestActivation_AKeyThatIsNotAcceptedInTimeIsDestroyed(t *testing.T) {
 					} else {
 						h.role(data)
 					}
+					fault := fault // for both kinds at once
 					fault.Route = routeModels
 					h.sim.Fail(fault)
 					began := time.Now()
@@ -474,21 +507,21 @@ func TestActivation_AKeyThatIsNotAcceptedInTimeIsDestroyed(t *testing.T) {
 						require.LessOrEqual(t, time.Since(began), 2*time.Second)
 					}
 					require.Equal(t, 502, coded(t, err))
-					said := `role "app": it is unknown after 1s whether OpenAI accepts the new key (activation_timeout; 0 = hand keys out untried)`
+					said := `role "app": the engine could not verify within 1s that OpenAI accepts the new key`
 					if fault.Code == "invalid_api_key" {
-						said = `role "app": OpenAI does not accept the new key after 1s (activation_timeout; 0 = hand keys out untried): try the new key: `
+						said = `role "app": OpenAI did not accept the new key within 1s; increase activation_timeout, or set it to 0 to skip the check: check the new key: `
 					}
 					require.ErrorContains(t, err, said)
-					require.ErrorContains(t, err, ": try the new key: ")
+					require.ErrorContains(t, err, ": check the new key: ")
 					require.ErrorContains(t, err, fault.Message)
 					require.NotContains(t, err.Error(), "admin key", "that is in order")
 					require.Empty(t, h.sim.Keys())
-					require.Empty(t, h.journal())
+					require.Empty(t, h.walEntries())
 					if kind == typeAccount {
-						require.ErrorContains(t, err, "its account is destroyed")
+						require.ErrorContains(t, err, "the account was deleted")
 						require.Empty(t, h.alive())
 					} else {
-						require.ErrorContains(t, err, "its key is destroyed")
+						require.ErrorContains(t, err, "the key was deleted")
 						require.Len(t, h.alive(), 1)
 					}
 				}
@@ -505,20 +538,20 @@ func TestActivation_AKeyThatIsNotAcceptedInTimeIsDestroyed(t *testing.T) {
 	}
 }
 
-func TestActivation_WhatIsDestroyedLaterIsSaidToBe(t *testing.T) {
+func TestActivation_ErrorReportsDeferredDeletion(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
 	h.role(map[string]any{"activation_timeout": 1})
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403})
 	_, err := h.read("creds/app")
-	require.ErrorContains(t, err, "its account is left to the journal")
+	require.ErrorContains(t, err, "the account is queued for deletion in the WAL")
 	require.Len(t, h.sim.Accounts(), 1)
 	cancel()
 	h.tick()
 	h.onlyLeased()
 }
 
-func TestActivation_NoneAskedForNoneMade(t *testing.T) {
+func TestActivation_ZeroTimeoutSkipsProbe(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
 	h.role(map[string]any{"activation_timeout": 0})
@@ -527,8 +560,8 @@ func TestActivation_NoneAskedForNoneMade(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// In a bubble, where only waiting takes time.
-func TestActivation_ItIsTriedAtOnceAndThenEverLessOften(t *testing.T) {
+// In a synctest bubble, where time passes only while waiting.
+func TestActivation_ProbesBackOff(t *testing.T) {
 	t.Parallel()
 	for _, scopes := range []string{"", scopeChat} {
 		inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
@@ -542,7 +575,7 @@ func TestActivation_ItIsTriedAtOnceAndThenEverLessOften(t *testing.T) {
 			h.sim.Configure(func(o *openaitest.Options) { o.ActivationDelay = time.Hour })
 			h.sim.ResetRequests()
 			_, err := h.read("creds/app")
-			require.ErrorContains(t, err, "does not accept the new key after 10s")
+			require.ErrorContains(t, err, "did not accept the new key within 10s")
 			require.LessOrEqual(t, time.Since(began), defaultActivation)
 			require.Greater(t, time.Since(began), defaultActivation-2*probeLongest)
 			probes := h.sim.Count(http.MethodGet, routeModels)
@@ -553,7 +586,7 @@ func TestActivation_ItIsTriedAtOnceAndThenEverLessOften(t *testing.T) {
 	}
 }
 
-func TestActivation_AMissingScopeMeansActive(t *testing.T) {
+func TestActivation_MissingScopeCountsAsActive(t *testing.T) {
 	t.Parallel()
 	const text = "You have insufficient permissions for this operation. Missing scopes: api.model.read."
 	for name, fault := range map[string]openaitest.Fault{
@@ -574,7 +607,7 @@ func TestActivation_AMissingScopeMeansActive(t *testing.T) {
 	}
 }
 
-func TestActivation_ShortTroublesOfTheInferenceSideAreOutlasted(t *testing.T) {
+func TestActivation_RetriesTransientProbeErrors(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"500": {Status: 500, Times: 3}, "reset": {Kind: openaitest.FaultReset, Times: 3}, "hang": {Kind: openaitest.FaultHang, Times: 1},
@@ -593,7 +626,7 @@ func TestActivation_ShortTroublesOfTheInferenceSideAreOutlasted(t *testing.T) {
 	}
 }
 
-func TestActivation_AClientThatHasGoneGetsNoKey(t *testing.T) {
+func TestActivation_CanceledRequestDestroysTheKey(t *testing.T) {
 	t.Parallel()
 	for _, strike := range []int{0, 2} {
 		h := configured(t, openaitest.Options{ActivationDelay: time.Hour})
@@ -602,7 +635,7 @@ func TestActivation_AClientThatHasGoneGetsNoKey(t *testing.T) {
 		h.sim.Fail(openaitest.Fault{Route: routeModels, Skip: strike, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { cancel() }})
 		_, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
 		require.ErrorIs(t, err, context.Canceled)
-		require.ErrorContains(t, err, "its account is destroyed")
+		require.ErrorContains(t, err, "the account was deleted")
 		require.NotContains(t, err.Error(), "10s", "that is not why")
 		require.Equal(t, strike+1, h.sim.Count("", routeModels), "it is not tried any more")
 		h.onlyLeased()
@@ -617,7 +650,7 @@ func TestActivation_AClientThatHasGoneGetsNoKey(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestActivation_DisablingTheMountMeanwhileLeavesNothing(t *testing.T) {
+func TestActivation_DisableDuringProbeLeavesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ActivationDelay: 700 * time.Millisecond})
 	struck := make(chan struct{})
@@ -639,8 +672,8 @@ func TestActivation_DisablingTheMountMeanwhileLeavesNothing(t *testing.T) {
 	h.onlyLeased()
 }
 
-// What an answer says of a key's end is not taken for more than it is.
-func TestReady_AnEndWithoutABeginning(t *testing.T) {
+// An expiry without a creation time is compared with this server's clock.
+func TestPrepare_ExpiryWithoutCreationTime(t *testing.T) {
 	t.Parallel()
 	for end, fine := range map[string]bool{fmt.Sprint(time.Now().Add(25 * time.Hour).Unix()): true, "1767225600": false, `"soon"`: false} {
 		h := configured(t, openaitest.Options{})
@@ -652,11 +685,11 @@ func TestReady_AnEndWithoutABeginning(t *testing.T) {
 			h.must(resp, err)
 			continue
 		}
-		require.ErrorContains(t, err, "does not cover the 24h0m0s")
+		require.ErrorContains(t, err, "OpenAI created a key that ")
 	}
 }
 
-// expiries returns the expires_in_seconds that were asked for.
+// expiries returns the requested expires_in_seconds.
 func expiries(t *testing.T, bodies []string) []string {
 	t.Helper()
 	var all []string
@@ -671,7 +704,7 @@ func expiries(t *testing.T, bodies []string) []string {
 	return all
 }
 
-func TestKeyExpiry_WhatIsAskedOfOpenAI(t *testing.T) {
+func TestKeyExpiry_RequestedExpiry(t *testing.T) {
 	t.Parallel()
 	long := 20000 * time.Hour
 	for name, test := range map[string]struct {
@@ -741,8 +774,7 @@ func TestKeyExpiry_WhatIsAskedOfOpenAI(t *testing.T) {
 	}
 }
 
-// Under a policy that bounds the life of keys, what can work does, and the rest
-// says what to do.
+// With a policy that limits the lifetime of keys, an error names the setting to change.
 func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -753,7 +785,7 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 		"max_ttl that fits":    {map[string]any{"max_ttl": "1h"}, nil},
 		"ttl":                  {map[string]any{"key_expiry": "ttl"}, nil},
 		"ttl that is too long": {map[string]any{"key_expiry": "ttl", "ttl": "3h"}, []string{"3h1m15s", "key_expiry=ttl", "key_expiration_too_long"}},
-		"none":                 {map[string]any{"key_expiry": "none"}, []string{"key_expiry=none", "use key_expiry=max_ttl or ttl", "key_expiration_required"}},
+		"none":                 {map[string]any{"key_expiry": "none"}, []string{"key_expiry=none", "set key_expiry=max_ttl or ttl", "key_expiration_required"}},
 	} {
 		for _, kind := range []string{typeAccount, typeKey} {
 			t.Run(name+", "+kind, func(t *testing.T) {
@@ -779,7 +811,7 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 					require.Contains(t, said, text)
 				}
 				require.Empty(t, h.sim.Keys())
-				require.Empty(t, h.journal())
+				require.Empty(t, h.walEntries())
 				require.Len(t, slices.DeleteFunc(h.routes(), func(r string) bool { return !strings.HasPrefix(r, "POST ") }), 1, "it is not tried again")
 			})
 		}
@@ -788,7 +820,7 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Status: 403, Message: "Keys of this organization must expire within a day."})
 	said := h.refused(h.read("creds/app"))
-	require.Contains(t, said, "shorten the role's max_ttl")
+	require.Contains(t, said, "reduce max_ttl")
 	require.NotContains(t, said, "admin key")
 	// Another refusal is no word about a lifetime.
 	h.sim.SetKeyCreationDisabled(true)
@@ -798,7 +830,7 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestScopes_AnIssueOutlastsAServerThatDoesNotKnowTheNewKeyYet(t *testing.T) {
+func TestScopes_UpdateRetriesWhileOpenAIDoesNotFindTheKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.role(map[string]any{"scopes": scopeChat})

@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns what is done at the end of the mount: the drain, within the rollbacks
-// of a mount that is being disabled, and the end of its static roles at the unload.
+// This file owns the cleanup of a disabled mount: the drain, during its rollbacks, and
+// the deletion of its static roles at the unload.
 //
-// What must stay true: only the drain runs within a request of Vault's, which holds a
-// lock that a seal or a step-down needs; what is left at OpenAI is named in the log.
+// What must stay true: only the drain runs within a request from Vault, which holds a
+// lock that a seal or a step-down needs; everything left at OpenAI is logged by name.
 
 import (
 	"context"
@@ -22,12 +22,12 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// drain executes the WAL within the request, however young its entries: the mount
-// is being disabled and its storage is deleted next.
+// drain processes the WAL within the request, regardless of the age of its entries: the
+// mount is being disabled, and Vault deletes its storage next.
 func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 	end := time.Now().Add(drainBudget)
 	b.drainEnds.Store(&end)
-	for _, j := range b.work.jobs() { // what they do now is done here
+	for _, j := range b.work.jobs() { // this function does their work
 		release, err := j.Hold(ctx)
 		if err != nil {
 			b.logLeft(context.WithoutCancel(ctx), req, err)
@@ -36,29 +36,30 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 		defer release()
 	}
 	b.tidy.stop()
-	// What is being created has its entry, but may not be at OpenAI yet; and of
-	// what has just been returned Vault must have stored the lease before it
-	// revokes all there are.
+	// A credential that is being created has its entry, but may not be at OpenAI yet.
+	// For one that was just returned, Vault must store the lease before it revokes them
+	// all.
 	for b.issuing.Load() > 0 || b.inTransit() {
 		if err := client.Wait(ctx, 50*time.Millisecond); err != nil {
 			break
 		}
 	}
+	b.recordLeaving(ctx, req) // the credentials of the pools, by ID
 	if unlock, err := b.lockConfig(ctx); err == nil {
-		unlock() // a rotation was finished; its entry is settled below
+		unlock() // a rotation in progress has finished; its entry is processed below
 	}
 	minAge, stays := time.Duration(0), b.cannotTellDisable(req.MountPoint)
 	if stays {
 		minAge = walMinAge
 	}
-	var err, retiredErr error
-	if !stays && b.WriteSafeReplicationState() { // before what may take all the time
-		retiredErr = b.endRetired(ctx, req)
+	var err, supersededErr error
+	if !stays && b.WriteSafeReplicationState() { // first, since the WAL may take all the time
+		supersededErr = b.expireSuperseded(ctx, req)
 	}
 	for pause := time.Second; ; pause = min(2*pause, 8*time.Second) {
 		var again bool
-		// What OpenAI does not show may appear yet, and an outage may end: afterwards
-		// nothing looks.
+		// Accounts and keys may still appear, and an outage may end. Nothing looks for
+		// them later.
 		if again, err = b.runAllWAL(ctx, req, minAge); !again || stays || client.Wait(ctx, pause) != nil {
 			break
 		}
@@ -67,20 +68,20 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 		b.logKept(ctx, req)
 	}
 	if err == nil {
-		err = retiredErr
+		err = supersededErr
 	}
 	if _, _, kept := b.wal.totals(); err == nil && kept > 0 {
-		b.logLeft(context.WithoutCancel(ctx), req, errHandedOut)
+		b.logLeft(context.WithoutCancel(ctx), req, errKeyUsed)
 	} else if err != nil {
 		b.logLeft(context.WithoutCancel(ctx), req, err)
 	}
 	return err
 }
 
-// logLeft names what a mount that is being disabled leaves at OpenAI, once for each
-// disabling: one that has failed leaves the mount tainted, and drained each minute.
+// logLeft logs what a disabled mount leaves at OpenAI, once for each disable: a failed
+// one leaves the mount tainted, and drained each minute.
 func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error) {
-	if !b.taint.tell() {
+	if !b.unmount.shouldLogRetained() {
 		b.log(req).Warn("WAL rollback incomplete", "error", failure)
 		return
 	}
@@ -88,7 +89,7 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 	defer cancel()
 	log := b.log(req)
 	ids, err := framework.ListWAL(ctx, req.Storage)
-	log.Error("the mount is being disabled and its WAL could not be executed; what it names is left at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
+	log.Error("mount is being disabled but WAL rollback is incomplete; the credentials in the WAL remain at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
 	for _, id := range ids[:min(len(ids), maxLeftLines)] {
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
 		if err != nil || entry == nil {
@@ -96,30 +97,30 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 		}
 		var c credential
 		var key adminKeyEntry
-		if entry.Kind == journalAdminKey && decodeInto(&key, entry.Data) == nil {
-			log.Error("left at OpenAI", "kind", entry.Kind, "name", key.Name)
+		if entry.Kind == walAdminKey && decodeInto(&key, entry.Data) == nil {
+			log.Error("credential remains at OpenAI", "kind", entry.Kind, "name", key.Name)
 		} else if decodeInto(&c, entry.Data) == nil {
-			log.Error("left at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
+			log.Error("credential remains at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
 		}
 	}
 }
 
 const (
-	// maxLeftLines bounds the lines of the log on what a disabled mount leaves.
-	maxLeftLines = 100
+	// maxLeftLines bounds the log lines about credentials that a disabled mount leaves.
+	maxLeftLines = maxPoolSum + 100
 )
 
-// endStaticRoles destroys what the static roles own, and leaves their entries to
-// Vault, which wipes the mount's storage next: the mount is being disabled. It is
-// called where Vault unloads a mount for whatever reason.
+// deleteStaticRoles destroys the accounts and keys of the static roles of a disabled
+// mount. It leaves the storage entries to Vault, which deletes the mount's storage next.
+// It is called for every unload, whatever the reason.
 //
-// Until it returns, Vault's plugin protocol holds up the requests to all mounts
-// that this process serves, hence the bound, and the hurry within it.
-func (b *backend) endStaticRoles(ctx context.Context) {
+// Until it returns, Vault's plugin protocol blocks the requests to all mounts of this
+// process, so its time is bounded and the deletes run in parallel.
+func (b *backend) deleteStaticRoles(ctx context.Context) {
 	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.WriteSafeReplicationState() {
 		return
 	}
-	stays := b.mayStay() // before anything is awaited
+	whyKeep := b.whyKeepStaticRoles() // before any wait, since the state may change
 	b.draining.Store(true)
 	reading, cancelReading := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget+unmountReading)
 	defer cancelReading()
@@ -129,21 +130,21 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 	if known := b.mountPoint.Load(); known != nil {
 		log = log.With("mount", *known)
 	}
-	if err := b.static.pass.End(ctx); err != nil {
-		log.Warn("the mount is being disabled while a static role is rotated", "error", err)
+	if err := b.static.worker.End(ctx); err != nil {
+		log.Warn("mount is being disabled during a static role rotation", "error", err)
 	}
 	names, err := b.storage.List(ctx, staticStoragePrefix)
 	if err != nil {
-		log.Error("the tainted mount is unloaded, and its static roles could not be listed; what they own is left at OpenAI", "error", err)
+		log.Error("tainted mount unloaded but its static roles could not be listed; their credentials remain at OpenAI", "error", err)
 		return
 	}
 	if len(names) == 0 {
 		return
 	}
-	if stays != "" {
-		log.Warn("unloaded with a taint, but perhaps not disabled: static roles keep their accounts and keys", "static_roles", len(names), "reason", stays)
+	if whyKeep != "" {
+		log.Warn("tainted mount unloaded but possibly not disabled; static roles keep their accounts and keys", "static_roles", len(names), "reason", whyKeep)
 	}
-	e := &ending{b: b, log: log, leave: stays != ""}
+	e := &staticDeletion{b: b, log: log, leave: whyKeep != ""}
 	var group sync.WaitGroup
 	slots := make(chan struct{}, unmountWorkers)
 	for _, name := range names {
@@ -155,22 +156,22 @@ func (b *backend) endStaticRoles(ctx context.Context) {
 	}
 	group.Wait()
 	if !e.leave {
-		log.Info("static roles ended with their mount", "static_roles", len(names))
+		log.Info("static roles deleted with the disabled mount", "static_roles", len(names))
 	}
 }
 
-// ending is the end of a mount's static roles.
-type ending struct {
+// staticDeletion is the deletion of a mount's static roles.
+type staticDeletion struct {
 	b      *backend
 	log    hclog.Logger
-	leave  bool         // nothing is destroyed, and the log says what stays
-	failed atomic.Int64 // in a row, for a reason that others share
+	leave  bool         // nothing is destroyed, only logged
+	failed atomic.Int64 // systemic failures in a row
 }
 
-// role destroys what one static role owns, or logs what stays.
-func (e *ending) role(ctx, reading context.Context, name string) {
+// role destroys the credentials of one static role, or logs that they remain.
+func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 	log := e.log.With("static_role", name)
-	const left = "the mount is being disabled, and what a static role owns is left at OpenAI"
+	const left = "mount is being disabled but a static role's credential remains at OpenAI"
 	unlock, err := e.b.lockStatic(ctx, name)
 	if err == nil {
 		defer unlock()
@@ -180,7 +181,7 @@ func (e *ending) role(ctx, reading context.Context, name string) {
 	}
 	r, err := getStaticRole(reading, e.b.storage, name)
 	if err != nil {
-		log.Error("a static role could not be read; what it owns is left at OpenAI", "error", err)
+		log.Error("static role could not be read; its credentials remain at OpenAI", "error", err)
 		return
 	}
 	if r == nil {
@@ -192,7 +193,7 @@ func (e *ending) role(ctx, reading context.Context, name string) {
 			log.Warn("static role keeps its credential", attrs...)
 			continue
 		}
-		err := errors.New("too many others have failed")
+		err := errors.New("skipped after too many failures in a row")
 		if e.failed.Load() < unmountWorkers {
 			err = e.b.destroyNow(ctx, c)
 		}
@@ -200,15 +201,15 @@ func (e *ending) role(ctx, reading context.Context, name string) {
 		case err == nil:
 			e.failed.Store(0)
 			continue
-		case shared(err):
+		case isSystemic(err):
 			e.failed.Add(1)
 		}
-		log.Error(left, append(attrs, "error", fmt.Errorf("%s: %w", c.what(), err))...)
+		log.Error(left, append(attrs, "error", fmt.Errorf("%s: %w", c.describe(), err))...)
 	}
 }
 
-// destroyNow destroys a credential for which there is no later: what OpenAI does
-// not find yet is looked for until the context ends.
+// destroyNow destroys a credential that nothing can delete later: one that OpenAI does
+// not find yet is retried until the context ends.
 func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	for attempt := 0; ; attempt++ {
 		snap, err := b.current(ctx, b.storage)
@@ -221,28 +222,27 @@ func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	}
 }
 
-// logKept logs what a drain leaves where a disable cannot be told from what the
-// mount survives: superseded admin keys through their grace period, and the WAL
-// entries of what has just been created. Once for each taint.
+// logKept logs, once for each taint, what a drain leaves where cannotTellDisable:
+// superseded admin keys within their grace period, and WAL entries of credentials that
+// were just created.
 func (b *backend) logKept(ctx context.Context, req *logical.Request) {
-	if !b.taint.tell() {
+	if !b.unmount.shouldLogRetained() {
 		return
 	}
 	log := b.log(req)
 	if snap, err := b.current(ctx, req.Storage); err == nil {
-		for _, key := range snap.config.Retired {
-			log.Warn("superseded admin key keeps its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
+		for _, key := range snap.config.Superseded {
+			log.Warn("superseded admin key retained for its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
 		}
 	}
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
-		log.Warn("the WAL could not be listed, and what its entries name is left at OpenAI", "error", err)
+		log.Warn("WAL could not be listed; the credentials in it remain at OpenAI", "error", err)
 		return
 	}
-	const most = 100 // lines
 	for i, id := range ids {
-		if i == most {
-			log.Warn("more WAL entries are left", "entries", len(ids)-most)
+		if i == maxLeftLines {
+			log.Warn("more WAL entries retained", "entries", len(ids)-maxLeftLines)
 			return
 		}
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
@@ -250,10 +250,10 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 			continue
 		}
 		var c credential
-		attrs := []any{"kind", entry.Kind, "made_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
-		if entry.Kind != journalAdminKey && decodeInto(&c, entry.Data) == nil {
+		attrs := []any{"kind", entry.Kind, "created_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
+		if entry.Kind != walAdminKey && decodeInto(&c, entry.Data) == nil {
 			attrs = append(append(attrs, c.attrs()...), "key_expires_at", text.Time(c.KeyExpires))
 		}
-		log.Warn("WAL entry left: OpenBao may only be sealing the namespace", attrs...)
+		log.Warn("WAL entry retained: OpenBao may only be sealing the namespace", attrs...)
 	}
 }

@@ -1,9 +1,9 @@
 package openaisecrets
 
-// This file owns when this process last used each of its admin keys: it is the
-// observer of their clients.
+// This file owns the record of when this process last used each of its admin keys.
 //
-// What must stay true: of a key that this process has forgotten it vouches for nothing.
+// What must stay true: use of a key that this process has no record of is never
+// attributed to this process.
 
 import (
 	"slices"
@@ -14,8 +14,8 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-// keyUse is when this process last called OpenAI with an admin key. It is the
-// observer of the key's clients.
+// keyUse records when this process last called OpenAI with an admin key, as the
+// observer of that key's clients.
 type keyUse struct {
 	client.Observer
 	key  client.Secret
@@ -23,25 +23,24 @@ type keyUse struct {
 	last atomic.Pointer[time.Time]
 }
 
-// Began implements client.Observer. A probe is made with another key, which costs
-// nothing to count: it follows calls with this one.
+// Began implements client.Observer. Probes use another key but count as well, which is
+// harmless: they follow calls with this one.
 func (u *keyUse) Began(call string, waited time.Duration) {
 	now := u.now()
 	u.last.Store(&now)
 	u.Observer.Began(call, waited)
 }
 
-// vouches reports whether all use of the key may be this process's own.
+// vouches reports whether this process may account for all use of the key.
 func (u *keyUse) vouches(lastUsed time.Time) bool {
 	last := u.last.Load()
 	return last != nil && !lastUsed.After(last.Add(useTolerance))
 }
 
-// keyUses has what is known of the keys with which clients were made last. One
-// that it has forgotten is one that this process cannot vouch for.
+// keyUses has the records of the keys for which clients were created last.
 type keyUses struct {
 	mu   sync.Mutex
-	last []*keyUse // the latest first
+	last []*keyUse // newest first
 }
 
 const keyUsesKept = 8

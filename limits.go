@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns the budgets, ages and bounds that depend on each other or that
-// several files share. What only one file needs stays there.
+// This file owns the time budgets, ages, and limits that depend on each other or that
+// several files share.
 //
-// What must stay true: the order of the budgets, which the compiler holds at the
-// end of this file.
+// What must stay true: the order of the budgets, which the compiler checks at the end
+// of this file.
 
 import (
 	"time"
@@ -13,53 +13,52 @@ import (
 )
 
 const (
-	// requestBudget bounds an issue or a rotation in all. Vault puts no
-	// deadline on a plugin's request, and its clients give up after 60 s.
+	// requestBudget bounds a credential request or a rotation. Vault sets no deadline
+	// on a plugin's request, and its clients time out after 60 s.
 	requestBudget = 60 * time.Second
-	// cleanupBudget bounds the destroying of what a failed request made.
+	// cleanupBudget bounds the deletion of what a failed request created.
 	cleanupBudget = 30 * time.Second
-	// revokeBudget bounds one revoke: Vault allows 90 s per try, and none at
-	// all when a mount is disabled.
+	// revokeBudget bounds one revocation. Vault allows 90 s per attempt, and sets no
+	// deadline when a mount is disabled.
 	revokeBudget = 80 * time.Second
-	// drainBudget bounds the last work on the journal when the mount is being
-	// disabled; Vault allows 90 s.
+	// drainBudget bounds the last WAL run when the mount is being disabled; Vault
+	// allows 90 s.
 	drainBudget = 80 * time.Second
 
-	// walMinAge is how old an entry of a create must be before it is acted on:
-	// older than any request that may still be using it, which is the budget of a
-	// request (60 s) plus that of its cleaning up (30 s).
+	// walMinAge is the minimum age of a create's WAL entry before it is processed. It
+	// exceeds the budgets of the request that may still use the entry (60 s) and of its
+	// cleanup (30 s).
 	walMinAge = 2 * time.Minute
 
-	// leaseTransit is how long Vault may take from the engine's answer to the
-	// stored lease.
+	// leaseTransit is how long Vault may take to store the lease after the response.
 	leaseTransit = 2 * time.Second
 
-	// tryBudget bounds one try of an entry, and runBudget how long a run takes up
-	// further ones.
+	// tryBudget bounds one attempt for a WAL entry, and runBudget how long a run starts
+	// further attempts.
 	tryBudget = 30 * time.Second
 	runBudget = 2 * time.Minute
 
-	// endBudget bounds the end of one key, and endsAtOnce how many end at a time.
-	// After endRun no further one is begun; the next minute comes soon enough.
-	endBudget = 30 * time.Second
-	endRun    = 2 * time.Minute
+	// deleteBudget bounds the deletion of one admin key. After deleteRun a run starts no
+	// further one; the next run follows within a minute.
+	deleteBudget = 30 * time.Second
+	deleteRun    = 2 * time.Minute
 
-	// lockBudget bounds how long the worker waits for the config.
+	// lockBudget bounds how long a worker waits for the config lock.
 	lockBudget = 20 * time.Second
-	// settleBudget is how long a new admin key may take to work. Nothing is
-	// published on it (docs/openai-api.md).
+	// settleBudget is how long a new admin key may take to work. OpenAI publishes no
+	// figure (docs/openai-api.md).
 	settleBudget = 20 * time.Second
 
-	// lastLookBudget bounds all that is asked before the keys of a mount or config
-	// that ends are deleted.
+	// lastLookBudget bounds the calls before the deletion of the keys of a mount that
+	// is being disabled, or of a config that is being deleted.
 	lastLookBudget = 10 * time.Second
 	unmountBudget  = 15 * time.Second
 
-	// nameBudget bounds the look at the name of an account that is adopted already.
+	// nameBudget bounds the lookup of the name of an account that is already adopted.
 	nameBudget = 5 * time.Second
 
-	// dryRunWait is how long a request waits for its dry run. Vault's clients
-	// give up after 60 s.
+	// dryRunWait is how long a request waits for its dry run. Vault's clients time out
+	// after 60 s.
 	dryRunWait = 45 * time.Second
 
 	// maxActivation leaves room for the create in a request's budget.
@@ -68,47 +67,59 @@ const (
 	// maxAttempts bounds the creates of one request, each under its own name.
 	maxAttempts = 4
 
-	// workers bounds the entries that a run acts on at once.
+	// workers bounds the WAL entries that a run processes in parallel.
 	workers = 4
-	// patience is how many entries in a row may fail for a reason that others
-	// would share before a run gives up until the next tick.
-	patience = 3
+	// maxSystemicFailures is how many consecutive systemic failures stop a run until
+	// the next tick.
+	maxSystemicFailures = 3
+	// doomedBudget bounds the deletion of one key of a blocked role, with the wait for a
+	// permit: at ten calls a minute, those of all workers take half a minute.
+	doomedBudget = 2 * time.Minute
 	// lookUpBatch bounds the entries for which one run reads listings.
 	lookUpBatch = 2000
-	// keptFor is how long an entry that was reported and not executed is left
-	// alone before it is looked at again.
+	// keptFor is how long a WAL entry that was retained, and reported, is skipped before
+	// it is checked again.
 	keptFor = 10 * time.Minute
 
 	// clockSlack is how far Vault's clock may be ahead of OpenAI's.
 	clockSlack = time.Minute
 
-	// maxSkew is how far apart OpenAI's clock and this server's may be for an
-	// answer to be judged by its time.
+	// maxSkew is the largest difference between OpenAI's clock and this server's at
+	// which times of a response are used.
 	maxSkew = 10 * time.Minute
 
-	// clockTolerance is how far apart the clocks of two nodes may be: a time that
-	// is further in the future was not now when it was written.
+	// clockTolerance is how far apart the clocks of two nodes may be: a stored time that
+	// is further in the future was written by a wrong clock.
 	clockTolerance = time.Minute
 )
 
-// notFinalBefore is how old something must be for a 404 or its absence from a
-// listing to be final: one of OpenAI's servers may not know it yet. Nothing is
-// published; Vault's AWS engine waits as long for IAM.
+const (
+	// verdictFor is how long a project counts as bounded after OpenAI last said so.
+	// rejudgeMet and rejudgeUnmet are the intervals at which the worker asks again, and
+	// askedFor is for how long after the last request for a key of the project.
+	verdictFor   = 24 * time.Hour
+	rejudgeMet   = time.Hour
+	rejudgeUnmet = 5 * time.Minute
+	askedFor     = 24 * time.Hour
+)
+
+// notFinalBefore is the minimum age at which a 404, or the absence from a listing, is
+// final: one of OpenAI's servers may not have the new object yet. OpenAI publishes no
+// figure; Vault's AWS engine waits as long for IAM.
 const notFinalBefore = 5 * time.Minute
 
 const (
-	// expiryMargin is how much longer a key lives at OpenAI than its lease can
-	// last: the lease begins when Vault stores it, after the key was made, but
-	// within the request's budget.
+	// expiryMargin is how much longer a key lives at OpenAI than its lease can last:
+	// the lease starts when Vault stores it, after the key was created, but within the
+	// request's budget.
 	expiryMargin = 75 * time.Second
-	// maxLease is the longest a lease may last for its key's end to be within
-	// what OpenAI accepts.
+	// maxLease is the longest lease whose key has an expiry that OpenAI accepts.
 	maxLease     = client.MaxExpiry - expiryMargin
 	firstRetry   = time.Minute
 	longestRetry = time.Hour
 	warnEvery    = time.Hour
 
-	// remindEvery is how often the log repeats that a key is kept.
+	// remindEvery is the interval of the log line about a key that is kept.
 	remindEvery   = 24 * time.Hour
 	maxStoredText = 512
 )
@@ -119,18 +130,18 @@ const (
 )
 
 const (
-	// maxRequestTimeout keeps one attempt within a request's budget, on which
-	// the age at which a journal entry may be acted upon is built.
+	// maxRequestTimeout keeps one attempt within a request's budget, on which walMinAge
+	// depends.
 	maxRequestTimeout    = requestBudget
 	maxRotationGrace     = 7 * 24 * time.Hour
 	defaultRotationGrace = 5 * time.Minute
 
-	// minKeyLife is the shortest life of an admin key that has an end: a Vault
-	// that was down over a long weekend still finds its key alive.
+	// minKeyLife is the shortest lifetime of an admin key that expires: the key survives
+	// an outage of Vault over a long weekend.
 	minKeyLife = 7 * 24 * time.Hour
 
-	// longestKept is how long after its supersession a key is kept at most. No
-	// grace period is longer.
+	// longestKept bounds how long a key is kept after it was superseded. No grace period
+	// is longer.
 	longestKept = maxRotationGrace
 )
 
@@ -148,10 +159,9 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// The order of the budgets: each line fails to compile when its difference is
-// negative.
+// The order of the budgets: each line fails to compile if its difference is negative.
 const (
-	// An entry of a create is acted on only when no request can be using it.
+	// A create's WAL entry is processed only when no request can still use it.
 	_ = uint(walMinAge - requestBudget - cleanupBudget)
 	// One attempt fits into a request, and so does the wait for a new key.
 	_ = uint(requestBudget - maxRequestTimeout)
@@ -159,37 +169,45 @@ const (
 	_ = uint(requestBudget - settleBudget)
 	// A lease that Vault stores at the end of a request's budget is covered.
 	_ = uint(expiryMargin - requestBudget)
-	// Vault allows 90 s for a revoke and for the rollback of a disable.
+	// Vault allows 90 s for a revocation and for the rollback of a disable.
 	_ = uint(90*time.Second - revokeBudget)
 	_ = uint(90*time.Second - drainBudget)
-	// Vault's clients give up after 60 s.
+	// Vault's clients time out after 60 s.
 	_ = uint(60*time.Second - dryRunWait)
-	// A run takes up at least a few entries.
+	// A run starts at least a few attempts.
 	_ = uint(runBudget - tryBudget)
-	// Two seconds for the lease are within the drain's time.
+	// The drain has time to wait for the transit of a lease.
 	_ = uint(drainBudget - leaseTransit)
-	// What is asked before the keys of a mount that ends are deleted leaves time
-	// for the deletes.
-	_ = uint(drainBudget - lastLookBudget - endBudget)
+	// The last calls before the keys of a disabled mount are deleted leave time for the
+	// deletions.
+	_ = uint(drainBudget - lastLookBudget - deleteBudget)
 	// No key is kept for less than its grace period.
 	_ = uint(longestKept - maxRotationGrace)
 	_ = uint(maxRotationGrace - defaultRotationGrace)
-	// A retry is not put off for longer than a day is between two reminders.
+	// Retries and warnings come at least as often as reminders.
 	_ = uint(longestRetry - firstRetry)
 	_ = uint(remindEvery - warnEvery)
+	// The worker asks many times before a verdict ends.
+	_ = uint(verdictFor - 12*rejudgeMet)
 )
 
 const (
 	defaultTidyInterval     = 12 * time.Hour
 	defaultTidySafetyBuffer = 10 * time.Minute
-	// minTidyInterval is the time between two of Vault's ticks.
+	// minTidyInterval is the interval of Vault's ticks.
 	minTidyInterval = time.Minute
-	// maxTidyTime bounds both settings: a sweep less often than that is one by
-	// hand.
+	// maxTidyTime bounds tidy_interval and tidy_safety_buffer.
 	maxTidyTime = 30 * 24 * time.Hour
 
-	// useTolerance is how long after its supersession a key's last use may still
-	// be this process's own: that of a request under way, as coarse as OpenAI's
-	// last_used_at may be.
+	// defaultUsageRetention covers the month before the present one and the days for
+	// which OpenAI restates costs.
+	defaultUsageRetention = 35 * 24 * time.Hour
+	minUsageRetention     = 24 * time.Hour
+	maxUsageRetention     = 400 * 24 * time.Hour
+	minUsageInterval      = 5 * time.Minute
+	maxUsageInterval      = 24 * time.Hour
+
+	// useTolerance is how long after a key was superseded its last use may still be by
+	// a request of this process, given the coarseness of OpenAI's last_used_at.
 	useTolerance = 3 * time.Minute
 )

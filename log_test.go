@@ -1,14 +1,11 @@
 package openaisecrets
 
-// What an operator can follow in Vault's log: a line for each decision, with
-// the mount, the request as the audit log names it, and OpenAI's own request ID
-// where something was made or deleted there.
+// The log has a line for each decision, with the mount, the request ID of the audit log,
+// and OpenAI's request ID if something was created or deleted there.
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -17,19 +14,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// lines are what was logged with a message.
-func (h *harness) lines(message string) (found []map[string]any) {
-	h.t.Helper()
-	for line := range strings.Lines(h.log.String()) {
-		var entry map[string]any
-		if json.Unmarshal([]byte(line), &entry) == nil && entry["@message"] == message {
-			found = append(found, entry)
-		}
-	}
-	return found
-}
-
-func TestLog_ALineForEachDecision(t *testing.T) {
+func TestLog_OneLinePerDecision(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	one := func(message, level string, named ...string) {
@@ -57,7 +42,7 @@ func TestLog_ALineForEachDecision(t *testing.T) {
 	one("lease renewed", "info", "role", "api_key_id", "ttl")
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	require.Error(t, asked(logical.RevokeOperation))
-	one("credential not revoked yet; it is left to the WAL", "warn", "role", "service_account_id", "error")
+	one("credential not revoked; queued for deletion in the WAL", "warn", "role", "service_account_id", "error")
 	require.NoError(t, asked(logical.RevokeOperation))
 	one("credential revoked", "info", "role", "service_account_id", "openai_request_id")
 
@@ -66,17 +51,17 @@ func TestLog_ALineForEachDecision(t *testing.T) {
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	h.sim.ClearFaults()
-	one("credential not handed out; it is destroyed", "info", "for", "why", "service_account_id", "openai_request_id")
+	one("credential not returned; deleted", "info", "for", "reason", "service_account_id", "openai_request_id")
 
 	h.must(h.write("config/rotate", nil))
-	one("admin key rotated", "info", "admin_api_key_id", "retired_admin_api_key_id")
+	one("admin key rotated", "info", "admin_api_key_id", "superseded_admin_api_key_id")
 	require.NotEmpty(t, h.lines("admin key created")[0]["openai_request_id"])
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 1, Status: http.StatusBadRequest})
 	h.refused(h.write("config/rotate", nil))
 	one("admin key not rotated", "warn", "error")
 	h.sim.Keep(h.adminKeyIDs()...)
 	h.refused(h.write("config", map[string]any{"admin_api_key": "sk-admin-nobodys-0123456789"}))
-	one("config not stored: the check has failed", "warn", "endpoint", "error")
+	one("config not stored: verification failed", "warn", "endpoint", "error")
 
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "1h"}))
 	one("static role rotated", "info", "static_role", "api_key_id", "openai_request_id")

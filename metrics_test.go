@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,40 +23,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/metrics"
 )
 
 // series are values by name and labels, as Prometheus writes them; those of a
 // histogram are its counts.
 type series map[string]float64
 
-// measured reads the mount's metrics as JSON.
-func (h *harness) measured() series {
-	h.t.Helper()
-	all := series{}
-	resp := h.must(h.read("metrics"))
-	for kind, field := range map[string]string{"counters": "value", "gauges": "value", "histograms": "count"} {
-		for _, raw := range resp.Data[kind].([]any) {
-			item := raw.(map[string]any)
-			var labels []string
-			for name, value := range item["labels"].(map[string]any) {
-				labels = append(labels, fmt.Sprintf("%s=%q", name, value))
-			}
-			slices.Sort(labels)
-			value, isFloat := item[field].(float64)
-			if !isFloat {
-				value = float64(item[field].(uint64))
-			}
-			all[item["name"].(string)+"{"+strings.Join(labels, ",")+"}"] = value
-		}
-	}
-	return all
-}
-
-// of returns what is there under a name, without prefix, whatever its labels.
+// of returns the series of a name without prefix, with any labels.
 func (s series) of(name string) series {
 	found := series{}
 	for key, value := range s {
-		if strings.HasPrefix(key, metricPrefix+name+"{") {
+		if strings.HasPrefix(key, metrics.Prefix+name+"{") {
 			found[key] = value
 		}
 	}
@@ -70,25 +47,25 @@ func (s series) one(t *testing.T, key string) float64 {
 	if !strings.Contains(key, "{") {
 		key += "{}"
 	}
-	require.Contains(t, s, metricPrefix+key)
-	return s[metricPrefix+key]
+	require.Contains(t, s, metrics.Prefix+key)
+	return s[metrics.Prefix+key]
 }
 
-// routeStaticKeys is where a static role's next key is made.
+// routeStaticKeys is the route that creates the next key of a static role.
 const routeStaticKeys = "/organization/projects/{project_id}/service_accounts/{service_account_id}/api_keys"
 
-func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
+func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.sim.KeepAll()
-	values := map[string]map[string]bool{} // by metric all that was seen of it
+	values := map[string]map[string]bool{} // all values seen, by metric
 	look := func() series {
 		now := h.measured()
-		for _, d := range h.b.metrics.all {
-			if values[d.name] == nil {
-				values[d.name] = map[string]bool{}
+		for _, d := range h.b.metrics.All {
+			if values[d.Name] == nil {
+				values[d.Name] = map[string]bool{}
 			}
-			values[d.name][fmt.Sprint(now.of(strings.TrimPrefix(d.name, metricPrefix)))] = true
+			values[d.Name][fmt.Sprint(now.of(strings.TrimPrefix(d.Name, metrics.Prefix)))] = true
 		}
 		return now
 	}
@@ -132,42 +109,81 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 		require.NoError(t, h.revoke(l))
 	}
 
-	// The journal: what the reset may have made, and a revoke that fails.
+	// The WAL: an account that the reset may have created, and a failed revocation.
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute})
 	require.Error(t, h.revoke(second))
 	h.advance(time.Minute)
 	h.tick()
 	now = look()
 	require.Equal(t, 1.0, now.one(t, `credentials_revoked_total{outcome="error",role="app"}`))
-	require.Equal(t, 1.0, now.one(t, "journal_entries"))
-	require.InDelta(t, 60, now.one(t, "journal_oldest_entry_age_seconds"), 30)
+	require.Equal(t, 1.0, now.one(t, "wal_entries"))
+	require.InDelta(t, 60, now.one(t, "wal_oldest_entry_age_seconds"), 30)
 	require.NotZero(t, now.one(t, `api_retries_total{call="delete_service_account"}`))
 	heal()
 	h.tick()
 	now = look()
-	require.Zero(t, now.one(t, "journal_entries"))
-	require.Zero(t, now.one(t, "journal_oldest_entry_age_seconds"))
-	require.Equal(t, 1.0, now.one(t, `journal_entries_worked_total{outcome="error"}`))
-	require.Equal(t, 2.0, now.one(t, `journal_entries_worked_total{outcome="ok"}`))
+	require.Zero(t, now.one(t, "wal_entries"))
+	require.Zero(t, now.one(t, "wal_oldest_entry_age_seconds"))
+	require.Equal(t, 1.0, now.one(t, `wal_entries_processed_total{outcome="error"}`))
+	require.Equal(t, 2.0, now.one(t, `wal_entries_processed_total{outcome="ok"}`))
 
-	// An entry whose key is used.
+	// Costs.
+	h.sim.AddCost(h.project, first.Data["api_key_id"].(string), "gpt-6, input_tokens", h.now(), "2")
+	h.sim.AddCost(h.project, "key_of_a_person", "gpt-6, input_tokens", h.now(), "1")
+	h.must(h.write("config", map[string]any{"usage_interval": "5m"}))
+	h.rollback()
+	now = look()
+	require.Equal(t, 2.0, now.one(t, `role_cost_usd{role="app",window="day"}`))
+	require.Equal(t, 1.0, now.one(t, `usage_unattributed_usd{window="month"}`))
+	require.Equal(t, 3.0, now.one(t, `usage_total_usd{window="month"}`))
+	h.must(h.write("roles/app", map[string]any{"spend_limit": "2", "spend_action": "block"}))
+	h.rollback()
+	require.Equal(t, 1.0, look().one(t, `role_blocked{role="app"}`))
+	h.must(h.write("roles/app", map[string]any{"spend_limit": ""}))
+	h.rollback()
+	require.Empty(t, look().of("role_blocked"))
+
+	// A WAL entry whose key is used.
 	used := h.lease("creds/app", nil)
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, credential{Version: 1, Type: typeAccount, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
+	id, err := h.b.beginWAL(t.Context(), h.storage, walAccount, credential{Version: 1, Type: typeAccount, ProjectID: h.project, Name: used.Data["service_account"].(string), CreatedAt: h.now()})
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(time.Hour)
 	require.Equal(t, 200, h.inference(used, http.MethodGet, "/models"))
 	h.tick()
 	now = look()
-	require.Equal(t, 1.0, now.one(t, "journal_entries_kept"))
-	require.Zero(t, now.one(t, "journal_entries"))
+	require.Equal(t, 1.0, now.one(t, "wal_entries_retained"))
+	require.Zero(t, now.one(t, "wal_entries"))
 	require.NoError(t, h.revoke(used))
+
+	// Pools.
+	h.must(h.write("roles/pooled", map[string]any{"project_id": h.project, "pool_size": 2, "pool_max_age": "1h"}))
+	h.fill()
+	release := h.holdPools()
+	require.Equal(t, 2.0, look().one(t, `pool_ready{role="pooled"}`))
+	pooled := []*logical.Response{h.lease("creds/pooled", nil), h.lease("creds/pooled", nil), h.lease("creds/pooled", nil)}
+	release()
+	h.fill()
+	h.advance(61 * time.Minute)
+	h.fill()
+	now = look()
+	require.Equal(t, 2.0, now.one(t, `pool_taken_total{role="pooled"}`))
+	require.Equal(t, 1.0, now.one(t, `pool_missed_total{reason="empty",role="pooled"}`))
+	require.Equal(t, 2.0, now.one(t, `pool_destroyed_total{reason="aged"}`))
+	require.Zero(t, now.one(t, `pool_destroyed_total{reason="changed"}`))
+	h.must(h.remove("roles/pooled"))
+	for _, lease := range pooled {
+		require.NoError(t, h.revoke(lease))
+	}
+	h.settlePools()
+	h.tick()
+	look()
 
 	// Static roles.
 	ctx, keep := t.Context(), h.keep
 	keep()
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "24h", "revocation_delay": "1h"}))
-	require.NoError(t, h.b.static.pass.End(ctx))
+	require.NoError(t, h.b.static.worker.End(ctx))
 	h.must(h.read("static-creds/batch"))
 	now = look()
 	require.Equal(t, 1.0, now.one(t, "static_roles"))
@@ -192,6 +208,18 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	require.Equal(t, 2.0, now.one(t, `static_rotations_total{outcome="ok",static_role="batch"}`))
 	require.Equal(t, 1.0, now.one(t, `static_keys_revoked_total{outcome="ok",static_role="batch"}`))
 
+	h.check()
+	h.byHand("batch", missingKey)
+	h.advance(checkEvery)
+	h.check()
+	h.advance(confirmAfterFirst)
+	h.check()
+	now = look()
+	require.Equal(t, 1.0, now.one(t, `static_missing_total{missing="api_key",static_role="batch"}`))
+	require.Equal(t, 1.0, now.one(t, "static_roles_missing"))
+	keep()
+	require.Zero(t, look().one(t, "static_roles_missing"), "the rotation has replaced it")
+
 	// The admin key.
 	require.Empty(t, now.of("admin_key_next_rotation_timestamp_seconds"))
 	require.Empty(t, now.of("admin_key_expiry_timestamp_seconds"))
@@ -200,7 +228,7 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	now = look()
 	require.Equal(t, 1.0, now.one(t, `admin_key_rotations_total{outcome="ok"}`))
 	require.Zero(t, now.one(t, `admin_key_rotations_total{outcome="error"}`))
-	require.Equal(t, 1.0, now.one(t, "admin_keys_retired"))
+	require.Equal(t, 1.0, now.one(t, "admin_keys_superseded"))
 	require.InDelta(t, float64(h.now().Unix()), now.one(t, "admin_key_last_rotation_timestamp_seconds"), 60)
 	require.InDelta(t, float64(h.now().Add(24*time.Hour).Unix()), now.one(t, "admin_key_next_rotation_timestamp_seconds"), 60)
 	require.InDelta(t, float64(h.now().Add(7*24*time.Hour).Unix()), now.one(t, "admin_key_expiry_timestamp_seconds"), 60)
@@ -212,22 +240,22 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	require.Equal(t, 1.0, now.one(t, "admin_key_rotation_failing"))
 	require.Equal(t, 1.0, now.one(t, `admin_key_rotations_total{outcome="error"}`))
 
-	// The sweep.
-	require.Empty(t, now.of("sweep_orphans"))
+	// Tidy.
+	require.Empty(t, now.of("tidy_orphans"))
 	h.orphan()
 	heal = h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute, Status: http.StatusForbidden})
 	h.tidy(true)
 	heal()
 	h.tidy(true)
 	now = look()
-	require.Equal(t, 1.0, now.one(t, "sweep_orphans"))
-	require.Equal(t, 1.0, now.one(t, "sweep_deleted_total"))
-	require.Equal(t, 1.0, now.one(t, "sweep_failed_total"))
-	require.Equal(t, 1.0, now.one(t, `sweeps_total{apply="true",state="Finished"}`))
-	require.InDelta(t, float64(h.now().Unix()), now.one(t, "sweep_last_end_timestamp_seconds"), 60)
+	require.Equal(t, 1.0, now.one(t, "tidy_orphans"))
+	require.Equal(t, 1.0, now.one(t, "tidy_deleted_total"))
+	require.Equal(t, 1.0, now.one(t, "tidy_failed_total"))
+	require.Equal(t, 1.0, now.one(t, `tidy_runs_total{apply="true",state="Finished"}`))
+	require.InDelta(t, float64(h.now().Unix()), now.one(t, "tidy_last_end_timestamp_seconds"), 60)
 
 	for name, seen := range values {
-		if name == metricPrefix+"build_info" {
+		if name == metrics.Prefix+"build_info" {
 			require.NotEqual(t, "map[]", strings.Join(slices.Collect(maps.Keys(seen)), ""), name)
 			continue
 		}
@@ -235,7 +263,7 @@ func TestMetrics_EveryDocumentedOneExistsAndMoves(t *testing.T) {
 	}
 }
 
-func TestMetrics_PrometheusTextIsValidAndTellsTheMount(t *testing.T) {
+func TestMetrics_PrometheusTextIsValidAndNamesTheMount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -254,7 +282,7 @@ func TestMetrics_PrometheusTextIsValidAndTellsTheMount(t *testing.T) {
 	}
 	require.Contains(t, text, `vault_openai_credentials_issued_total{mount_point="openai/",outcome="ok",role="app"} 1`)
 	require.Contains(t, text, `vault_openai_api_request_duration_seconds_bucket{call="create_service_account",mount_point="openai/",le="+Inf"} 1`)
-	// Neither what is secret nor what is without bound.
+	// No secrets and no unbounded values.
 	for _, secret := range h.sim.Secrets() {
 		require.NotContains(t, text, secret)
 	}
@@ -262,11 +290,11 @@ func TestMetrics_PrometheusTextIsValidAndTellsTheMount(t *testing.T) {
 		require.NotContains(t, text, lease.Data[field].(string))
 	}
 
-	require.Contains(t, h.refused(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "xml"})), "json or prometheus")
+	require.Contains(t, h.refused(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "xml"})), `must be "json" or "prometheus"`)
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestMetrics_AreThereWithoutAConfigAndWithoutStorage(t *testing.T) {
+func TestMetrics_AvailableWithoutAConfigAndStorage(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	now := h.measured()
@@ -274,12 +302,12 @@ func TestMetrics_AreThereWithoutAConfigAndWithoutStorage(t *testing.T) {
 	require.Empty(t, now.of("admin_key_last_rotation_timestamp_seconds"), "what is not known is not said")
 	require.Empty(t, now.of("static_roles"))
 
-	resp, err := h.b.metricsRead(t.Context(), &logical.Request{Storage: failingReads{h.storage}, MountPoint: "openai/"}, &framework.FieldData{Schema: h.b.pathMetrics().Fields})
+	resp, err := h.b.metricsRead(t.Context(), &logical.Request{Storage: &watchedStorage{Storage: h.storage, get: func(string) error { return errStorage }}, MountPoint: "openai/"}, &framework.FieldData{Schema: h.b.pathMetrics().Fields})
 	h.must(resp, err)
-	require.Contains(t, h.log.String(), "metrics are without what the config tells")
+	require.Contains(t, h.log.String(), "admin key metrics unavailable")
 }
 
-func TestMetrics_MountsOfOneProcessAreKeptApart(t *testing.T) {
+func TestMetrics_MountsOfOneProcessAreSeparate(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	other := h.anotherMount()
@@ -289,12 +317,12 @@ func TestMetrics_MountsOfOneProcessAreKeptApart(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestMetrics_ReadingThemCallsNobodyAndWritesNothing(t *testing.T) {
+func TestMetrics_ReadsHaveNoSideEffects(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	calls := len(h.sim.Requests())
 	h.storage.fail(storageFault{write: 0})
-	counting := &countedReads{Storage: h.storage}
+	counting := &watchedStorage{Storage: h.storage}
 	for range 3 {
 		_, err := h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ReadOperation, Path: "metrics", Storage: counting, MountPoint: "openai/"})
 		require.NoError(t, err)
@@ -304,68 +332,45 @@ func TestMetrics_ReadingThemCallsNobodyAndWritesNothing(t *testing.T) {
 	require.Len(t, h.sim.Requests(), calls)
 }
 
-// countedReads counts the reads of storage.
-type countedReads struct {
-	logical.Storage
-	reads atomic.Int64
-}
-
-func (c *countedReads) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	c.reads.Add(1)
-	return c.Storage.Get(ctx, key)
-}
-
-func (c *countedReads) List(ctx context.Context, prefix string) ([]string, error) {
-	c.reads.Add(1)
-	return c.Storage.List(ctx, prefix)
-}
-
-// failingReads is storage that cannot be read.
-type failingReads struct{ logical.Storage }
-
-func (failingReads) Get(context.Context, string) (*logical.StorageEntry, error) {
-	return nil, errStorage
-}
-
-func TestMetrics_AThousandRolesAreAHundredLabels(t *testing.T) {
+func TestMetrics_RoleLabelsAreBounded(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for i := range 1000 {
-		h.b.metrics.issue(t.Context(), fmt.Sprintf("role-%d", i), time.Now(), nil, nil)
+		h.b.metrics.Issued(fmt.Sprintf("role-%d", i), metrics.OK, time.Second)
 	}
 	now := h.measured()
-	require.Len(t, now.of("credentials_issued_total"), defaultMaxRoles+1)
+	require.Len(t, now.of("credentials_issued_total"), metrics.DefaultMaxRoles+1)
 	require.Equal(t, 900.0, now.one(t, `credentials_issued_total{outcome="ok",role="_other"}`))
 	require.Equal(t, 1.0, now.one(t, `credentials_issued_total{outcome="ok",role="role-99"}`))
 
-	// One that does not exist has none.
+	// A role that does not exist has no label.
 	h.refused(h.read("creds/no-such-role"))
-	require.Len(t, h.measured().of("credentials_issued_total"), defaultMaxRoles+1)
+	require.Len(t, h.measured().of("credentials_issued_total"), metrics.DefaultMaxRoles+1)
 }
 
-func TestMetrics_OutcomesSayWhoseFaultItWas(t *testing.T) {
+func TestMetrics_OutcomesDistinguishClientAndUpstreamErrors(t *testing.T) {
 	t.Parallel()
 	for want, end := range map[string]struct {
 		resp *logical.Response
 		err  error
 	}{
-		outcomeOK:        {nil, nil},
-		outcomeRefused:   {logical.ErrorResponse("no"), nil},
-		outcomeThrottled: {nil, logical.CodedError(http.StatusTooManyRequests, "slowly")},
-		outcomeCancelled: {nil, fmt.Errorf("gone: %w", context.Canceled)},
-		outcomeError:     {nil, errStorage},
+		metrics.OK:        {nil, nil},
+		metrics.Refused:   {logical.ErrorResponse("no"), nil},
+		metrics.Throttled: {nil, logical.CodedError(http.StatusTooManyRequests, "slowly")},
+		metrics.Cancelled: {nil, fmt.Errorf("gone: %w", context.Canceled)},
+		metrics.Failed:    {nil, errStorage},
 	} {
 		require.Equal(t, want, outcome(end.resp, end.err))
 	}
-	require.Equal(t, outcomeRefused, outcome(nil, mistake("no")))
+	require.Equal(t, metrics.Refused, outcome(nil, clientError("no")))
 }
 
-// listen is a server that hears what is sent by UDP.
+// listen starts a UDP server.
 func listen(t *testing.T) (addr string, heard func(want ...string) string) {
 	t.Helper()
 	conn, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() }) // nothing hangs on it
+	t.Cleanup(func() { _ = conn.Close() }) // an error here does not matter
 	var all strings.Builder
 	return conn.LocalAddr().String(), func(want ...string) string {
 		t.Helper()
@@ -381,14 +386,14 @@ func listen(t *testing.T) (addr string, heard func(want ...string) string) {
 	}
 }
 
-func TestMetrics_GoToStatsdAndDogstatsdWhenAskedFor(t *testing.T) {
+func TestMetrics_PushToStatsdAndDogstatsd(t *testing.T) {
 	t.Parallel()
 	statsd, heardPlain := listen(t)
 	dogstatsd, heardTagged := listen(t)
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
-	env := map[string]string{envStatsd: statsd, envDogstatsd: dogstatsd, envMaxRoles: "1"}
-	require.NoError(t, h.b.metrics.configure(func(name string) string { return env[name] }))
+	env := map[string]string{metrics.EnvStatsd: statsd, metrics.EnvDogstatsd: dogstatsd, metrics.EnvMaxRoles: "1"}
+	require.NoError(t, h.b.metrics.Configure(func(name string) string { return env[name] }))
 	lease := h.lease("creds/app", nil)
 	h.must(h.write("roles/b", map[string]any{"project_id": h.project}))
 	other := h.lease("creds/b", nil)
@@ -402,52 +407,47 @@ func TestMetrics_GoToStatsdAndDogstatsdWhenAskedFor(t *testing.T) {
 		`vault\.openai\.credentials_issued\.openai\._other\.ok:1\.0+\|c`,
 		`vault\.openai\.credentials_revoked\.openai\.app\.ok:1\.0+\|c`,
 		`vault\.openai\.api_request_duration\.openai\.create_service_account:\d+\.\d+\|ms`,
-		`vault\.openai\.journal_entries\.openai:0\.0+\|g`,
+		`vault\.openai\.wal_entries\.openai:0\.0+\|g`,
 		`vault\.openai\.admin_key_last_rotation_timestamp_seconds\.openai:`+fmt.Sprint(h.now().Unix()/1000)+`\d{3}\.0+\|g`,
 	)
 	tagged := heardTagged(
 		`vault\.openai\.credentials_issued:1\|c\|#mount_point:openai/,role:app,outcome:ok$`,
 		`vault\.openai\.credentials_revoked:1\|c\|#mount_point:openai/,role:app,outcome:ok$`,
 		`vault\.openai\.api_request_duration:\d+\.\d+\|ms\|#mount_point:openai/,call:create_service_account$`,
-		`vault\.openai\.journal_entries:0(\.0+)?\|g\|#mount_point:openai/$`,
+		`vault\.openai\.wal_entries:0(\.0+)?\|g\|#mount_point:openai/$`,
 		`vault\.openai\.admin_key_last_rotation_timestamp_seconds:`+fmt.Sprint(h.now().Unix()/1000)+`\d{3}(\.0+)?\|g\|#mount_point:openai/$`,
 	)
 	for _, secret := range h.sim.Secrets() {
 		require.NotContains(t, text+tagged, secret)
 	}
 
-	// Counting goes on after the end, and is heard by nobody.
+	// After the cleanup, counting has no effect.
 	h.b.Cleanup(t.Context())
-	h.b.metrics.rotated(nil)
+	h.b.metrics.Rotated(metrics.OK)
 }
 
-func TestMetrics_NothingIsSentUnasked(t *testing.T) {
-	t.Parallel()
-	m := newMeters(tidyFinished, tidyError, tidyCancelled)
-	require.NoError(t, m.configure(func(string) string { return "" }))
-	require.Nil(t, m.push)
-	err := m.configure(func(name string) string {
-		return map[string]string{envStatsd: "no address", envDogstatsd: "nor this", envMaxRoles: "many"}[name]
-	})
-	require.ErrorContains(t, err, envStatsd)
-	require.ErrorContains(t, err, envDogstatsd)
-	require.ErrorContains(t, err, envMaxRoles)
-	require.Nil(t, m.push)
-	require.Equal(t, defaultMaxRoles, m.roles.limit)
-}
-
-// The page's tables are those of the code. UPDATE_DOCS=1 writes them.
+// The tables of the page match the code. UPDATE_DOCS=1 writes them.
 func TestMetrics_TheDocumentationNamesThemAll(t *testing.T) {
 	t.Parallel()
 	var table strings.Builder
-	table.WriteString("| Name | | Labels | statsd | |\n|---|---|---|---|---|\n")
-	for _, d := range newMeters(tidyFinished, tidyError, tidyCancelled).all {
-		labels := make([]string, len(d.labels))
-		for i, l := range d.labels {
-			labels[i] = "`" + l + "`"
+	all := metrics.New(tidyFinished, tidyError, tidyCancelled).All
+	for _, kind := range []string{"counter", "gauge", "histogram"} {
+		fmt.Fprintf(&table, "\n### %ss\n\n", strings.ToUpper(kind[:1])+kind[1:])
+		for _, d := range all {
+			if d.Kind != kind {
+				continue
+			}
+			labels := ""
+			if len(d.Labels) > 0 {
+				labels = " (`" + strings.Join(d.Labels, "`, `") + "`)"
+			}
+			fmt.Fprintf(&table, "- `%s`%s: %s\n", d.Name, labels, d.Help)
+			// The page's rule for the name at statsd.
+			pushed := strings.TrimSuffix(d.Name, map[string]string{"counter": "_total", "gauge": "", "histogram": "_seconds"}[kind])
+			require.Equal(t, "vault.openai."+strings.TrimPrefix(pushed, metrics.Prefix), d.PushedName())
 		}
-		fmt.Fprintf(&table, "| `%s` | %s | %s | `%s` | %s |\n", d.name, d.kind, strings.Join(labels, " "), d.pushedName(), d.help)
 	}
+	table.WriteString("\n")
 	const start, end = "<!-- metrics: written by UPDATE_DOCS=1 go test -run TheDocumentationNamesThemAll . -->\n", "<!-- end -->"
 	path := filepath.Join("docs", "metrics.md")
 	page, err := os.ReadFile(path)
@@ -461,17 +461,17 @@ func TestMetrics_TheDocumentationNamesThemAll(t *testing.T) {
 		require.NoError(t, os.WriteFile(path, []byte(want), 0o644))
 		return
 	}
-	require.Equal(t, want, string(page), "docs/metrics.md is not up to date: UPDATE_DOCS=1 go test -run TheDocumentationNamesThemAll .")
-	for _, o := range outcomes {
+	requireSameLines(t, path, "UPDATE_DOCS=1 go test -run TheDocumentationNamesThemAll .", want, string(page))
+	for _, o := range metrics.Outcomes {
 		require.Contains(t, want, "`"+o+"`", "outcome")
 	}
-	for _, env := range []string{envStatsd, envDogstatsd, envMaxRoles} {
+	for _, env := range []string{metrics.EnvStatsd, metrics.EnvDogstatsd, metrics.EnvMaxRoles} {
 		require.Contains(t, want, env)
 	}
 }
 
-// A replaced key that cannot be deleted is a key alive beyond its time.
-func TestMetrics_AReplacedStaticKeyThatStaysIsOverdue(t *testing.T) {
+// A superseded key that cannot be deleted counts as overdue.
+func TestMetrics_AnUndeletedSupersededKeyIsOverdue(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", fields{"rotation_period": "24h", "revocation_delay": "1h"})

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns what a mount records of itself: its tag, and the longest lease that a
-// role of it has ever allowed.
+// This file owns the mount's own records: its tag, and the longest lease that any of
+// its roles has ever allowed.
 //
 // What must stay true: both are recorded before anything is created with them.
 
@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-openai/internal/schedule"
 )
 
 const (
@@ -19,87 +21,73 @@ const (
 	mountVersion    = 1
 )
 
-// mountEntry is what a mount knows of itself, made once.
+// mountEntry is written once per mount.
 type mountEntry struct {
 	Version int `json:"version"`
-	// Tag starts the random suffix of every name that this mount gives, so
-	// that each name says which mount made it.
+	// Tag starts the random suffix of every name that this mount generates, so that
+	// each name identifies its mount.
 	Tag string `json:"tag"`
+	// Pools is set if a role of this mount has or has had a pool. Otherwise, no role is
+	// read to find out.
+	Pools bool `json:"pools,omitempty"`
 }
 
-// getTag reads the mount's tag; it is errNoTag when there is none.
+// getMount returns errNoTag when there is no entry.
+func getMount(ctx context.Context, s logical.Storage) (m mountEntry, err error) {
+	entry, err := readEntry(ctx, s, mountStorageKey, "the mount tag", mountVersion, &m)
+	if err == nil && entry == nil {
+		err = errNoTag
+	}
+	return m, err
+}
+
+// getTag reads the mount tag; it is errNoTag when there is none.
 func getTag(ctx context.Context, s logical.Storage) (string, error) {
-	entry, err := s.Get(ctx, mountStorageKey)
-	if err != nil {
-		return "", fmt.Errorf("reading the mount's tag: %w", err)
-	}
-	var m mountEntry
-	if entry == nil {
-		return "", errNoTag
-	}
-	if err := entry.DecodeJSON(&m); err != nil {
-		return "", fmt.Errorf("decoding the mount's tag: %w", err)
-	}
-	if m.Version > mountVersion {
-		return "", fmt.Errorf("the mount's tag was written by a newer version of this plugin (format %d, this one knows %d)", m.Version, mountVersion)
-	}
-	return m.Tag, nil
+	m, err := getMount(ctx, s)
+	return m.Tag, err
 }
 
-var errNoTag = errors.New("the mount has no tag: write its config again")
+var errNoTag = errors.New("the mount has no tag; write the config again")
 
 const (
 	longestLeaseStorageKey = "longest-lease"
 	longestLeaseVersion    = 1
-	// assumedLongest is what leases of a mount can have lasted that an earlier
-	// release made, whose former roles nobody remembers: Vault's default limit, or
-	// the mount's if that is longer.
+	// assumedLongest is the assumed longest lease of a mount that an earlier release
+	// created, since its deleted roles are not recorded: Vault's default limit, unless
+	// the mount's is longer.
 	assumedLongest = 768 * time.Hour
 )
 
-// longestLeaseEntry is the longest lease that a role of this mount has ever
-// allowed. The mount's max_lease_ttl, which may be raised again, does not limit it.
+// longestLeaseEntry is the longest lease that a role of this mount has ever allowed,
+// plus the time that its key may have waited in a pool before. It ignores the mount's max_lease_ttl, which may be raised later.
 type longestLeaseEntry struct {
 	Version      int           `json:"version"`
 	LongestLease time.Duration `json:"longest_lease"`
 }
 
-// getLongestLease returns nil when it is not recorded.
+// getLongestLease returns nil when nothing is recorded.
 func getLongestLease(ctx context.Context, s logical.Storage) (*longestLeaseEntry, error) {
-	stored, err := s.Get(ctx, longestLeaseStorageKey)
-	if err != nil {
-		return nil, fmt.Errorf("reading the longest lease of the roles: %w", err)
-	}
-	if stored == nil {
-		return nil, nil
-	}
 	var entry longestLeaseEntry
-	if err := stored.DecodeJSON(&entry); err != nil {
-		return nil, fmt.Errorf("decoding the longest lease of the roles: %w", err)
-	}
-	if entry.Version > longestLeaseVersion {
-		return nil, fmt.Errorf("the longest lease of the roles was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, longestLeaseVersion)
+	stored, err := readEntry(ctx, s, longestLeaseStorageKey, "the longest lease of the roles", longestLeaseVersion, &entry)
+	if err != nil || stored == nil {
+		return nil, err
 	}
 	return &entry, nil
 }
 
 func putLongestLease(ctx context.Context, s logical.Storage, lease time.Duration) error {
-	entry, err := logical.StorageEntryJSON(longestLeaseStorageKey, longestLeaseEntry{Version: longestLeaseVersion, LongestLease: lease})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing the longest lease of the roles: %w", err)
-	}
-	return nil
+	return writeEntry(ctx, s, longestLeaseStorageKey, "the longest lease of the roles", longestLeaseEntry{Version: longestLeaseVersion, LongestLease: lease})
 }
 
-// raiseLongestLease records that a role is about to allow leases of that length. It
-// precedes the write of the role.
+// raiseLongestLease records that a role is about to allow leases of that length. Call it
+// before you store the role.
 func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, lease time.Duration) error {
-	lease = min(lease, maxRotationPeriod)
-	b.longestLock.Lock() // roles are written in parallel
-	defer b.longestLock.Unlock()
+	lease = min(lease, schedule.MaxPeriod)
+	unlock, err := b.entries.Lock(ctx, longestLeaseStorageKey) // roles are written in parallel
+	if err != nil {
+		return fmt.Errorf("waiting for another write of the longest lease: %w", err)
+	}
+	defer unlock()
 	entry, err := getLongestLease(ctx, s)
 	if err != nil {
 		return err
@@ -114,9 +102,9 @@ func (b *backend) raiseLongestLease(ctx context.Context, s logical.Storage, leas
 	return putLongestLease(ctx, s, lease)
 }
 
-// longestUnrecorded is the longest lease of a mount without the entry that now
-// allows leases of that length. What has no tag has issued nothing; what has one was
-// made by an earlier release.
+// longestUnrecorded returns the longest lease of a mount that has no longestLeaseEntry
+// and now allows leases of that length. A mount without a tag has issued nothing; one
+// with a tag was created by an earlier release.
 func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, lease time.Duration) (time.Duration, error) {
 	if _, err := getTag(ctx, s); errors.Is(err, errNoTag) {
 		return lease, nil
@@ -131,11 +119,11 @@ func (b *backend) longestUnrecorded(ctx context.Context, s logical.Storage, leas
 	for _, name := range names {
 		r, err := getRole(ctx, s, name)
 		switch {
-		case errors.As(err, &unreadable{}): // by a newer release, which has recorded its lease
+		case errors.As(err, &unreadable{}): // written by a newer release, which has recorded its lease
 		case err != nil:
 			return 0, err
 		case r != nil:
-			lease = max(lease, r.maxTTL())
+			lease = max(lease, r.longestLife())
 		}
 	}
 	return lease, nil

@@ -37,12 +37,18 @@ func TestConfig_AdminKeyAloneIsEnough(t *testing.T) {
 		"rotation_grace_period":      int64(300),
 		"request_timeout":            int64(30),
 		"max_concurrent_requests":    256,
-		"journal_entries":            0,
-		"journal_oldest":             nil,
+		"wal_entries":                0,
+		"wal_oldest_entry":           nil,
 		"tidy_interval":              int64(43200),
 		"tidy_safety_buffer":         int64(600),
 		"last_rotated":               nil,
-		"retired_admin_keys":         0,
+		"superseded_admin_keys":      0,
+		"usage_interval":             int64(0),
+		"usage_retention":            int64(35 * 24 * 3600),
+		"usage_record_identity":      true,
+		"require_spend_limit":        false,
+		"require_model_allow_list":   false,
+		"require_scopes":             false,
 
 		"rotation_period":            int64(0),
 		"rotation_schedule":          "",
@@ -67,7 +73,7 @@ func TestConfig_PartialWriteKeepsTheRest(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
+func TestConfig_ARejectedWriteChangesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	_, good := h.sim.AdminKey()
@@ -85,7 +91,7 @@ func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
 		data map[string]any
 		said []string
 	}{
-		"unknown key":          {map[string]any{"admin_api_key": "sk-admin-unknown-unknown-unknown"}, []string{"does not accept this admin_api_key", "status 401", "request id"}},
+		"unknown key":          {map[string]any{"admin_api_key": "sk-admin-unknown-unknown-unknown"}, []string{"rejects this admin_api_key", "status 401", "request id"}},
 		"project key":          {map[string]any{"admin_api_key": "sk-proj-abcdefghijkl"}, []string{"a project API key", "sk-admin-"}},
 		"account key":          {map[string]any{"admin_api_key": "sk-svcacct-abcdefghijkl"}, []string{"a service account's API key"}},
 		"read only":            {map[string]any{"admin_api_key": readOnly}, []string{"Organization Administration: Write", "api.management.write"}},
@@ -93,19 +99,19 @@ func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
 		"unreachable":          {map[string]any{"admin_api_key": good, "api_endpoint": "http://127.0.0.1:1/v1"}, []string{"cannot reach 127.0.0.1:1", "api_endpoint"}},
 		"not the API":          {map[string]any{"admin_api_key": good, "api_endpoint": html.URL}, []string{"does not serve the Admin API"}},
 		"no version in path":   {map[string]any{"admin_api_key": good, "api_endpoint": strings.TrimSuffix(h.sim.URL(), "/v1")}, []string{"does not serve the Admin API", "404"}},
-		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"organization_id is not the organization of this admin_api_key"}},
+		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"organization_id does not match the organization of this admin_api_key"}},
 		"someone else's id":    {map[string]any{"admin_api_key_id": otherID}, []string{"admin_api_key_id", "not the ID of this admin key"}},
-		"ambiguous":            {map[string]any{"admin_api_key": lookalikeKey}, []string{"several admin keys look like this one", "admin_api_key_id"}},
-		"endpoint alone":       {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"send admin_api_key with it"}},
+		"ambiguous":            {map[string]any{"admin_api_key": lookalikeKey}, []string{"matches several admin keys", "admin_api_key_id"}},
+		"endpoint alone":       {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"requires admin_api_key"}},
 		"empty key":            {map[string]any{"admin_api_key": ""}, []string{"admin_api_key is empty"}},
 		"key with a space":     {map[string]any{"admin_api_key": "sk-admin a"}, []string{"admin_api_key contains a space"}},
 		"key with a NUL":       {map[string]any{"admin_api_key": "sk-admin\x00a"}, []string{"control character"}},
 		"key not UTF-8":        {map[string]any{"admin_api_key": "sk-admin\xffa"}, []string{"UTF-8"}},
 		"huge key":             {map[string]any{"admin_api_key": strings.Repeat("k", 1<<20)}, []string{"limit is 1024"}},
 		"huge id":              {map[string]any{"admin_api_key_id": strings.Repeat("k", 1<<20)}, []string{"admin_api_key_id", "limit"}},
-		"id with a slash":      {map[string]any{"admin_api_key_id": "a/../b"}, []string{"not an identifier"}},
+		"id with a slash":      {map[string]any{"admin_api_key_id": "a/../b"}, []string{"is not a valid ID"}},
 		"huge organization":    {map[string]any{"organization_id": strings.Repeat("k", 1<<20)}, []string{"organization_id", "limit"}},
-		"bad CA":               {map[string]any{"ca_cert": "nonsense"}, []string{"ca_cert holds no PEM certificate"}},
+		"bad CA":               {map[string]any{"ca_cert": "nonsense"}, []string{"ca_cert contains no PEM certificate"}},
 		"huge CA":              {map[string]any{"ca_cert": strings.Repeat("k", 1<<20)}, []string{"ca_cert", "limit"}},
 		"negative grace":       {map[string]any{"rotation_grace_period": "-5m"}, []string{"rotation_grace_period"}},
 		"overflowing grace":    {map[string]any{"rotation_grace_period": "99999999999h"}, []string{"rotation_grace_period"}},
@@ -114,7 +120,7 @@ func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
 		"no timeout":           {map[string]any{"request_timeout": 0}, []string{"request_timeout"}},
 		"timeout over budget":  {map[string]any{"request_timeout": "2m"}, []string{"request_timeout", "1m0s"}},
 		"field of the future":  {map[string]any{"rotation_policy": "p"}, []string{"unknown field", "rotation_policy", "path-help"}},
-		"http":                 {map[string]any{"admin_api_key": good, "api_endpoint": "http://api.example/v1"}, []string{"must be https"}},
+		"http":                 {map[string]any{"admin_api_key": good, "api_endpoint": "http://api.example/v1"}, []string{"must use https"}},
 		"user in the endpoint": {map[string]any{"admin_api_key": good, "api_endpoint": "https://a:b@api.example/v1"}, []string{"user name"}},
 		"query in endpoint":    {map[string]any{"admin_api_key": good, "api_endpoint": "https://api.example/v1?x=1"}, []string{"query"}},
 		"huge endpoint":        {map[string]any{"admin_api_key": good, "api_endpoint": "https://" + strings.Repeat("k", 1<<20)}, []string{"api_endpoint", "limit"}},
@@ -130,7 +136,7 @@ func TestConfig_RefusedWriteChangesNothing(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the engine goes on with the good key")
 }
 
-func TestConfig_AnAdminKeyThatIsNoStringIsNotQuoted(t *testing.T) {
+func TestConfig_ErrorsDoNotQuoteANonStringKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	_, key := h.sim.AdminKey()
@@ -138,11 +144,11 @@ func TestConfig_AnAdminKeyThatIsNoStringIsNotQuoted(t *testing.T) {
 		req := &logical.Request{Operation: logical.UpdateOperation, Path: "config", Storage: h.storage, Data: map[string]any{"admin_api_key": value}}
 		_, _, err := h.b.HandleExistenceCheck(t.Context(), req)
 		require.NoError(t, err)
-		require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value})), "must be one string")
+		require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value})), "must be a string")
 	}
 }
 
-func TestConfig_AmbiguousKeyIsTakenWithItsID(t *testing.T) {
+func TestConfig_AnAmbiguousKeyIsAcceptedWithItsID(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	value := "sk-admin-AAAAlookalike0000000000000000000000000000000ZZZZ"
@@ -152,7 +158,7 @@ func TestConfig_AmbiguousKeyIsTakenWithItsID(t *testing.T) {
 	require.Equal(t, id, h.must(h.read("config")).Data["admin_api_key_id"])
 }
 
-func TestConfig_OutageDuringTheCheckIsNotTheCallersFault(t *testing.T) {
+func TestConfig_AnOutageDuringVerificationIsAnUpstreamError(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Status: 503, Message: "down for maintenance"})
@@ -164,13 +170,13 @@ func TestConfig_OutageDuringTheCheckIsNotTheCallersFault(t *testing.T) {
 	require.Equal(t, http.StatusBadGateway, coded.Code())
 
 	resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "skip_verify": true}))
-	require.Contains(t, resp.Warnings[0], "without a check")
+	require.Contains(t, resp.Warnings[0], "without verification")
 	h.sim.ClearFaults()
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-func TestConfig_CheckHasNoSideEffect(t *testing.T) {
+func TestConfig_VerificationHasNoSideEffect(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	before := h.sim.Ledger()
@@ -188,13 +194,13 @@ func TestConfig_CustomCA(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "ca_cert": h.sim.CACert()}))
 }
 
-func TestConfig_InsecureEndpointIsWarnedOf(t *testing.T) {
+func TestConfig_AnInsecureEndpointCausesAWarning(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	resp := h.must(h.write("config", map[string]any{
 		"admin_api_key": "sk-admin-x1234567", "api_endpoint": "http://gateway.example/v1", "allow_insecure_endpoint": true, "skip_verify": true,
 	}))
-	require.Contains(t, strings.Join(resp.Warnings, " "), "clear text")
+	require.Contains(t, strings.Join(resp.Warnings, " "), "plaintext")
 }
 
 func TestConfig_StorageFailureIsAnError(t *testing.T) {
@@ -210,7 +216,7 @@ func TestConfig_StorageFailureIsAnError(t *testing.T) {
 	h.configure(nil)
 }
 
-func TestConfig_DeleteWarnsAndLeavesNoRetiredKey(t *testing.T) {
+func TestConfig_DeleteWarnsAndDeletesSupersededKeys(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -219,9 +225,9 @@ func TestConfig_DeleteWarnsAndLeavesNoRetiredKey(t *testing.T) {
 
 	resp := h.must(h.remove("config"))
 	said := strings.Join(resp.Warnings, " ")
-	require.Contains(t, said, "can no longer be revoked")
+	require.Contains(t, said, "cannot revoke leases")
 	require.Contains(t, said, current, "nobody else knows of this key")
-	require.Equal(t, []string{current}, h.adminKeyIDs(), "the retired key is deleted")
+	require.Equal(t, []string{current}, h.adminKeyIDs(), "the superseded key is deleted")
 	h.sim.Keep(current)
 
 	err := h.revoke(lease)
@@ -237,7 +243,7 @@ func TestConfig_DeleteWarnsAndLeavesNoRetiredKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease), "Vault keeps trying, too")
 }
 
-func TestConfig_TagOutlivesTheConfig(t *testing.T) {
+func TestConfig_TheMountTagOutlivesTheConfig(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	tag, err := getTag(t.Context(), h.storage)
@@ -250,27 +256,27 @@ func TestConfig_TagOutlivesTheConfig(t *testing.T) {
 	require.Equal(t, tag, again)
 }
 
-func TestConfig_KeyMadeByTheEngineIsRetiredWhenReplacedByHand(t *testing.T) {
+func TestConfig_WritingAnotherKeySupersedesARotatedKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
 	made := h.must(h.read("config")).Data["admin_api_key_id"].(string)
 	id, key := h.sim.AddAdminKey("by hand")
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
-	require.EqualValues(t, 2, h.must(h.read("config")).Data["retired_admin_keys"])
+	require.EqualValues(t, 2, h.must(h.read("config")).Data["superseded_admin_keys"])
 	h.advance(defaultRotationGrace + time.Second)
 	h.tick()
 	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is gone", made)
 }
 
-func TestConfig_AnotherKeyOfTheSameOrganizationIsNoMove(t *testing.T) {
+func TestConfig_AnotherKeyOfTheSameOrganizationCausesNoWarning(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	_, second := h.sim.AddAdminKey("by hand")
 	require.Nil(t, h.must(h.write("config", map[string]any{"admin_api_key": second})))
 }
 
-func TestConfig_AKeyThatDoesNotKnowTheProjectsOfRolesIsRefused(t *testing.T) {
+func TestConfig_RejectsAKeyWithoutAccessToTheRolesProjects(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -289,7 +295,7 @@ func TestConfig_AKeyThatDoesNotKnowTheProjectsOfRolesIsRefused(t *testing.T) {
 	require.Equal(t, before, h.config())
 	require.Equal(t, 1, other.Count(http.MethodGet, "/organization/projects"))
 
-	// A key of the same organization knows them, and is asked once.
+	// A key of the same organization is verified with one call.
 	_, key = h.sim.AddAdminKey("second")
 	h.sim.ResetRequests()
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
@@ -298,7 +304,7 @@ func TestConfig_AKeyThatDoesNotKnowTheProjectsOfRolesIsRefused(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "request_timeout": 20}))
 	require.Zero(t, h.sim.Count(http.MethodGet, "/organization/projects"), "nothing has changed")
 
-	// Without an answer it is not stored, unless nothing is to be asked.
+	// Without a response the key is not stored, unless skip_verify is set.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/projects", Status: 503})
 	_, key = h.sim.AddAdminKey("third")
 	before = h.config()
@@ -307,11 +313,11 @@ func TestConfig_AKeyThatDoesNotKnowTheProjectsOfRolesIsRefused(t *testing.T) {
 	require.Equal(t, before, h.config())
 	h.sim.ResetRequests()
 	resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "skip_verify": true}))
-	require.Contains(t, strings.Join(resp.Warnings, " "), "not checked")
+	require.Contains(t, strings.Join(resp.Warnings, " "), "not verified")
 	require.Empty(t, h.routes())
 }
 
-func TestConfig_A404ThatIsNotOpenAIsIsNoVerdictOnTheKey(t *testing.T) {
+func TestConfig_AGateway404DoesNotRejectTheKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	_, key := h.sim.AddAdminKey("second")
@@ -338,12 +344,12 @@ func TestConfig_A404ThatIsNotOpenAIsIsNoVerdictOnTheKey(t *testing.T) {
 	require.Equal(t, before, h.config())
 }
 
-func TestConfig_APersonsKeyIsNeverRetired(t *testing.T) {
+func TestConfig_AKeyFromTheOperatorIsNeverSuperseded(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
 	person, value := h.sim.AddAdminKey("a person's")
-	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key_id": person, "skip_verify": true})), "knows its ID")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key_id": person, "skip_verify": true})), "cannot be changed")
 	h.must(h.write("config", map[string]any{"admin_api_key": value}))
 	id, third := h.sim.AddAdminKey("another person's")
 	h.must(h.write("config", map[string]any{"admin_api_key": third}))
@@ -354,7 +360,7 @@ func TestConfig_APersonsKeyIsNeverRetired(t *testing.T) {
 	require.ElementsMatch(t, []string{person, id}, h.adminKeyIDs())
 }
 
-func TestConfig_RetiredKeyConfiguredAgainLives(t *testing.T) {
+func TestConfig_ASupersededKeyConfiguredAgainIsNotDeleted(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	first, value := h.sim.AdminKey()

@@ -1,42 +1,43 @@
 package openaisecrets
 
-// This file owns the issue of a credential as a lease, the main data path. How
-// a credential is made is in credential.go.
+// This file owns the credential request, the main data path. credential.go has how a
+// credential is created.
 //
-// What must stay true: the journal's entry goes when the answer is complete and
-// about to be returned. Only what happens after issue() has returned is out of
-// this engine's sight.
+// What must stay true: the WAL entry is deleted only when the response is complete and
+// about to be returned. The engine cannot see what happens after issue() returned.
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
-	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/events"
+	"vault-plugin-secrets-openai/internal/metrics"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
 func (b *backend) pathCreds() *framework.Path {
 	issue := func(suffix string) *framework.PathOperation {
 		return &framework.PathOperation{
-			Callback:     strict(b.credsRead),
-			Summary:      "Issue a credential of a role, as a lease.",
+			Callback:     rejectUnknownFields(b.credsRead),
+			Summary:      "Issue an API key as a lease.",
 			DisplayAttrs: &framework.DisplayAttributes{OperationVerb: "issue", OperationSuffix: suffix},
-			Responses: okFields("The credential.", map[string]*framework.FieldSchema{
-				"api_key":            {Type: framework.TypeString, Description: "The API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
-				"api_key_id":         {Type: framework.TypeString, Description: "ID of the key, by which OpenAI reports its usage.", Required: true},
-				"service_account":    {Type: framework.TypeString, Description: "Name of the service account that owns the key; of an account that a role names, its name when the role was written.", Required: true},
-				"service_account_id": {Type: framework.TypeString, Description: "ID of that account.", Required: true},
-				"project_id":         {Type: framework.TypeString, Description: "ID of its project.", Required: true},
-				"expires_at":         {Type: framework.TypeString, Description: "When the key expires at OpenAI whatever becomes of the lease (RFC 3339); null with key_expiry=none.", Required: true},
+			Responses: okFields("Credential issued.", map[string]*framework.FieldSchema{
+				"api_key":            {Type: framework.TypeString, Description: "API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+				"api_key_id":         {Type: framework.TypeString, Description: "ID of the key. OpenAI reports usage by this ID.", Required: true},
+				"service_account":    {Type: framework.TypeString, Description: "Name of the service account that owns the key.", Required: true},
+				"service_account_id": {Type: framework.TypeString, Description: "ID of the service account.", Required: true},
+				"project_id":         {Type: framework.TypeString, Description: "ID of the project of the service account.", Required: true},
+				"expires_at":         {Type: framework.TypeString, Description: "Expiry of the key at OpenAI (RFC 3339); null with key_expiry=none.", Required: true},
 			}),
-			// A standby would create the account and only then learn that it
-			// cannot write the lease.
+			// A performance standby would create the account before it fails to
+			// write the lease.
 			ForwardPerformanceStandby: true,
 		}
 	}
@@ -47,7 +48,7 @@ func (b *backend) pathCreds() *framework.Path {
 			"name": roleNameField(),
 			"ttl": {
 				Type:         framework.TypeDurationSecond,
-				Description:  "How long the lease is to last at first; cut to what the role and the mount allow. 0 = the role's ttl.",
+				Description:  "Requested TTL, limited by the role and the mount. 0 uses the role's ttl.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "TTL"},
 				Query:        true,
 			},
@@ -58,12 +59,12 @@ func (b *backend) pathCreds() *framework.Path {
 		},
 		HelpSynopsis: "Issue an OpenAI API key as a lease.",
 		HelpDescription: strings.TrimSpace(`
-Each read makes a service account in the role's project and returns its key or,
-with credential_type=api_key, a key of the account that the role names. What was
-made is deleted when the lease ends or is revoked. The key can do what the
-role's scopes allow, and is returned once OpenAI accepts it. The lease can be
-renewed up to the role's max_ttl; should Vault be gone then, the key expires at
-OpenAI by itself, as the role's key_expiry says.
+Each read creates a service account in the role's project and returns its key.
+With credential_type=api_key, it creates a key of the service account that the
+role names. The engine returns the key once OpenAI accepts it, and deletes the
+account or key when the lease expires or is revoked. The role's scopes limit
+what the key can do. The lease can be renewed up to the role's max_ttl. If Vault
+is unavailable, the key still expires at OpenAI as set by the role's key_expiry.
 `),
 	}
 }
@@ -71,7 +72,7 @@ OpenAI by itself, as the role's key_expiry says.
 func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	if len(name) > maxRoleName {
-		return logical.ErrorResponse("the role's name is %d characters long; the limit is %d", len(name), maxRoleName), nil
+		return logical.ErrorResponse("the role name has %d characters; the limit is %d", len(name), maxRoleName), nil
 	}
 	asked := time.Duration(0)
 	if raw, ok := d.GetOk("ttl"); ok {
@@ -82,20 +83,45 @@ func (b *backend) credsRead(ctx context.Context, req *logical.Request, d *framew
 		return nil, err
 	}
 	if r == nil {
-		return logical.ErrorResponse("there is no role %q; `vault list %sroles` shows those there are", name, req.MountPoint), nil
+		return noRole(req, name), nil
 	}
 	began := time.Now()
-	resp, err := b.issue(ctx, req, name, r, r.lifetime(b.System(), asked))
-	b.metrics.issue(ctx, name, began, resp, err)
+	resp, err := b.issue(ctx, req, name, r, asked)
+	b.metrics.Issued(name, outcomeFor(ctx, resp, err), time.Since(began))
 	return resp, err
 }
 
-// issue makes a credential and returns its key as a lease.
-func (b *backend) issue(ctx context.Context, req *logical.Request, roleName string, r *role, life lifetime) (*logical.Response, error) {
+// issue creates a credential, or takes one from the pool of the role, and returns its
+// key as a lease. It starts over if the role or the config has changed since.
+func (b *backend) issue(ctx context.Context, req *logical.Request, roleName string, r *role, asked time.Duration) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestBudget)
 	defer cancel()
 	b.issuing.Add(1)
 	defer b.issuing.Add(-1)
+	for attempt := 1; ; attempt++ {
+		resp, err := b.issueOnce(ctx, req, roleName, r, r.lifetime(b.System(), asked))
+		if errors.Is(err, errChanged) && attempt >= maxAttempts { // written again and again
+			return nil, logical.CodedError(http.StatusConflict, err.Error()+"; repeat the request")
+		}
+		if !errors.Is(err, errChanged) {
+			return resp, err
+		}
+		if r, err = b.roles.get(ctx, req.Storage, roleName); err != nil {
+			return nil, err
+		}
+		if r == nil {
+			return noRole(req, roleName), nil
+		}
+	}
+}
+
+func noRole(req *logical.Request, name string) *logical.Response {
+	return logical.ErrorResponse("role %q not found; run \"vault list %sroles\" to list roles", name, req.MountPoint)
+}
+
+// issueOnce returns errChanged if the role or the config has changed since.
+func (b *backend) issueOnce(ctx context.Context, req *logical.Request, roleName string, r *role, life lifetime) (*logical.Response, error) {
+	era := b.pools.era.Load() // before the config is read
 	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
 		return notConfigured(req), nil
@@ -105,40 +131,41 @@ func (b *backend) issue(ctx context.Context, req *logical.Request, roleName stri
 	}
 	project := r.project(snap.config)
 	if project == "" {
-		return logical.ErrorResponse("role %q has no project_id, and neither has the config: write one to either", roleName), nil
+		return logical.ErrorResponse("role %q has no project_id, and the config has no default; set project_id in one of them", roleName), nil
 	}
-	m, err := b.obtain(ctx, req, order{
-		label:      fmt.Sprintf("role %q", roleName),
-		credential: credential{Type: r.CredentialType, ProjectID: project, ID: r.ServiceAccountID, Name: r.ServiceAccount},
-		template:   r.NameTemplate,
-		data:       naming.Data{RoleName: roleName, DisplayName: req.DisplayName, ProjectID: project, UnixTime: b.now().Unix()},
-		scopes:     r.Scopes,
-		covers:     life.Covers,
-		expiry:     life.Key,
-		activation: r.ActivationTimeout,
-		unproven:   r.ActivationFailure == activationWarn,
-	})
-	if errors.Is(err, errNotConfigured) { // deleted meanwhile
+	err = b.blocked(ctx, req.Storage, snap, roleName, r.spendRule)
+	if err == nil {
+		err = b.guard(ctx, req, snap, project, r.Scopes)
+	}
+	if err != nil {
+		return errorResponse(fmt.Sprintf("role %q", roleName), err)
+	}
+	of := basis{r, snap.config, era}
+	m := b.takePooled(roleName, of, snap, life)
+	if r.PoolSize > 0 {
+		defer b.servePools(req) //nolint:contextcheck // it outlives the request
+	}
+	if m == nil {
+		m, err = b.makeCredential(ctx, req, b.order(roleName, r, project, req.DisplayName, life))
+	}
+	if errors.Is(err, errNotConfigured) { // deleted since
 		return notConfigured(req), nil
 	}
 	if err != nil {
-		return failure(fmt.Sprintf("role %q", roleName), err)
+		return errorResponse(fmt.Sprintf("role %q", roleName), err)
 	}
-	defer b.wal.release(m.walID)
-	return b.handOut(ctx, req, m, roleName, r.KeyExpiry, life)
+	return b.issueResponse(ctx, req, m, roleName, of, life)
 }
 
-// handOut ends the journal entry and shapes the answer, or destroys the
-// credential when nobody is there to take it.
-func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, roleName, keyExpiry string, life lifetime) (*logical.Response, error) {
-	err := ctx.Err()
-	if b.isDraining() {
-		err = errors.New("the mount is being disabled")
+// issueResponse builds the response and deletes the WAL entry. If the request was
+// canceled or the mount is being disabled, it destroys the credential instead.
+func (b *backend) issueResponse(ctx context.Context, req *logical.Request, m *issued, roleName string, of basis, life lifetime) (*logical.Response, error) {
+	// Only tidy covers a crash between the deletion of the WAL entry and Vault's
+	// receipt of the response, so the response is complete before the deletion.
+	lease := leaseData{credential: m.credential, Role: roleName, MaxTTL: life.Max, KeyExpiry: of.role.KeyExpiry, Spare: m.spare}
+	if of.config.UsageRetention > 0 && of.config.UsageRecordIdentity {
+		lease.EntityID, lease.DisplayName = req.EntityID, req.DisplayName
 	}
-	// Complete before the entry goes: what is done between the last look at the
-	// context and Vault's receipt of the answer is done in the gap that only
-	// the sweep covers.
-	lease := leaseData{credential: m.credential, Role: roleName, MaxTTL: life.Max, KeyExpiry: keyExpiry}
 	resp := b.Secret(secretType).Response(map[string]any{
 		"api_key":            m.key.Value.Reveal(),
 		"api_key_id":         m.KeyID,
@@ -154,18 +181,47 @@ func (b *backend) handOut(ctx context.Context, req *logical.Request, m *made, ro
 	if m.warning != "" {
 		resp.AddWarning(m.warning)
 	}
-	if err == nil {
-		b.log(req).Info("credential issued", append([]any{"role", roleName, "openai_request_id", m.requestID,
-			"ttl", life.TTL.String(), "expires_at", text.Time(m.key.ExpiresAt)}, m.attrs()...)...)
-		b.issued()
-		if err = b.deleteWAL(ctx, req.Storage, m.walID); err == nil {
-			err = ctx.Err()
-		}
+	err := b.commit(ctx, req, m, lease, of, life.TTL)
+	if errors.Is(err, errChanged) && m.spare != 0 {
+		b.leaveTaken(m, metrics.PoolChanged) // which deletes its WAL entry
+		return nil, fmt.Errorf("role %q: %w", roleName, err)
 	}
+	defer b.wal.release(m.walID)
 	if err != nil {
-		return nil, fmt.Errorf("role %q: the credential was made but not handed out, and %s: %w", roleName, b.abandon(ctx, req, m, fmt.Sprintf("role %q", roleName), err), err)
+		if m.spare != 0 {
+			b.metrics.PoolDestroyed(metrics.PoolNotReturned, 1)
+		}
+		return nil, fmt.Errorf("role %q: the credential was created but not returned, and %s: %w", roleName, b.discard(ctx, req, m, fmt.Sprintf("role %q", roleName), err), err)
 	}
-	b.tidy.witnesses.add(m.credential, b.now())
-	b.notify(eventIssue, req.MountPoint, req.Path, false, append([]string{"name", roleName}, m.pairs()...)...)
+	b.tidy.knownKeys.add(m.credential, b.now())
+	b.events.Emit(events.CredsCreate, req.MountPoint, req.Path, false, append([]string{"name", roleName}, m.pairs()...)...)
 	return resp, nil
+}
+
+// commit deletes the WAL entry of a credential that is about to be returned, unless the
+// role or the config has changed. A write of the role waits for it, and so does a block,
+// which then knows the key.
+func (b *backend) commit(ctx context.Context, req *logical.Request, m *issued, lease leaseData, of basis, ttl time.Duration) error {
+	if b.isDraining() {
+		return errors.New("the mount is being disabled")
+	}
+	release, err := b.shareAnswers(ctx, lease.Role)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := b.unchanged(ctx, req, lease.Role, of); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	b.log(req).Info("credential issued", append([]any{"role", lease.Role, "openai_request_id", m.requestID,
+		"ttl", ttl.String(), "expires_at", text.Time(m.key.ExpiresAt)}, m.attrs()...)...)
+	b.issued()
+	b.recordUsage(lease.usageRecord())
+	if err := b.deleteWAL(ctx, req.Storage, m.walID); err != nil {
+		return err
+	}
+	return ctx.Err()
 }

@@ -123,7 +123,7 @@ func TestCreds_TTL(t *testing.T) {
 func TestCreds_BadRequests(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
-	require.Contains(t, h.refused(h.read("creds/app")), `no role "app"`)
+	require.Contains(t, h.refused(h.read("creds/app")), `role "app" not found`)
 	require.Contains(t, h.refused(h.read("creds/"+strings.Repeat("r", 1<<20))), "the limit is 128")
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.Contains(t, h.refused(h.read("creds/app")), "vault write openai/config")
@@ -132,7 +132,7 @@ func TestCreds_BadRequests(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestCreds_AmbiguousCreateIsTriedUnderAFreshName(t *testing.T) {
+func TestCreds_RetriesAnAmbiguousCreateUnderANewName(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []openaitest.FaultKind{
 		openaitest.FaultLost, openaitest.FaultReset, openaitest.FaultGarbage, openaitest.FaultEmpty, openaitest.FaultEmptyObject,
@@ -154,7 +154,7 @@ func TestCreds_AmbiguousCreateIsTriedUnderAFreshName(t *testing.T) {
 					names[entry.Name] = true
 				}
 			}
-			require.Len(t, h.journal(), 2, "each ambiguous attempt keeps its entry")
+			require.Len(t, h.walEntries(), 2, "each ambiguous attempt keeps its entry")
 			h.tick()
 			h.onlyLeased(lease)
 			require.NoError(t, h.revoke(lease))
@@ -172,7 +172,7 @@ func TestCreds_PermanentFailures(t *testing.T) {
 	}{
 		"server error":      {openaitest.Fault{Status: 500, Message: "we broke"}, 502, "we broke", maxAttempts},
 		"answer lost":       {openaitest.Fault{Kind: openaitest.FaultLost}, 502, "no answer", maxAttempts},
-		"garbage":           {openaitest.Fault{Kind: openaitest.FaultGarbage}, 502, "not the Admin API's", maxAttempts},
+		"garbage":           {openaitest.Fault{Kind: openaitest.FaultGarbage}, 502, "unexpected response", maxAttempts},
 		"rate limit":        {openaitest.Fault{Status: 429, Message: "slow down", Header: http.Header{"Retry-After": {"120"}}}, 429, "slow down", 1},
 		"spend limit":       {openaitest.Fault{Status: 429, Message: "no money", Code: "project_spend_limit_exceeded"}, 429, "no money", 1},
 		"redirect":          {openaitest.Fault{Kind: openaitest.FaultRedirect, Header: http.Header{"Location": {"https://example.com/"}}}, 502, "redirects are not followed", 1},
@@ -205,7 +205,7 @@ func TestCreds_PermanentFailures(t *testing.T) {
 	}
 }
 
-func TestCreds_RefusalsByOpenAIAreTheRolesFault(t *testing.T) {
+func TestCreds_RejectionsByOpenAIAreClientErrors(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.ArchiveProject(h.project)
@@ -222,7 +222,7 @@ func TestCreds_RefusalsByOpenAIAreTheRolesFault(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestCreds_UnreachableEndpointFailsFastAndLeavesNoJournal(t *testing.T) {
+func TestCreds_AnUnreachableEndpointFailsFastAndLeavesNoWALEntry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	_, key := h.sim.AdminKey()
@@ -234,7 +234,7 @@ func TestCreds_UnreachableEndpointFailsFastAndLeavesNoJournal(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestCreds_RateLimitWithRetryAfterIsWaitedFor(t *testing.T) {
+func TestCreds_WaitsForRetryAfter(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Status: 429, Header: http.Header{"Retry-After": {"1"}}})
@@ -245,7 +245,7 @@ func TestCreds_RateLimitWithRetryAfterIsWaitedFor(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestCreds_CancelledRequestLeavesNothing(t *testing.T) {
+func TestCreds_ACanceledRequestLeavesNoCredential(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"while creating":          {Kind: openaitest.FaultSlow, Delay: 200 * time.Millisecond},
@@ -263,7 +263,7 @@ func TestCreds_CancelledRequestLeavesNothing(t *testing.T) {
 			resp, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
 			require.True(t, err != nil || resp.IsError())
 			if name != "while creating, lost" {
-				h.onlyLeased() // at once, without the journal's help
+				h.onlyLeased() // immediately, without a WAL run
 			}
 			h.tick()
 			h.onlyLeased()
@@ -282,11 +282,11 @@ func TestCreds_CancelledRequestLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestCreds_RotatedAdminKeyIsTakenUpInFlight(t *testing.T) {
+func TestCreds_ARequestInProgressUsesTheRotatedAdminKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
-	// The create finds its admin key replaced and dead.
+	// The admin key is rotated and deleted during the create.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Status: 401, OnStrike: func(*http.Request) {
 		_, err := h.write("config/rotate", nil)
 		if err != nil {
@@ -307,13 +307,13 @@ func TestCreds_NothingIsCreatedWhileTheMountIsDisabled(t *testing.T) {
 	h.sim.ResetRequests()
 	require.Contains(t, h.refused(h.read("creds/app")), "disabled")
 	require.Zero(t, h.sim.Count("", ""))
-	// A mount that has only moved goes on at once.
+	// After a move, the mount works again.
 	h.system.TaintedVal = false
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.onlyLeased()
 }
 
-func TestCreds_DisablingWaitsForWhatIsBeingCreated(t *testing.T) {
+func TestCreds_DisablingWaitsForRequestsInProgress(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	disable := make(chan struct{})
@@ -334,7 +334,7 @@ func TestCreds_DisablingWaitsForWhatIsBeingCreated(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestCreds_AKeyWithoutAnEndIsNotHandedOut(t *testing.T) {
+func TestCreds_DiscardsAKeyWithoutAnExpiry(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]string{"never": "null", "too early": "1767225600"} {
 		t.Run(name, func(t *testing.T) {
@@ -344,8 +344,8 @@ func TestCreds_AKeyWithoutAnEndIsNotHandedOut(t *testing.T) {
 				"object":"organization.project.service_account","id":"user-x","name":"n","role":"member","created_at":1767225600,
 				"api_key":{"object":"organization.project.service_account.api_key","id":"key_x","name":"n","value":"sk-svcacct-endless","created_at":1767225600,"expires_at":` + end + `}}`})
 			_, err := h.read("creds/app")
-			require.ErrorContains(t, err, "does not cover the 24h0m0s")
-			require.ErrorContains(t, err, "its account is left to the journal", "it does not exist, but that is not final")
+			require.ErrorContains(t, err, "OpenAI created a key that ")
+			require.ErrorContains(t, err, "the account is queued for deletion in the WAL", "it does not exist, but that is not final")
 			h.tick()
 			h.onlyLeased()
 		})

@@ -1,11 +1,11 @@
 package openaisecrets
 
-// This file owns the path by which a mount's metrics leave it, and what is read
-// rather than counted for them.
+// This file owns the path that returns a mount's metrics, and the gauges, which are
+// read and not counted.
 //
-// What must stay true: reading them changes nothing, calls nobody at OpenAI and
-// costs no storage operation but that of a config which no request has read yet;
-// what is shown is this mount's on this node, and nothing else's.
+// What must stay true: a read of the metrics changes nothing and does not call OpenAI;
+// its only storage operation reads the config if it is not loaded yet; the metrics are
+// those of this mount on this node.
 
 import (
 	"bytes"
@@ -17,12 +17,13 @@ import (
 	"strings"
 	"time"
 
-	gometrics "github.com/hashicorp/go-metrics"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+
+	"vault-plugin-secrets-openai/internal/metrics"
 )
 
 func (b *backend) pathMetrics() *framework.Path {
@@ -37,33 +38,33 @@ func (b *backend) pathMetrics() *framework.Path {
 				Type:          framework.TypeString,
 				Default:       "json",
 				AllowedValues: []any{"json", "prometheus"},
-				Description:   "json, or prometheus for Prometheus's text format.",
+				Description:   "Output format: json, or prometheus for the Prometheus text format.",
 				DisplayAttrs:  &framework.DisplayAttributes{Name: "Format"},
 				Query:         true,
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			// Not forwarded by a performance standby, which counts for itself.
+			// Not forwarded: a performance standby has its own metrics.
 			logical.ReadOperation: &framework.PathOperation{
-				Callback: strict(b.metricsRead),
+				Callback: rejectUnknownFields(b.metricsRead),
 				Summary:  "Read the metrics of this mount on this node.",
 				Responses: map[int][]framework.Response{http.StatusOK: {
 					{Description: "The metrics.", Fields: map[string]*framework.FieldSchema{
-						"mount_point": {Type: framework.TypeString, Description: "The mount that they are of."},
-						"counters":    family("What was counted since the plugin started: name, labels, value."),
-						"gauges":      family("What is so now: name, labels, value."),
-						"histograms":  family("What was timed since the plugin started, in seconds: name, labels, count, sum, and buckets, each with how many took no longer than le."),
+						"mount_point": {Type: framework.TypeString, Description: "Path of the mount."},
+						"counters":    family("Counters since the plugin started: name, labels, value."),
+						"gauges":      family("Current values: name, labels, value."),
+						"histograms":  family("Durations in seconds since the plugin started. Each bucket counts those up to le."),
 					}},
-					{Description: "The same with format=prometheus.", MediaType: prometheusType},
+					{Description: "The metrics in the Prometheus text format.", MediaType: prometheusType},
 				}},
 			},
 		},
 		HelpSynopsis: "Read the metrics of this mount on this node.",
 		HelpDescription: strings.TrimSpace(`
-What this mount has done since its plugin started, and what state it is in, as
-JSON or, with format=prometheus, as Prometheus's text format, which a Prometheus
-server scrapes through Vault with a token whose policy allows to read this path.
-Vault's own telemetry has none of it: it does not hear of a plugin's metrics.
+Returns the metrics of this mount since its plugin started, as JSON or, with
+format=prometheus, in the Prometheus text format. A Prometheus server scrapes
+this path through Vault with a token whose policy allows to read it. Vault
+telemetry excludes external plugins, so the engine exposes its own metrics.
 `),
 	}
 }
@@ -74,7 +75,7 @@ var prometheusType = string(expfmt.NewFormat(expfmt.TypeTextPlain))
 func (b *backend) metricsRead(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	format := d.Get("format").(string)
 	if format != "json" && format != "prometheus" {
-		return logical.ErrorResponse("format must be json or prometheus"), nil
+		return logical.ErrorResponse(`format must be "json" or "prometheus"`), nil
 	}
 	families, err := b.gather(ctx, req)
 	if err != nil {
@@ -92,22 +93,22 @@ func (b *backend) metricsRead(ctx context.Context, req *logical.Request, d *fram
 	return &logical.Response{Data: map[string]any{
 		logical.HTTPContentType: prometheusType,
 		logical.HTTPStatusCode:  http.StatusOK,
-		logical.HTTPRawBody:     text.Bytes(), // of a string Vault would try whether it is base64
+		logical.HTTPRawBody:     text.Bytes(), // Vault would try to decode a string as base64
 	}}, nil
 }
 
-// gather reads all metrics. The mount's path becomes a label of each here and
-// not before, since Vault may move a mount.
+// gather collects all metrics. The mount's path becomes a label only here, since Vault
+// can move a mount.
 func (b *backend) gather(ctx context.Context, req *logical.Request) ([]*dto.MetricFamily, error) {
 	registry := prometheus.NewRegistry()
 	register := prometheus.WrapRegistererWith(prometheus.Labels{"mount_point": req.MountPoint}, registry)
 	collectors := []prometheus.Collector{readings(b.readings(ctx, req))}
-	for _, d := range b.metrics.all {
+	for _, d := range b.metrics.All {
 		switch {
-		case d.counter != nil:
-			collectors = append(collectors, d.counter)
-		case d.histogram != nil:
-			collectors = append(collectors, d.histogram)
+		case d.Counter != nil:
+			collectors = append(collectors, d.Counter)
+		case d.Histogram != nil:
+			collectors = append(collectors, d.Histogram)
 		}
 	}
 	for _, c := range collectors {
@@ -125,12 +126,12 @@ func metricsJSON(mount string, families []*dto.MetricFamily) *logical.Response {
 		for _, one := range f.GetMetric() {
 			labels := map[string]any{}
 			for _, l := range one.GetLabel() {
-				if l.GetName() != "mount_point" { // said once
+				if l.GetName() != "mount_point" { // it is a field of the response
 					labels[l.GetName()] = l.GetValue()
 				}
 			}
 			item := map[string]any{"name": f.GetName(), "labels": labels}
-			switch f.GetType() { //nolint:exhaustive // there are no others
+			switch f.GetType() { //nolint:exhaustive // the engine uses no others
 			case dto.MetricType_COUNTER:
 				item["value"] = one.GetCounter().GetValue()
 				counters = append(counters, item)
@@ -153,90 +154,111 @@ func metricsJSON(mount string, families []*dto.MetricFamily) *logical.Response {
 
 // reading is a gauge's value.
 type reading struct {
-	metric *metric
+	metric *metrics.Metric
 	value  float64
 	labels []string
 }
 
-// readings is a prometheus.Collector of what was read.
+// readings is a prometheus.Collector of gauges.
 type readings []reading
 
-// Describe implements prometheus.Collector. What there is to read differs, so
-// nothing is promised.
+// Describe implements prometheus.Collector. It describes nothing, because the set of
+// gauges varies.
 func (readings) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (rs readings) Collect(out chan<- prometheus.Metric) {
 	for _, r := range rs {
-		out <- prometheus.MustNewConstMetric(r.metric.desc, prometheus.GaugeValue, r.value, r.labels...)
+		out <- prometheus.MustNewConstMetric(r.metric.Desc, prometheus.GaugeValue, r.value, r.labels...)
 	}
 }
 
-// readings reads the gauges. Most come from memory, as the last pass of a
-// worker has left them; what is not known is absent and not 0.
+// readings reads the gauges, most of them from memory as of the last run of a worker.
+// A gauge whose value is unknown is absent, not 0.
 func (b *backend) readings(ctx context.Context, req *logical.Request) (all []reading) {
 	m, now := b.metrics, b.now()
-	set := func(d *metric, value float64, labels ...string) {
+	set := func(d *metrics.Metric, value float64, labels ...string) {
 		all = append(all, reading{metric: d, value: value, labels: labels})
 	}
-	at := func(d *metric, t time.Time) {
+	at := func(d *metrics.Metric, t time.Time) {
 		if !t.IsZero() {
 			set(d, float64(t.Unix()))
 		}
 	}
-	set(m.build, 1, strings.TrimPrefix(version, "v"), runtime.Version())
-	set(m.inFlight, float64(m.flying.Load()))
+	set(m.Build, 1, strings.TrimPrefix(version, "v"), runtime.Version())
+	set(m.InFlight, float64(m.Flying()))
 
 	entries, oldest, kept := b.wal.totals()
-	set(m.journalEntries, float64(entries))
-	set(m.journalKept, float64(kept))
+	set(m.WALEntries, float64(entries))
+	set(m.WALRetained, float64(kept))
 	age := time.Duration(0)
 	if oldest != 0 {
 		age = max(0, now.Sub(time.Unix(oldest, 0)))
 	}
-	set(m.journalAge, age.Seconds())
+	set(m.WALAge, age.Seconds())
+
+	for role, ready := range metrics.ByRole(m, b.pools.ready()) {
+		set(m.PoolReady, float64(ready), role)
+	}
+
+	for role, blocked := range metrics.ByRole(m, b.states.counted()) {
+		set(m.RoleBlocked, float64(blocked), role)
+	}
 
 	snap, err := b.current(ctx, req.Storage)
 	switch {
 	case err == nil:
 		cfg := snap.config
-		at(m.lastRotation, cfg.LastRotated)
-		at(m.nextRotation, cfg.nextRotation(now, 0))
-		at(m.keyExpiry, cfg.AdminKeyExpires)
-		set(m.retiredKeys, float64(len(cfg.Retired)))
-		set(m.keptKeys, float64(len(cfg.retiredIDs(func(k *retiredKey) bool { return k.Kept != "" && !k.Elsewhere }))))
+		at(m.LastRotation, cfg.LastRotated)
+		at(m.NextRotation, cfg.nextRotation(now, 0))
+		at(m.KeyExpiry, cfg.AdminKeyExpires)
+		set(m.SupersededKeys, float64(len(cfg.Superseded)))
+		set(m.RetainedKeys, float64(len(cfg.supersededIDs(func(k *supersededKey) bool { return k.Kept != "" && !k.Elsewhere }))))
 		failing := 0.0
 		if cfg.RotationError != "" {
 			failing = 1
 		}
-		set(m.rotationFailed, failing)
+		set(m.RotationFailing, failing)
 	case !errors.Is(err, errNotConfigured):
-		// The rest is worth the more when storage is in trouble.
-		b.log(req).Warn("metrics are without what the config tells", "error", err)
+		// The other gauges matter most while storage fails.
+		b.log(req).Warn("admin key metrics unavailable: failed to read the config", "error", err)
 	}
 
-	if static, known := b.static.late(now); known {
-		set(m.staticRoles, float64(static.roles))
-		set(m.staticFailing, float64(static.failing))
-		set(m.staticLag, static.lag.Seconds())
-		set(m.staticKept, float64(static.kept))
+	if static, known := b.static.gauges(now); known {
+		set(m.StaticRoles, float64(static.roles))
+		set(m.StaticFailing, float64(static.failing))
+		set(m.StaticLag, static.lag.Seconds())
+		set(m.StaticSuperseded, float64(static.kept))
+		set(m.StaticsMissing, float64(static.missing))
 	}
-	if sweep := b.tidy.current(); !sweep.finished.IsZero() {
-		set(m.sweepOrphans, float64(sweep.orphans))
-		set(m.sweepWaiting, float64(sweep.waiting))
-		at(m.lastSweep, sweep.finished)
+	if run := b.tidy.current(); !run.finished.IsZero() {
+		set(m.TidyOrphans, float64(run.orphans))
+		set(m.TidyPending, float64(run.waiting))
+		at(m.LastTidy, run.finished)
+	}
+	if figures, at, enabled := b.spending.figures(); enabled {
+		seconds := 0.0
+		if !at.IsZero() {
+			seconds = float64(at.Unix())
+		}
+		set(m.LastUsage, seconds)
+		for _, window := range figures.windows() {
+			for role, cost := range metrics.ByRole(m, figures.byRole(window)) {
+				set(m.RoleCost, cost, role, window)
+			}
+			set(m.UsageUnattributed, figures.unattributed(window), window)
+			set(m.UsageTotal, float(figures.total[window]), window)
+		}
 	}
 	return all
 }
 
-// pushGauges sends what is read and not counted, once a minute.
+// pushGauges sends the gauges, which no event triggers, once a minute.
 func (b *backend) pushGauges(ctx context.Context, req *logical.Request) {
-	if b.metrics.push == nil {
+	if !b.metrics.Pushes() {
 		return
 	}
 	for _, r := range b.readings(ctx, req) {
-		b.metrics.push.each(r.metric, r.labels, func(s sink, key []string, labels []gometrics.Label) {
-			s.SetPrecisionGaugeWithLabels(key, r.value, labels)
-		})
+		b.metrics.PushGauge(r.metric, r.value, r.labels...)
 	}
 }

@@ -1,12 +1,17 @@
 package openaisecrets
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
@@ -32,6 +37,12 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"service_account_id":            "",
 		"activation_timeout":            int64(10),
 		"activation_failure":            "error",
+		"pool_size":                     0,
+		"pool_max_age":                  int64(0),
+		"pool_ready":                    0,
+		"pool_refilling":                false,
+		"pool_last_error":               "",
+		"effective_pool_max_age":        int64(21600),
 		"effective_project_id":          h.project,
 		"effective_ttl":                 int64(3600),
 		"effective_max_ttl":             int64(86400),
@@ -39,6 +50,14 @@ func TestRoles_WriteReadListDelete(t *testing.T) {
 		"effective_key_expiry":          expiryMaxTTL,
 		"effective_credential_type":     typeAccount,
 		"effective_activation_failure":  "error",
+		"spend_limit":                   "",
+		"spend_window":                  windowMonth,
+		"spend_action":                  actionWarn,
+		"spend_blocked_until":           nil,
+		"spend_at_block":                nil,
+		"effective_spend_limit":         "",
+		"effective_spend_window":        windowMonth,
+		"effective_spend_action":        actionWarn,
 
 		"effective_service_account_name_template": naming.DefaultTemplate,
 	}, h.must(h.read("roles/app")).Data)
@@ -78,20 +97,20 @@ func TestRoles_BadInput(t *testing.T) {
 		"empty project":            {map[string]any{"project_id": ""}, "project_id is required"},
 		"unknown project":          {map[string]any{"project_id": "proj_unknown"}, "vault list openai/projects"},
 		"archived project":         {map[string]any{"project_id": archived}, "is archived"},
-		"project with a slash":     {map[string]any{"project_id": "../admin_api_keys"}, "not an identifier"},
+		"project with a slash":     {map[string]any{"project_id": "../admin_api_keys"}, "is not a valid ID"},
 		"huge project":             {map[string]any{"project_id": huge}, "project_id"},
 		"project not UTF-8":        {map[string]any{"project_id": "proj_\xff"}, "UTF-8"},
 		"project with control":     {map[string]any{"project_id": "proj_\x07"}, "control character"},
-		"ttl over max_ttl":         {map[string]any{"ttl": "2h", "max_ttl": "1h"}, "ttl 2h0m0s is longer than max_ttl 1h0m0s"},
-		"ttl over default max_ttl": {map[string]any{"ttl": "25h"}, "longer than max_ttl 24h"},
+		"ttl over max_ttl":         {map[string]any{"ttl": "2h", "max_ttl": "1h"}, "ttl 2h0m0s exceeds max_ttl 1h0m0s"},
+		"ttl over default max_ttl": {map[string]any{"ttl": "25h"}, "exceeds max_ttl 24h"},
 		"negative ttl":             {map[string]any{"ttl": "-1s"}, "ttl"},
 		"negative max_ttl":         {map[string]any{"max_ttl": -5}, "max_ttl"},
 		"overflowing ttl":          {map[string]any{"ttl": "99999999999999999h"}, "ttl"},
-		"fraction of a second":     {map[string]any{"max_ttl": "400ms"}, "max_ttl must be whole seconds"},
-		"endless random":           {map[string]any{"service_account_name_template": "{{random 300000000}}{{.RandomSuffix}}"}, "random takes a length"},
+		"fraction of a second":     {map[string]any{"max_ttl": "400ms"}, "max_ttl must be a duration in whole seconds"},
+		"endless random":           {map[string]any{"service_account_name_template": "{{random 300000000}}{{.RandomSuffix}}"}, "random requires a length"},
 		"nonsense ttl":             {map[string]any{"ttl": "tomorrow"}, "ttl"},
 		"template without suffix":  {map[string]any{"service_account_name_template": "vault-{{.RoleName}}"}, `must contain {{.RandomSuffix}} unchanged`},
-		"template cutting suffix":  {map[string]any{"service_account_name_template": "{{.RandomSuffix | truncate 4}}"}, `it gives "ab3d"`},
+		"template cutting suffix":  {map[string]any{"service_account_name_template": "{{.RandomSuffix | truncate 4}}"}, `it renders as "ab3d"`},
 		"template unknown field":   {map[string]any{"service_account_name_template": "{{.Nope}}{{.RandomSuffix}}"}, "Nope"},
 		"template syntax":          {map[string]any{"service_account_name_template": "{{.RandomSuffix"}, "service_account_name_template"},
 		"huge template":            {map[string]any{"service_account_name_template": huge}, "limit"},
@@ -111,15 +130,15 @@ func TestRoles_BadInput(t *testing.T) {
 	require.Contains(t, h.refused(h.write("roles/"+strings.Repeat("r", 40000), map[string]any{"project_id": h.project})), "the limit is 128")
 }
 
-func TestRoles_ProjectIsNotCheckedWithoutAnAdminKey(t *testing.T) {
+func TestRoles_ProjectIsNotVerifiedWithoutAnAdminKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	resp := h.must(h.write("roles/app", map[string]any{"project_id": "proj_later"}))
-	require.Contains(t, resp.Warnings[0], "was not checked")
+	require.Contains(t, resp.Warnings[0], "was not verified")
 	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"service_account_name_template": "x"})), "RandomSuffix")
 }
 
-func TestRoles_OutageIsNotTheCallersFault(t *testing.T) {
+func TestRoles_AnOutageIsAnUpstreamError(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(nil)
@@ -128,7 +147,7 @@ func TestRoles_OutageIsNotTheCallersFault(t *testing.T) {
 	require.ErrorContains(t, err, "we broke")
 }
 
-func TestRoles_LongMaxTTLIsWarnedOf(t *testing.T) {
+func TestRoles_ALongMaxTTLCausesAWarning(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(nil)
@@ -136,7 +155,7 @@ func TestRoles_LongMaxTTLIsWarnedOf(t *testing.T) {
 	require.Contains(t, resp.Warnings[0], "max_lease_ttl of the mount")
 	h.tune(100000 * time.Hour)
 	resp = h.must(h.write("roles/app", map[string]any{"max_ttl": "9000h"}))
-	require.Contains(t, resp.Warnings[0], "longer than a key can live at OpenAI")
+	require.Contains(t, resp.Warnings[0], "exceeds the maximum key lifetime at OpenAI")
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, maxLease, lease.Secret.MaxTTL)
 	require.NoError(t, h.revoke(lease))
@@ -160,26 +179,26 @@ func TestRoles_Scopes(t *testing.T) {
 		"text with commas":         {"b.read,a.read", []string{"b.read", "a.read"}, ""},
 		"and spaces":               {"b.read , a.read\n", []string{"b.read", "a.read"}, ""},
 		"a list":                   {[]any{"b.read", "a.read"}, []string{"b.read", "a.read"}, ""},
-		"a list with spaces":       {[]any{" b.read", "a.read "}, nil, "begins or ends with a space"},
+		"a list with spaces":       {[]any{" b.read", "a.read "}, nil, "must not begin or end with a space"},
 		"a list with line breaks":  {[]any{"b.read\n", "a.read"}, []string{"b.read", "a.read"}, ""},
 		"twice":                    {"b.read,a.read,b.read", []string{"b.read", "a.read"}, ""},
 		"twice, with spaces":       {"b.read, b.read", []string{"b.read"}, ""},
-		"of another form":          {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI's to judge
+		"of another form":          {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI decides
 		"none":                     {"", []string{}, ""},
 		"an empty list":            {[]any{}, []string{}, ""},
 		"as many as may be":        {many(maxScopes), many(maxScopes), ""},
 		"once each is what counts": {append(many(maxScopes), many(maxScopes)...), many(maxScopes), ""},
 		"the longest":              {long, []string{long}, ""},
-		"an empty one":             {"a.read,,b.read", nil, "an empty one"},
-		"an empty one at the end":  {"a.read,", nil, "an empty one"},
-		"only commas":              {",,", nil, "an empty one"},
-		"blank":                    {" ", nil, "begins or ends with a space"},
-		"a list of nothing":        {[]any{""}, nil, "an empty one"},
-		"a list of blanks":         {[]any{"a.read", "\t"}, nil, "an empty one"},
-		"a list of null":           {[]any{nil}, nil, "an empty one"},
+		"an empty one":             {"a.read,,b.read", nil, "must not contain empty values"},
+		"an empty one at the end":  {"a.read,", nil, "must not contain empty values"},
+		"only commas":              {",,", nil, "must not contain empty values"},
+		"blank":                    {" ", nil, "must not begin or end with a space"},
+		"a list of nothing":        {[]any{""}, nil, "must not contain empty values"},
+		"a list of blanks":         {[]any{"a.read", "\t"}, nil, "must not contain empty values"},
+		"a list of null":           {[]any{nil}, nil, "must not contain empty values"},
 		"null":                     {nil, []string{"old.read", "old.write"}, ""},
-		"null as text":             {"null", nil, "not a scope"},
-		"null as other text":       {"NULL", nil, "not a scope"},
+		"null as text":             {"null", nil, "must not contain null"},
+		"null as other text":       {"NULL", nil, "must not contain null"},
 		"an empty list as text":    {"[]", nil, "is not an identifier"},
 		"a bare list as text":      {"[a.read,b.read]", nil, "is not an identifier"},
 		"an object as text":        {"{}", nil, "is not an identifier"},
@@ -212,7 +231,7 @@ func TestRoles_Scopes(t *testing.T) {
 			h.must(resp, err)
 			require.Equal(t, test.want, h.must(h.read("roles/app")).Data["scopes"])
 			if len(test.want) == 0 {
-				require.Contains(t, resp.Warnings[0], "no scopes any more")
+				require.Contains(t, resp.Warnings[0], "no longer has scopes")
 			} else {
 				require.Nil(t, resp)
 			}
@@ -230,16 +249,16 @@ func TestRoles_BadModes(t *testing.T) {
 		data map[string]any
 		said string
 	}{
-		"key_expiry":                   {map[string]any{"key_expiry": "never"}, `key_expiry "never" is not one of max_ttl, ttl, none`},
-		"huge key_expiry":              {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "is not one of"},
-		"credential_type":              {map[string]any{"credential_type": "API_KEY"}, `"API_KEY" is not one of service_account, api_key`},
-		"api_key without an account":   {map[string]any{"credential_type": "api_key"}, "service_account_id is required with credential_type=api_key"},
-		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": "\n"}, "service_account_id is required"},
-		"an account without api_key":   {map[string]any{"service_account_id": account}, "of use only with credential_type=api_key"},
-		"an account for accounts":      {map[string]any{"credential_type": "service_account", "service_account_id": account}, "of use only"},
-		"an account that is a path":    {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "not an identifier"},
+		"key_expiry":                   {map[string]any{"key_expiry": "never"}, `key_expiry must be one of max_ttl, ttl, none, not "never"`},
+		"huge key_expiry":              {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "must be one of"},
+		"credential_type":              {map[string]any{"credential_type": "API_KEY"}, `must be one of service_account, api_key, not "API_KEY"`},
+		"api_key without an account":   {map[string]any{"credential_type": "api_key"}, "credential_type=api_key requires service_account_id"},
+		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": "\n"}, "requires service_account_id"},
+		"an account without api_key":   {map[string]any{"service_account_id": account}, "service_account_id requires credential_type=api_key"},
+		"an account for accounts":      {map[string]any{"credential_type": "service_account", "service_account_id": account}, "requires credential_type=api_key"},
+		"an account that is a path":    {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "is not a valid ID"},
 		"an account of several lines":  {map[string]any{"credential_type": "api_key", "service_account_id": "user-1\nuser-2"}, "control character"},
-		"activation that is too long":  {map[string]any{"activation_timeout": "46s"}, "between 0 (hand keys out untried) and 45s"},
+		"activation that is too long":  {map[string]any{"activation_timeout": "46s"}, "between 0 and 45s"},
 		"activation that is negative":  {map[string]any{"activation_timeout": -1}, "activation_timeout"},
 		"activation of half a second":  {map[string]any{"activation_timeout": "500ms"}, "whole seconds"},
 		"activation that is no time":   {map[string]any{"activation_timeout": "soon"}, "activation_timeout"},
@@ -255,20 +274,20 @@ func TestRoles_BadModes(t *testing.T) {
 	require.EqualValues(t, 0, data["effective_key_lifetime"])
 }
 
-func TestRoles_WarnOfWhatMayBeMeantOtherwise(t *testing.T) {
+func TestRoles_WarnAboutRiskySettings(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	require.Contains(t, h.role(map[string]any{"key_expiry": "none"}).Warnings[0], "works until somebody deletes it by hand")
+	require.Contains(t, h.role(map[string]any{"key_expiry": "none"}).Warnings[0], "stays valid until you delete it at OpenAI")
 	h.tune(100000 * time.Hour)
-	require.Contains(t, h.role(map[string]any{"max_ttl": "9000h"}).Warnings[0], "leases end after "+maxLease.String())
+	require.Contains(t, h.role(map[string]any{"max_ttl": "9000h"}).Warnings[0], "leases expire after "+maxLease.String())
 	require.Nil(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "ttl"}), "renewals go beyond")
-	require.Contains(t, h.role(map[string]any{"ttl": "9000h", "max_ttl": "9000h", "key_expiry": "ttl"}).Warnings[0], "and longer with renewals")
+	require.Contains(t, h.role(map[string]any{"ttl": "9000h", "max_ttl": "9000h", "key_expiry": "ttl"}).Warnings[0], "and renewals can extend it")
 	require.Len(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "none"}).Warnings, 1)
 	data := h.must(h.read("roles/app")).Data
 	require.EqualValues(t, 9000*3600, data["effective_max_ttl"])
 }
 
-func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
+func TestRoles_AnAdoptedAccountIsVerifiedWhenItIsSet(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.sim.AddServiceAccount(h.project, "batch")
@@ -286,9 +305,9 @@ func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
 		require.Nil(t, resp, "a refused write stores nothing")
 		return said
 	}
-	require.Contains(t, refuse("user-unknown"), `has no service account "user-unknown"`)
-	require.Contains(t, refuse(elsewhere), "has no service account")
-	require.Contains(t, refuse(lease.Data["service_account_id"].(string)), "was made by this mount")
+	require.Contains(t, refuse("user-unknown"), `service account "user-unknown" not found`)
+	require.Contains(t, refuse(elsewhere), "not found in project")
+	require.Contains(t, refuse(lease.Data["service_account_id"].(string)), "belongs to a lease or static role of this mount")
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Status: 403, Body: `{"error":"Missing scopes: api.management.read."}`})
 	data, at := adopt(account)
 	_, err := h.write(at, data)
@@ -302,24 +321,24 @@ func TestRoles_AnAdoptedAccountIsCheckedWhenItIsNamed(t *testing.T) {
 	require.Equal(t, account, shown["service_account_id"])
 	require.Equal(t, typeKey, shown["credential_type"])
 
-	// One without a role is good for nothing, as yet.
+	// The keys of an account without a role have no permissions yet.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Times: 1, Kind: openaitest.FaultGarbageBefore,
 		Body: `{"object":"organization.project.service_account","id":"` + account + `","name":"batch","role":"none","created_at":1767225600}`})
 	h.must(h.remove(at))
 	require.Contains(t, h.must(h.write(at, data)).Warnings[0], `has the role "none" in project`)
 
-	// Another kind forgets it, and does not take it up again by itself.
+	// Another credential_type drops the account, and a change back does not restore it.
 	h.must(h.write(at, map[string]any{"credential_type": "service_account"}))
 	require.Empty(t, h.must(h.read(at)).Data["service_account_id"])
-	require.Contains(t, h.refused(h.write(at, map[string]any{"credential_type": "api_key"})), "is required")
+	require.Contains(t, h.refused(h.write(at, map[string]any{"credential_type": "api_key"})), "requires service_account_id")
 
-	// With the account goes the project.
+	// An account belongs to one project.
 	h.must(h.write(at, data))
-	require.Contains(t, h.refused(h.write(at, map[string]any{"project_id": h.sim.AddProject("third")})), "has no service account")
+	require.Contains(t, h.refused(h.write(at, map[string]any{"project_id": h.sim.AddProject("third")})), "not found in project")
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestRoles_AnAccountIsNotCheckedWithoutAnAdminKey(t *testing.T) {
+func TestRoles_AnAccountIsNotVerifiedWithoutAnAdminKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	first, second := h.sim.AddServiceAccount(h.project, "first"), h.sim.AddServiceAccount(h.project, "second")
@@ -340,17 +359,17 @@ func TestRoles_AnAccountIsNotCheckedWithoutAnAdminKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
+func TestRoles_DefaultToTheConfigsProject(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(nil)
 	second := h.sim.AddProject("second")
 	archived := h.sim.AddProject("old")
 	h.sim.ArchiveProject(archived)
-	require.Contains(t, h.refused(h.write("roles/app", nil)), "project_id is required, since the config has none")
+	require.Contains(t, h.refused(h.write("roles/app", nil)), "project_id is required, because the config has no default")
 
 	for value, said := range map[string]string{
-		"proj_unknown": "vault list openai/projects", archived: "is archived", "a/b": "not an identifier", "a\nb": "control character", strings.Repeat("p", 2000): "limit",
+		"proj_unknown": "vault list openai/projects", archived: "is archived", "a/b": "is not a valid ID", "a\nb": "control character", strings.Repeat("p", 2000): "limit",
 	} {
 		require.Contains(t, h.refused(h.write("config", map[string]any{"project_id": value})), said)
 		require.Empty(t, h.must(h.read("config")).Data["project_id"])
@@ -363,7 +382,7 @@ func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
 
 	h.must(h.write("config", map[string]any{"project_id": h.project}))
 	require.Equal(t, h.project, h.must(h.read("config")).Data["project_id"])
-	require.Equal(t, []string{h.project}, h.recorded(), "for the sweep")
+	require.Equal(t, []string{h.project}, h.recorded(), "for the tidy run")
 	h.must(h.write("roles/app", nil))
 	data := h.must(h.read("roles/app")).Data
 	require.Empty(t, data["project_id"])
@@ -371,7 +390,7 @@ func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, h.project, lease.Data["project_id"])
 
-	// A change is for what is made from now on.
+	// A change affects only new credentials.
 	h.must(h.write("config", map[string]any{"project_id": second}))
 	require.ElementsMatch(t, []string{h.project, second}, h.recorded())
 	require.Equal(t, second, h.must(h.read("roles/app")).Data["effective_project_id"])
@@ -380,39 +399,182 @@ func TestRoles_TheConfigsProjectIsTheirDefault(t *testing.T) {
 	h.onlyLeased(lease, other)
 	require.NoError(t, h.revoke(lease))
 
-	// A role's own precedes it, until it is taken back.
+	// The role's own project takes precedence until it is cleared.
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	require.Equal(t, h.project, h.must(h.read("roles/app")).Data["effective_project_id"])
 	h.must(h.write("roles/app", map[string]any{"project_id": ""}))
 	require.Equal(t, second, h.must(h.read("roles/app")).Data["effective_project_id"])
 
-	// Without either nothing is issued; leases live on.
+	// Without either, the role issues nothing; existing leases are unaffected.
 	h.must(h.write("config", map[string]any{"project_id": ""}))
 	require.Empty(t, h.must(h.read("roles/app")).Data["effective_project_id"])
 	h.sim.ResetRequests()
-	require.Contains(t, h.refused(h.read("creds/app")), `role "app" has no project_id, and neither has the config`)
+	require.Contains(t, h.refused(h.read("creds/app")), `role "app" has no project_id, and the config has no default`)
 	require.Zero(t, h.sim.Count("", ""))
 	_, err = h.renew(t.Context(), other, time.Minute, 0)
 	require.NoError(t, err)
 	require.NoError(t, h.revoke(other))
 
-	// A config that is not checked stores what it is given.
+	// With skip_verify, the config stores the default unverified.
 	h.must(h.write("config", map[string]any{"project_id": "proj_later", "skip_verify": true}))
 	require.Equal(t, "proj_later", h.must(h.read("roles/app")).Data["effective_project_id"])
 	require.Contains(t, h.refused(h.read("creds/app")), "proj_later")
-	h.must(h.write("roles/app", map[string]any{"ttl": "5m"})) // what has not changed is not checked
-	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"project_id": "proj_sooner"})), `no project "proj_sooner"`)
-	h.must(h.write("config", map[string]any{"request_timeout": "20s"})) // what has not changed is not checked
+	h.must(h.write("roles/app", map[string]any{"ttl": "5m"})) // unchanged values are not verified
+	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"project_id": "proj_sooner"})), `project "proj_sooner" not found`)
+	h.must(h.write("config", map[string]any{"request_timeout": "20s"})) // unchanged values are not verified
 	h.must(h.remove("config"))
 	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), "project_id is required")
 	h.onlyLeased()
 }
 
-func TestRoles_AnArchivedDefaultDoesNotKeepTheConfigFromBeingWritten(t *testing.T) {
+func TestRoles_AnArchivedDefaultProjectDoesNotBlockConfigWrites(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(map[string]any{"project_id": h.project})
 	h.sim.ArchiveProject(h.project)
 	_, key := h.sim.AddAdminKey("another")
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "project_id": h.project}))
+}
+
+// Each write changes the fields that it names, whatever another has changed meanwhile: an
+// older read of the role must not undo a narrowing, nor bring a deleted role back.
+func TestRoles_WritesAtTheSameTimeAreBothStored(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		meanwhile func(h *harness)
+		check     func(h *harness, resp *logical.Response, err error)
+	}{
+		"narrowed": {
+			func(h *harness) { h.must(h.write("roles/app", fields{"scopes": scopeChat})) },
+			func(h *harness, resp *logical.Response, err error) {
+				h.must(resp, err)
+				data := h.must(h.read("roles/app")).Data
+				require.Equal(h.t, []string{scopeChat}, data["scopes"])
+				require.EqualValues(h.t, 1800, data["ttl"])
+			},
+		},
+		"written often": {
+			func(h *harness) {
+				for i := range 20 {
+					h.must(h.write("roles/app", fields{"service_account_description": fmt.Sprint(i)}))
+				}
+			},
+			func(h *harness, resp *logical.Response, err error) {
+				h.must(resp, err)
+				data := h.must(h.read("roles/app")).Data
+				require.Equal(h.t, "19", data["service_account_description"])
+				require.EqualValues(h.t, 1800, data["ttl"])
+			},
+		},
+		"deleted": {
+			func(h *harness) {
+				h.must(h.write("config", fields{"project_id": h.project})) // enough for a new role
+				h.must(h.remove("roles/app"))
+			},
+			func(h *harness, resp *logical.Response, err error) {
+				require.ErrorContains(h.t, resp.Error(), `role "app" not stored: it was deleted during the write`)
+				require.NoError(h.t, err)
+				resp, err = h.read("roles/app")
+				require.NoError(h.t, err)
+				require.Nil(h.t, resp)
+			},
+		},
+		"created": {
+			func(h *harness) {
+				h.must(h.remove("roles/app"))
+				h.must(h.write("roles/app", fields{"project_id": h.project, "scopes": scopeChat, "max_ttl": "2h"}))
+			},
+			func(h *harness, resp *logical.Response, err error) {
+				h.must(resp, err)
+				data := h.must(h.read("roles/app")).Data
+				require.Equal(h.t, []string{scopeChat}, data["scopes"])
+				require.EqualValues(h.t, 7200, data["max_ttl"])
+				require.EqualValues(h.t, 1800, data["ttl"])
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.sim.KeepAll()
+			h.must(h.write("roles/app", fields{"scopes": []string{scopeChat, "api.responses.write"}}))
+			watched := &watchedStorage{Storage: h.storage}
+			held := watched.holdAt(roleStoragePrefix + "app")
+			var resp *logical.Response
+			var err error
+			var writing sync.WaitGroup
+			writing.Go(func() {
+				resp, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.UpdateOperation, Path: "roles/app", Storage: watched, Data: fields{"ttl": "30m"}, MountPoint: "openai/"})
+			})
+			<-held.entered // it has read the role
+			test.meanwhile(h)
+			close(held.release)
+			writing.Wait()
+			test.check(h, resp, err)
+		})
+	}
+}
+
+// A write that waits for another one, whose storage hangs, ends with its request.
+func TestRoles_AWaitForAnotherWriteEndsWithTheRequest(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{longestLeaseStorageKey, "project/"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+				h.configure(nil)
+				held, watched := newHold(), &watchedStorage{Storage: h.storage}
+				var reads atomic.Int64
+				watched.fail(func(at string) error {
+					// Of a project, the first read is before the lock.
+					if strings.HasPrefix(at, key) && reads.Add(1) == map[bool]int64{true: 1, false: 2}[key == longestLeaseStorageKey] {
+						watched.next.Store(held)
+					}
+					return nil
+				}, nil)
+				write := func(ctx context.Context, name string) error {
+					resp, err := h.b.HandleRequest(ctx, &logical.Request{Operation: logical.CreateOperation, Path: "roles/" + name, Storage: watched, Data: fields{"project_id": h.project}, MountPoint: "openai/"})
+					return errors.Join(err, resp.Error())
+				}
+				var writing sync.WaitGroup
+				var first error
+				writing.Go(func() { first = write(t.Context(), "first") })
+				<-held.entered
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				require.ErrorContains(t, write(ctx, "second"), `role "second" not stored: waiting for another write of the `)
+				close(held.release)
+				writing.Wait()
+				require.NoError(t, first)
+				require.NoError(t, write(t.Context(), "second"))
+			})
+		})
+	}
+}
+
+// The first role of a mount is written while the first config makes the tag.
+func TestRoles_ALongLeaseIsKeptWhileTheTagIsMade(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, openaitest.Options{})
+	h.sim.KeepAll()
+	watched := &watchedStorage{Storage: h.storage}
+	held := watched.holdAt(longestLeaseStorageKey)
+	_, key := h.sim.AdminKey()
+	var resp *logical.Response
+	var err error
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		resp, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.CreateOperation, Path: "config", Storage: watched, Data: fields{"admin_api_key": key, "api_endpoint": h.sim.URL()}, MountPoint: "openai/"})
+	})
+	<-held.entered
+	var second sync.WaitGroup
+	second.Go(func() { h.must(h.write("roles/app", fields{"project_id": h.project, "max_ttl": "480h"})) })
+	time.Sleep(100 * time.Millisecond) // it is stored, or waits for the lock
+	close(held.release)
+	writing.Wait()
+	second.Wait()
+	h.must(resp, err)
+	entry, err := getLongestLease(t.Context(), h.storage)
+	require.NoError(t, err)
+	require.Equal(t, "480h0m0s", entry.LongestLease.String())
 }

@@ -1,9 +1,9 @@
 package openaisecrets
 
-// This file owns the path that rotates the admin key by hand.
+// This file owns the path that rotates the admin key on request.
 //
-// What must stay true: a rotation once begun is finished whether or not its client
-// waits, and the answer never carries the key.
+// What must stay true: a rotation that has begun completes even if its client
+// disconnects, and the response never contains the key.
 
 import (
 	"context"
@@ -22,52 +22,50 @@ func (b *backend) pathRotate(pattern string) *framework.Path {
 		Fields: map[string]*framework.FieldSchema{
 			"force": {
 				Type:         framework.TypeBool,
-				Description:  "Delete all superseded admin keys at once, the one that this rotation replaces included, whatever is left of rotation_grace_period and whoever uses them.",
-				DisplayAttrs: &framework.DisplayAttributes{Name: "Delete superseded keys at once"},
+				Description:  "Delete all superseded admin keys immediately, also the one that this rotation replaces, even if they are used.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Delete superseded keys immediately"},
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback: strict(b.rotateWrite),
-				Summary:  "Replace the engine's admin key by a new one.",
-				Responses: okFields("The new admin key's ID.", map[string]*framework.FieldSchema{
+				Callback: rejectUnknownFields(b.rotateWrite),
+				Summary:  "Rotate the admin key.",
+				Responses: okFields("Admin key rotated.", map[string]*framework.FieldSchema{
 					"admin_api_key_id": {Type: framework.TypeString, Description: "ID of the new admin key.", Required: true},
-					"last_rotated":     {Type: framework.TypeString, Description: "When it was put in force (RFC 3339).", Required: true},
-					"note":             {Type: framework.TypeString, Description: "When a key that a person wrote stops working, if it was one; absent otherwise."},
+					"last_rotated":     {Type: framework.TypeString, Description: "Time at which the key became active (RFC 3339).", Required: true},
+					"note":             {Type: framework.TypeString, Description: "When the superseded key stops working, if that key was written to the config."},
 				}),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
 		},
-		HelpSynopsis: "Replace the engine's admin key by a new one.",
+		HelpSynopsis: "Rotate the admin key.",
 		HelpDescription: strings.TrimSpace(`
-Makes a new admin key, checks that it works for reading and writing, stores it,
-and deletes the old one once rotation_grace_period has passed. The new key is
-never shown: afterwards only this engine knows it. config/rotate and
-rotate-root are the same.
+Creates an admin key, verifies that it can read and write, stores it, and
+deletes the superseded key after rotation_grace_period. The new key is never
+returned; only Vault knows it. config/rotate and rotate-root are equivalent.
 
-A superseded key that is used more than three minutes after it was superseded
-is kept instead, until seven days after that: another Vault uses it, for
-example a copy that was restored from a snapshot. With rotation_grace_period=0,
-after any shortening of rotation_grace_period, and with force=true, superseded
-keys are deleted whoever uses them. force=true and 0 do so at once and for all of
-them. With force=true the answer names those that the current key does not see;
-the engine forgets them, delete them at OpenAI. Without force a rotation is
-refused while five superseded keys wait for the end of their grace period; one on
-schedule is not.
+If a superseded key is used more than three minutes after it was superseded,
+the engine retains it until seven days after it was superseded, because another
+Vault still uses it, for example a copy restored from a snapshot. With
+rotation_grace_period=0, after any reduction of it, and with force=true, the engine
+deletes superseded keys even if they are still used; with 0 and with force=true
+it deletes all of them immediately. With force=true, the response lists the keys
+that the active key does not see. The engine no longer tracks them: delete them
+at OpenAI. While five superseded keys are in their grace period, a rotation
+requires force=true; an automatic rotation does not.
 
-An admin key that was written to the config of two mounts stops working in the
-second one when the first one rotates it. Give each mount a key of its own.
+If two mounts share an admin key, a rotation in one of them invalidates it in
+the other. Give each mount its own admin key.
 `),
 	}
 }
 
 func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	// A rotation once begun is finished whether or not its client waits.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestBudget)
 	defer cancel()
 	cfg, note, warnings, err := b.rotateAdminKey(ctx, req, d.Get("force").(bool))
-	if err != nil { // a rotation on schedule says so itself
+	if err != nil { // an automatic rotation logs its own failure
 		b.log(req).Warn("admin key not rotated", "error", err)
 	}
 	switch {
@@ -78,11 +76,11 @@ func (b *backend) rotateWrite(ctx context.Context, req *logical.Request, d *fram
 	case errors.Is(err, errWhichKey):
 		return nil, err
 	case err != nil:
-		what := "admin key not rotated, the old one stays in force"
+		what := "admin key not rotated; the previous one stays active"
 		if d.Get("force").(bool) {
-			what += "; to end superseded keys without a new one, write rotation_grace_period=0 to the config"
+			what += "; to delete superseded keys without a rotation, write rotation_grace_period=0 to the config"
 		}
-		return failure(what, err)
+		return errorResponse(what, err)
 	}
 	resp := &logical.Response{
 		Data: map[string]any{

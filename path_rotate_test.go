@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestRotate_OldKeyDiesAfterGrace(t *testing.T) {
+func TestRotate_TheSupersededKeyIsDeletedAfterTheGracePeriod(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"config/rotate", "rotate-root"} {
 		t.Run(at, func(t *testing.T) {
@@ -27,26 +27,26 @@ func TestRotate_OldKeyDiesAfterGrace(t *testing.T) {
 
 			data := h.must(h.read("config")).Data
 			require.Equal(t, id, data["admin_api_key_id"])
-			require.Equal(t, 1, data["retired_admin_keys"])
+			require.Equal(t, 1, data["superseded_admin_keys"])
 			require.Equal(t, resp.Data["last_rotated"], data["last_rotated"])
 			require.ElementsMatch(t, []string{old, id}, h.adminKeyIDs())
-			require.Empty(t, h.journal())
+			require.Empty(t, h.walEntries())
 
 			h.tick()
 			require.Len(t, h.adminKeyIDs(), 2, "still within the grace period")
 			h.advance(defaultRotationGrace + time.Second)
 			h.tick()
 			require.Equal(t, []string{id}, h.adminKeyIDs())
-			require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+			require.Equal(t, 0, h.must(h.read("config")).Data["superseded_admin_keys"])
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 			h.sim.Keep(id)
 		})
 	}
 }
 
-// A mount that is disabled knows nothing afterwards, so what is retired ends
-// with it. One that only moves comes back and works on.
-func TestRotate_ADisabledMountLeavesNoRetiredKeys(t *testing.T) {
+// A disabled mount loses its storage, so its superseded keys are deleted with it. A
+// moved mount continues.
+func TestRotate_ADisabledMountDeletesSupersededKeys(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	var id string
@@ -58,12 +58,12 @@ func TestRotate_ADisabledMountLeavesNoRetiredKeys(t *testing.T) {
 	h.rollback()
 	require.Equal(t, []string{id}, h.adminKeyIDs())
 	h.system.TaintedVal = false
-	require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+	require.Equal(t, 0, h.must(h.read("config")).Data["superseded_admin_keys"])
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.sim.Keep(id)
 }
 
-func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
+func TestRotate_WithoutAGracePeriodTheOldKeyIsDeletedImmediately(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
@@ -71,7 +71,7 @@ func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
 	require.Equal(t, []string{resp.Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
 	require.Empty(t, resp.Warnings)
 
-	// A failure then is a warning and is made up for.
+	// A failure of the deletion is a warning, and is retried.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/{key_id}", Skip: 2, Times: 4, Status: 500})
 	resp = h.must(h.write("config/rotate", nil))
 	require.Len(t, resp.Warnings, 1)
@@ -81,7 +81,7 @@ func TestRotate_WithoutGraceTheOldKeyDiesAtOnce(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_NewKeyMayTakeAWhileToWork(t *testing.T) {
+func TestRotate_WaitsForTheNewKeyToWork(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{AdminActivationDelay: 1500 * time.Millisecond})
 	h.must(h.write("config/rotate", nil))
@@ -89,17 +89,17 @@ func TestRotate_NewKeyMayTakeAWhileToWork(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_WeakerKeyIsDiscarded(t *testing.T) {
+func TestRotate_AKeyWithFewerPermissionsIsDiscarded(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	old, _ := h.sim.AdminKey()
 	h.sim.SetNewAdminKeys(openaitest.ReadOnly())
 	_, err := h.write("config/rotate", nil)
 	require.ErrorContains(t, err, "the new admin key does not work")
-	require.ErrorContains(t, err, "the old one stays in force")
+	require.ErrorContains(t, err, "the previous one stays active")
 	require.ErrorContains(t, err, "api.management.write")
 	require.Equal(t, []string{old}, h.adminKeyIDs())
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
@@ -117,18 +117,18 @@ func TestRotate_OnlyRecordedKeysAreDeleted(t *testing.T) {
 	h.sim.Keep(current)
 }
 
-func TestRotate_RetiredKeyThatCannotBeDeletedStaysListed(t *testing.T) {
+func TestRotate_ASupersededKeyThatCannotBeDeletedStaysListed(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
 	h.advance(defaultRotationGrace + time.Second)
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "not today"})
 	h.tick()
-	require.Equal(t, 1, h.must(h.read("config")).Data["retired_admin_keys"])
-	require.Contains(t, h.log.String(), "retired admin key not deleted")
+	require.Equal(t, 1, h.must(h.read("config")).Data["superseded_admin_keys"])
+	require.Contains(t, h.log.String(), "superseded admin key not deleted")
 	cancel()
 	h.tick()
-	require.Equal(t, 0, h.must(h.read("config")).Data["retired_admin_keys"])
+	require.Equal(t, 0, h.must(h.read("config")).Data["superseded_admin_keys"])
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
@@ -139,7 +139,7 @@ func TestRotate_WithoutConfig(t *testing.T) {
 	h.tick()
 }
 
-func TestRotate_AfterSkipVerifyTheIDIsFound(t *testing.T) {
+func TestRotate_LooksUpTheIDAfterSkipVerify(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(map[string]any{"skip_verify": true})
@@ -151,7 +151,7 @@ func TestRotate_AfterSkipVerifyTheIDIsFound(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_AWrongIDIsFoundOutBeforeAnythingIsRetired(t *testing.T) {
+func TestRotate_AWrongIDIsDetectedBeforeTheRotation(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	person, _ := h.sim.AddAdminKey("a person's")
@@ -162,21 +162,21 @@ func TestRotate_AWrongIDIsFoundOutBeforeAnythingIsRetired(t *testing.T) {
 	require.Len(t, h.adminKeyIDs(), 2)
 }
 
-func TestRotate_AnAmbiguousCreateIsTriedUnderAFreshName(t *testing.T) {
+func TestRotate_RetriesAnAmbiguousCreateUnderANewName(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 2, Kind: openaitest.FaultLost})
 	h.must(h.write("config/rotate", nil))
 	require.Len(t, h.adminKeyIDs(), 4)
 	h.tick()
-	require.Len(t, h.adminKeyIDs(), 2, "the journal deletes the lost ones, and neither the current nor the retired key")
+	require.Len(t, h.adminKeyIDs(), 2, "the WAL deletes the lost ones, and neither the current nor the superseded key")
 	h.advance(time.Hour)
 	h.tick()
 	require.Len(t, h.adminKeyIDs(), 1)
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_NotWhileTheMountIsDisabled(t *testing.T) {
+func TestRotate_IsRejectedWhileTheMountIsBeingDisabled(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.system.TaintedVal = true
@@ -184,23 +184,23 @@ func TestRotate_NotWhileTheMountIsDisabled(t *testing.T) {
 	_, err := h.write("config/rotate", nil)
 	require.ErrorContains(t, err, "being disabled")
 	require.Len(t, h.adminKeyIDs(), 1)
-	h.system.TaintedVal = false // it has only moved
+	h.system.TaintedVal = false // a move
 	h.must(h.write("config/rotate", nil))
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_AClientThatLeavesChangesNothing(t *testing.T) {
+func TestRotate_CompletesWhenTheClientDisconnects(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 1, Kind: openaitest.FaultSlow, Delay: 50 * time.Millisecond,
 		OnStrike: func(*http.Request) { cancel() }})
 	h.must(h.do(ctx, logical.UpdateOperation, "config/rotate", nil))
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRotate_StorageFailureAtTheSwitchSaysThatItIsUnknown(t *testing.T) {
+func TestRotate_AStorageFailureReportsThatTheActiveKeyIsUnknown(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.storage.fail(storageFault{write: 1, after: true})
@@ -261,9 +261,9 @@ func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
 	})
 }
 
-// A list of admin keys that leaves one out is no proof, the less as nothing else ever
-// looks for an admin key: it takes two lists that are minutes apart.
-func TestRotate_AListThatLeavesTheNewKeyOutOnceLosesNothing(t *testing.T) {
+// One listing without an admin key does not prove its deletion; it takes two that are
+// minutes apart, since nothing else searches for admin keys later.
+func TestRotate_OneIncompleteListingDoesNotLoseTheNewKey(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(map[string]any{"tidy_interval": 0})
@@ -280,6 +280,6 @@ func TestRotate_AListThatLeavesTheNewKeyOutOnceLosesNothing(t *testing.T) {
 		defer stop()
 		time.Sleep(3 * notFinalBefore)
 		require.Equal(t, []string{root}, h.adminKeyIDs())
-		require.Empty(t, h.journal())
+		require.Empty(t, h.walEntries())
 	})
 }

@@ -1,9 +1,9 @@
 package openaisecrets
 
-// This file owns the reading of a static role's key, and its rotation by hand.
+// This file owns the paths that read a static role's key and rotate it on request.
 //
-// What must stay true: a read is one look into storage, whatever a rotation is
-// doing, and carries what its readers need to read again in time.
+// What must stay true: a read is one storage operation and does not wait for a
+// rotation; its response tells clients when to read again.
 
 import (
 	"context"
@@ -26,30 +26,30 @@ func (b *backend) pathStaticCreds() *framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
 				Callback: b.staticCredsRead,
-				Summary:  "Read the key in force of a static role.",
-				Responses: okFields("The key.", map[string]*framework.FieldSchema{
-					"api_key":             {Type: framework.TypeString, Description: "The API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
-					"api_key_id":          {Type: framework.TypeString, Description: "ID of the key, by which OpenAI reports its usage.", Required: true},
+				Summary:  "Read the active key of a static role.",
+				Responses: okFields("The active key.", map[string]*framework.FieldSchema{
+					"api_key":             {Type: framework.TypeString, Description: "API key.", Required: true, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+					"api_key_id":          {Type: framework.TypeString, Description: "ID of the key. OpenAI reports usage by this ID.", Required: true},
 					"service_account":     {Type: framework.TypeString, Description: "Name of the service account that owns the key.", Required: true},
-					"service_account_id":  {Type: framework.TypeString, Description: "ID of that account.", Required: true},
-					"project_id":          {Type: framework.TypeString, Description: "ID of its project.", Required: true},
-					"expires_at":          {Type: framework.TypeString, Description: "When the key expires at OpenAI if no rotation replaces it (RFC 3339).", Required: true},
-					"ttl":                 {Type: framework.TypeInt, Description: "Seconds to the next rotation, or while that is paused to the end of the key; 0 when it is due.", Required: true},
-					"last_vault_rotation": {Type: framework.TypeString, Description: "When the key was put in force (RFC 3339).", Required: true},
-					// Vault Agent and consul-template read again after ttl only where
-					// there is a rotation_period, whatever it is.
+					"service_account_id":  {Type: framework.TypeString, Description: "ID of the service account.", Required: true},
+					"project_id":          {Type: framework.TypeString, Description: "ID of the project of the service account.", Required: true},
+					"expires_at":          {Type: framework.TypeString, Description: "Expiry of the key at OpenAI if no rotation replaces it (RFC 3339).", Required: true},
+					"ttl":                 {Type: framework.TypeInt, Description: "Seconds until the next rotation or, while rotation is paused, until the key expires; at least 0.", Required: true},
+					"last_vault_rotation": {Type: framework.TypeString, Description: "Time at which the key became active (RFC 3339).", Required: true},
+					// Vault Agent and consul-template read again after ttl only if the
+					// response has a rotation_period, even if it is 0.
 					"rotation_period":             {Type: framework.TypeInt, Description: "Seconds between rotations; 0 with a rotation_schedule.", Required: true},
-					"rotation_schedule":           {Type: framework.TypeString, Description: "The schedule of rotations, if there is one."},
-					"rotation_window":             {Type: framework.TypeInt, Description: "Seconds for which a missed rotation of the schedule is made up for; 0 = without limit."},
-					"previous_api_key_expires_at": {Type: framework.TypeString, Description: "When the key that this one has replaced stops to work (RFC 3339), while it still does."},
+					"rotation_schedule":           {Type: framework.TypeString, Description: "Cron schedule of rotations; absent without one."},
+					"rotation_window":             {Type: framework.TypeInt, Description: "How late a missed rotation may run, in seconds."},
+					"previous_api_key_expires_at": {Type: framework.TypeString, Description: "When the superseded key stops working (RFC 3339); absent without one."},
 				}),
 			},
 		},
-		HelpSynopsis: "Read the key in force of a static role.",
+		HelpSynopsis: "Read the active key of a static role.",
 		HelpDescription: strings.TrimSpace(`
-Returns the key in force, without a lease. It is replaced after ttl seconds; the
-one before works until previous_api_key_expires_at. Vault Agent, consul-template
-and Vault Secrets Operator read again by themselves when it is replaced.
+Returns the active key, without a lease. The engine rotates the key after ttl
+seconds. The superseded key works until previous_api_key_expires_at. Vault Agent,
+consul-template, and Vault Secrets Operator read the new key after the rotation.
 `),
 	}
 }
@@ -63,8 +63,18 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	if r == nil {
 		return noStaticRole(req, name), nil
 	}
+	snap, err := b.current(ctx, req.Storage)
+	if err == nil {
+		err = b.blocked(ctx, req.Storage, snap, staticLabel+name, r.spendRule)
+	}
+	if err == nil {
+		err = b.guard(ctx, req, snap, r.ProjectID, r.Scopes)
+	}
+	if err != nil && !errors.Is(err, errNotConfigured) { // without a config, nothing is required
+		return errorResponse(fmt.Sprintf("static role %q", name), err)
+	}
 	now := b.now()
-	r.correct(now) // stored by the next pass
+	r.correct(now) // the worker stores the correction
 	change := r.next(now)
 	if r.DisableAutomatedRotation {
 		change = r.Current.ExpiresAt
@@ -85,7 +95,7 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 		data["rotation_window"] = int64(r.RotationWindow / time.Second)
 	}
 	var previous time.Time
-	for _, k := range r.Retired {
+	for _, k := range r.Superseded {
 		if end := k.end(r.RevocationDelay); end.After(now) && end.After(previous) {
 			previous = end
 		}
@@ -97,18 +107,21 @@ func (b *backend) staticCredsRead(ctx context.Context, req *logical.Request, d *
 	if r.Current.Warning != "" {
 		resp.AddWarning(r.Current.Warning)
 	}
-	b.metrics.staticRead(name)
+	if r.Missing != nil {
+		resp.AddWarning(r.Missing.text(req.MountPoint, name, r.ServiceAccountID, r.Current.ID, r.Adopted))
+	}
+	b.metrics.StaticRead(name)
 	switch {
 	case r.DisableAutomatedRotation && r.inLastThird(now):
 		resp.AddWarning(r.pausedText(req.MountPoint, name, now))
 	case !r.Current.ExpiresAt.After(now):
-		resp.AddWarning(fmt.Sprintf("This key has expired at OpenAI: no rotation has succeeded since %s. %s", text.Time(r.LastRotated), r.RotationError))
+		resp.AddWarning(fmt.Sprintf("This key expired at OpenAI, because no rotation has succeeded since %s. %s", text.Time(r.LastRotated), r.RotationError))
 	}
 	return resp, nil
 }
 
 func noStaticRole(req *logical.Request, name string) *logical.Response {
-	return logical.ErrorResponse("there is no static role %q; `vault list %sstatic-roles` shows those there are", name, req.MountPoint)
+	return logical.ErrorResponse("static role %q not found; run \"vault list %sstatic-roles\" to list static roles", name, req.MountPoint)
 }
 
 func (b *backend) pathRotateRole() *framework.Path {
@@ -119,27 +132,28 @@ func (b *backend) pathRotateRole() *framework.Path {
 			"name": roleNameField(),
 			"force": {
 				Type:         framework.TypeBool,
-				Description:  "Delete all replaced keys of the role at once, whatever is left of revocation_delay and whether or not they are still used.",
+				Description:  "Delete all superseded keys of the role immediately, even if they are used.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Force"},
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback: strict(b.rotateRoleWrite),
-				Summary:  "Replace the key of a static role now.",
-				Responses: okFields("The new key's ID.", map[string]*framework.FieldSchema{
+				Callback: rejectUnknownFields(b.rotateRoleWrite),
+				Summary:  "Rotate the key of a static role.",
+				Responses: okFields("Key rotated.", map[string]*framework.FieldSchema{
 					"api_key_id":          {Type: framework.TypeString, Description: "ID of the new key.", Required: true},
-					"last_vault_rotation": {Type: framework.TypeString, Description: "When it was put in force (RFC 3339).", Required: true},
+					"last_vault_rotation": {Type: framework.TypeString, Description: "Time at which the key became active (RFC 3339).", Required: true},
 				}),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
 		},
-		HelpSynopsis: "Replace the key of a static role now.",
+		HelpSynopsis: "Rotate the key of a static role.",
 		HelpDescription: strings.TrimSpace(`
-Makes a new key, puts it in force once OpenAI accepts it, and deletes the old one
-after revocation_delay. A rotation_period counts from then. With force=true no
-replaced key lives on: use it when a key has leaked.
+Creates a key, makes it active once OpenAI accepts it, and deletes the
+superseded key after revocation_delay. The rotation_period starts again. With
+force=true, the engine deletes all superseded keys immediately: use it after a
+key has leaked.
 `),
 	}
 }
@@ -159,9 +173,9 @@ func (b *backend) rotateRoleWrite(ctx context.Context, req *logical.Request, d *
 		return noStaticRole(req, name), nil
 	}
 	force := d.Get("force").(bool)
-	if force && len(r.Retired) >= maxRetired { // without room there is no rotation
+	if force && len(r.Superseded) >= maxSuperseded { // otherwise rotateStatic rejects it
 		r.endNow(b.now())
-		r, _ = b.endUnwanted(ctx, req, name, r)
+		r, _ = b.deleteUnwanted(ctx, req, name, r)
 	}
 	next, warnings, err := b.rotateStatic(ctx, req, name, r, force)
 	switch {
@@ -170,9 +184,9 @@ func (b *backend) rotateRoleWrite(ctx context.Context, req *logical.Request, d *
 	case errors.Is(err, errWhichStaticKey):
 		return nil, err
 	case err != nil:
-		return failure(fmt.Sprintf("static role %q not rotated, its key stays in force", name), err)
+		return errorResponse(fmt.Sprintf("static role %q not rotated; its key stays active", name), err)
 	}
-	b.kickStatic(req)
+	b.startStaticWorker(req)
 	return &logical.Response{
 		Data:     map[string]any{"api_key_id": next.Current.ID, "last_vault_rotation": text.Time(next.LastRotated)},
 		Warnings: warnings,

@@ -1,9 +1,9 @@
 package openaisecrets
 
-// This file owns the paths of tidy: to start it, to show its status, to stop it.
+// This file owns the paths that start tidy, show its status, and cancel it.
 //
-// What must stay true: a dry run changes nothing, and whoever asks for one never
-// takes another run's list for its answer.
+// What must stay true: a dry run changes nothing, and its response never shows another
+// run's list.
 
 import (
 	"context"
@@ -25,40 +25,40 @@ func (b *backend) pathTidy() *framework.Path {
 		Fields: map[string]*framework.FieldSchema{
 			"apply": {
 				Type:         framework.TypeBool,
-				Description:  "Delete what is found. Without it nothing is changed, and the answer lists what would be deleted.",
+				Description:  "Delete the orphans. By default, tidy only lists them.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Apply"},
 			},
 			"force": {
 				Type:         framework.TypeBool,
-				Description:  fmt.Sprintf("Delete more than %d accounts that have no key. Requires apply=true.", absenceLimit),
+				Description:  fmt.Sprintf("Allow the run to delete more than %d accounts without a key. Requires apply=true.", absenceLimit),
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Force"},
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback:                    strict(b.tidyWrite),
-				Summary:                     "Find, and with apply=true delete, the accounts that this mount left at OpenAI and that no lease can need.",
-				Responses:                   okFields("The sweep: finished if it is a dry run that did not take long, or else under way.", tidyFields()),
+				Callback:                    rejectUnknownFields(b.tidyWrite),
+				Summary:                     "Find orphaned accounts and keys of this mount at OpenAI and, with apply=true, delete them.",
+				Responses:                   okFields("Status of the tidy operation: usually finished for a dry run, in progress with apply=true.", tidyFields()),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
 		},
-		HelpSynopsis: "Sweep up the accounts that this mount left at OpenAI.",
+		HelpSynopsis: "Tidy up orphaned accounts and keys of this mount.",
 		HelpDescription: strings.TrimSpace(`
-Looks through every project that a role names or ever named for service accounts
-whose name bears this mount's tag, all of whose keys have expired, and which are
-older than tidy_safety_buffer. Nobody can use what is found: it is what is left of
-credentials whose lease Vault never stored or has forgotten.
+Searches every project that a role uses or has used for orphans: service accounts
+and keys whose name contains the mount tag, whose keys have all expired, and that
+are older than tidy_safety_buffer. No lease can still need them. They remain if
+Vault did not store a lease, for example after a crash.
 
 An account without a key is an orphan only if two listings at least five minutes
 apart show none and it is older than any lease of this mount can be. A run deletes
-at most 20 of those; apply=true force=true deletes all of them.
+at most 20 of these accounts; with apply=true force=true it deletes all of them.
 
-Without apply nothing is changed. The answer lists what was found; when that
-takes longer than a request may, tidy-status has the list once it is complete.
-With apply=true what is found is deleted, one account at a time, after the
-request: tidy-status shows how far it is and tidy-cancel stops it. The engine
-does this by itself every tidy_interval (config).
+By default, the operation is a dry run that changes nothing and returns a list of
+the orphans. If the run takes longer than a request may take, read the list from
+tidy-status later. With apply=true, the run deletes the orphans in the background:
+tidy-status shows its progress and tidy-cancel stops it. The engine also starts
+such a run every tidy_interval (config).
 `),
 	}
 }
@@ -72,18 +72,17 @@ func (b *backend) pathTidyStatus() *framework.Path {
 				Callback: func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 					return b.tidyAnswer(ctx, req)
 				},
-				Summary:   "Read how far the sweep is, or how the last one ended.",
-				Responses: okFields("The sweep.", tidyFields()),
-				// Only the node that sweeps knows.
+				Summary:   "Show the status of the tidy operation.",
+				Responses: okFields("Status of the tidy operation.", tidyFields()),
+				// Only the node that runs tidy has its status.
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
 		},
-		HelpSynopsis: "Show how far the sweep is.",
+		HelpSynopsis: "Show the status of the tidy operation.",
 		HelpDescription: strings.TrimSpace(`
-Shows the sweep that is under way, or else the last one since the plugin
-started, with what it found and what failed. What failed is tried again by the
-next sweep.
+Shows the tidy operation in progress, or the last one since the plugin started,
+with its orphans and errors. The next run retries deletions that failed.
 `),
 	}
 }
@@ -94,54 +93,54 @@ func (b *backend) pathTidyCancel() *framework.Path {
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "openai", OperationVerb: "tidy", OperationSuffix: "cancel"},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
-				Callback: strict(func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+				Callback: rejectUnknownFields(func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 					running := b.tidy.stop()
 					resp, err := b.tidyAnswer(ctx, req)
 					if err == nil && !running {
-						resp.AddWarning("No sweep is under way, so there is none to cancel.")
+						resp.AddWarning("No tidy operation is in progress.")
 					}
 					return resp, err
 				}),
-				Summary:                     "Stop the sweep that is under way.",
-				Responses:                   okFields("The sweep.", tidyFields()),
+				Summary:                     "Cancel the tidy operation in progress.",
+				Responses:                   okFields("Status of the tidy operation.", tidyFields()),
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
 		},
-		HelpSynopsis: "Stop the sweep that is under way.",
+		HelpSynopsis: "Cancel the tidy operation in progress.",
 		HelpDescription: strings.TrimSpace(`
-Stops the sweep that is under way. What it has deleted stays deleted, and the
-next one begins anew.
+Cancels the tidy operation in progress. Orphans that it already deleted stay
+deleted, and the next run searches all projects again.
 `),
 	}
 }
 
-// tidyFields is the answer of all three paths.
+// tidyFields documents the response of all three paths.
 func tidyFields() map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{}
 	for name, field := range map[string]framework.FieldSchema{
-		"state":                 {Type: framework.TypeString, Description: "Inactive (none since the plugin started), Running, Cancelling, Cancelled, Finished, or Error: finished, but for what errors names."},
-		"apply":                 {Type: framework.TypeBool, Description: "Whether what is found is deleted; otherwise it is a dry run."},
-		"automatic":             {Type: framework.TypeBool, Description: "Whether the engine started it by itself."},
-		"safety_buffer":         {Type: framework.TypeDurationSecond, Description: "How old an account must be, in seconds."},
-		"time_started":          {Type: framework.TypeString, Description: "When it started (RFC 3339); null before."},
-		"time_finished":         {Type: framework.TypeString, Description: "When it ended (RFC 3339); null before."},
-		"message":               {Type: framework.TypeString, Description: "What it is doing, or how it ended."},
-		"project_count":         {Type: framework.TypeInt, Description: "Projects that roles name or have named."},
-		"done_project_count":    {Type: framework.TypeInt, Description: "Those looked through so far, whatever came of it."},
-		"skipped_project_count": {Type: framework.TypeInt, Description: "Those of them that are archived or that the admin key's organization does not have."},
-		"account_count":         {Type: framework.TypeInt, Description: "Service accounts found that bear this mount's tag, those of live leases included."},
-		"key_count":             {Type: framework.TypeInt, Description: "Keys found that bear this mount's tag in a name of their own: those of api_key and static roles."},
-		"orphan_count":          {Type: framework.TypeInt, Description: "Those of both that nobody can need any more."},
+		"state":                 {Type: framework.TypeString, Description: "State of the run: Inactive, Running, Cancelling, Cancelled, Finished, or Error."},
+		"apply":                 {Type: framework.TypeBool, Description: "Whether the run deletes orphans."},
+		"automatic":             {Type: framework.TypeBool, Description: "Whether tidy_interval started the run."},
+		"safety_buffer":         {Type: framework.TypeDurationSecond, Description: "Minimum age of the accounts that the run considers."},
+		"time_started":          {Type: framework.TypeString, Description: "Start of the run (RFC 3339), or null."},
+		"time_finished":         {Type: framework.TypeString, Description: "End of the run (RFC 3339), or null."},
+		"message":               {Type: framework.TypeString, Description: "Current step or result of the run."},
+		"project_count":         {Type: framework.TypeInt, Description: "Projects that roles use or have used."},
+		"done_project_count":    {Type: framework.TypeInt, Description: "Projects searched so far, including skipped and failed ones."},
+		"skipped_project_count": {Type: framework.TypeInt, Description: "Projects skipped because they are archived or not in the admin key's organization."},
+		"account_count":         {Type: framework.TypeInt, Description: "Service accounts with the mount tag, including those of leases."},
+		"key_count":             {Type: framework.TypeInt, Description: "Keys with the mount tag in their own name."},
+		"orphan_count":          {Type: framework.TypeInt, Description: "Orphaned accounts and keys."},
 		"deleted_count":         {Type: framework.TypeInt, Description: "Orphans deleted."},
-		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next sweep tries again."},
-		"waiting_count":         {Type: framework.TypeInt, Description: fmt.Sprintf("Orphans without a key beyond the %d that a run deletes; apply=true force=true deletes them.", absenceLimit)},
-		"unconfirmed_count":     {Type: framework.TypeInt, Description: "Accounts that so far one listing shows without a key. They are orphans if a run at least five minutes later sees the same. A restart of the plugin starts this over."},
-		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("The orphans found: service_account_id, service_account or else api_key_id and api_key_name, project_id, created_at, age in seconds, and why. At most %d of them.", maxListed)},
-		"error":                 {Type: framework.TypeString, Description: "The first of errors, empty without any."},
-		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("What failed, at most %d of it.", maxErrors)},
-		"last_auto_run":         {Type: framework.TypeString, Description: "When the engine last started one by itself (RFC 3339), or when it began to count the first interval; null before."},
-		"next_auto_run":         {Type: framework.TypeString, Description: "When it starts the next one (RFC 3339); null where tidy_interval is 0."},
+		"failed_count":          {Type: framework.TypeInt, Description: "Orphans that could not be deleted; the next run retries them."},
+		"waiting_count":         {Type: framework.TypeInt, Description: fmt.Sprintf("Orphaned accounts without a key beyond the %d that a run deletes.", absenceLimit)},
+		"unconfirmed_count":     {Type: framework.TypeInt, Description: "Accounts without a key in one listing so far."},
+		"orphans":               {Type: framework.TypeSlice, Description: fmt.Sprintf("At most %d orphans, each with the reason.", maxListed)},
+		"error":                 {Type: framework.TypeString, Description: "First entry of errors; empty if there is none."},
+		"errors":                {Type: framework.TypeStringSlice, Description: fmt.Sprintf("At most %d errors of the run.", maxErrors)},
+		"last_auto_run":         {Type: framework.TypeString, Description: "Start of the last automatic run (RFC 3339); before the first, of its interval."},
+		"next_auto_run":         {Type: framework.TypeString, Description: "Time of the next automatic run (RFC 3339), or null."},
 	} {
 		field.Required = true
 		fields[name] = &field
@@ -163,9 +162,9 @@ func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framew
 	}
 	run, done := b.beginTidy(req, apply, force, false, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives the request
 	if run == nil {
-		// Not a warning, as in the PKI engine: whoever asks for a dry run must
-		// not take another sweep's list for its answer.
-		return logical.ErrorResponse("a sweep is under way since %s: `vault read %[2]stidy-status` shows how far it is, `vault write -f %[2]stidy-cancel` stops it",
+		// Not a warning as in the PKI engine: the response to a dry run must not show
+		// another run's list.
+		return logical.ErrorResponse("a tidy operation has been in progress since %s; run \"vault read %[2]stidy-status\" for its status or \"vault write -f %[2]stidy-cancel\" to cancel it",
 			text.Time(b.tidy.current().started), req.MountPoint), nil
 	}
 	go run()
@@ -175,14 +174,14 @@ func (b *backend) tidyWrite(ctx context.Context, req *logical.Request, d *framew
 		select {
 		case <-done:
 		case <-timer.C:
-		case <-ctx.Done(): // the list is in tidy-status all the same
+		case <-ctx.Done(): // tidy-status still shows the list
 		}
 	}
-	// A client that has gone is no reason to answer with an error of storage.
+	// A canceled request must not look like a storage error.
 	return b.tidyAnswer(context.WithoutCancel(ctx), req)
 }
 
-// tidyAnswer shows the sweep under way or the last one.
+// tidyAnswer returns the status of the tidy run in progress or of the last one.
 func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logical.Response, error) {
 	status := b.tidy.current()
 	if status.state == "" {
@@ -245,15 +244,15 @@ func (b *backend) tidyAnswer(ctx context.Context, req *logical.Request) (*logica
 	}}
 	switch {
 	case status.state == tidyRunning:
-		resp.AddWarning(fmt.Sprintf("The sweep is under way; `vault read %stidy-status` shows how far it is.", req.MountPoint))
+		resp.AddWarning(fmt.Sprintf("The tidy operation is in progress; run \"vault read %stidy-status\" for its status.", req.MountPoint))
 	case status.state == tidyError && !status.apply:
-		resp.AddWarning("The list is not complete: " + firstError)
+		resp.AddWarning("The list of orphans is incomplete: " + firstError)
 	}
 	if status.waiting > 0 {
-		resp.AddWarning(fmt.Sprintf("%d accounts without a key are left, because a run deletes at most %d of them. If they have no key at OpenAI either, run `vault write %stidy apply=true force=true`.", status.waiting, absenceLimit, req.MountPoint))
+		resp.AddWarning(fmt.Sprintf("%d orphaned accounts without a key remain, because a run deletes at most %d of them. After you verify at OpenAI that they have no key, run \"vault write %stidy apply=true force=true\".", status.waiting, absenceLimit, req.MountPoint))
 	}
 	if status.unconfirmed > 0 {
-		resp.AddWarning(fmt.Sprintf("%d accounts have no key in the listing. A run at least %s later confirms it.", status.unconfirmed, confirmAfter))
+		resp.AddWarning(fmt.Sprintf("%d accounts have no key in the listing. A run at least %s later confirms whether they are orphans.", status.unconfirmed, confirmAfter))
 	}
 	if status.orphans > len(status.listed) {
 		resp.AddWarning(fmt.Sprintf("Only %d of the %d orphans are listed.", len(status.listed), status.orphans))

@@ -14,9 +14,10 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
-	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/job"
 	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/schedule"
 )
 
 const (
@@ -25,23 +26,6 @@ const (
 	deleteAccountRoute = "/organization/projects/{project_id}/service_accounts/{service_account_id}"
 )
 
-// tidy starts a sweep by hand, waits for its end and returns its status.
-func (h *harness) tidy(apply bool) map[string]any {
-	h.t.Helper()
-	h.must(h.write("tidy", map[string]any{"apply": apply}))
-	return h.swept()
-}
-
-// swept waits for the end of the sweep under way and returns its status.
-func (h *harness) swept() map[string]any {
-	h.t.Helper()
-	require.Eventually(h.t, func() bool {
-		state := h.b.tidy.current().state
-		return state != tidyRunning && state != tidyCancelling
-	}, 5*time.Minute, time.Millisecond)
-	return h.must(h.read("tidy-status")).Data
-}
-
 // listed returns the IDs of the accounts in a status.
 func listed(status map[string]any) []string {
 	ids := []string{}
@@ -49,58 +33,6 @@ func listed(status map[string]any) []string {
 		ids = append(ids, o.(map[string]any)["service_account_id"].(string))
 	}
 	return ids
-}
-
-// alive returns the IDs of the accounts at OpenAI.
-func (h *harness) alive() []string {
-	ids := []string{}
-	for _, a := range h.sim.Accounts() {
-		ids = append(ids, a.ID)
-	}
-	return ids
-}
-
-// account makes a service account as an engine would whose answer never
-// reached Vault.
-func (h *harness) account(project, name string, expiry time.Duration) string {
-	h.t.Helper()
-	made, _, err := h.api().CreateServiceAccount(h.t.Context(), project, name, expiry)
-	require.NoError(h.t, err)
-	return made.ID
-}
-
-func (h *harness) api() *client.Client {
-	h.t.Helper()
-	snap, err := h.b.current(h.t.Context(), h.storage)
-	require.NoError(h.t, err)
-	return snap.api
-}
-
-// ours returns a name that bears the mount's tag.
-func (h *harness) ours() string {
-	h.t.Helper()
-	tag, err := getTag(h.t.Context(), h.storage.inner)
-	require.NoError(h.t, err)
-	random, err := naming.Random(naming.RandomLength)
-	require.NoError(h.t, err)
-	return "vault-app-" + tag + random
-}
-
-// orphan makes an account of this mount whose key is dead and which is old.
-func (h *harness) orphan() string {
-	h.t.Helper()
-	id := h.account(h.project, h.ours(), time.Minute)
-	h.advance(defaultTidySafetyBuffer + 2*time.Minute)
-	return id
-}
-
-// anotherMount is a second mount at the same organization.
-func (h *harness) anotherMount() *harness {
-	h.t.Helper()
-	other := &harness{t: h.t, sim: h.sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{}, system: h.system, manager: h.manager, project: h.project, offset: h.offset}
-	other.restart()
-	other.configure(nil)
-	return other
 }
 
 // crowd is 500 accounts in three projects.
@@ -147,7 +79,7 @@ func newCrowd(t *testing.T) *crowd {
 	return c
 }
 
-func TestTidy_ExactlyTheOrphansGo(t *testing.T) {
+func TestTidy_DeletesExactlyTheOrphans(t *testing.T) {
 	t.Parallel()
 	path := func(project string) string {
 		return strings.Replace(listAccountsRoute, "{project_id}", project, 1)
@@ -179,6 +111,7 @@ func TestTidy_ExactlyTheOrphansGo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newCrowd(t)
+			require.NoError(t, c.b.writeUsage(t.Context(), c.storage)) // of the crowd's leases, which would be written meanwhile
 			c.storage.fail(storageFault{write: -1})
 			status := c.tidy(false)
 			require.Equal(t, tidyFinished, status["state"])
@@ -206,7 +139,7 @@ func TestTidy_ExactlyTheOrphansGo(t *testing.T) {
 				require.Subset(t, c.alive(), c.rest)
 				c.sim.ClearFaults()
 				status = c.tidy(true)
-				require.Equal(t, tidyFinished, status["state"], "the next sweep makes up for it")
+				require.Equal(t, tidyFinished, status["state"], "the next tidy run makes up for it")
 			}
 			require.ElementsMatch(t, c.rest, c.alive())
 			require.Equal(t, 40, strings.Count(c.log.String(), `"orphan deleted"`), "one line for each")
@@ -217,7 +150,7 @@ func TestTidy_ExactlyTheOrphansGo(t *testing.T) {
 	}
 }
 
-func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
+func TestTidy_ReportsOrphansAndReasons(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	keyless := h.account(h.project, h.ours(), time.Hour)
@@ -231,12 +164,12 @@ func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
 	h.advance(defaultMaxTTL)
 
 	status := h.tidy(false)
-	require.Equal(t, "1 of 1 projects looked through, 2 orphans found, 0 deleted", status["message"])
+	require.Equal(t, "1 of 1 projects processed, 2 orphans found, 0 deleted", status["message"])
 	require.Equal(t, 1, status["unconfirmed_count"])
 	h.advance(confirmAfter + time.Second)
 	status = h.tidy(false)
 	require.Equal(t, tidyFinished, status["state"])
-	require.Equal(t, "1 of 1 projects looked through, 3 orphans found, 0 deleted", status["message"])
+	require.Equal(t, "1 of 1 projects processed, 3 orphans found, 0 deleted", status["message"])
 	why := map[string]string{}
 	for _, entry := range status["orphans"].([]any) {
 		o := entry.(map[string]any)
@@ -256,7 +189,7 @@ func TestTidy_SaysWhatItFoundAndWhy(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestTidy_NeverTouchesALiveKey(t *testing.T) {
+func TestTidy_NeverDeletesALiveKey(t *testing.T) {
 	t.Parallel()
 	for name, keep := range map[string]func(h *harness, id string){
 		"a key that somebody made": func(h *harness, id string) {
@@ -278,8 +211,8 @@ func TestTidy_NeverTouchesALiveKey(t *testing.T) {
 		"keys that cannot be listed": func(h *harness, _ string) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
 		},
-		"an entry of the journal": func(h *harness, id string) {
-			_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: id})
+		"an entry of the WAL": func(h *harness, id string) {
+			_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: id})
 			require.NoError(t, err)
 		},
 		"a tag that cannot be read": func(h *harness, _ string) {
@@ -318,8 +251,8 @@ func TestTidy_SafetyBuffer(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The listing is read again before it is acted upon for too long.
-func TestTidy_LooksAgain(t *testing.T) {
+// Tidy reads an old listing again before it deletes more accounts of it.
+func TestTidy_ReadsTheListingAgain(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for range 3 {
@@ -346,7 +279,7 @@ func TestTidy_LooksAgain(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-func TestTidy_TriesEachOnce(t *testing.T) {
+func TestTidy_TriesEachOrphanOnce(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for range 2 {
@@ -360,7 +293,7 @@ func TestTidy_TriesEachOnce(t *testing.T) {
 	require.Len(t, status["errors"], 2)
 }
 
-func TestTidy_UsesTheAdminKeyInForce(t *testing.T) {
+func TestTidy_UsesTheActiveAdminKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for range 2 {
@@ -376,11 +309,11 @@ func TestTidy_UsesTheAdminKeyInForce(t *testing.T) {
 		}
 	}})
 	h.tidy(true)
-	h.tidy(true) // for what the old key was refused
+	h.tidy(true) // deletions that the old key could not make
 	h.onlyLeased()
 }
 
-func TestTidy_ProjectsThatRolesHaveNamed(t *testing.T) {
+func TestTidy_SearchesEveryProjectThatRolesUsed(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	second, third := h.sim.AddProject("second"), h.sim.AddProject("third")
@@ -397,14 +330,7 @@ func TestTidy_ProjectsThatRolesHaveNamed(t *testing.T) {
 	h.onlyLeased()
 }
 
-func (h *harness) recorded() []string {
-	h.t.Helper()
-	ids, err := h.storage.inner.List(h.t.Context(), projectStoragePrefix)
-	require.NoError(h.t, err)
-	return ids
-}
-
-func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
+func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	archived, unknown := h.sim.AddProject("old"), h.sim.AddProject("of another organization")
@@ -445,7 +371,7 @@ func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
 	h.tidy(true)
 	require.Len(t, h.recorded(), 2)
 	cancel()
-	h.tidy(true) // known again
+	h.tidy(true) // the project is listed again
 	cancel = gone()
 	h.advance(2 * time.Hour)
 	h.tidy(true)
@@ -466,12 +392,12 @@ func TestTidy_ProjectsThatHaveEnded(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestTidy_RolesThatCannotBeRead(t *testing.T) {
+func TestTidy_ReportsARoleThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.orphan()
 	archived := h.sim.AddProject("old")
-	require.NoError(t, recordProject(t.Context(), h.storage, archived))
+	require.NoError(t, h.b.recordProject(t.Context(), h.storage, archived))
 	h.sim.ArchiveProject(archived)
 	require.NoError(t, h.storage.Put(t.Context(), &logical.StorageEntry{Key: roleStoragePrefix + "new", Value: []byte(`{"version":99}`)}))
 	status := h.tidy(true)
@@ -480,7 +406,8 @@ func TestTidy_RolesThatCannotBeRead(t *testing.T) {
 	require.Equal(t, 1, status["deleted_count"])
 	require.Contains(t, h.recorded(), archived, "that role may name it")
 
-	// A role that is older than the records is covered, and recorded.
+	// The project of a role that was stored before the records existed is searched and
+	// recorded.
 	require.NoError(t, h.storage.Delete(t.Context(), projectStoragePrefix+h.project))
 	h.orphan()
 	require.Equal(t, 1, h.tidy(true)["deleted_count"])
@@ -509,7 +436,7 @@ func TestRole_ProjectIsRecordedFirst(t *testing.T) {
 	}
 }
 
-func TestTidy_ByItself(t *testing.T) {
+func TestTidy_Automatic(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	id := h.account(h.project, h.ours(), time.Minute)
@@ -522,15 +449,15 @@ func TestTidy_ByItself(t *testing.T) {
 
 	h.advance(defaultTidyInterval - time.Minute)
 	h.rollback()
-	require.Equal(t, tidyInactive, h.swept()["state"])
+	require.Equal(t, tidyInactive, h.tidied()["state"])
 	h.restart()
 	h.rollback()
-	require.Equal(t, tidyInactive, h.swept()["state"], "a restart is no reason")
+	require.Equal(t, tidyInactive, h.tidied()["state"], "a restart is no reason")
 	require.Equal(t, []string{id}, h.alive())
 
 	h.advance(time.Minute)
 	h.rollback()
-	status = h.swept()
+	status = h.tidied()
 	require.Equal(t, tidyFinished, status["state"])
 	require.Equal(t, true, status["automatic"])
 	require.Equal(t, true, status["apply"])
@@ -545,46 +472,46 @@ func TestTidy_ByItself(t *testing.T) {
 	h.sim.ResetRequests()
 	h.restart()
 	h.rollback()
-	require.Equal(t, tidyInactive, h.swept()["state"])
+	require.Equal(t, tidyInactive, h.tidied()["state"])
 	require.Zero(t, h.sim.Count("", ""))
 
-	// What was missed runs once.
+	// Several missed runs cause one run.
 	h.advance(10 * defaultTidyInterval)
 	h.rollback()
-	require.Equal(t, tidyFinished, h.swept()["state"])
+	require.Equal(t, tidyFinished, h.tidied()["state"])
 	h.sim.ResetRequests()
 	h.rollback()
-	h.swept()
+	h.tidied()
 	require.Zero(t, h.sim.Count("", ""))
 
 	h.must(h.write("config", map[string]any{"tidy_interval": 0}))
 	h.advance(10 * defaultTidyInterval)
 	h.sim.ResetRequests()
 	h.rollback()
-	require.Empty(t, h.swept()["next_auto_run"])
+	require.Empty(t, h.tidied()["next_auto_run"])
 	require.Zero(t, h.sim.Count("", ""))
 
-	// A tick that comes a little early does not cost an interval.
+	// A tick slightly before the interval has passed starts the run.
 	h.must(h.write("config", map[string]any{"tidy_interval": "1m"}))
 	h.rollback()
-	h.swept()
+	h.tidied()
 	h.advance(58 * time.Second)
 	h.sim.ResetRequests()
 	h.rollback()
-	h.swept()
+	h.tidied()
 	require.NotZero(t, h.sim.Count("", ""))
 
-	// A clock that was set back does not put it off for years.
+	// A clock that was set back does not postpone the next run for years.
 	require.NoError(t, putTidyEntry(t.Context(), h.storage, h.now().Add(1000*time.Hour)))
 	h.rollback()
 	h.advance(time.Minute)
 	h.sim.ResetRequests()
 	h.rollback()
-	h.swept()
+	h.tidied()
 	require.NotZero(t, h.sim.Count("", ""))
 }
 
-func TestTidy_ByItselfOnlyWhereThisClusterMayWrite(t *testing.T) {
+func TestTidy_AutomaticOnlyOnWritableNodes(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.rollback()
@@ -599,27 +526,27 @@ func TestTidy_ByItselfOnlyWhereThisClusterMayWrite(t *testing.T) {
 	}
 	h.become(0)
 	h.rollback()
-	require.Equal(t, 1, h.swept()["deleted_count"])
+	require.Equal(t, 1, h.tidied()["deleted_count"])
 }
 
-// Whatever fails at whichever write of an automatic sweep, a later one leaves
-// nothing, and a sweep that ends the process is not started anew at once.
+// After a fault at any write of an automatic run, a later run deletes all orphans, and
+// a run that crashes the process is not started again immediately.
 func TestTidy_EveryStorageFault(t *testing.T) {
 	t.Parallel()
-	// The first sweep records the role's project, forgets the archived one and
-	// notes that the third is unknown.
+	// The first run records the role's project, drops the archived one, and records that
+	// the third is unknown.
 	prepare := func(t *testing.T) *harness {
 		h := configured(t, openaitest.Options{})
 		h.orphan()
 		archived := h.sim.AddProject("old")
 		h.sim.ArchiveProject(archived)
 		for _, id := range []string{archived, "proj_unknown"} {
-			require.NoError(t, recordProject(t.Context(), h.storage, id))
+			require.NoError(t, h.b.recordProject(t.Context(), h.storage, id))
 		}
 		require.NoError(t, h.storage.Delete(t.Context(), projectStoragePrefix+h.project))
 		return h
 	}
-	// run is a sweep in this goroutine, in which the process may die.
+	// run is a tidy run in this goroutine, in which the process may die.
 	run := func(h *harness) (killed bool) {
 		defer func() {
 			if died := recover(); died == any(errKilled) {
@@ -628,8 +555,8 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 				panic(died)
 			}
 		}()
-		sweep, _ := h.b.beginTidy(&logical.Request{Storage: h.storage, MountPoint: "openai/"}, true, false, true, defaultTidySafetyBuffer)
-		sweep()
+		run, _ := h.b.beginTidy(&logical.Request{Storage: h.storage, MountPoint: "openai/"}, true, false, true, defaultTidySafetyBuffer)
+		run()
 		return false
 	}
 	check := func(h *harness) {
@@ -639,7 +566,7 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 	h := prepare(t)
 	h.storage.fail(storageFault{write: -1})
 	require.False(t, run(h))
-	require.Equal(t, tidyFinished, h.swept()["state"])
+	require.Equal(t, tidyFinished, h.tidied()["state"])
 	require.ElementsMatch(t, []string{"put .", "put project", "delete project", "put project"}, h.storage.writes)
 	writes := len(h.storage.writes)
 	check(h)
@@ -659,12 +586,12 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 				if h.storage.heal() {
 					h.restart()
 				} else {
-					status := h.swept()
+					status := h.tidied()
 					require.Equal(t, tidyError, status["state"])
 					require.Contains(t, status["error"], errStorage.Error())
 				}
 				require.False(t, run(h))
-				require.Equal(t, tidyFinished, h.swept()["state"])
+				require.Equal(t, tidyFinished, h.tidied()["state"])
 				check(h)
 			})
 		}
@@ -678,7 +605,7 @@ func TestTidy_CancelAndStatus(t *testing.T) {
 	require.Equal(t, tidyInactive, status["state"])
 	require.Empty(t, status["time_started"])
 	resp := h.must(h.write("tidy-cancel", nil))
-	require.Contains(t, resp.Warnings[0], "No sweep is under way")
+	require.Contains(t, resp.Warnings[0], "No tidy operation is in progress")
 
 	for range 3 {
 		h.orphan()
@@ -697,13 +624,13 @@ func TestTidy_CancelAndStatus(t *testing.T) {
 
 	for _, apply := range []bool{true, false} {
 		said := h.refused(h.write("tidy", map[string]any{"apply": apply}))
-		require.Contains(t, said, "a sweep is under way since")
+		require.Contains(t, said, "a tidy operation has been in progress since")
 		require.Contains(t, said, "openai/tidy-cancel")
 	}
 	resp = h.must(h.write("tidy-cancel", nil))
 	require.Contains(t, []string{tidyCancelling, tidyCancelled}, resp.Data["state"])
 	require.Empty(t, resp.Warnings)
-	status = h.swept()
+	status = h.tidied()
 	require.Equal(t, tidyCancelled, status["state"])
 	require.Equal(t, 1, status["deleted_count"])
 	require.Zero(t, status["failed_count"])
@@ -715,7 +642,7 @@ func TestTidy_CancelAndStatus(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestTidy_DryRunThatTakesLong(t *testing.T) {
+func TestTidy_LongDryRun(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	id := h.orphan()
@@ -728,12 +655,12 @@ func TestTidy_DryRunThatTakesLong(t *testing.T) {
 	require.Equal(t, tidyRunning, resp.Data["state"])
 	require.NotEmpty(t, resp.Warnings)
 	close(release)
-	require.Equal(t, []string{id}, listed(h.swept()))
+	require.Equal(t, []string{id}, listed(h.tidied()))
 	require.Equal(t, []string{id}, h.alive())
 	h.tidy(true)
 }
 
-func TestTidy_EndsWithTheBackendAndTheMount(t *testing.T) {
+func TestTidy_StopsWithTheBackendAndTheMount(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(h *harness){
 		"the backend ends": func(h *harness) { h.b.Cleanup(t.Context()) },
@@ -758,23 +685,23 @@ func TestTidy_EndsWithTheBackendAndTheMount(t *testing.T) {
 	}
 }
 
-func TestTidy_GivesUpOnAProjectWhoseDeletesAllFail(t *testing.T) {
+func TestTidy_StopsInAProjectWhoseDeletionsFail(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	for range patience + 2 {
+	for range maxSystemicFailures + 2 {
 		h.orphan()
 	}
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401})
 	status := h.tidy(true)
 	require.Equal(t, tidyError, status["state"])
-	require.Equal(t, patience, status["failed_count"])
-	require.Contains(t, status["errors"].([]string)[patience], "not tried")
+	require.Equal(t, maxSystemicFailures, status["failed_count"])
+	require.Contains(t, status["errors"].([]string)[maxSystemicFailures], "project stopped")
 	cancel()
-	require.Equal(t, patience+2, h.tidy(true)["deleted_count"])
+	require.Equal(t, maxSystemicFailures+2, h.tidy(true)["deleted_count"])
 	h.onlyLeased()
 }
 
-func TestTidy_TwoAtOnce(t *testing.T) {
+func TestTidy_RejectsASecondRun(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for range 10 {
@@ -798,7 +725,7 @@ func TestTidy_TwoAtOnce(t *testing.T) {
 	}
 	require.NotZero(t, accepted)
 	h.rollback()
-	h.swept()
+	h.tidied()
 	require.Equal(t, 10, h.sim.Count(http.MethodDelete, deleteAccountRoute), "each is deleted once")
 	h.onlyLeased()
 }
@@ -820,14 +747,14 @@ func TestTidy_WithoutConfig(t *testing.T) {
 	require.Contains(t, h.refused(h.write("tidy", nil)), "vault write openai/config")
 }
 
-func TestTidy_OutageIsSaid(t *testing.T) {
+func TestTidy_ReportsAnOutage(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.read."}`})
 	resp := h.must(h.write("tidy", nil))
 	require.Equal(t, tidyError, resp.Data["state"])
 	require.Contains(t, resp.Data["error"], "Missing scopes: api.management.read.")
-	require.Contains(t, resp.Warnings[0], "The list is not complete: project "+h.project)
+	require.Contains(t, resp.Warnings[0], "The list of orphans is incomplete: project "+h.project)
 }
 
 func TestTidy_SettingsOfTheConfig(t *testing.T) {
@@ -851,15 +778,6 @@ func TestTidy_SettingsOfTheConfig(t *testing.T) {
 	}
 }
 
-// key makes a key of an account as an engine would whose answer never reached
-// Vault.
-func (h *harness) key(account, name string, expiry time.Duration) string {
-	h.t.Helper()
-	made, err := h.api().CreateServiceAccountKey(h.t.Context(), h.project, account, name, nil, expiry)
-	require.NoError(h.t, err)
-	return made.ID
-}
-
 // listedKeys returns the IDs of the keys in a status, "" for accounts.
 func listedKeys(status map[string]any) []string {
 	ids := []string{}
@@ -870,19 +788,7 @@ func listedKeys(status map[string]any) []string {
 	return ids
 }
 
-// keysThere returns the IDs of all keys that OpenAI lists, dead ones included.
-func (h *harness) keysThere() []string {
-	h.t.Helper()
-	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
-	require.NoError(h.t, err)
-	ids := []string{}
-	for _, k := range keys {
-		ids = append(ids, k.ID)
-	}
-	return ids
-}
-
-func TestTidy_DeadKeysOfAdoptedAccountsGoAndNothingElse(t *testing.T) {
+func TestTidy_DeletesExpiredKeysOfAdoptedAccounts(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -897,12 +803,12 @@ func TestTidy_DeadKeysOfAdoptedAccountsGoAndNothingElse(t *testing.T) {
 	}
 	lease := h.lease("creds/app", nil)
 	stay = append(stay, lease.Data["api_key_id"].(string))
-	// One whose revoke the journal has in hand, and one whose create.
+	// A key whose revocation is in the WAL, and one whose create is.
 	revoked, creating := h.key(account, h.ours(), time.Minute), h.ours()
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
 	require.NoError(t, err)
 	stay = append(stay, revoked, h.key(account, creating, time.Minute))
-	_, err = framework.PutWAL(t.Context(), h.storage, journalKey, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyName: creating})
+	_, err = framework.PutWAL(t.Context(), h.storage, walKey, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyName: creating})
 	require.NoError(t, err)
 	h.advance(defaultTidySafetyBuffer)
 	stay = append(stay, h.key(account, h.ours(), time.Second)) // younger than the buffer
@@ -937,8 +843,7 @@ func TestTidy_DeadKeysOfAdoptedAccountsGoAndNothingElse(t *testing.T) {
 	require.Equal(t, 6, h.tidy(true)["key_count"])
 }
 
-// Of an account that was there before and will be there after, only the keys
-// are this engine's.
+// Only the keys of an adopted account belong to the engine.
 func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 	t.Parallel()
 	for name, name2 := range map[string]string{"a person's name": "batch", "a name that bears the tag": ""} {
@@ -946,7 +851,7 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
 			if name2 == "" {
-				name2 = h.ours() // given by a person who has copied it
+				name2 = h.ours() // a name that a person copied
 			}
 			account := h.sim.AddServiceAccount(h.project, name2)
 			entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", &role{
@@ -956,7 +861,7 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, h.storage.Put(t.Context(), entry))
 			for range 3 {
-				h.lease("creds/app", nil) // of which Vault knows nothing any more
+				h.lease("creds/app", nil) // a lease that Vault has lost
 			}
 			h.advance(time.Hour)
 			status := h.tidy(true)
@@ -966,7 +871,7 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 			require.Equal(t, []string{account}, h.alive(), "without any key")
 			require.Zero(t, h.tidy(true)["orphan_count"])
 			if name == "a name that bears the tag" {
-				return // by which, without the role, it is the mount's
+				return // without the role, the account counts as the mount's
 			}
 			h.lease("creds/app", nil)
 			h.must(h.remove("roles/app"))
@@ -979,8 +884,8 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 	}
 }
 
-// A key that goes with its account is not deleted by itself.
-func TestTidy_AccountsAndKeysAtOnce(t *testing.T) {
+// A key that is deleted with its account needs no call of its own.
+func TestTidy_AccountsAndKeys(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
@@ -988,7 +893,7 @@ func TestTidy_AccountsAndKeysAtOnce(t *testing.T) {
 		h.key(account, h.ours(), time.Minute)
 		h.key(h.account(h.project, h.ours(), time.Minute), h.ours(), time.Minute)
 	}
-	// An account with a key that works keeps its dead ones no longer.
+	// The expired keys of an account with a valid key are deleted.
 	busy := h.account(h.project, h.ours(), 10*time.Hour)
 	h.sim.Keep(busy, h.sim.Keys()[len(h.sim.Keys())-1].ID)
 	deadOfBusy := h.key(busy, h.ours(), time.Minute)
@@ -1006,9 +911,9 @@ func TestTidy_AccountsAndKeysAtOnce(t *testing.T) {
 	require.ElementsMatch(t, []string{account, busy}, h.alive())
 }
 
-// Where OpenAI deletes no keys of service accounts, dead ones stay listed there
-// and are nobody's failure.
-func TestTidy_KeysThatCannotBeDeletedAreSaidOnce(t *testing.T) {
+// If OpenAI does not delete keys of service accounts, listed expired keys are not a
+// failure.
+func TestTidy_ReportsUndeletableKeysOnce(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
 	second := h.sim.AddProject("second")
@@ -1042,22 +947,22 @@ func TestTidy_KeysThatCannotBeDeletedAreSaidOnce(t *testing.T) {
 	require.Subset(t, h.keysThere(), dead)
 	require.ElementsMatch(t, []string{account, elsewhere}, h.alive())
 
-	// It may learn to.
+	// OpenAI may support it later.
 	h.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = false })
 	require.Equal(t, 6, h.tidy(true)["deleted_count"])
 	require.Empty(t, h.keysThere())
 }
 
-// What a static role still names is its own to delete, dead or alive.
-func TestTidy_KeysOfStaticRolesAreTheirs(t *testing.T) {
+// Only the static role deletes its keys, valid or expired.
+func TestTidy_DoesNotDeleteKeysOfStaticRoles(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.sim.AddServiceAccount(h.project, "batch")
-	current, retired, former := h.ours(), h.ours(), h.ours()
+	current, superseded, former := h.ours(), h.ours(), h.ours()
 	r := &staticRole{
-		Version: 1, schedule: schedule{RotationPeriod: 24 * time.Hour, NextRotation: h.now().Add(24 * time.Hour)}, ProjectID: h.project, ServiceAccountID: account, Adopted: true,
-		Current: staticKey{ID: h.key(account, current, time.Minute), Name: current},
-		Retired: []staticKey{{ID: h.key(account, retired, time.Minute), Name: retired, DeleteAfter: h.now().Add(24 * time.Hour)}},
+		Version: 1, Schedule: schedule.Schedule{RotationPeriod: 24 * time.Hour, NextRotation: h.now().Add(24 * time.Hour)}, ProjectID: h.project, ServiceAccountID: account, Adopted: true,
+		Current:    staticKey{ID: h.key(account, current, time.Minute), Name: current},
+		Superseded: []staticKey{{ID: h.key(account, superseded, time.Minute), Name: superseded, DeleteAfter: h.now().Add(24 * time.Hour)}},
 	}
 	require.NoError(t, putStaticRole(t.Context(), h.storage, "batch", r))
 	left := h.key(account, former, time.Minute)
@@ -1065,7 +970,7 @@ func TestTidy_KeysOfStaticRolesAreTheirs(t *testing.T) {
 	status := h.tidy(true)
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, []string{left}, listedKeys(status))
-	require.ElementsMatch(t, []string{r.Current.ID, r.Retired[0].ID}, h.keysThere())
+	require.ElementsMatch(t, []string{r.Current.ID, r.Superseded[0].ID}, h.keysThere())
 	require.Equal(t, []string{account}, h.alive())
 }
 
@@ -1085,7 +990,7 @@ func TestTidy_FaultsOfKeys(t *testing.T) {
 			fault := fault
 			fault.Route, fault.Times = routeKey, 5
 			if fault.Status == http.StatusTooManyRequests {
-				fault.Times = 2 // each makes the next call wait longer
+				fault.Times = 2 // each one delays the next call longer
 			}
 			h.sim.Fail(fault)
 			status := h.tidy(true)
@@ -1132,17 +1037,17 @@ func TestBearsTag(t *testing.T) {
 func TestGolden_ProjectV1(t *testing.T) {
 	t.Parallel()
 	s := &logical.InmemStorage{}
-	want := projectEntry{Version: 1, UnknownSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	want := projectEntry{Version: 1, UnknownSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), StaticChecked: time.Date(2026, 1, 3, 3, 4, 5, 0, time.UTC)}
 	require.NoError(t, putProjectEntry(t.Context(), s, "proj_1", want))
 	entry, err := s.Get(t.Context(), "project/proj_1")
 	require.NoError(t, err)
-	require.JSONEq(t, string(golden(t, "project.v1.json")), string(entry.Value))
+	pinned(t, "project.v1.json", entry.Value)
 	require.NoError(t, s.Put(t.Context(), &logical.StorageEntry{Key: "project/proj_1", Value: golden(t, "project.v1.json")}))
 	got, err := getProjectEntry(t.Context(), s, "proj_1")
 	require.NoError(t, err)
 	require.Equal(t, want, *got)
 
-	require.NoError(t, recordProject(t.Context(), s, "proj_2"))
+	require.NoError(t, (&backend{entries: job.NewNameLocks()}).recordProject(t.Context(), s, "proj_2"))
 	entry, err = s.Get(t.Context(), "project/proj_2")
 	require.NoError(t, err)
 	require.JSONEq(t, `{"version": 1}`, string(entry.Value))
@@ -1170,8 +1075,8 @@ func TestGolden_TidyV1(t *testing.T) {
 	require.ErrorContains(t, err, "newer version")
 }
 
-// What OpenAI does not find so soon is neither deleted nor a failure.
-func TestTidy_WhatMayAppearYetIsLeftToTheNextRun(t *testing.T) {
+// A new account that OpenAI does not find counts neither as deleted nor as failed.
+func TestTidy_LeavesANewAccountToTheNextRun(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"tidy_safety_buffer": "1s"}))
@@ -1190,7 +1095,7 @@ func TestTidy_WhatMayAppearYetIsLeftToTheNextRun(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A 404 that OpenAI does not give for the thing says nothing of it.
+// A 404 that is not OpenAI's for the account does not prove its deletion.
 func TestTidy_A404IsNotADeletion(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
@@ -1213,7 +1118,7 @@ func TestTidy_A404IsNotADeletion(t *testing.T) {
 			require.Len(t, h.keysThere(), 3)
 			cancel()
 
-			// Nor does such an answer to the look after the first delete show that keys go.
+			// Such a response after the first delete does not prove the deletion of keys.
 			h.sim.ResetRequests()
 			cancel = h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: 404, Body: body})
 			status = h.tidy(true)
@@ -1225,7 +1130,7 @@ func TestTidy_A404IsNotADeletion(t *testing.T) {
 	}
 }
 
-func TestTidy_OneProjectThatHangsStopsNoOther(t *testing.T) {
+func TestTidy_AHangingProjectDoesNotStopTheOthers(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	second := h.sim.AddProject("second")
@@ -1240,7 +1145,7 @@ func TestTidy_OneProjectThatHangsStopsNoOther(t *testing.T) {
 	}})
 	status := h.tidy(true)
 	require.Equal(t, tidyError, status["state"])
-	require.Contains(t, status["error"], "project "+second+": no call to OpenAI has succeeded for 4s, so the project waits for the next run")
+	require.Contains(t, status["error"], "project "+second+": no call to OpenAI has succeeded for 4s; the next run tries the project again")
 	require.Equal(t, 2, status["done_project_count"])
 	require.Equal(t, 1, status["deleted_count"])
 	cancel()
@@ -1248,7 +1153,7 @@ func TestTidy_OneProjectThatHangsStopsNoOther(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestTidy_EndsWhereNothingGoesOn(t *testing.T) {
+func TestTidy_StopsAfterSystemicFailures(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"throttled for good": {Status: 429, Message: "slow down"},
@@ -1257,7 +1162,7 @@ func TestTidy_EndsWhereNothingGoesOn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
-			for i := range patience + 2 {
+			for i := range maxSystemicFailures + 2 {
 				h.must(h.write(fmt.Sprintf("roles/%d", i), map[string]any{"project_id": h.sim.AddProject(fmt.Sprint(i))}))
 			}
 			h.b.tidy.stall = time.Second
@@ -1265,9 +1170,9 @@ func TestTidy_EndsWhereNothingGoesOn(t *testing.T) {
 			h.sim.Fail(fault)
 			status := h.tidy(true)
 			require.Equal(t, tidyError, status["state"])
-			require.Equal(t, patience, status["done_project_count"])
-			require.Len(t, status["errors"], patience+1)
-			require.Contains(t, status["errors"].([]string)[patience], "nothing went on in 3 projects in a row")
+			require.Equal(t, maxSystemicFailures, status["done_project_count"])
+			require.Len(t, status["errors"], maxSystemicFailures+1)
+			require.Contains(t, status["errors"].([]string)[maxSystemicFailures], "run stopped after 3 stalled projects in a row")
 		})
 	}
 }

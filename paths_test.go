@@ -1,6 +1,6 @@
 package openaisecrets
 
-// Vault's own conventions, held for every path at once.
+// Vault's conventions for every path.
 
 import (
 	"context"
@@ -60,11 +60,11 @@ func TestPaths_FollowVaultsConventions(t *testing.T) {
 		})
 	}
 	require.Equal(t, []string{"config", "static-role/"}, b.PathsSpecial.SealWrapStorage)
-	require.Equal(t, []string{framework.WALPrefix}, b.PathsSpecial.LocalStorage)
+	require.Equal(t, []string{framework.WALPrefix, usageStoragePrefix, verdictStoragePrefix, stateStoragePrefix}, b.PathsSpecial.LocalStorage)
 	require.Equal(t, version, b.RunningVersion)
 }
 
-func TestPaths_HelpTeaches(t *testing.T) {
+func TestPaths_HelpTexts(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	for _, at := range []string{"", "config", "config/rotate", "rotate-root", "roles", "roles/app", "creds/app", "static-roles", "static-roles/app", "static-creds/app", "rotate-role/app", "projects", "tidy", "tidy-status", "tidy-cancel", "metrics"} {
@@ -75,10 +75,9 @@ func TestPaths_HelpTeaches(t *testing.T) {
 	}
 }
 
-func TestFactory_WorksWithoutAnything(t *testing.T) {
+func TestFactory_WorksDuringRegistration(t *testing.T) {
 	t.Parallel()
-	// Vault runs the plugin once at registration, with nothing behind storage
-	// and system view.
+	// Vault starts the plugin at registration without working storage and system view.
 	b, err := Factory(context.Background(), &logical.BackendConfig{})
 	require.NoError(t, err)
 	require.Equal(t, logical.TypeLogical, b.Type())
@@ -86,7 +85,7 @@ func TestFactory_WorksWithoutAnything(t *testing.T) {
 	b.Cleanup(context.Background())
 }
 
-func TestUserAgent_NamesPluginAndVault(t *testing.T) {
+func TestUserAgent_ContainsPluginAndVaultVersion(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	requests := h.sim.Requests()

@@ -1,9 +1,9 @@
 package openaisecrets
 
-// This file owns the projects of a mount: the record of those that roles name or have
-// named, and the checks of a project, and of an account in one, that a write names.
+// This file owns the projects of a mount: the record of every project that a role
+// has used, and the verification of a project or service account that a write names.
 //
-// What must stay true: nothing can be made in a project that no sweep looks at; a
+// What must stay true: nothing is created in a project that tidy does not search; a
 // check has no effect at OpenAI.
 
 import (
@@ -22,75 +22,82 @@ const (
 	projectVersion       = 1
 )
 
-// projectEntry says that a role names or has named a project, whose ID is in
-// the entry's key. Roles come and go, and what they left stays to be found.
+// projectEntry records that a role has used the project whose ID is in the entry's
+// key. It outlives the role, so that tidy finds orphans of deleted roles.
 type projectEntry struct {
 	Version int `json:"version"`
-	// UnknownSince is since when OpenAI does not know the project.
+	// UnknownSince is when OpenAI first did not find the project.
 	UnknownSince time.Time `json:"unknown_since,omitzero"`
+	// StaticChecked is when the keys of its static roles were last looked for.
+	StaticChecked time.Time `json:"static_roles_checked_at,omitzero"`
 }
 
-// getProjectEntry returns nil when the project is not recorded.
+// getProjectEntry returns nil if the project is not recorded.
 func getProjectEntry(ctx context.Context, s logical.Storage, id string) (*projectEntry, error) {
-	stored, err := s.Get(ctx, projectStoragePrefix+id)
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of project %s: %w", id, err)
-	}
-	if stored == nil {
-		return nil, nil
-	}
 	var entry projectEntry
-	if err := stored.DecodeJSON(&entry); err != nil {
-		return nil, fmt.Errorf("decoding the record of project %s: %w", id, err)
-	}
-	if entry.Version > projectVersion {
-		return nil, fmt.Errorf("the record of project %s was written by a newer version of this plugin (format %d, this one knows %d)", id, entry.Version, projectVersion)
+	stored, err := readEntry(ctx, s, projectStoragePrefix+id, "the record of project "+id, projectVersion, &entry)
+	if err != nil || stored == nil {
+		return nil, err
 	}
 	return &entry, nil
 }
 
 func putProjectEntry(ctx context.Context, s logical.Storage, id string, entry projectEntry) error {
 	entry.Version = projectVersion
-	stored, err := logical.StorageEntryJSON(projectStoragePrefix+id, entry)
+	return writeEntry(ctx, s, projectStoragePrefix+id, "the record of project "+id, entry)
+}
+
+// amendProject changes the record of a project. Tidy and the check of static roles
+// have a field each.
+func (b *backend) amendProject(ctx context.Context, s logical.Storage, id string, change func(*projectEntry)) error {
+	unlock, err := b.entries.Lock(ctx, projectStoragePrefix+id)
+	if err != nil {
+		return fmt.Errorf("waiting for another write of the record of project %s: %w", id, err)
+	}
+	defer unlock()
+	entry, err := getProjectEntry(ctx, s, id)
 	if err != nil {
 		return err
 	}
-	if err := s.Put(ctx, stored); err != nil {
-		return fmt.Errorf("storing the record of project %s: %w", id, err)
+	if entry == nil {
+		entry = &projectEntry{}
 	}
-	return nil
+	change(entry)
+	return putProjectEntry(ctx, s, id, *entry)
 }
 
-// recordProject notes that a role names a project. It precedes the write of
-// the role, so that nothing can be made in a project that no sweep looks at.
-func recordProject(ctx context.Context, s logical.Storage, id string) error {
+// recordProject records that a role uses a project. It precedes the write of the role,
+// so that nothing is created in a project that tidy does not search.
+func (b *backend) recordProject(ctx context.Context, s logical.Storage, id string) error {
 	entry, err := getProjectEntry(ctx, s, id)
 	if err != nil || entry != nil {
 		return err
 	}
-	return putProjectEntry(ctx, s, id, projectEntry{})
+	return b.amendProject(ctx, s, id, func(*projectEntry) {})
 }
 
-// checkProject says why a project cannot be used; an error is OpenAI's.
+// checkProject returns why a project cannot be used; an error comes from OpenAI.
 func checkProject(ctx context.Context, req *logical.Request, api *client.Client, id string) (refusal, err error) {
 	project, err := api.GetProject(ctx, id)
 	switch {
 	case client.IsNotFound(err):
-		return fmt.Errorf("the admin key's organization has no project %q; `vault list %sprojects` shows those it has: %w", id, req.MountPoint, err), nil
+		return fmt.Errorf("project %q not found in the admin key's organization; run \"vault list %sprojects\" to list projects: %w", id, req.MountPoint, err), nil
 	case err != nil:
 		return nil, err
+	case project.ID != id:
+		return nil, upstreamError(fmt.Sprintf("the answer for project %s has ID %.64q", id, project.ID))
 	case project.Archived():
-		return fmt.Errorf("project %q is archived, and archived projects cannot be used again; make or choose another at %s", id, projectsPage), nil
+		return fmt.Errorf("project %q is archived and cannot be used again; create or choose another project at %s", id, projectsPage), nil
 	}
 	return nil, nil
 }
 
-// checkAdopted looks at an account that is to be used and not to be owned. It
-// returns its name, or why it cannot be used; an error is OpenAI's.
+// checkAdopted verifies an existing account that the engine is to use without owning
+// it. It returns its name, or why it cannot be used; an error comes from OpenAI.
 func checkAdopted(ctx context.Context, api *client.Client, tag, project, id string, response *logical.Response) (name string, refusal, err error) {
 	account, err := api.GetServiceAccount(ctx, project, id)
 	if client.IsNotFound(err) {
-		return "", fmt.Errorf("project %q has no service account %q: %w", project, id, err), nil
+		return "", fmt.Errorf("service account %q not found in project %q: %w", id, project, err), nil
 	}
 	if err != nil {
 		return "", nil, err
@@ -100,14 +107,14 @@ func checkAdopted(ctx context.Context, api *client.Client, tag, project, id stri
 		return "", nil, err
 	}
 	if ours(account.Name) {
-		return "", fmt.Errorf("service account %q (%s) was made by this mount, for a lease or a static role, and ends with that; make one that is nobody's", id, account.Name), nil
+		return "", fmt.Errorf("service account %q (%s) belongs to a lease or static role of this mount and is deleted with it; use another service account", id, account.Name), nil
 	}
 	switch account.Role {
-	case "member": // as of the accounts that this engine makes
+	case "member": // the role of the accounts that this engine creates
 	case "none":
-		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s: its keys can do nothing until it has another.", id, account.Name, account.Role, project))
+		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s: its keys have no permissions until you change that role.", id, account.Name, account.Role, project))
 	default:
-		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s and not %q, as the accounts that the engine makes have: all who read its keys can do what that role allows. Restrict the keys with scopes, or use an account with that other role.", id, account.Name, account.Role, project, "member"))
+		response.AddWarning(fmt.Sprintf("Service account %s (%s) has the role %q in project %s, not %q: everyone who reads its keys gets the permissions of that role. Restrict the keys with scopes, or use an account with the role %[5]q.", id, account.Name, account.Role, project, "member"))
 	}
 	return account.Name, nil, nil
 }

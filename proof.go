@@ -1,14 +1,18 @@
 package openaisecrets
 
-// This file owns what counts as proof that something no longer exists at OpenAI.
+// This file owns the proof that an account or key no longer exists at OpenAI.
 //
-// What must stay true: deleted is what OpenAI itself says is deleted. That is its
-// own "deleted" answer, an archived project that was read as such, or a 404 that
-// is proven: in OpenAI's form and for a thing, while with the same endpoint,
-// organization and admin key the thing's project has answered a read, and a read
-// of the thing itself answers 404 in the same form. Of an admin key the proof is
-// a complete listing that shows the current key and not that one. A missing
-// permission, any other 404 and silence prove nothing.
+// What must stay true: an account or key counts as deleted only if OpenAI confirms it, and
+// destroy alone adds to that, for keys that expire and for 404s that are not final:
+//   - its own "deleted" answer;
+//   - a project that was read and is archived;
+//   - a proven 404: in OpenAI's error form, for the account or key, confirmed by a read of
+//     it that answers with the same form, while the same endpoint, organization and admin
+//     key can read the project;
+//   - for a key, that it has expired;
+//   - for an admin key, a complete listing that shows the current key and not that one.
+//
+// A missing permission, any other 404 and a lost answer prove nothing.
 
 import (
 	"context"
@@ -21,19 +25,18 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-// errNotFinal is returned where OpenAI does not find something so young that it
-// may appear yet. It must be looked for again.
-var errNotFinal = errors.New("OpenAI does not find it, but it was created so recently that it may appear yet")
+// errNotFinal is returned for an account or key that OpenAI does not find but that is so
+// new that it may still appear. The caller must look for it again.
+var errNotFinal = errors.New("not found at OpenAI, but created so recently that it may still appear")
 
-// isFinal reports whether OpenAI's not finding something that was created at a
-// time, zero if unknown, is final.
+// isFinal reports whether a 404 is final for an account or key created at that time,
+// zero if unknown.
 func (b *backend) isFinal(created time.Time) bool {
 	return created.IsZero() || b.now().Sub(created) >= time.Duration(b.settling.Load())
 }
 
-// accountDeleted returns nil if failure, that of a call about a service account,
-// means that the account is deleted, and otherwise an error that says why that is
-// not proven.
+// accountDeleted returns nil if failure, the error of a call about a service account,
+// proves that the account is deleted, and otherwise an error with the reason.
 func (s *snapshot) accountDeleted(ctx context.Context, project, id string, failure error) error {
 	return s.proveDeleted(ctx, project, id, failure, func(ctx context.Context) (bool, error) {
 		_, err := s.api.GetServiceAccount(ctx, project, id)
@@ -41,8 +44,8 @@ func (s *snapshot) accountDeleted(ctx context.Context, project, id string, failu
 	})
 }
 
-// keyDeleted is accountDeleted for a key. One that has expired by now, unless that is
-// zero, counts as deleted.
+// keyDeleted is accountDeleted for a key. A key that has expired by now counts as
+// deleted, unless now is zero.
 func (s *snapshot) keyDeleted(ctx context.Context, project, id string, failure error, now time.Time) error {
 	return s.proveDeleted(ctx, project, id, failure, func(ctx context.Context) (expired bool, err error) {
 		key, err := s.api.GetProjectKey(ctx, project, id)
@@ -50,42 +53,42 @@ func (s *snapshot) keyDeleted(ctx context.Context, project, id string, failure e
 	})
 }
 
-// proveDeleted makes two reads at most for the first 404 in a project, and one for
-// each later one. read reads the thing of that ID, and reports whether it has ended
-// although it is there.
+// proveDeleted reads the project before the first 404 in it counts, and again if its read
+// of the account or key is about the project. read reads the account or key, and reports
+// whether it has expired.
 func (s *snapshot) proveDeleted(ctx context.Context, project, id string, failure error, read func(context.Context) (ended bool, err error)) error {
 	if !client.IsNotFound(failure) {
 		return s.unlessArchived(ctx, project, failure)
 	}
-	if _, shown := s.shown.ids.Load(project); !shown || speaksOfProject(failure, project, id) {
+	if _, shown := s.shown.ids.Load(project); !shown || isAboutProject(failure, project, id) {
 		if archived, err := s.readProject(ctx, project, failure); archived || err != nil {
 			return err
 		}
 	}
 	ended, err := read(ctx)
 	switch {
-	case speaksOfProject(err, project, id):
+	case isAboutProject(err, project, id):
 		return unconfirmed(failure, err)
 	case client.IsNotFound(err), err == nil && ended:
 		return nil
 	case err == nil:
-		return fmt.Errorf("%w; not taken for deleted: OpenAI still shows it", failure)
-	case s.unlessArchived(ctx, project, err) == nil: // since it was shown
+		return fmt.Errorf("%w; not counted as deleted: OpenAI still shows it", failure)
+	case s.unlessArchived(ctx, project, err) == nil: // archived after it was first read
 		return nil
 	}
 	return unconfirmed(failure, err)
 }
 
-// speaksOfProject reports whether a 404 is for the project and not for the thing in
-// it, of which it then says nothing.
-func speaksOfProject(err error, project, id string) bool {
+// isAboutProject reports whether a 404 is about the project instead of the account or
+// key in it.
+func isAboutProject(err error, project, id string) bool {
 	e := client.AsError(err)
 	return e != nil && e.NotFound() && (strings.HasPrefix(e.Code, "project") || strings.Contains(e.Message, project) && !strings.Contains(e.Message, id))
 }
 
-// unlessArchived returns failure, that of a call about something in a project, or
-// nil if the project is archived and therefore has no accounts or keys. What OpenAI
-// answers to calls about those is not published (docs/openai-api.md).
+// unlessArchived returns failure, the error of a call about an account or key, or nil if
+// the project is archived and therefore has none. OpenAI does not publish its answers to
+// calls in an archived project (docs/openai-api.md).
 func (s *snapshot) unlessArchived(ctx context.Context, project string, failure error) error {
 	e := client.AsError(failure)
 	if e == nil || e.Ambiguous() || e.RateLimited() || e.Status == 0 {
@@ -97,16 +100,16 @@ func (s *snapshot) unlessArchived(ctx context.Context, project string, failure e
 	return failure
 }
 
-// readProject notes that OpenAI shows the project, or returns why that is not so.
+// readProject records that the project can be read, or returns why it cannot.
 func (s *snapshot) readProject(ctx context.Context, id string, failure error) (archived bool, err error) {
 	project, err := s.api.GetProject(ctx, id)
 	switch {
 	case client.IsNotFound(err):
-		return false, fmt.Errorf("%w; not taken for deleted: the admin key's organization does not have project %s", failure, id)
+		return false, fmt.Errorf("%w; not counted as deleted: project %s not found in the admin key's organization", failure, id)
 	case err != nil:
 		return false, unconfirmed(failure, err)
 	case project.ID != id:
-		return false, fmt.Errorf("%w; not taken for deleted: the read of project %s was answered with project %.64q", failure, id, project.ID)
+		return false, fmt.Errorf("%w; not counted as deleted: the answer for project %s has ID %.64q", failure, id, project.ID)
 	case project.Archived():
 		return true, nil
 	}
@@ -114,17 +117,17 @@ func (s *snapshot) readProject(ctx context.Context, id string, failure error) (a
 	return false, nil
 }
 
-// unconfirmed is the error of a 404 that another call was to confirm. The cause
-// is what kept that call from it, if others would share it.
+// unconfirmed is the error of a 404 that could not be confirmed. It unwraps to the
+// failure of the confirming call alone if that is systemic.
 func unconfirmed(failure, err error) error {
-	if shared(err) || client.IsDenied(err) {
+	if isSystemic(err) || client.IsDenied(err) {
 		failure = errors.New(failure.Error())
 	}
-	return fmt.Errorf("%w; whether it is deleted could not be confirmed: %w", failure, err)
+	return fmt.Errorf("%w; the deletion could not be confirmed: %w", failure, err)
 }
 
-// deleteAdminKey deletes an admin key. Without an error it is deleted.
-func (s *snapshot) deleteAdminKey(ctx context.Context, id string) error {
+// deleteAdminKeyProven deletes an admin key. After nil it is proven to be deleted.
+func (s *snapshot) deleteAdminKeyProven(ctx context.Context, id string) error {
 	failure := s.api.DeleteAdminKey(ctx, id)
 	if !client.IsNotFound(failure) {
 		return failure
@@ -137,9 +140,9 @@ func (s *snapshot) deleteAdminKey(ctx context.Context, id string) error {
 	case err != nil:
 		return unconfirmed(failure, err)
 	case s.config.AdminKeyID == "" || !has(s.config.AdminKeyID):
-		return fmt.Errorf("%w; not taken for deleted: the list of admin keys does not show the current key %s", failure, s.config.AdminKeyID)
+		return fmt.Errorf("%w; not counted as deleted: the list of admin keys does not show the current key %s", failure, s.config.AdminKeyID)
 	case has(id):
-		return fmt.Errorf("%w; not taken for deleted: OpenAI still lists it", failure)
+		return fmt.Errorf("%w; not counted as deleted: OpenAI still lists it", failure)
 	}
 	return nil
 }

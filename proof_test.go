@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
-// notTheThings are 404s that say nothing of the thing that was named.
+// notTheThings are 404s that prove nothing about the account or key.
 var notTheThings = map[string]string{
 	"OpenAI's for an unknown URL":       `{"error":{"message":"Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
 	"OpenAI's for an invalid URL":       `{"error":{"message":"Invalid URL (DELETE /v1/organization/x)","type":"invalid_request_error","param":null,"code":null}}`,
@@ -40,8 +40,8 @@ var notTheThings = map[string]string{
 	"one that imitates OpenAI": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
 }
 
-// everyNotFound runs a test for each of these 404s, answered to DELETE only, and
-// for an endpoint that answers 404 to all.
+// everyNotFound runs a test for each of these 404s on DELETE only, and for an endpoint
+// that answers 404 to all calls.
 func everyNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Fault)) {
 	t.Helper()
 	t.Parallel()
@@ -60,7 +60,7 @@ func everyNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Faul
 	}
 }
 
-func TestProof_A404ThatIsNotTheThingsRevokesNothing(t *testing.T) {
+func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 	for _, kind := range []string{typeAccount, typeKey} {
 		t.Run(kind, func(t *testing.T) {
 			everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
@@ -76,9 +76,9 @@ func TestProof_A404ThatIsNotTheThingsRevokesNothing(t *testing.T) {
 				}
 				cancel := h.sim.Fail(deletes)
 				require.Error(t, h.revoke(lease))
-				require.Len(t, h.journal(), 1)
+				require.Len(t, h.walEntries(), 1)
 				h.tick()
-				require.Len(t, h.journal(), 1, "nor does the WAL take it for a deletion")
+				require.Len(t, h.walEntries(), 1, "nor does the WAL take it for a deletion")
 				require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 				cancel()
 				h.restart() // and forget what it knew of the limits
@@ -96,28 +96,28 @@ func TestProof_A404ThatIsNotTheThingsRevokesNothing(t *testing.T) {
 	}
 }
 
-func TestProof_A404ThatIsNotTheThingsDeletesNoStaticRole(t *testing.T) {
+func TestProof_UnprovenNotFoundFailsStaticRoleDeletion(t *testing.T) {
 	everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
 		h := withStatic(t, openaitest.Options{})
 		h.static("batch", nil)
 		h.advance(time.Hour)
 		cancel := h.sim.Fail(deletes)
 		resp := h.must(h.remove("static-roles/batch"))
-		require.Contains(t, fmt.Sprint(resp.Warnings), "Left to")
+		require.Contains(t, fmt.Sprint(resp.Warnings), "Queued for deletion")
 		require.Len(t, h.sim.Accounts(), 1)
 		h.tick()
-		require.Len(t, h.journal(), 1)
+		require.Len(t, h.walEntries(), 1)
 		cancel()
 		h.restart()
 		h.tick()
 		require.Empty(t, h.sim.Accounts())
-		require.Empty(t, h.journal())
+		require.Empty(t, h.walEntries())
 	})
 }
 
-// What a proof costs: nothing while deletes succeed, two reads for the first 404 of
-// a project, one for later ones.
-func TestProof_ItsReads(t *testing.T) {
+// The calls of a proof: none while deletes succeed, two reads for the first 404 of a
+// project, one for later ones.
+func TestProof_NumberOfReads(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	var leases []*logical.Response
@@ -138,7 +138,7 @@ func TestProof_ItsReads(t *testing.T) {
 		}
 		require.Equal(t, 2, h.sim.Count("", ""))
 	}
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 
 	// Another admin key has shown nothing yet.
 	lease := h.lease("creds/app", nil)
@@ -151,23 +151,23 @@ func TestProof_ItsReads(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-func TestProof_AProjectThatTheAdminKeyDoesNotSeeProvesNothing(t *testing.T) {
+func TestProof_InvisibleProjectProvesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	h.advance(time.Hour)
 	h.sim.Fail(openaitest.Fault{Route: routeProject, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"organization.project","id":"proj_other","status":"active"}`})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 2, Status: 404, Code: "service_account_not_found", Message: "No service account found."})
-	require.ErrorContains(t, h.revoke(lease), "was answered with project")
+	require.ErrorContains(t, h.revoke(lease), "has ID")
 	h.sim.Fail(openaitest.Fault{Route: routeProject, Times: 1, Status: 404, Code: "project_not_found", Message: "No project found."})
-	require.ErrorContains(t, h.revoke(lease), "does not have project "+h.project)
+	require.ErrorContains(t, h.revoke(lease), "project "+h.project+" not found in the admin key's organization")
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
 }
 
-// A server of OpenAI's that lags does not know a new account yet.
-func TestProof_ANewCredentialThatIsNotFoundIsLookedForAgain(t *testing.T) {
+// A lagging server of OpenAI does not find a new account yet.
+func TestProof_NotFoundNewCredentialIsCheckedAgain(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -176,9 +176,9 @@ func TestProof_ANewCredentialThatIsNotFoundIsLookedForAgain(t *testing.T) {
 		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id."}),
 	}
 	require.NoError(t, h.revoke(lease), "the lease ends")
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	h.rollback()
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	require.NotContains(t, h.log.String(), "incomplete", "to wait is no failure")
 	lagging[0]()
 	lagging[1]()
@@ -191,14 +191,14 @@ func TestProof_ANewCredentialThatIsNotFoundIsLookedForAgain(t *testing.T) {
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 	require.NoError(t, h.revoke(lease))
 	h.rollback()
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	h.advance(notFinalBefore)
 	h.rollback()
 	h.onlyLeased()
 }
 
 // The age counts from the create, although the entry is younger.
-func TestProof_TheAgeIsThatOfTheCreate(t *testing.T) {
+func TestProof_AgeCountsFromTheCreate(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -206,10 +206,10 @@ func TestProof_TheAgeIsThatOfTheCreate(t *testing.T) {
 	lease.Secret.IssueTime = h.now().Add(-time.Hour)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 	require.NoError(t, h.revoke(lease))
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 }
 
-func TestProof_AnUpdateThatDoesNotFindTheNewKeyIsRepeated(t *testing.T) {
+func TestProof_UpdateOfNotFoundNewKeyIsRetried(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.role(map[string]any{"scopes": scopeChat})
@@ -228,8 +228,8 @@ func TestProof_AnUpdateThatDoesNotFindTheNewKeyIsRepeated(t *testing.T) {
 	h.onlyLeased()
 }
 
-// An account that no listing shows yet may be there all the same.
-func TestProof_AbsenceFromAListingIsNotFinalAtFirst(t *testing.T) {
+// An account may exist although no listing shows it yet.
+func TestProof_AbsenceOfANewAccountIsNotFinal(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
@@ -238,15 +238,15 @@ func TestProof_AbsenceFromAListingIsNotFinalAtFirst(t *testing.T) {
 	h.advance(walMinAge)
 	stale := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccounts, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
 	h.rollback()
-	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.walEntries(), maxAttempts)
 	require.Len(t, h.sim.Accounts(), maxAttempts)
 	stale()
 	h.rollback()
 	h.onlyLeased()
 }
 
-// One mount's slow endpoint keeps nothing else waiting.
-func TestTick_AThrottledEndpointKeepsNothingElseWaiting(t *testing.T) {
+// A throttled endpoint does not delay other work of the mount.
+func TestPeriodic_ThrottledEndpointDoesNotDelayOthers(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -258,7 +258,7 @@ func TestTick_AThrottledEndpointKeepsNothingElseWaiting(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	stop := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Status: 429, Message: "slow down"})
 	defer stop()
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)})
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)})
 	require.NoError(t, err)
 	tick()
 	require.Eventually(t, func() bool { return h.sim.Count(http.MethodDelete, routeAccount) > 0 }, 20*time.Second, 10*time.Millisecond, "the run has begun")
@@ -276,12 +276,12 @@ func TestTick_AThrottledEndpointKeepsNothingElseWaiting(t *testing.T) {
 	require.NoError(t, putTidyEntry(t.Context(), h.storage, h.now().Add(-24*time.Hour)))
 	require.Eventually(t, func() bool {
 		tick()
-		swept := !h.b.tidy.current().started.IsZero()
-		return swept && h.inference(key, http.MethodGet, "/models") == 401 && !slices.Contains(h.adminKeyIDs(), superseded)
+		tidied := !h.b.tidy.current().started.IsZero()
+		return tidied && h.inference(key, http.MethodGet, "/models") == 401 && !slices.Contains(h.adminKeyIDs(), superseded)
 	}, 20*time.Second, 100*time.Millisecond, "the superseded admin key, the key of the free endpoint and tidy do not wait")
 }
 
-func TestDisable_WhatLooksExpiredIsDeletedAllTheSame(t *testing.T) {
+func TestDisable_DeletesExpiredCredentials(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "720h"})
@@ -297,8 +297,8 @@ func TestDisable_WhatLooksExpiredIsDeletedAllTheSame(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A clock that steps forward makes entries look old that requests still use.
-func TestIssue_AClockThatStepsEndsNothingUnderIt(t *testing.T) {
+// After a clock step, entries that requests still use look old.
+func TestIssue_ClockStepDeletesNothingInProgress(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ActivationDelay: 1500 * time.Millisecond})
 	type result struct {
@@ -324,8 +324,8 @@ func TestIssue_AClockThatStepsEndsNothingUnderIt(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Of two renewals at once the key keeps the later end, whichever comes last.
-func TestRenew_OfTwoAtOnceTheLongerEndStays(t *testing.T) {
+// Of two concurrent renewals the key keeps the later expiry, whichever is last.
+func TestRenew_ConcurrentRenewalsKeepTheLaterExpiry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "720h"})
@@ -350,9 +350,9 @@ func TestRenew_OfTwoAtOnceTheLongerEndStays(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A copy of this storage at another Vault finds entries of what was handed out
-// since. What is used was handed out.
-func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
+// Another Vault with a copy of this storage finds entries of credentials that were
+// returned since. A used credential was returned.
+func TestWAL_UsedCredentialIsReportedAndRetained(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
 		t.Run(kind, func(t *testing.T) {
@@ -369,7 +369,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			} else {
 				c.Name = lease.Data["service_account"].(string)
 			}
-			id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+			id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 			require.NoError(t, err)
 			h.b.wal.release(id)
 			h.advance(10 * time.Minute)
@@ -377,7 +377,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			h.sim.ResetRequests()
 			h.rollback()
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
-			require.Len(t, h.journal(), 1)
+			require.Len(t, h.walEntries(), 1)
 			require.Contains(t, h.log.String(), "another Vault with a copy of this storage")
 			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKeys))
 			entries, _, kept := h.b.wal.totals()
@@ -387,7 +387,7 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 			// It ends once its key has expired.
 			h.advance(defaultMaxTTL + time.Hour)
 			h.rollback()
-			require.Empty(t, h.journal())
+			require.Empty(t, h.walEntries())
 			if kind == typeKey {
 				h.onlyKeys(account)
 			} else {
@@ -397,27 +397,27 @@ func TestJournal_WhatHasBeenUsedIsReportedAndNotDeleted(t *testing.T) {
 	}
 }
 
-// A listing of keys that leaves one out says nothing of its use: the engine makes no
+// An incomplete listing of keys does not prove that a key is unused: the engine creates no
 // account without a key.
-func TestJournal_AListThatLeavesAUsedKeyOutDeletesNothing(t *testing.T) {
+func TestWAL_ListingWithoutTheUsedKeyDeletesNothing(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	h.rollback()
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 
 	empty := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: empty})
 	h.advance(keptFor + time.Minute)
 	h.rollback()
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 
 	h.advance(defaultMaxTTL + time.Hour) // its key has expired
 	h.rollback()
@@ -426,7 +426,7 @@ func TestJournal_AListThatLeavesAUsedKeyOutDeletesNothing(t *testing.T) {
 
 // An account whose key a person has deleted is deleted by the second listing, some
 // minutes after the first.
-func TestJournal_AnAccountWithoutAKeyIsDeletedByTheSecondListing(t *testing.T) {
+func TestWAL_AccountWithoutKeyIsDeletedAfterTwoListings(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(nil)
@@ -444,13 +444,13 @@ func TestJournal_AnAccountWithoutAKeyIsDeletedByTheSecondListing(t *testing.T) {
 		stop := h.ticking()
 		defer stop()
 		time.Sleep(3 * time.Minute)
-		require.Len(t, h.journal(), maxAttempts)
+		require.Len(t, h.walEntries(), maxAttempts)
 		time.Sleep(2 * notFinalBefore)
 		h.onlyLeased()
 	})
 }
 
-func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {
+func TestWAL_FutureCreationTimeIsReset(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.mu.Lock()
@@ -464,8 +464,8 @@ func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {
 	h.mu.Unlock()
 	h.restart()
 	h.rollback()
-	require.Len(t, h.journal(), maxAttempts)
-	require.Contains(t, h.log.String(), "dated in the future")
+	require.Len(t, h.walEntries(), maxAttempts)
+	require.Contains(t, h.log.String(), "creation time in the future")
 	h.advance(walMinAge)
 	h.rollback()
 	h.onlyLeased()
@@ -473,7 +473,7 @@ func TestJournal_AnEntryDatedInTheFutureIsDatedNow(t *testing.T) {
 
 // A failed revocation that succeeds later leaves no entry, and a repeated one
 // keeps the time of the first.
-func TestRevoke_ItsEntryEndsWithIt(t *testing.T) {
+func TestRevoke_DeletesItsWALEntry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -489,25 +489,25 @@ func TestRevoke_ItsEntryEndsWithIt(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A run that cannot succeed reads only what it tries.
-func TestJournal_AHopelessRunReadsLittle(t *testing.T) {
+// A run that cannot succeed reads only the entries that it tries.
+func TestWAL_StopsReadingAfterSystemicFailures(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	const n = 300
 	for i := range n {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: fmt.Sprint("user-", i)})
+		_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: fmt.Sprint("user-", i)})
 		require.NoError(t, err)
 	}
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 401, Message: "no"})
-	counted := &countedReads{Storage: h.storage}
+	counted := &watchedStorage{Storage: h.storage}
 	req := &logical.Request{Storage: counted, MountPoint: "openai/"}
 	require.Error(t, h.runAllWAL(client.Background(t.Context()), req, 0))
-	require.Less(t, counted.reads.Load(), int64(4*(patience+workers)))
-	require.Len(t, h.journal(), n)
+	require.Less(t, counted.reads.Load(), int64(4*(maxSystemicFailures+workers)))
+	require.Len(t, h.walEntries(), n)
 	h.sim.KeepAll()
 }
 
-// Entries whose key may still work come first, each kind in another order each time.
+// Entries whose key may still work come first, in random order.
 func TestWALIndex_LiveKeysFirst(t *testing.T) {
 	t.Parallel()
 	x, now := newWALIndex(), time.Now()
@@ -516,21 +516,21 @@ func TestWALIndex_LiveKeysFirst(t *testing.T) {
 		if i%2 == 0 {
 			c.KeyExpires = now.Add(-time.Hour)
 		}
-		x.put(fmt.Sprint(i%2, "-", i), newWALNote(journalRevoked, now.Add(-time.Minute), c))
+		x.put(fmt.Sprint(i%2, "-", i), newWALNote(walRevokedAccount, now.Add(-time.Minute), c))
 	}
-	x.put("another kind", newWALNote(journalKey, now, credential{}))
+	x.put("another kind", newWALNote(walKey, now, credential{}))
 	x.use("1-1")
-	ids := x.due(journalRevoked, now, 0)
+	ids := x.due(walRevokedAccount, now, 0)
 	require.Len(t, ids, 99)
 	for _, id := range ids[:49] {
 		require.Equal(t, "1-", id[:2])
 	}
-	require.NotEqual(t, ids, x.due(journalRevoked, now, 0))
-	require.Empty(t, x.due(journalRevoked, now, 2*time.Minute))
+	require.NotEqual(t, ids, x.due(walRevokedAccount, now, 0))
+	require.Empty(t, x.due(walRevokedAccount, now, 2*time.Minute))
 }
 
-// What is remembered of a hundred thousand entries.
-func TestJournal_AHundredThousandEntries(t *testing.T) { //nolint:paralleltest // it measures the process's memory
+// The memory of the index of a hundred thousand entries.
+func TestWAL_HundredThousandEntries(t *testing.T) { //nolint:paralleltest // it measures the process's memory
 	const n = 100_000
 	x := newWALIndex()
 	var before, after runtime.MemStats
@@ -539,10 +539,10 @@ func TestJournal_AHundredThousandEntries(t *testing.T) { //nolint:paralleltest /
 	ids := make([]string, n)
 	for i := range ids {
 		ids[i] = revokedID(credential{ProjectID: "proj", ID: fmt.Sprint(i)})
-		x.put(ids[i], newWALNote(fmt.Sprint(journalRevoked), time.Now(), credential{}))
+		x.put(ids[i], newWALNote(fmt.Sprint(walRevokedAccount), time.Now(), credential{}))
 	}
 	require.Empty(t, x.listed(ids, time.Now()))
-	require.Len(t, x.due(journalRevoked, time.Now(), math.MinInt64), n)
+	require.Len(t, x.due(walRevokedAccount, time.Now(), math.MinInt64), n)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	runtime.KeepAlive(x)
@@ -551,15 +551,16 @@ func TestJournal_AHundredThousandEntries(t *testing.T) { //nolint:paralleltest /
 	require.Less(t, taken, int64(64))
 }
 
-// A run is ended by its time, and followed by another at once: the pace is used.
-func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
+// A run that used up its time is followed by another immediately, so that the rate limit
+// is fully used.
+func TestWAL_BacklogIsProcessedAtTheRateLimit(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		const n, perMinute = 600, 60
 		h.configure(nil)
 		for i := range n {
 			c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: h.sim.AddServiceAccount(h.project, fmt.Sprint("left-", i))}
-			_, err := h.b.journalRevoke(t.Context(), h.storage, c)
+			_, err := h.b.recordRevocation(t.Context(), h.storage, c)
 			require.NoError(t, err)
 		}
 		next := h.sim.Now()
@@ -574,35 +575,35 @@ func TestJournal_ABacklogIsExecutedAtThePaceAllowed(t *testing.T) {
 		stop := h.ticking()
 		defer stop()
 		began := time.Now()
-		for len(h.journal()) > 0 && time.Since(began) < time.Hour {
+		for len(h.walEntries()) > 0 && time.Since(began) < time.Hour {
 			time.Sleep(time.Second)
 		}
 		took := time.Since(began)
 		t.Logf("%d deletes at %d a minute took %s", n, perMinute, took)
 		require.Less(t, took, 2*n/perMinute*time.Minute)
-		require.Empty(t, h.journal())
+		require.Empty(t, h.walEntries())
 	})
 }
 
-// The entry of a request that is in progress may be deleted at any moment, and must
-// not be written again.
-func TestJournal_TheRefreshLeavesEntriesInUseAlone(t *testing.T) {
+// The entry of a request in progress may be deleted at any time, and must not be written
+// again.
+func TestWAL_RefreshSkipsEntriesInUse(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(5 * time.Minute)
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now().UTC(), Name: "vault-app-x"}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalAccount, c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walAccount, c)
 	require.NoError(t, err)
 	h.setClock(0)
-	counted := &countedReads{Storage: h.storage}
+	counted := &watchedStorage{Storage: h.storage}
 	h.storage.fail(storageFault{write: -1}) // and note the writes
 	require.NoError(t, h.b.refreshWAL(t.Context(), &logical.Request{Storage: counted, MountPoint: "openai/"}))
 	require.Empty(t, h.storage.writes)
 	require.NoError(t, h.b.deleteWAL(t.Context(), h.storage, id))
 }
 
-// Entries that this process remembers, written under a clock that was ahead.
-func TestJournal_RememberedEntriesAreDatedNowOnceTheClockIsRight(t *testing.T) {
+// Entries in the index that were written while the clock was ahead.
+func TestWAL_IndexedEntriesAreCorrectedWithTheClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(40 * 24 * time.Hour)
@@ -610,7 +611,7 @@ func TestJournal_RememberedEntriesAreDatedNowOnceTheClockIsRight(t *testing.T) {
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	h.rollback() // remembers them
-	require.NotEmpty(t, h.journal())
+	require.NotEmpty(t, h.walEntries())
 	h.setClock(0)
 	h.rollback()
 	h.advance(10 * time.Minute)
@@ -618,15 +619,15 @@ func TestJournal_RememberedEntriesAreDatedNowOnceTheClockIsRight(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The create's time of a revoked entry under a clock that was ahead.
-func TestJournal_ARevokedEntryWhoseCreateLiesInTheFutureEnds(t *testing.T) {
+// An entry of a revocation whose create was recorded while the clock was ahead.
+func TestWAL_RevokedEntryWithFutureCreationTimeIsProcessed(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(40 * 24 * time.Hour)
 	lease := h.lease("creds/app", nil)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 	require.NoError(t, h.revoke(lease)) // proven, but new: the WAL looks again
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	h.setClock(0)
 	h.rollback()
 	h.advance(10 * time.Minute)
@@ -634,13 +635,13 @@ func TestJournal_ARevokedEntryWhoseCreateLiesInTheFutureEnds(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A key whose owner is listed in the other form that the document knows.
-func TestJournal_AUsedKeyIsSeenWhateverTheFormOfItsOwner(t *testing.T) {
+// A key whose owner is listed in the other documented form.
+func TestWAL_UsedKeyIsFoundInEveryFormOfOwner(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
@@ -652,17 +653,17 @@ func TestJournal_AUsedKeyIsSeenWhateverTheFormOfItsOwner(t *testing.T) {
 	h.rollback()
 	h.sim.KeepAll()
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 }
 
-// One entry that is refused must not keep the drain from looking again for others.
-func TestDisable_LooksAgainThoughAnotherEntryFails(t *testing.T) {
+// One rejected entry must not prevent the drain from retrying others.
+func TestDisable_RetriesAlthoughAnotherEntryFails(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	refused := h.lease("creds/app", nil)
 	lease := h.lease("creds/app", nil)
 	for _, l := range []*logical.Response{refused, lease} {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: l.Data["service_account_id"].(string), CreatedAt: h.now()})
+		_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: l.Data["service_account_id"].(string), CreatedAt: h.now()})
 		require.NoError(t, err)
 	}
 	rid, lid := refused.Data["service_account_id"].(string), lease.Data["service_account_id"].(string)
@@ -678,12 +679,12 @@ func TestDisable_LooksAgainThoughAnotherEntryFails(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// An outage of a moment during the drain.
-func TestDisable_OutlastsAMomentOf500s(t *testing.T) {
+// A short outage during the drain.
+func TestDisable_RetriesTransientServerErrors(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string), CreatedAt: h.now()})
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string), CreatedAt: h.now()})
 	require.NoError(t, err)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 500, Times: 6})
 	h.system.TaintedVal = true
@@ -693,12 +694,12 @@ func TestDisable_OutlastsAMomentOf500s(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A project that the key does not see, with many entries.
-func TestJournal_AProjectThatIsUnknownIsNotStormed(t *testing.T) {
+// Many entries in a project that the admin key cannot read.
+func TestWAL_LimitsCallsInAnUnknownProject(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for i := range 200 {
-		_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: "proj_gone", ID: fmt.Sprint("user-", i)})
+		_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: "proj_gone", ID: fmt.Sprint("user-", i)})
 		require.NoError(t, err)
 	}
 	h.sim.ResetRequests()
@@ -706,27 +707,28 @@ func TestJournal_AProjectThatIsUnknownIsNotStormed(t *testing.T) {
 	require.Less(t, h.sim.Count("", ""), 50)
 }
 
-// OpenAI's own 404 quotes the ID, in which anything may stand.
-func TestProof_AnIDMayContainTheWordURL(t *testing.T) {
+// OpenAI's own 404 quotes the ID, which may contain any text.
+func TestProof_IDMayContainTheWordURL(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	id := "user-7url9XkQ"
 	h.sim.Fail(openaitest.Fault{Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id '" + id + "' in project '" + h.project + "'."})
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id, CreatedAt: h.now().Add(-time.Hour)})
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id, CreatedAt: h.now().Add(-time.Hour)})
 	require.NoError(t, err)
 	h.rollback()
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 }
 
-// This server's clock is behind OpenAI's: a crash's own probe is taken for use.
-func TestJournal_TheEnginesOwnProbeIsNoUseUnderAClockThatIsBehind(t *testing.T) {
+// This server's clock is behind OpenAI's: the probe of a crashed request must not count as
+// use.
+func TestWAL_ProbeDoesNotCountAsUseWithSlowClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(-3 * time.Minute)       // the engine's only
 	lease := h.lease("creds/app", nil) // probed at its issue
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
@@ -734,15 +736,15 @@ func TestJournal_TheEnginesOwnProbeIsNoUseUnderAClockThatIsBehind(t *testing.T) 
 	h.onlyLeased()
 }
 
-// This server's clock is ahead: what was handed out and used is deleted.
-func TestJournal_UseIsSeenUnderAClockThatIsAhead(t *testing.T) {
+// This server's clock is ahead of OpenAI's.
+func TestWAL_UseIsDetectedWithFastClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(9 * time.Minute) // the engine's only; maxSkew allows it
 	lease := h.lease("creds/app", nil)
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(8 * time.Minute)
@@ -752,8 +754,8 @@ func TestJournal_UseIsSeenUnderAClockThatIsAhead(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A key that OpenAI shows as expired is dead, whatever a delete of it answers.
-func TestProof_AnExpiredKeyCountsAsDeleted(t *testing.T) {
+// A key that OpenAI shows as expired counts as deleted, whatever the answer to its delete.
+func TestProof_ExpiredKeyCountsAsDeleted(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.adopted(nil)
@@ -762,17 +764,17 @@ func TestProof_AnExpiredKeyCountsAsDeleted(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeKey, Status: 404, Code: "api_key_not_found", Message: "No API key found."})
 	require.NoError(t, h.revoke(lease))
 	h.rollback()
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 	h.sim.KeepAll()
 }
 
-// Entries that are kept are named when the mount is disabled.
-func TestDisable_NamesWhatIsKept(t *testing.T) {
+// A disable logs retained entries.
+func TestDisable_LogsRetainedEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
-	id, err := h.b.beginWAL(t.Context(), h.storage, journalKind(c, false), c)
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
 	require.NoError(t, err)
 	h.b.wal.release(id)
 	h.advance(10 * time.Minute)
@@ -782,13 +784,13 @@ func TestDisable_NamesWhatIsKept(t *testing.T) {
 	h.system.TaintedVal = true
 	time.Sleep(sysview.FreshFor)
 	h.rollback()
-	require.Contains(t, h.log.String()[before:], "left at OpenAI")
+	require.Contains(t, h.log.String()[before:], "credential remains at OpenAI")
 	h.sim.KeepAll()
 }
 
-// A 404 that complains of the project says nothing of the account, although the
-// project was shown once.
-func TestProof_A404OfTheProjectSaysNothingOfTheAccount(t *testing.T) {
+// A 404 about the project proves nothing about the account, even if the project was read
+// before.
+func TestProof_NotFoundProjectProvesNothingAboutTheAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	first, lease := h.lease("creds/app", nil), h.lease("creds/app", nil)
@@ -802,11 +804,11 @@ func TestProof_A404OfTheProjectSaysNothingOfTheAccount(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A clock is set back while a request is in progress: its entry is dated anew by
+// A clock is set back while a request is in progress: its entry is dated again by
 
 // What OpenAI has told this process that it deleted is not looked for again, although
 // it is new: a disable would wait for it.
-func TestProof_WhatThisProcessDeletedIsFinal(t *testing.T) {
+func TestProof_ConfirmedDeletionIsFinal(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
 		h := configured(t, openaitest.Options{})
@@ -823,9 +825,9 @@ func TestProof_WhatThisProcessDeletedIsFinal(t *testing.T) {
 		require.Error(t, h.revoke(lease))
 		h.sim.ClearFaults()
 		h.rollback()
-		require.Empty(t, h.journal())
+		require.Empty(t, h.walEntries())
 		require.NoError(t, h.revoke(lease), "Vault's next try")
-		require.Empty(t, h.journal())
+		require.Empty(t, h.walEntries())
 		if kind == typeKey {
 			h.onlyKeys(account)
 		} else {
@@ -834,14 +836,14 @@ func TestProof_WhatThisProcessDeletedIsFinal(t *testing.T) {
 	}
 }
 
-// A worker that does not end in time leaves the WAL as it is, which must be said.
-func TestDisable_NamesWhatAWorkerThatDoesNotEndLeaves(t *testing.T) {
+// If a worker does not end in time, the WAL is not processed, and its entries are logged.
+func TestDisable_LogsEntriesWhenAWorkerDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
 	lease := h.lease("creds/app", nil)
 	id := lease.Data["service_account_id"].(string)
-	_, err := h.b.journalRevoke(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id})
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id})
 	require.NoError(t, err)
 	release, err := h.b.work.refresh.Wait(t.Context())
 	require.NoError(t, err)
@@ -849,7 +851,72 @@ func TestDisable_NamesWhatAWorkerThatDoesNotEndLeaves(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	require.Error(t, h.b.drain(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
-	lines := h.lines("left at OpenAI")
+	lines := h.lines("credential remains at OpenAI")
 	require.Len(t, lines, 1)
 	require.Equal(t, id, lines[0]["service_account_id"])
+}
+
+// Two listings that leave a key out count as two only if none between them shows it.
+func TestWAL_ListingThatShowsAKeyResetsTheOneThatDidNot(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	lease := h.lease("creds/app", nil)
+	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: h.now(), Name: lease.Data["service_account"].(string)}
+	id, err := h.b.beginWAL(t.Context(), h.storage, walKind(c, false), c)
+	require.NoError(t, err)
+	h.b.wal.release(id)
+	h.advance(10 * time.Minute)
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	account := lease.Data["service_account_id"].(string)
+	h.b.unseen.confirmed(account, time.Now().Add(-2*notFinalBefore), 0) // a listing some minutes ago
+	h.rollback()
+	require.Len(t, h.walEntries(), 1, "this one shows the key in use")
+
+	empty := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: empty})
+	h.advance(keptFor + time.Minute)
+	h.rollback()
+	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
+	require.Len(t, h.walEntries(), 1)
+
+	h.advance(defaultMaxTTL + time.Hour) // its key has expired
+	h.rollback()
+	h.onlyLeased()
+}
+
+// The age of a listed key is by OpenAI's clock alone: with a clock that is behind, a key
+// seemed to be younger than it is until that clock had passed its creation.
+func TestWAL_AClockThatIsBehindDoesNotDelayTheDeletion(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{typeAccount, typeKey} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			if kind == typeKey {
+				h.adopted(nil)
+			}
+			h.setClock(-time.Hour)
+			h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
+			_, err := h.read("creds/app")
+			require.Error(t, err)
+			require.NotEmpty(t, h.sim.Keys())
+			h.advance(10 * time.Minute)
+			h.rollback()
+			require.Empty(t, h.sim.Keys())
+			require.Empty(t, h.walEntries())
+			h.sim.KeepAll()
+		})
+	}
+	h := configured(t, openaitest.Options{})
+	h.setClock(-time.Hour)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: maxAttempts, Kind: openaitest.FaultLost})
+	_, err := h.write("config/rotate", nil)
+	require.Error(t, err)
+	require.Greater(t, len(h.sim.AdminKeys()), 1)
+	h.advance(10 * time.Minute)
+	h.rollback() // PutWAL's time is the machine's
+	h.advance(10 * time.Minute)
+	h.rollback()
+	require.Len(t, h.sim.AdminKeys(), 1)
+	require.Empty(t, h.walEntries())
 }

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// A lease whose key follows it (key_expiry=ttl): the key is moved first, never
-// nearer, and whatever fails leaves lease and key as they were.
+// A lease with key_expiry=ttl: the key's expiry is extended first and never shortened, and
+// a failure changes neither lease nor key.
 
 import (
 	"context"
@@ -31,15 +31,7 @@ func following(t *testing.T, opts openaitest.Options, more map[string]any) (*har
 	return h, lease
 }
 
-// keyEnd is the end of the one key alive.
-func (h *harness) keyEnd() time.Time {
-	h.t.Helper()
-	keys := h.sim.Keys()
-	require.Len(h.t, keys, 1)
-	return keys[0].ExpiresAt
-}
-
-func TestRenew_WithTTLMovesTheKeyFirst(t *testing.T) {
+func TestRenew_WithTTLExtendsTheKeyFirst(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
 		t.Run(kind, func(t *testing.T) {
@@ -134,9 +126,9 @@ func TestRenew_Increments(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The key's end is OpenAI's time and the lease begins when Vault has stored it:
-// a few seconds to spare are none.
-func TestRenew_AKeyThatBarelyCoversIsMoved(t *testing.T) {
+// The key's expiry is by OpenAI's clock, and the lease starts when Vault has stored it, so
+// a few seconds are not enough slack.
+func TestRenew_ExtendsAKeyWithoutSlack(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
 	h.advance(expiryMargin - 10*time.Second)
@@ -147,7 +139,7 @@ func TestRenew_AKeyThatBarelyCoversIsMoved(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestRenew_ClocksMayDiffer(t *testing.T) {
+func TestRenew_ClockSkew(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{-clockSlack + time.Second, clockSlack - time.Second} { // Vault's, of OpenAI's
 		h, lease := following(t, openaitest.Options{}, nil)
@@ -170,7 +162,7 @@ func TestRenew_BeyondAYear(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 	h.tune(30000 * time.Hour)
 	resp := h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "9000h", "max_ttl": "20000h"})
-	require.Contains(t, resp.Warnings[0], "ttl 9000h0m0s is longer than a key can live at OpenAI")
+	require.Contains(t, resp.Warnings[0], "ttl 9000h0m0s exceeds the maximum key lifetime at OpenAI")
 	lease = h.lease("creds/app", nil)
 	age := time.Duration(0)
 	for range 3 {
@@ -189,9 +181,9 @@ func TestRenew_BeyondAYear(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Vault asks for the mount's maximum after the engine has, which may be long
-// after: the call that moves the key's end waits for its turn.
-func TestRenew_AMountThatIsTunedMeanwhileGivesNoLongerLease(t *testing.T) {
+// Vault reads the mount's maximum after the engine, possibly much later: the call that
+// extends the key waits for the rate limiter.
+func TestRenew_TunedMountDoesNotExtendTheLease(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
 	h.tune(time.Hour)
@@ -211,7 +203,7 @@ func TestRenew_AMountThatIsTunedMeanwhileGivesNoLongerLease(t *testing.T) {
 	require.NoError(t, h.revoke(renewed))
 }
 
-func TestRenew_OtherModesCallNobody(t *testing.T) {
+func TestRenew_OtherModesMakeNoCall(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{expiryMaxTTL, expiryNone} {
 		for _, kind := range []string{typeAccount, typeKey} {
@@ -246,9 +238,8 @@ func TestRenew_OtherModesCallNobody(t *testing.T) {
 	}
 }
 
-// Whatever the update ends with: the old lease is worth what it was, and so is
-// its key.
-func TestRenew_AFailureLeavesTheLeaseAsItWas(t *testing.T) {
+// Whatever the result of the update, the old lease and its key stay valid as before.
+func TestRenew_FailureKeepsTheLease(t *testing.T) {
 	t.Parallel()
 	faults := maps.Clone(apiFaults)
 	faults["an end that does not cover"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":1767225600}`}
@@ -281,7 +272,7 @@ func TestRenew_AFailureLeavesTheLeaseAsItWas(t *testing.T) {
 			require.Equal(t, data, lease.Data)
 			require.False(t, h.keyEnd().Before(before))
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
-			require.Empty(t, h.journal())
+			require.Empty(t, h.walEntries())
 
 			// It passes, and the next renewal makes good for it.
 			cancel()
@@ -294,8 +285,8 @@ func TestRenew_AFailureLeavesTheLeaseAsItWas(t *testing.T) {
 	}
 }
 
-// What Vault does not store of a renewal costs nobody the key's end.
-func TestRenew_ALeaseThatVaultForgotToProlongEndsItsKeyAllTheSame(t *testing.T) {
+// If Vault does not store a renewal, the key is still deleted.
+func TestRenew_UnstoredRenewalStillDeletesTheKey(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
 	_, err := h.renew(t.Context(), lease, 0, 2*time.Hour)
@@ -307,7 +298,7 @@ func TestRenew_ALeaseThatVaultForgotToProlongEndsItsKeyAllTheSame(t *testing.T) 
 	h.onlyLeased()
 }
 
-func TestRenew_WhatCannotBe(t *testing.T) {
+func TestRenew_Errors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		before func(h *harness, lease *logical.Response)
@@ -324,7 +315,7 @@ func TestRenew_WhatCannotBe(t *testing.T) {
 			h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 		}, "No API key found", 3},
 		"the project was archived": {func(h *harness, _ *logical.Response) { h.sim.ArchiveProject(h.project) }, "is archived", 1},
-		"the role was deleted":     {func(h *harness, _ *logical.Response) { h.must(h.remove("roles/app")) }, "no longer exists", 0},
+		"the role was deleted":     {func(h *harness, _ *logical.Response) { h.must(h.remove("roles/app")) }, "not found", 0},
 		"the config was deleted":   {func(h *harness, _ *logical.Response) { h.must(h.remove("config")) }, "no admin key", 0},
 		"the role allows less by now": {func(h *harness, _ *logical.Response) {
 			h.must(h.write("roles/app", map[string]any{"ttl": "1m", "max_ttl": "5m"}))
@@ -352,7 +343,7 @@ func TestRenew_WhatCannotBe(t *testing.T) {
 	}
 }
 
-func TestRenew_AnAdminKeyReplacedUnderItIsTakenUp(t *testing.T) {
+func TestRenew_RetriesWithTheRotatedAdminKey(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0})) // for the rotation within
@@ -405,7 +396,7 @@ func TestRenew_WithVaultFiveMinutesBehind(t *testing.T) {
 
 // A lease that was made, or whose key was moved, while the clock was ahead has an end
 // of its key on record that OpenAI knows nothing of.
-func TestRenew_AfterTheClockWasAheadMovesTheKey(t *testing.T) {
+func TestRenew_ExtendsTheKeyAfterAFastClock(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{30 * time.Minute, 5 * time.Hour} {
 		for _, restarted := range []bool{false, true} {

@@ -1,11 +1,11 @@
 package openaisecrets
 
-// This file owns what every path does alike with a request: refusing what it does not
-// know (write.go has what it makes of each value), and turning a failed call into the
-// right kind of answer: the caller's mistake is a response with status 400, OpenAI's
-// or ours is an error with a cause.
+// This file owns the request handling that all paths share: it rejects unknown fields
+// (write.go has the values), and turns a failed call into a response. A client error is
+// a response with status 400; a failure of OpenAI or the engine is an error with a
+// cause.
 //
-// What must stay true: no answer carries a key.
+// What must stay true: no error contains a key.
 
 import (
 	"context"
@@ -21,11 +21,12 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/metrics"
 )
 
-// strict refuses fields that the path does not have. Vault itself only warns,
-// and a misspelt field that is meant to narrow a key must not widen it.
-func strict(handler framework.OperationFunc) framework.OperationFunc {
+// rejectUnknownFields rejects fields that the path does not have. Vault only warns, but
+// a misspelled field that should narrow a key must not widen it.
+func rejectUnknownFields(handler framework.OperationFunc) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		var unknown []string
 		for name := range d.Raw {
@@ -35,16 +36,15 @@ func strict(handler framework.OperationFunc) framework.OperationFunc {
 		}
 		if len(unknown) > 0 {
 			slices.Sort(unknown)
-			return logical.ErrorResponse("unknown field: %s; `vault path-help %s%s` lists the fields of this version",
+			return logical.ErrorResponse("unknown field: %s; run \"vault path-help %s%s\" to list the supported fields",
 				strings.Join(unknown[:min(len(unknown), 8)], ", "), req.MountPoint, req.Path), nil
 		}
 		return handler(ctx, req, d)
 	}
 }
 
-// log returns the logger of all that is done for a request: its lines name the
-// mount and, where there is one, the request, by the ID that Vault's audit log
-// has for it.
+// log returns a logger with the mount and, if there is one, the request ID, which is
+// also in Vault's audit log.
 func (b *backend) log(req *logical.Request) hclog.Logger {
 	if req.ID == "" {
 		return b.Logger().With("mount", req.MountPoint)
@@ -52,27 +52,44 @@ func (b *backend) log(req *logical.Request) hclog.Logger {
 	return b.Logger().With("mount", req.MountPoint, "request_id", req.ID)
 }
 
-// mistake is an error that is the caller's.
-type mistake string
+// clientError is an error that the client of the engine can fix.
+type clientError string
 
-func (m mistake) Error() string { return string(m) }
+func (m clientError) Error() string { return string(m) }
 
-// upstream is a failure of OpenAI's that is not that of a call of ours.
-type upstream string
+// upstreamError is a failure of OpenAI other than a failed call.
+type upstreamError string
 
-func (u upstream) Error() string { return string(u) }
+func (u upstreamError) Error() string { return string(u) }
 
-// failure answers a request that has failed, by a call to OpenAI for the most
-// part. Vault keeps a status over its plugin protocol only when it is outermost.
-func failure(what string, err error) (*logical.Response, error) {
+// unverifiedError means that a project could not be verified, because OpenAI did not say
+// what it allows.
+type unverifiedError struct {
+	text  string
+	cause error
+}
+
+func (u unverifiedError) Error() string { return u.text + ": " + u.cause.Error() }
+
+func (u unverifiedError) Unwrap() error { return u.cause }
+
+// errorResponse turns an error, mostly of a call to OpenAI, into a response or an error.
+// Vault's plugin protocol keeps an HTTP status only if the coded error is outermost.
+func errorResponse(what string, err error) (*logical.Response, error) {
 	text := fmt.Sprintf("%s: %s", what, err)
-	var theirs mistake
-	var openAIs upstream
+	var clientErr clientError
+	var upstreamErr upstreamError
+	var unverified unverifiedError
 	e := client.AsError(err)
 	switch {
-	case errors.As(err, &theirs):
+	case errors.As(err, &clientErr):
 		return logical.ErrorResponse("%s", text), nil
-	case errors.As(err, &openAIs):
+	case errors.As(err, &unverified):
+		if e != nil {
+			text = fmt.Sprintf("%s: %s%s", what, remedy(e), err)
+		}
+		return nil, logical.CodedError(http.StatusServiceUnavailable, text)
+	case errors.As(err, &upstreamErr):
 		return nil, logical.CodedError(http.StatusBadGateway, text)
 	case e == nil:
 		return nil, fmt.Errorf("%s: %w", what, err)
@@ -83,46 +100,46 @@ func failure(what string, err error) (*logical.Response, error) {
 	switch blame := e.Blame(); {
 	case blame == client.BlameKey, blame == client.BlamePermission:
 		return nil, fmt.Errorf("%s: %s%w", what, remedy(e), err)
-	case blame == client.BlameRequest, e.AboutExpiry(): // a policy may refuse with 403, too
+	case blame == client.BlameRequest, e.AboutExpiry(): // a policy may reject with 403, too
 		return logical.ErrorResponse("%s", text), nil
 	}
 	return nil, logical.CodedError(http.StatusBadGateway, text)
 }
 
-// remedy says what a refusal of a call with the admin key means and what to do
-// about it, to stand before its own text; "" where that says enough.
+// remedy returns the explanation and fix of an error to prepend to its text; "" if the
+// text is sufficient.
 func remedy(e *client.Error) string {
 	if e.ExpiryUnknown() {
-		return fmt.Sprintf("the API at %s does not know expires_in_seconds, with which a key gets its end; check api_endpoint and any gateway there: ", e.Host)
+		return fmt.Sprintf("the API at %s does not support expires_in_seconds, which sets the expiry of a key; check api_endpoint and any gateway: ", e.Host)
 	}
 	switch e.Blame() {
 	case client.BlameKey:
-		return fmt.Sprintf("the engine's admin key is refused; see %s, and write a working one to the config path: ", adminKeysPage)
+		return fmt.Sprintf("OpenAI rejects the engine's admin key; check it at %s, or write a valid admin_api_key to the config: ", adminKeysPage)
 	case client.BlamePermission:
-		return fmt.Sprintf("the engine's admin key lacks a permission; give it \"Organization Administration: Write\" at %s, or write another one to the config path: ", adminKeysPage)
+		return fmt.Sprintf("the engine's admin key requires the permission \"Organization Administration: Write\"; grant it at %s, or write another admin_api_key to the config: ", adminKeysPage)
 	case client.BlameOrganization:
-		return "the organization_id of the config is not the organization of the key there; correct it, or clear it with organization_id=\"\": "
+		return "the config's organization_id does not match the organization of its admin key; correct it, or clear it with organization_id=\"\": "
 	case client.BlameHost:
-		return fmt.Sprintf("the api_endpoint of the config is not the host for this organization%s; write the right one there, together with the key: ", atHost(e))
+		return fmt.Sprintf("the config's api_endpoint is not the host for this organization%s; write the correct api_endpoint together with admin_api_key: ", atHost(e))
 	case client.BlameAddress:
-		return "OpenAI does not accept calls from the IP address of this Vault node or its proxy; add it to the IP allowlist at OpenAI: "
+		return "OpenAI rejects requests from the IP address of this Vault node or its proxy; add the address to the IP allowlist at OpenAI: "
 	case client.BlamePolicy:
 		if e.AboutExpiry() {
-			return "" // whoever ordered the key has said which field to change
+			return "" // the error already names the field to change
 		}
-		return fmt.Sprintf("a setting of the organization or the project does not allow this; an owner changes it at %s: ", projectsPage)
+		return fmt.Sprintf("a setting of the organization or project does not allow this; an owner can change it at %s: ", projectsPage)
 	case client.BlameProxy:
-		return "the HTTP proxy does not let the call pass; check its log and the proxy settings of the plugin's environment: "
+		return "the HTTP proxy rejects the request; check the proxy's log and the proxy settings of the plugin's environment: "
 	case client.BlameStranger:
-		return fmt.Sprintf("refused by %s, but not in OpenAI's form; a firewall, gateway or proxy may have answered: ", e.Host)
+		return fmt.Sprintf("%s rejected the request, but not in OpenAI's error format; a firewall, gateway, or proxy may have answered: ", e.Host)
 	case client.BlameUnknown:
-		return fmt.Sprintf("refused by %s: ", e.Host)
-	case client.BlameRequest, client.BlameServer: // whose own text says enough
+		return fmt.Sprintf("%s rejected the request: ", e.Host)
+	case client.BlameRequest, client.BlameServer: // the text is sufficient
 	}
 	return ""
 }
 
-// atHost names the host that OpenAI says is the right one, where it does.
+// atHost names the correct host, if OpenAI returned it.
 func atHost(e *client.Error) string {
 	if host := e.RightHost(); host != "" {
 		return ", which is " + host
@@ -130,40 +147,39 @@ func atHost(e *client.Error) string {
 	return ""
 }
 
-// notConfigured answers a request that needs a config where there is none.
+// notConfigured is the response to a request that requires a config if there is none.
 func notConfigured(req *logical.Request) *logical.Response {
-	return logical.ErrorResponse("this engine has no admin key yet: run `vault write %sconfig admin_api_key=@admin-key.txt`. An organization owner makes the key at %s", req.MountPoint, adminKeysPage)
+	return logical.ErrorResponse("no admin key is configured; run \"vault write %sconfig admin_api_key=@admin-key.txt\" with an admin key that an organization owner created at %s", req.MountPoint, adminKeysPage)
 }
 
-// unlessEmpty returns a response of warnings, or nil, which Vault answers with
-// 204, when there are none.
-func unlessEmpty(resp *logical.Response) *logical.Response {
+// omitEmpty returns a response with warnings, or nil, for which Vault answers 204.
+func omitEmpty(resp *logical.Response) *logical.Response {
 	if len(resp.Warnings) == 0 {
 		return nil
 	}
 	return resp
 }
 
-// noContent documents a write that answers with nothing, or with warnings.
+// noContent documents a write whose response is empty or has only warnings.
 func noContent(description string) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusNoContent: {{Description: description}}}
 }
 
-// okFields documents an answer with data.
+// okFields documents a response with data.
 func okFields(description string, fields map[string]*framework.FieldSchema) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusOK: {{Description: description, Fields: fields}}}
 }
 
-// Where OpenAI's own pages for a remedy are.
+// Pages at OpenAI that error messages refer to.
 const (
 	adminKeysPage = "platform.openai.com/settings/organization/admin-keys"
 	projectsPage  = "platform.openai.com/settings/organization/projects"
 )
 
-// keepReferences makes Vault keep the references in an external plugin's
-// document. It decodes what comes over the plugin protocol by the names of Go
-// fields, finds no "$ref" and would describe every body as anything at all; "ref"
-// it finds. A Vault that reads "$ref" ignores it.
+// keepReferences preserves the references in the OpenAPI document of an external
+// plugin. Vault decodes the document by the names of Go fields, so it ignores "$ref"
+// and describes every body as an arbitrary object, but reads "ref". A Vault that reads
+// "$ref" ignores "ref".
 func keepReferences(resp *logical.Response) {
 	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
 	if !ok {
@@ -171,7 +187,7 @@ func keepReferences(resp *logical.Response) {
 	}
 	encoded, err := json.Marshal(doc)
 	if err != nil {
-		return // as it was
+		return // the document stays unchanged
 	}
 	var generic map[string]any
 	if json.Unmarshal(encoded, &generic) == nil {
@@ -180,7 +196,7 @@ func keepReferences(resp *logical.Response) {
 	}
 }
 
-// repeatReferences adds "ref" wherever there is a "$ref".
+// repeatReferences adds a "ref" for each "$ref".
 func repeatReferences(node any) {
 	switch node := node.(type) {
 	case map[string]any:
@@ -200,13 +216,13 @@ func repeatReferences(node any) {
 func roleNameField() *framework.FieldSchema {
 	return &framework.FieldSchema{
 		Type:         framework.TypeString,
-		Description:  "Name of the role: letters, digits, dots, dashes and underscores.",
+		Description:  "Name of the role. Letters, digits, dots, dashes, and underscores.",
 		DisplayAttrs: &framework.DisplayAttributes{Name: "Role name"},
 		Required:     true,
 	}
 }
 
-// pathNames lists what is stored under one of the prefixes, by its name.
+// pathNames returns a path that lists the names stored under the prefixes.
 func pathNames(at, what string, prefixes ...string) *framework.Path {
 	return &framework.Path{
 		Pattern:      at + "/?$",
@@ -228,11 +244,11 @@ func pathNames(at, what string, prefixes ...string) *framework.Path {
 			},
 		},
 		HelpSynopsis:    "List the " + what + ".",
-		HelpDescription: "Lists the names of all " + what + " of this mount.",
+		HelpDescription: "Lists all " + what + " of this mount.",
 	}
 }
 
-// listNames returns what is stored under any of the prefixes, sorted.
+// listNames returns the names stored under any of the prefixes, sorted.
 func listNames(ctx context.Context, s logical.Storage, prefixes ...string) ([]string, error) {
 	var all []string
 	for _, prefix := range prefixes {
@@ -246,7 +262,7 @@ func listNames(ctx context.Context, s logical.Storage, prefixes ...string) ([]st
 	return slices.Compact(all), nil
 }
 
-// decodeInto reads what storage has turned into generic JSON values.
+// decodeInto decodes generic JSON values from storage.
 func decodeInto(target any, data any) error {
 	encoded, err := json.Marshal(data)
 	if err != nil {
@@ -255,21 +271,53 @@ func decodeInto(target any, data any) error {
 	return json.Unmarshal(encoded, target)
 }
 
-// shared reports whether err has a cause that other calls would share.
-func shared(err error) bool {
+// isSystemic reports whether the cause of err would make other calls fail, too.
+func isSystemic(err error) bool {
 	e := client.AsError(err)
 	return e != nil && (e.Ambiguous() || e.Status == 0 || e.RateLimited() || e.Status == http.StatusUnauthorized)
 }
 
-// isNotFoundAtAll reports a 404, in whatever form.
+// isNotFoundAtAll reports whether err is a 404 in any error format.
 func isNotFoundAtAll(err error) bool {
 	e := client.AsError(err)
 	return e != nil && e.Status == http.StatusNotFound
 }
 
-// complain logs the failure of work that has no caller.
+// complain logs the failure of background work.
 func (b *backend) complain(ctx context.Context, req *logical.Request, what string, err error) {
 	if err != nil && ctx.Err() == nil {
 		b.log(req).Warn(what, "error", err)
 	}
+}
+
+// outcome returns the label of a request, a rotation, or a step of it for the metrics.
+func outcome(resp *logical.Response, err error) string {
+	var coded logical.HTTPCodedError
+	var clientErr clientError
+	switch {
+	case err == nil && resp.IsError(), errors.As(err, &clientErr):
+		return metrics.Refused
+	case err == nil:
+		return metrics.OK
+	case errors.Is(err, context.Canceled):
+		return metrics.Cancelled
+	case errors.As(err, &coded) && coded.Code() == http.StatusTooManyRequests:
+		return metrics.Throttled
+	}
+	switch e := client.AsError(err); {
+	case e != nil && e.RateLimited():
+		return metrics.Throttled
+	case e != nil && e.Refused() && !e.Denied():
+		return metrics.Refused
+	}
+	return metrics.Failed
+}
+
+// outcomeFor returns the outcome of a request. A coded error no longer shows that the
+// client disconnected, but the request's context does.
+func outcomeFor(ctx context.Context, resp *logical.Response, err error) string {
+	if o := outcome(resp, err); o == metrics.OK || !errors.Is(ctx.Err(), context.Canceled) {
+		return o
+	}
+	return metrics.Cancelled
 }

@@ -1,9 +1,7 @@
 package openaisecrets
 
 import (
-	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -13,21 +11,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// entries is all that storage holds, as text.
-func (h *harness) entries() string {
-	h.t.Helper()
-	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
-	require.NoError(h.t, err)
-	var all strings.Builder
-	for _, key := range slices.Sorted(slices.Values(keys)) {
-		entry, err := h.storage.inner.Get(context.Background(), key)
-		require.NoError(h.t, err)
-		fmt.Fprintf(&all, "%s %s\n", key, entry.Value)
-	}
-	return all.String()
-}
-
-func TestRequest_AKeyInAnyOtherPlaceIsRefusedWithoutBeingQuoted(t *testing.T) {
+func TestRequest_AMisplacedKeyIsRejectedWithoutQuotingIt(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "24h"}))
@@ -42,7 +26,7 @@ func TestRequest_AKeyInAnyOtherPlaceIsRefusedWithoutBeingQuoted(t *testing.T) {
 	}
 	fields := 0
 	for _, p := range h.b.Paths {
-		at := strings.TrimPrefix(strings.ReplaceAll(readablePath(p.Pattern), "<name>", "app"), "openai/")
+		at := strings.TrimPrefix(strings.ReplaceAll(readablePath(p.Pattern), ":name", "app"), "openai/")
 		var op logical.Operation
 		for _, op = range []logical.Operation{logical.UpdateOperation, logical.ReadOperation, logical.ListOperation} {
 			if p.Operations[op] != nil {
@@ -66,8 +50,8 @@ func TestRequest_AKeyInAnyOtherPlaceIsRefusedWithoutBeingQuoted(t *testing.T) {
 			}
 		}
 		refused(op, at, map[string]any{"no_such_field": key}, "no_such_field")
-		refused(op, at, map[string]any{key: "x"}, "the name of a field contains an API key")
-		refused(op, at, map[string]any{"a " + key + strings.Repeat("x", 100): "x"}, "the name of a field contains an API key")
+		refused(op, at, map[string]any{key: "x"}, "a field name contains an API key")
+		refused(op, at, map[string]any{"a " + key + strings.Repeat("x", 100): "x"}, "a field name contains an API key")
 	}
 	require.Greater(t, fields, 200)
 	require.Equal(t, before, h.entries())
@@ -77,7 +61,7 @@ func TestRequest_AKeyInAnyOtherPlaceIsRefusedWithoutBeingQuoted(t *testing.T) {
 	}
 }
 
-func TestRequest_NoExistenceCheckQuotesAKey(t *testing.T) {
+func TestRequest_ExistenceChecksDoNotQuoteAKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	const key = "sk-proj-AbCdEf0123456789_-AbCdEf0123456789"
@@ -98,7 +82,7 @@ func TestRequest_NoExistenceCheckQuotesAKey(t *testing.T) {
 	require.NotContains(t, h.log.String(), key)
 }
 
-func TestRequest_WordsThatContainSKPassEverywhere(t *testing.T) {
+func TestRequest_WordsThatContainSKAreAccepted(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for _, word := range []string{"task-runner", "task-runner-0123456789-0123456789", "risk-api-production-europe-west", "sk-short"} {
@@ -112,8 +96,8 @@ func TestRequest_WordsThatContainSKPassEverywhere(t *testing.T) {
 	}
 }
 
-// A role that an earlier release stored under a key as its name is listed, read and
-// deleted like any other, and everything else says why it is refused.
+// A role that an earlier release stored with a key as its name can be listed, read, and
+// deleted; other operations are rejected with the reason.
 func TestRequest_ARoleWithAKeyForANameCanBeReadAndDeleted(t *testing.T) {
 	t.Parallel()
 	const name = "sk-proj-AbCdEf0123456789"
@@ -143,7 +127,7 @@ func TestRequest_ARoleWithAKeyForANameCanBeReadAndDeleted(t *testing.T) {
 			refuse := func(resp *logical.Response, err error) {
 				t.Helper()
 				said := h.refused(resp, err)
-				require.Contains(t, said, "can only be listed, read and deleted")
+				require.Contains(t, said, "can only be listed, read, and deleted")
 				require.NotContains(t, said, name)
 			}
 			refuse(h.write(c.at+name, map[string]any{"project_id": h.project}))

@@ -1,11 +1,11 @@
 package openaisecrets
 
-// This file owns the role: its entry, what a write makes of it and must stand up to,
-// and how long its leases last.
+// This file owns the role: what its entry holds, how a write changes and validates it, and
+// the lifetime of its leases. role_cache.go reads entries.
 //
-// What must stay true: a check has no effect at OpenAI; a list of scopes that was not
-// meant to be empty never becomes one; what a request asks for and does not get is
-// said in a warning.
+// What must stay true: a check has no effect at OpenAI; a list of scopes never becomes
+// empty by accident; if the engine shortens a requested TTL, the response includes a
+// warning.
 
 import (
 	"cmp"
@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/schedule"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
@@ -28,60 +29,65 @@ const (
 	defaultTTL        = time.Hour
 	defaultMaxTTL     = 24 * time.Hour
 	defaultActivation = 10 * time.Second
-	// untunedTTL is the default_lease_ttl of a Vault that was told of none.
+	// untunedTTL is the default_lease_ttl of a Vault that does not configure one.
 	untunedTTL = 32 * 24 * time.Hour
 )
 
-// When a key ends at OpenAI by itself.
+// The values of key_expiry: when a key expires at OpenAI.
 const (
-	expiryMaxTTL = "max_ttl" // after the longest life of its lease
-	expiryTTL    = "ttl"     // after the lease, with which it is moved
+	expiryMaxTTL = "max_ttl" // after the maximum TTL of its lease
+	expiryTTL    = "ttl"     // after its lease; renewals extend it
 	expiryNone   = "none"    // never
 )
 
-// activationFailure is what happens to a new key that has not been accepted in
-// time. Entries of before the field have none, which is activationError.
+// activationFailure selects what happens to a new key that OpenAI does not accept in
+// time. "", as in entries stored before the field existed, is activationError.
 type activationFailure string
 
 const (
-	activationError activationFailure = "error" // it is destroyed
-	activationWarn  activationFailure = "warn"  // it is handed out with a warning
+	activationError activationFailure = "error" // the key is destroyed
+	activationWarn  activationFailure = "warn"  // the key is returned with a warning
 )
 
 func (a activationFailure) String() string { return string(cmp.Or(a, activationError)) }
 
-// role is what a credential may be.
+// role holds the settings of the credentials that are issued for it.
 type role struct {
 	Version int `json:"version"`
-	// ProjectID is empty where the config's applies.
+	// ProjectID is empty if the config's default applies.
 	ProjectID    string `json:"project_id"`
 	NameTemplate string `json:"service_account_name_template"`
 	Description  string `json:"service_account_description,omitempty"`
-	// TTL and MaxTTL are 0 where the default applies.
+	// TTL and MaxTTL are 0 if the default applies.
 	TTL    time.Duration `json:"ttl"`
 	MaxTTL time.Duration `json:"max_ttl"`
-	// Scopes is what the keys may do; none = all that the account may do.
+	// Scopes limits the keys; an empty list allows everything that the account can do.
 	Scopes         []string `json:"scopes,omitempty"`
 	KeyExpiry      string   `json:"key_expiry"`
 	CredentialType string   `json:"credential_type"`
-	// ServiceAccountID and its name when the role was written are the account's
-	// of typeKey.
+	// ServiceAccountID, with its name when the role was written, is set for typeKey.
 	ServiceAccountID string `json:"service_account_id,omitempty"`
 	ServiceAccount   string `json:"service_account,omitempty"`
-	// ActivationTimeout is how long a new key is given to work; 0 = it is not
-	// tried. ActivationFailure is what happens then.
+	// ActivationTimeout bounds the wait for OpenAI to accept a new key; 0 skips the
+	// test. ActivationFailure applies after it.
 	ActivationTimeout time.Duration     `json:"activation_timeout"`
 	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
+
+	// PoolSize is 0 without a pool. PoolMaxAge is 0 if the default applies.
+	PoolSize   int           `json:"pool_size,omitempty"`
+	PoolMaxAge time.Duration `json:"pool_max_age,omitempty"`
+
+	spendRule
 
 	AsWritten asWritten `json:"as_written,omitempty"`
 }
 
-// maxTTL is the longest that the role lets a lease last.
+// maxTTL returns the role's maximum TTL.
 func (r *role) maxTTL() time.Duration { return cmp.Or(r.MaxTTL, defaultMaxTTL) }
 
-// leaseTTL is how long the role lets a lease last at first. A mount that was not
-// tuned looks like one that was tuned to Vault's default of 32 days, so that the
-// mount's default only shortens the engine's.
+// leaseTTL returns the role's initial TTL. An untuned mount cannot be told from one
+// that is tuned to Vault's default of 32 days, so the mount's default can only shorten
+// the engine's.
 func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
 	if r.TTL != 0 {
 		return r.TTL
@@ -93,12 +99,13 @@ func (r *role) leaseTTL(mountDefault time.Duration) time.Duration {
 	return ttl
 }
 
-// newRole is what a write, and an entry of the community plugin, does not name.
+// newRole returns a role with the defaults, also for entries of the community plugin.
 func newRole() *role {
 	return &role{NameTemplate: naming.DefaultTemplate, KeyExpiry: expiryMaxTTL, CredentialType: typeAccount, ActivationTimeout: defaultActivation}
 }
 
-// project is the one in which the role's credentials are made, "" without any.
+// project returns the project of the role's credentials, "" if neither the role nor the
+// config sets one.
 func (r *role) project(cfg *config) string {
 	if r.ProjectID == "" && cfg != nil {
 		return cfg.ProjectID
@@ -106,9 +113,22 @@ func (r *role) project(cfg *config) string {
 	return r.ProjectID
 }
 
-// fields are what a write may have, as it is used.
+// widens reports whether a write of the role allows anything that the old one, nil for
+// none, did not allow.
+func (r *role) widens(old *role, cfg *config) bool {
+	switch {
+	case old == nil, old.project(cfg) != r.project(cfg), old.CredentialType != r.CredentialType, old.ServiceAccountID != r.ServiceAccountID:
+		return true
+	case len(old.Scopes) > 0 && (len(r.Scopes) == 0 || slices.ContainsFunc(r.Scopes, func(scope string) bool { return !slices.Contains(old.Scopes, scope) })):
+		return true
+	}
+	return r.leaseTTL(0) > old.leaseTTL(0) || r.maxTTL() > old.maxTTL() || r.PoolSize > old.PoolSize ||
+		r.KeyExpiry != old.KeyExpiry && old.KeyExpiry != expiryNone && r.KeyExpiry != expiryMaxTTL
+}
+
+// fields returns the effective values of the writable fields.
 func (r *role) fields() map[string]any {
-	return map[string]any{
+	data := map[string]any{
 		"project_id":                    r.ProjectID,
 		"service_account_name_template": r.NameTemplate,
 		"service_account_description":   r.Description,
@@ -120,26 +140,24 @@ func (r *role) fields() map[string]any {
 		"service_account_id":            r.ServiceAccountID,
 		"activation_timeout":            int64(r.ActivationTimeout / time.Second),
 		"activation_failure":            r.ActivationFailure.String(),
+		"pool_size":                     r.PoolSize,
+		"pool_max_age":                  int64(r.PoolMaxAge / time.Second),
 	}
+	r.show(data)
+	return data
 }
 
-// unreadable is an error of an entry that storage has and this version cannot read,
-// whereas any other leaves open what storage has.
-type unreadable struct{ error }
-
-func (u unreadable) Unwrap() error { return u.error }
-
-// lifetime is how long a lease lasts, and its key.
+// lifetime holds the durations of a lease and its key.
 type lifetime struct {
 	TTL, Max time.Duration
-	// Key is how long the key is to live at OpenAI, 0 = without end, and Covers
-	// the part of it in which it must work.
+	// Key is the lifetime of the key at OpenAI, 0 if it does not expire, and Covers
+	// the part of it during which the lease needs the key.
 	Key, Covers time.Duration
 	Warnings    []string
 }
 
-// lifetime computes a lease's times from the role, the mount's bounds and what
-// was asked for (0 = nothing).
+// lifetime computes the durations of a lease from the role, the mount's limits, and
+// the requested TTL (0 if none).
 func (r *role) lifetime(mount logical.SystemView, asked time.Duration) lifetime {
 	l := lifetime{TTL: r.leaseTTL(mount.DefaultLeaseTTL()), Max: r.maxTTL()}
 	if mountMax := mount.MaxLeaseTTL(); mountMax > 0 {
@@ -157,10 +175,10 @@ func (r *role) lifetime(mount logical.SystemView, asked time.Duration) lifetime 
 	}
 	switch {
 	case l.TTL <= longest:
-	case asked == 0 && r.TTL == 0: // nobody asked for it
+	case asked == 0 && r.TTL == 0: // a default is shortened without a warning
 		l.TTL = longest
 	default:
-		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s is longer than the %s that the role and the mount allow, and was cut to that.", l.TTL, longest))
+		l.Warnings = append(l.Warnings, fmt.Sprintf("ttl %s exceeds the maximum of %s that the role and the mount allow and was reduced to it.", l.TTL, longest))
 		l.TTL = longest
 	}
 	switch r.KeyExpiry {
@@ -175,17 +193,17 @@ func (r *role) lifetime(mount logical.SystemView, asked time.Duration) lifetime 
 }
 
 const (
-	// maxScopes and maxScope bound the list and each of it, in characters.
-	// OpenAI publishes no limit; its longest known identifier has 48.
+	// maxScopes bounds the list and maxScope each scope, in characters. OpenAI
+	// publishes no limit; its longest known identifier has 48.
 	maxScopes = 100
 	maxScope  = 128
-	// notInScope are characters of which lists and objects are made: as a scope, "[]"
-	// would be no list without any.
+	// notInScope lists the syntax of lists and objects: "[]" sent as text would be a
+	// scope and not the empty list.
 	notInScope = ",\"'`[]{}()<>"
 )
 
-// mergeRole applies a write to the stored role (nil when there is none) and
-// checks everything that can be checked without a call.
+// mergeRole applies a write to the stored role (nil if there is none) and runs every
+// check that needs no call.
 func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem string) {
 	r = newRole()
 	if old != nil {
@@ -217,28 +235,28 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 	for field, target := range map[string]*time.Duration{"ttl": &r.TTL, "max_ttl": &r.MaxTTL, "activation_timeout": &r.ActivationTimeout} {
 		if raw, ok := d.GetOk(field); ok {
 			*target = time.Duration(raw.(int)) * time.Second
-			if *target > maxRotationPeriod { // beyond which sums of it could overflow
-				return nil, fmt.Sprintf("%s must be %s or less", field, maxRotationPeriod)
+			if *target > schedule.MaxPeriod { // sums of longer durations could overflow
+				return nil, fmt.Sprintf("%s must be %s or less", field, schedule.MaxPeriod)
 			}
 		}
 	}
 	if r.TTL > r.maxTTL() {
-		return nil, fmt.Sprintf("ttl %s is longer than max_ttl %s", r.TTL, r.maxTTL())
+		return nil, fmt.Sprintf("ttl %s exceeds max_ttl %s; reduce ttl or increase max_ttl", r.TTL, r.maxTTL())
 	}
 	if r.ActivationTimeout > maxActivation {
-		return nil, fmt.Sprintf("activation_timeout must be between 0 (hand keys out untried) and %s", maxActivation)
+		return nil, fmt.Sprintf("activation_timeout must be between 0 and %s; 0 returns keys without testing them", maxActivation)
 	}
 
-	if problem := takeScopes(d, &r.Scopes); problem != "" {
+	if problem := readScopes(d, &r.Scopes); problem != "" {
 		return nil, problem
 	}
-	if problem := choose(d, "key_expiry", &r.KeyExpiry, expiryMaxTTL, expiryTTL, expiryNone); problem != "" {
+	if problem := parseEnum(d, "key_expiry", &r.KeyExpiry, expiryMaxTTL, expiryTTL, expiryNone); problem != "" {
 		return nil, problem
 	}
 	if problem := r.ActivationFailure.take(d); problem != "" {
 		return nil, problem
 	}
-	if problem := choose(d, "credential_type", &r.CredentialType, typeAccount, typeKey); problem != "" {
+	if problem := parseEnum(d, "credential_type", &r.CredentialType, typeAccount, typeKey); problem != "" {
 		return nil, problem
 	}
 	raw, given := d.GetOk("service_account_id")
@@ -248,47 +266,33 @@ func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem
 			return nil, problem
 		}
 		if id != r.ServiceAccountID {
-			r.ServiceAccountID, r.ServiceAccount = id, "" // whose name is yet to be read
+			r.ServiceAccountID, r.ServiceAccount = id, "" // checkRole reads the name
 		}
 	}
 	switch {
 	case r.CredentialType == typeKey && r.ServiceAccountID == "":
-		return nil, "service_account_id is required with credential_type=api_key: the ID of an existing service account of the project"
+		return nil, "credential_type=api_key requires service_account_id, the ID of an existing service account of the project"
 	case r.CredentialType == typeAccount && given && r.ServiceAccountID != "":
-		return nil, "service_account_id is of use only with credential_type=api_key; otherwise each lease gets an account of its own"
+		return nil, "service_account_id requires credential_type=api_key"
 	case r.CredentialType == typeAccount:
-		r.ServiceAccountID, r.ServiceAccount = "", "" // of the type that it had before
+		r.ServiceAccountID, r.ServiceAccount = "", "" // set while the role had typeKey
 	}
 	return r, ""
 }
 
-// choose takes a field that must be one of some values, of which the first is
-// the default.
-func choose(d *framework.FieldData, field string, target *string, values ...string) (problem string) {
-	if raw, ok := d.GetOk(field); ok {
-		if *target = raw.(string); *target == "" {
-			*target = values[0]
-		}
-	}
-	if !slices.Contains(values, *target) {
-		return fmt.Sprintf("%s %.64q is not one of %s", field, *target, strings.Join(values, ", "))
-	}
-	return ""
-}
-
-// take takes the field activation_failure. The default is stored as no value, as
-// in entries of before the field.
+// take reads the field activation_failure. The default is stored as "", as in entries
+// stored before the field existed.
 func (a *activationFailure) take(d *framework.FieldData) (problem string) {
 	value := a.String()
-	problem = choose(d, "activation_failure", &value, string(activationError), string(activationWarn))
+	problem = parseEnum(d, "activation_failure", &value, string(activationError), string(activationWarn))
 	if *a = activationFailure(value); *a == activationError {
 		*a = ""
 	}
 	return problem
 }
 
-// takeScopes takes the field scopes.
-func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
+// readScopes reads the field scopes.
+func readScopes(d *framework.FieldData, target *[]string) (problem string) {
 	raw, ok := d.GetOk("scopes")
 	if !ok {
 		return ""
@@ -300,21 +304,20 @@ func takeScopes(d *framework.FieldData, target *[]string) (problem string) {
 	return problem
 }
 
-// parseScopes checks and deduplicates a list of scopes and keeps its order.
-// There is no list of those that exist, so only their shape is checked.
+// parseScopes checks and deduplicates a list of scopes in order. OpenAI publishes no
+// list of scopes, so only their shape is checked.
 func parseScopes(raw []string) (scopes []string, problem string) {
 	for _, scope := range raw {
 		switch {
 		case scope == "":
-			// It may be what is left of a variable that was not set, and a list
-			// without any scope means all of them.
-			return nil, "scopes contains an empty one"
-		case strings.EqualFold(scope, "null"): // of the CLI, which sends text
-			return nil, "scopes contains null, which is not a scope; leave scopes out to keep what is stored, or send an empty list for all that the account may do"
+			// It may come from an unset variable, and an empty list allows everything.
+			return nil, "scopes must not contain empty values"
+		case strings.EqualFold(scope, "null"): // the CLI sends null as text
+			return nil, "scopes must not contain null; omit scopes to keep the stored list, or send an empty list to allow everything that the account can do"
 		case len(scope) > maxScope:
 			return nil, fmt.Sprintf("scopes: %.64q... has %d characters; the limit is %d", scope, len(scope), maxScope)
 		case strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(notInScope, r) }):
-			return nil, fmt.Sprintf("scopes: %.64q is not an identifier like api.model.request", scope)
+			return nil, fmt.Sprintf("scopes: %.64q is not an identifier such as api.model.request", scope)
 		}
 		if !slices.Contains(scopes, scope) {
 			scopes = append(scopes, scope)
@@ -326,10 +329,10 @@ func parseScopes(raw []string) (scopes []string, problem string) {
 	return scopes, ""
 }
 
-// What a credential is.
+// The values of credential_type.
 const (
-	// typeAccount is a service account, with which all its keys end.
+	// typeAccount is a service account, whose deletion deletes its keys.
 	typeAccount = "service_account"
-	// typeKey is one key of an account that stays.
+	// typeKey is one key of an account that the engine does not delete.
 	typeKey = "api_key"
 )

@@ -1,41 +1,42 @@
 package openaisecrets
 
-// This file owns how a role is read and written, whoever stored it, and the roles in
-// memory, so that an issue asks Vault's storage nothing that it has told before: each
-// question is a round trip through the plugin protocol.
+// This file owns reading and writing role entries, including the community plugin's,
+// and the role cache, which saves a credential request a round trip to storage through
+// the plugin protocol.
 //
-// What must stay true: a role is here only as storage has it, and not while that is in
-// doubt: from the start of a write on, whose effect others may see before its answer
-// comes, and for good after one that has failed. Vault says where one changed under
-// this node; what was being read meanwhile is not kept. A role here is never changed.
+// What must stay true: the cache holds a role only as storage has it. It does not hold
+// a role during a write, whose effect others may see before it returns, or after a
+// write that failed. A role that was read while it changed, on this node or another
+// one, is not cached. A cached role is never modified.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// maxKeptRoles bounds them. At less than 1 KiB each, unless their texts are long,
-// they take 10 MiB if so many are in use; name templates are kept by internal/naming.
-const maxKeptRoles = 10_000
+// maxCachedRoles bounds the cache to about 10 MiB, at less than 1 KiB per role with
+// short texts; internal/naming caches name templates.
+const maxCachedRoles = 10_000
 
 type roleCache struct {
-	mu   sync.RWMutex
-	kept map[string]*role
-	// unsure counts the writes of a role that are under way or have failed: storage
-	// may take such a one yet, even after a later one that it has confirmed.
+	mu     sync.RWMutex
+	cached map[string]*role
+	// unsure counts the writes of a role that are in progress or failed: storage may
+	// apply a failed write later, even after a later write that succeeded.
 	unsure map[string]int
-	// changes counts what was forgotten, so that a role read before a change is
-	// not kept after it.
+	// changes counts invalidations, so that a role read before one is not cached
+	// after it.
 	changes uint64
 }
 
-// get returns a role that must not be changed, nil when there is none.
+// get returns a role, which must not be modified; nil if there is none.
 func (c *roleCache) get(ctx context.Context, s logical.Storage, name string) (*role, error) {
 	c.mu.RLock()
-	r, changes := c.kept[name], c.changes
+	r, changes := c.cached[name], c.changes
 	c.mu.RUnlock()
 	if r != nil {
 		return r, nil
@@ -47,10 +48,10 @@ func (c *roleCache) get(ctx context.Context, s logical.Storage, name string) (*r
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.changes == changes && c.unsure[name] == 0 {
-		if len(c.kept) >= maxKeptRoles {
-			clear(c.kept)
+		if len(c.cached) >= maxCachedRoles {
+			clear(c.cached)
 		}
-		c.kept[name] = r
+		c.cached[name] = r
 	}
 	return r, nil
 }
@@ -67,54 +68,66 @@ func (c *roleCache) change(name string, write func() error) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.drop(name) // what was read while it was written
+	c.drop(name) // a read during the write may have cached it
 	if c.unsure[name]--; c.unsure[name] == 0 {
 		delete(c.unsure, name)
 	}
 	return nil
 }
 
-// forget is for a role that has changed under this node.
+// forget invalidates a role that changed on another node.
 func (c *roleCache) forget(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.drop(name)
 }
 
-// drop is forget under the lock.
+// drop is forget with the lock held.
 func (c *roleCache) drop(name string) {
 	c.changes++
-	delete(c.kept, name)
+	delete(c.cached, name)
 }
 
 func newRoleCache() *roleCache {
-	return &roleCache{kept: map[string]*role{}, unsure: map[string]int{}}
+	return &roleCache{cached: map[string]*role{}, unsure: map[string]int{}}
 }
 
-// getRole reads a role from storage; nil when there is no such role.
+// getRole reads a role from storage; nil if there is none.
 func getRole(ctx context.Context, s logical.Storage, name string) (*role, error) {
-	entry, err := s.Get(ctx, roleStoragePrefix+name)
+	r := &role{}
+	entry, err := readEntry(ctx, s, roleStoragePrefix+name, fmt.Sprintf("role %q", name), roleVersion, r)
 	if err != nil {
-		return nil, fmt.Errorf("reading role %q: %w", name, err)
+		return nil, err
 	}
 	if entry == nil {
 		return getCommunityRole(ctx, s, name)
 	}
-	r := &role{}
-	if err := entry.DecodeJSON(r); err != nil {
-		return nil, unreadable{fmt.Errorf("decoding role %q: %w", name, err)}
-	}
-	if r.Version > roleVersion {
-		return nil, unreadable{fmt.Errorf("role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, r.Version, roleVersion)}
-	}
 	return r, nil
 }
 
-// deleteRole deletes a role in both formats, this engine's last: otherwise a
-// failure in between would bring the other one back.
+// deleteRole deletes a role in both formats, this engine's last: in the other order, a
+// failure in between would bring the community plugin's role back.
 func deleteRole(ctx context.Context, s logical.Storage, name string) error {
 	if err := s.Delete(ctx, communityRolePrefix+name); err != nil {
 		return err
 	}
 	return s.Delete(ctx, roleStoragePrefix+name)
+}
+
+// eachRole calls each with every role but those of a newer version.
+func eachRole(ctx context.Context, s logical.Storage, each func(name string, r *role)) error {
+	names, err := listNames(ctx, s, roleStoragePrefix, communityRolePrefix)
+	if err != nil {
+		return fmt.Errorf("listing the roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getRole(ctx, s, name)
+		if err != nil && !errors.As(err, &unreadable{}) {
+			return err
+		}
+		if r != nil && err == nil {
+			each(name, r)
+		}
+	}
+	return nil
 }

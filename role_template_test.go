@@ -14,30 +14,29 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// nestedDefine overflows the stack, which ends the process, unless it is refused
-// before it is executed.
+// nestedDefine overflows the stack, and crashes the process, if it is executed.
 func nestedDefine() string {
 	const depth = 60
 	return `{{define "a"}}` + strings.Repeat("{{if 1}}", depth) + `{{template "a"}}` + strings.Repeat("{{end}}", depth) + `{{end}}{{template "a"}}{{.RandomSuffix}}`
 }
 
-// forbiddenTemplates has one template of each kind that internal/naming refuses,
-// whose own test has them all.
+// forbiddenTemplates has one template of each kind that internal/naming rejects; its
+// own test has all of them.
 func forbiddenTemplates() map[string]string {
 	const suffix = "{{.RandomSuffix}}"
 	return map[string]string{
 		nestedDefine(): `"define"`,
 		`{{if ne .UnixTime 1767225600}}{{range 1500000000}}{{end}}{{end}}` + suffix: `"range"`,
-		`{{printf "%1000000s" .RoleName}}` + suffix:                                 "printf takes",
+		`{{printf "%1000000s" .RoleName}}` + suffix:                                 "printf widths",
 		`{{$x := 1}}` + suffix:                       "variable $x",
 		`{{.RoleName.Foo}}` + suffix:                 "field .RoleName.Foo",
 		`{{index .RoleName 0}}` + suffix:             `function "index"`,
-		strings.Repeat(`{{random 64}}`, 74) + suffix: "the name before its cut",
+		strings.Repeat(`{{random 64}}`, 74) + suffix: "the name is longer than",
 		`{{.RoleName}}`:                              "must contain",
 	}
 }
 
-func TestNameTemplate_WhatIsNotAllowedIsRefusedAtTheWrite(t *testing.T) {
+func TestNameTemplate_InvalidTemplatesAreRejectedAtTheWrite(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	for template, said := range forbiddenTemplates() {
@@ -51,7 +50,7 @@ func TestNameTemplate_WhatIsNotAllowedIsRefusedAtTheWrite(t *testing.T) {
 	}
 }
 
-func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
+func TestNameTemplate_AStoredInvalidTemplateAffectsOnlyItsRole(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	storedRole := func(template string) {
@@ -61,7 +60,7 @@ func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
 		entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", r)
 		require.NoError(t, err)
 		require.NoError(t, h.storage.Put(t.Context(), entry))
-		h.restart() // as the upgrade that brings the rule does
+		h.restart() // as an upgrade that adds the rule
 	}
 	templates := forbiddenTemplates()
 	templates["{{.RandomSuffix}}"+strings.Repeat("x", text.MaxLen)] = "the limit is"
@@ -71,7 +70,7 @@ func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
 	h.b.Cleanup(t.Context())
 	for template, said := range templates {
 		if strings.Contains(said, "a branch of") || strings.Contains(said, "must contain") {
-			continue // depends on the data of each name
+			continue // it depends on the data of each name
 		}
 		storedRole(template)
 		got := h.refused(h.read("creds/app"))
@@ -81,7 +80,7 @@ func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
 		require.Equal(t, template, resp.Data["service_account_name_template"])
 	}
 	require.Len(t, h.sim.Accounts(), before)
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 
 	storedRole(nestedDefine())
 	_, err := h.renew(context.Background(), kept, time.Minute, time.Hour)
@@ -98,13 +97,13 @@ func TestNameTemplate_AStoredRoleOutsideTheRuleHurtsNobodyElse(t *testing.T) {
 	h.must(h.remove("roles/app"))
 }
 
-// A suffix that only some data loses is found when the name is made, before
-// anything else is.
-func TestNameTemplate_ABranchWithoutASuffixMakesNoAccount(t *testing.T) {
+// A template that drops the suffix for some data is detected before anything is
+// created.
+func TestNameTemplate_ABranchWithoutASuffixCreatesNoAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("roles/app", map[string]any{"service_account_name_template": `{{if eq .DisplayName "userpass-alice"}}{{truncate 4 .RandomSuffix}}{{else}}{{.RandomSuffix}}{{end}}`}))
 	require.Contains(t, h.refused(h.read("creds/app")), "must contain {{.RandomSuffix}} unchanged")
 	require.Empty(t, h.sim.Accounts())
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 }

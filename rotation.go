@@ -1,12 +1,11 @@
 package openaisecrets
 
-// This file owns the replacement of the admin key and the end of what a rotation
-// that did not finish has made; superseded.go has the end of replaced keys.
+// This file owns the rotation of the admin key and the cleanup after a rotation that did
+// not finish; superseded.go owns the deletion of replaced keys.
 //
-// What must stay true: the new key is journalled before it is made, verified
-// before it is stored, and stored together with the note that the old one is
-// retired, in one write; after that write nothing returns an error. Two rotations
-// never run at once.
+// What must stay true: the new key is recorded in the WAL before it is created, verified
+// before it is stored, and stored in one write that also records the old one as
+// superseded; after that write nothing returns an error. Two rotations never run at once.
 
 import (
 	"context"
@@ -20,6 +19,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/events"
 	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
@@ -28,22 +28,22 @@ const (
 	adminKeyVersion = 1
 )
 
-// adminKeyEntry is the journal's record of an admin key about to be made.
+// adminKeyEntry is the WAL entry of an admin key that is about to be created.
 type adminKeyEntry struct {
 	Version int    `json:"version"`
 	Name    string `json:"name"`
-	// CreatedAt is when it was about to be made; entries of earlier releases have
-	// none and count as old.
+	// CreatedAt is when the create was about to be sent; an entry without it counts as
+	// old.
 	CreatedAt time.Time `json:"created_at,omitzero"`
 }
 
 var (
-	errWhichKey = errors.New("storage failed while the new admin key was put in force; the old one or the new one is, both work, and the journal deletes the new one if it is not")
+	errWhichKey = errors.New("storage failed while it stored the new admin key, so the active key is unknown; both keys work, and the WAL deletes the new one if it is not active")
 )
 
-// rotateAdminKey replaces the admin key and returns the config then in force, and
-// a note where a person may hold the old key. An error means that the old key
-// stays in force; what is left over at OpenAI is in the journal.
+// rotateAdminKey replaces the admin key and returns the new config, and a note if others
+// may use the old key. After an error the old key stays active, and the WAL has whatever
+// remains at OpenAI.
 func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request, force bool) (_ *config, note string, warnings []string, err error) {
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
@@ -51,7 +51,7 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request, forc
 	}
 	defer unlock()
 
-	// From storage, not from the snapshot: this is the base of a write.
+	// From storage instead of the snapshot, since it is modified and written back.
 	cfg, err := getConfig(ctx, req.Storage)
 	if err != nil {
 		return nil, "", nil, err
@@ -60,30 +60,29 @@ func (b *backend) rotateAdminKey(ctx context.Context, req *logical.Request, forc
 		return nil, "", nil, errNotConfigured
 	}
 	if problem := cfg.crowded(b.now()); problem != "" && !force {
-		return nil, "", nil, mistake(problem)
+		return nil, "", nil, clientError(problem)
 	}
 	next, warnings, err := b.rotateLocked(ctx, req, cfg, force)
 	if err == nil && !cfg.AdminKeyRotated {
-		when := "at once"
+		when := "immediately"
 		if grace := next.RotationGracePeriod; grace > 0 && !force {
 			when = "in " + grace.String()
 		}
-		note = fmt.Sprintf("The admin key %s that was written to the config stops working %s, also in any other mount or program that has it. Give each mount an admin key of its own.", cfg.AdminKeyID, when)
+		note = fmt.Sprintf("Admin key %s, which was written to the config, stops working %s, including in any other mount or program that uses it. Give each mount its own admin key.", cfg.AdminKeyID, when)
 	}
 	return next, note, warnings, err
 }
 
-// rotateLocked is the rotation itself, whoever asked for it. The caller holds
-// configLock and has just read cfg from storage.
-// With force no superseded key has a grace period.
+// rotateLocked rotates the admin key. The caller holds configLock and has just read cfg
+// from storage. With force, superseded keys have no grace period.
 func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *config, force bool) (_ *config, _ []string, err error) {
 	defer func() {
-		b.metrics.rotated(err)
+		b.metrics.Rotated(outcome(nil, err))
 		if err != nil {
-			b.notify(eventRotateFail, req.MountPoint, configStorageKey, false, "admin_api_key_id", cfg.AdminKeyID)
+			b.events.Emit(events.RotateFail, req.MountPoint, configStorageKey, false, "admin_api_key_id", cfg.AdminKeyID)
 		}
 	}()
-	if b.isDraining() { // one that has waited for the config while the drain had it
+	if b.isDraining() { // the drain may have started while this rotation waited for configLock
 		return nil, nil, errors.New("this mount is being disabled")
 	}
 	tag, err := b.ensureTag(ctx, req.Storage)
@@ -95,7 +94,7 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 		return nil, nil, err
 	}
 	defer api.Close()
-	// Stored with skip_verify, the ID may be missing, or somebody else's key's.
+	// After a write with skip_verify, the ID may be missing or belong to another key.
 	keys, resp, err := findAdminKeyID(ctx, cfg, api)
 	if err != nil {
 		return nil, nil, err
@@ -110,11 +109,11 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	}
 	next := cfg.clone()
 	next.locate(keys, false)
-	next.retire(b.now(), key.CreatedAt)
+	next.supersedeKey(b.now(), key.CreatedAt)
 	var lost []string
 	if force {
-		lost = next.retiredIDs(isElsewhere)
-		next.Retired = slices.DeleteFunc(next.Retired, func(k retiredKey) bool { return k.Elsewhere })
+		lost = next.supersededIDs(isElsewhere)
+		next.Superseded = slices.DeleteFunc(next.Superseded, func(k supersededKey) bool { return k.Elsewhere })
 	}
 	if force || next.RotationGracePeriod == 0 {
 		next.hurry(0, b.now())
@@ -123,44 +122,44 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	next.LastRotated = b.now().UTC().Truncate(time.Second)
 	next.AdminKeyExpires = key.ExpiresAt
 	if life != 0 && next.AdminKeyExpires.IsZero() {
-		next.AdminKeyExpires = next.LastRotated.Add(life) // what was asked for, though not confirmed
+		next.AdminKeyExpires = next.LastRotated.Add(life) // requested, though not confirmed
 	}
 	next.RotationError = ""
 	next.plan(b.now())
 	nextAPI, err := b.newClient(ctx, next)
 	if err != nil {
-		return nil, nil, err // the journal deletes the new key
+		return nil, nil, err // the WAL deletes the new key
 	}
 	if err := settle(ctx, nextAPI, key.ID); err != nil {
 		nextAPI.Close()
 		b.discardAdminKey(ctx, req, api, key.ID, walID)
 		if client.BlamesKey(err) || client.IsNotFound(err) {
-			return nil, nil, upstream(fmt.Sprintf("the new admin key does not work: %s", err)) // and not the one in force
+			return nil, nil, upstreamError(fmt.Sprintf("the new admin key does not work: %s", err)) // the active key is not to blame
 		}
-		return nil, nil, fmt.Errorf("the new admin key could not be verified: %w", err)
+		return nil, nil, fmt.Errorf("verifying the new admin key: %w", err)
 	}
 
 	if err := putConfig(ctx, req.Storage, next); err != nil {
-		// Which of the two keys storage holds is not known now. Both live;
-		// the journal deletes the new one if it is not the stored one.
+		// Storage may hold either key. Both are valid; the WAL deletes the new one if it
+		// is not the stored one.
 		b.dropSnapshot()
 		nextAPI.Close()
 		return nil, nil, fmt.Errorf("%w: %w", errWhichKey, err)
 	}
 	snap := newSnapshot(next, nextAPI, tag)
 	b.install(snap)
-	b.rotation.settled()
+	b.rotation.succeeded()
 
 	var warnings []string
 	if err := framework.DeleteWAL(ctx, req.Storage, walID); err != nil {
-		warnings = append(warnings, "The journal entry of the new key could not be deleted; the next rollback clears it.")
-		b.log(req).Warn("journal entry of a rotation not deleted", "admin_api_key_id", key.ID, "error", err)
+		warnings = append(warnings, "The WAL entry of the new key could not be deleted; the WAL worker deletes the entry, and the key stays active.")
+		b.log(req).Warn("WAL entry of a rotation not deleted", "admin_api_key_id", key.ID, "error", err)
 	}
-	b.notify(eventRotate, req.MountPoint, configStorageKey, true, "admin_api_key_id", key.ID)
-	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "retired_admin_api_key_id", cfg.AdminKeyID, "delete_after", text.Time(next.Retired[len(next.Retired)-1].DeleteAfter),
+	b.events.Emit(events.Rotate, req.MountPoint, configStorageKey, true, "admin_api_key_id", key.ID)
+	b.log(req).Info("admin key rotated", "admin_api_key_id", key.ID, "superseded_admin_api_key_id", cfg.AdminKeyID, "delete_after", text.Time(next.Superseded[len(next.Superseded)-1].DeleteAfter),
 		"expires_at", text.Time(next.AdminKeyExpires), "next_rotation", text.Time(next.NextRotation))
 	if force || next.RotationGracePeriod == 0 {
-		if left := b.sweepRetired(ctx, req, snap, b.atOnce()).retiredIDs(b.atOnce()); len(left) > 0 {
+		if left := b.processSuperseded(ctx, req, snap, b.atOnce()).supersededIDs(b.atOnce()); len(left) > 0 {
 			warnings = append(warnings, notDeletedText(left))
 		}
 	}
@@ -170,9 +169,9 @@ func (b *backend) rotateLocked(ctx context.Context, req *logical.Request, cfg *c
 	return next, warnings, nil
 }
 
-// createAdminKey makes an admin key, each attempt under a fresh, journalled
-// name, and returns it with its journal entry's ID. After an error the journal
-// holds whatever may exist.
+// createAdminKey creates an admin key and returns it with the ID of its WAL entry. Each
+// attempt has a fresh name, recorded in the WAL. After an error the WAL has every key
+// that may exist.
 func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *client.Client, tag string, life time.Duration) (client.AdminKey, client.Secret, string, error) {
 	for attempt, again := 0, false; ; again = true {
 		if again {
@@ -183,9 +182,9 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 			return client.AdminKey{}, client.Secret{}, "", err
 		}
 		name := "vault-admin-" + tag + random
-		walID, err := framework.PutWAL(ctx, s, journalAdminKey, adminKeyEntry{Version: adminKeyVersion, Name: name, CreatedAt: b.now().UTC()})
+		walID, err := framework.PutWAL(ctx, s, walAdminKey, adminKeyEntry{Version: adminKeyVersion, Name: name, CreatedAt: b.now().UTC()})
 		if err != nil {
-			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the journal: %w", err)
+			return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("writing the WAL: %w", err)
 		}
 		requestID := ""
 		key, value, err := api.CreateAdminKey(ctx, name, life, client.WithRequestID(&requestID))
@@ -196,11 +195,11 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 		e := client.AsError(err)
 		if !e.Ambiguous() {
 			if walErr := framework.DeleteWAL(ctx, s, walID); walErr != nil {
-				return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("%w; and its journal entry could not be deleted: %w", err, walErr)
+				return client.AdminKey{}, client.Secret{}, "", fmt.Errorf("%w; deleting its WAL entry also failed: %w", err, walErr)
 			}
 		}
 		if e.RateLimited() && e.Retryable() {
-			continue // the pace knows when the next call fits
+			continue // the rate limiter delays the next call
 		}
 		if attempt++; attempt >= maxAttempts || !e.Retryable() || client.Wait(ctx, client.Backoff(attempt-1, e.RetryAfter)) != nil {
 			return client.AdminKey{}, client.Secret{}, "", err
@@ -208,14 +207,14 @@ func (b *backend) createAdminKey(ctx context.Context, s logical.Storage, api *cl
 	}
 }
 
-// settle waits until a new admin key works for reading and for writing, twice
-// in a row and the second time over another connection: OpenAI's servers need
-// not all learn of a key at the same moment.
+// settle waits until a new admin key works for reads and writes, twice in a row and the
+// second time over a new connection: OpenAI's servers may not all accept a key at the
+// same time.
 func settle(ctx context.Context, api *client.Client, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, settleBudget)
 	defer cancel()
 	worked := false
-	var verdict error // the last that was said of the key, and not of the call
+	var verdict error // the last error about the key rather than the call
 	for attempt := 0; ; {
 		_, err := api.GetAdminKey(ctx, id)
 		if err == nil {
@@ -245,8 +244,8 @@ func settle(ctx context.Context, api *client.Client, id string) error {
 	}
 }
 
-// discardAdminKey deletes a new key that does not work. What cannot be deleted
-// now stays journalled.
+// discardAdminKey deletes a new key that does not work. If that fails, the key stays in
+// the WAL.
 func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api *client.Client, id, walID string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
@@ -254,24 +253,23 @@ func (b *backend) discardAdminKey(ctx context.Context, req *logical.Request, api
 	if err == nil {
 		err = framework.DeleteWAL(ctx, req.Storage, walID)
 	} else if client.IsNotFound(err) {
-		err = errNotFinal // it is seconds old
+		err = errNotFinal // the key is seconds old
 	}
 	if err != nil {
-		b.log(req).Warn("discarded admin key is left to the journal", "admin_api_key_id", id, "error", err)
+		b.log(req).Warn("discarded admin key queued for deletion in the WAL", "admin_api_key_id", id, "error", err)
 	}
 }
 
-// rollbackAdminKey deletes what a journalled create of an admin key made, unless
-// it is in use: then only the deletion of its entry had failed. That nothing was
-// made is only said by a complete list, which shows the current key, only of an entry
-// that is old enough when the list is read, and only the second time: nothing else
-// looks for an admin key that a list has left out once.
-func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry) error {
+// rollbackAdminKey deletes the admin key of a WAL entry, unless it is in use: then only
+// the deletion of its entry had failed. A key counts as never created only if two
+// complete lists, which show the current key, do not show it, and only if the entry was
+// old enough by then: nothing else looks for an admin key that a list omitted.
+func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, entry adminKeyEntry, minAge time.Duration) error {
 	if now := b.now(); entry.CreatedAt.After(now.Add(clockTolerance)) {
-		// The clock was ahead then. Another entry takes this one's place.
-		b.log(req).Warn("journal entry of an admin key is of the future; its age is counted from now", "name", entry.Name, "created_at", text.Time(entry.CreatedAt))
+		// Written while the clock was ahead. A new entry replaces this one.
+		b.log(req).Warn("WAL entry of an admin key has a creation time in the future; reset to the current time", "name", entry.Name, "created_at", text.Time(entry.CreatedAt))
 		entry.CreatedAt = now.UTC()
-		_, err := framework.PutWAL(ctx, req.Storage, journalAdminKey, entry)
+		_, err := framework.PutWAL(ctx, req.Storage, walAdminKey, entry)
 		return err
 	}
 	snap, err := b.current(ctx, req.Storage)
@@ -283,6 +281,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	if err != nil {
 		return err
 	}
+	now := snap.api.NowOr(b.now()) // by OpenAI's clock, which its answer has just told
 	complete := slices.ContainsFunc(keys, func(k client.AdminKey) bool { return k.ID == snap.config.AdminKeyID })
 	keys = slices.DeleteFunc(keys, func(k client.AdminKey) bool { return k.Name != entry.Name })
 	switch {
@@ -290,7 +289,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	case !final:
 		return errNotFinal
 	case !complete:
-		return fmt.Errorf("admin key %q of an unfinished rotation: the list of admin keys does not show the current key %q, so it does not say that there is none", entry.Name, snap.config.AdminKeyID)
+		return fmt.Errorf("admin key %q of an unfinished rotation may still exist: the list of admin keys is incomplete, since it does not show the current key %q", entry.Name, snap.config.AdminKeyID)
 	case !b.isDraining() && !b.unseen.confirmed(entry.Name, time.Now(), time.Duration(b.settling.Load())):
 		return errNotFinal
 	default:
@@ -304,30 +303,34 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	if err != nil {
 		return err
 	}
-	// From storage: an entry may be left because this node could not tell
-	// which config it had stored.
+	// From storage: after errWhichKey this node does not know which config is stored.
 	b.dropSnapshot()
 	snap, err = b.current(ctx, req.Storage)
-	unlock() // the rotation that made the key has ended: nothing records it any more
+	unlock() // the rotation that created the key has ended, so nothing can store it later
 	if err != nil {
 		return err
 	}
 	for _, key := range keys {
 		recorded := key.ID == snap.config.AdminKeyID ||
-			slices.ContainsFunc(snap.config.Retired, func(r retiredKey) bool { return r.ID == key.ID })
+			slices.ContainsFunc(snap.config.Superseded, func(r supersededKey) bool { return r.ID == key.ID })
 		if recorded {
 			continue
 		}
-		made := key.CreatedAt // by the clock that last_used_at is of
-		if made.IsZero() {
-			made = entry.CreatedAt
+		created := key.CreatedAt // by OpenAI's clock, as last_used_at
+		if created.IsZero() {
+			created = entry.CreatedAt
 		}
-		// No request that does not finish uses its key for longer. This Vault is a
-		// copy of one whose request did, and which has stored it.
-		if !made.IsZero() && key.LastUsedAt.After(made.Add(requestBudget+cleanupBudget)) {
-			return fmt.Errorf("admin key %s (%s): %w", key.ID, key.Name, errHandedOut)
+		// An unfinished request does not use its key for longer. Otherwise this Vault is
+		// a copy of one whose rotation finished and stored the key.
+		if !created.IsZero() && key.LastUsedAt.After(created.Add(requestBudget+cleanupBudget)) {
+			return fmt.Errorf("admin key %s (%s): %w", key.ID, key.Name, errKeyUsed)
 		}
-		if err := b.endAdminKey(ctx, snap, key.ID, entry.CreatedAt); err != nil {
+		// A create can be sent long after its entry was written, so a young key has had
+		// no time to show that it is in use.
+		if minAge > 0 && now.Sub(created) < minAge {
+			return errNotFinal
+		}
+		if err := b.deleteAdminKey(ctx, snap, key.ID, entry.CreatedAt); err != nil {
 			return err
 		}
 		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
@@ -335,17 +338,17 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	return nil
 }
 
-// unseen are the admin keys of unfinished rotations, by name, and the keys of accounts
-// of unfinished creates, by the account's ID, that one complete list did not show, and
-// since when. They are lost with the process, which only means another look. The zero
-// value is ready.
+// unseen has the time since which complete lists did not show the admin key of an
+// unfinished rotation, by name, or a key of the account of an unfinished create, by
+// account ID. It is lost with the process, which only delays the result. The zero value
+// is ready.
 type unseen struct {
 	mu    sync.Mutex
 	since map[string]time.Time
 }
 
-// confirmed reports whether a list that was read so long ago, or earlier, did not show
-// the name either.
+// confirmed records that a list did not show the name, and reports whether an earlier
+// one, at least that long ago, did not either.
 func (u *unseen) confirmed(name string, now time.Time, ago time.Duration) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()

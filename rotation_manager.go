@@ -1,12 +1,11 @@
 package openaisecrets
 
-// This file owns who keeps the schedule of the admin key's rotation: Vault's
-// rotation manager where there is one, and this engine everywhere else.
+// This file owns the schedule of admin key rotations: Vault's rotation manager runs it
+// where available, and this engine otherwise.
 //
-// What must stay true: a schedule is kept by somebody on every server, and a
-// server that has no rotation manager is not asked again and again; whatever
-// asks for a rotation, rotateLocked makes it; one that nobody waits for leaves
-// word of its failure in the config.
+// What must stay true: scheduled rotations run on every server, and a server without a
+// rotation manager is not asked repeatedly; every rotation goes through rotateLocked; a
+// failed automatic rotation stores its error in the config.
 
 import (
 	"context"
@@ -27,25 +26,25 @@ import (
 
 const (
 	rotationJob = "openai-admin-key"
-	// managerSlack is how late Vault's rotation manager may be before the
-	// engine steps in: it can lose a job, for one when a mount is moved.
+	// managerSlack is how late Vault's rotation manager may be before the engine rotates:
+	// the manager can lose a job, for example when a mount is moved.
 	managerSlack = time.Hour
-	// managerTimeout bounds a call to Vault's rotation manager, during which
-	// configLock is held; some releases of it are known to hang.
+	// managerTimeout bounds a call to Vault's rotation manager, which is made with
+	// configLock held and hangs in some releases of Vault.
 	managerTimeout = 10 * time.Second
 )
 
-// unsupported reports whether a server has no rotation manager: Community says
-// so in a text, which is all that Vault's plugin protocol leaves of its error,
-// and other servers do not know the call.
+// unsupported reports whether a server has no rotation manager: Community returns an
+// error of which Vault's plugin protocol keeps only the text, and other servers do not
+// implement the call.
 func unsupported(err error) bool {
 	return err != nil && (status.Code(err) == codes.Unimplemented ||
 		strings.Contains(err.Error(), automatedrotationutil.ErrRotationManagerUnsupported.Error()))
 }
 
-// arrange has Vault's rotation manager keep cfg's schedule, where there is one,
-// and notes in cfg who does.
-func (b *backend) arrange(ctx context.Context, mount string, cfg *config) error {
+// register registers cfg's schedule with Vault's rotation manager, if there is one, and
+// sets cfg.RotationManager.
+func (b *backend) register(ctx context.Context, mount string, cfg *config) error {
 	if !cfg.scheduled() {
 		if cfg.RotationManager == managerVault {
 			if err := b.deregister(ctx, mount); err != nil {
@@ -82,31 +81,31 @@ func (b *backend) deregister(ctx context.Context, mount string) error {
 	return err
 }
 
-// arrangeWrite arranges the schedule that is about to be stored; the caller
-// holds configLock. One that the rotation manager refuses is not stored. That
-// it could not be told of the end of one is no reason to go on rotating.
-func (b *backend) arrangeWrite(ctx context.Context, req *logical.Request, old, cfg *config) (arranged bool, err error) {
-	if b.rotation.arranged.Load() && old != nil && old.sameSchedule(cfg) {
+// registerWrite registers the schedule of a config that is about to be stored; the caller
+// holds configLock. A schedule that the rotation manager rejects is an error. A failure
+// to deregister is not, so that automatic rotation can always be disabled.
+func (b *backend) registerWrite(ctx context.Context, req *logical.Request, old, cfg *config) (registered bool, err error) {
+	if b.rotation.registered.Load() && old != nil && old.sameSchedule(cfg) {
 		return true, nil
 	}
-	// Until it is stored, the worker sets right what is arranged here.
-	b.rotation.arranged.Store(false)
-	err = b.arrange(ctx, req.MountPoint, cfg)
+	// If the config is not stored after this, the worker registers the stored one.
+	b.rotation.registered.Store(false)
+	err = b.register(ctx, req.MountPoint, cfg)
 	if err != nil && cfg.scheduled() {
-		return false, fmt.Errorf("config not stored: Vault's rotation manager did not take the schedule: %w", err)
+		return false, fmt.Errorf("config not stored: Vault's rotation manager rejected the schedule: %w", err)
 	}
 	return err == nil, nil
 }
 
-// arrangeStored arranges what is stored, once in the life of a process: Vault
-// may have become another edition, or have died in the middle of a write.
-func (b *backend) arrangeStored(ctx context.Context, req *logical.Request) error {
+// registerStored registers the stored schedule, once per process: the Vault edition may
+// have changed, or Vault may have stopped during a config write.
+func (b *backend) registerStored(ctx context.Context, req *logical.Request) error {
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if b.rotation.arranged.Load() {
+	if b.rotation.registered.Load() {
 		return nil
 	}
 	cfg, err := getConfig(ctx, req.Storage)
@@ -114,8 +113,8 @@ func (b *backend) arrangeStored(ctx context.Context, req *logical.Request) error
 		return err
 	}
 	before := cfg.RotationManager
-	if err := b.arrange(ctx, req.MountPoint, cfg); err != nil {
-		return fmt.Errorf("asking Vault's rotation manager: %w", err)
+	if err := b.register(ctx, req.MountPoint, cfg); err != nil {
+		return fmt.Errorf("registering with Vault's rotation manager: %w", err)
 	}
 	if cfg.RotationManager != before {
 		err := putConfig(ctx, req.Storage, cfg)
@@ -125,14 +124,14 @@ func (b *backend) arrangeStored(ctx context.Context, req *logical.Request) error
 		}
 	}
 	if cfg.scheduled() {
-		b.log(req).Info("rotation of the admin key is scheduled", "rotation_manager", cfg.RotationManager, "next_rotation", text.Time(cfg.nextRotation(b.now(), 0)))
+		b.log(req).Info("admin key rotation scheduled", "rotation_manager", cfg.RotationManager, "next_rotation", text.Time(cfg.nextRotation(b.now(), 0)))
 	}
-	b.rotation.arranged.Store(true)
+	b.rotation.registered.Store(true)
 	return nil
 }
 
-// due reports whether this engine is to rotate now. Where Vault keeps the
-// schedule that is so only when Vault is late.
+// due reports whether this engine must rotate now. If Vault's rotation manager has the
+// schedule, that is only the case when it is late.
 func (b *backend) due(c *config) bool {
 	slack := time.Duration(0)
 	if c.RotationManager == managerVault {
@@ -143,22 +142,21 @@ func (b *backend) due(c *config) bool {
 	return !at.IsZero() && !now.Before(at) && b.rotation.mayTry(now)
 }
 
-// kickSchedule looks at the schedule unless that is under way, and returns at
-// once. It does not wait its turn behind the journal, whose work can take
-// longer than a rotation_window.
-func (b *backend) kickSchedule(req *logical.Request) {
+// startSchedule starts runSchedule unless it is in progress, and returns immediately. It
+// has its own job because the WAL worker can take longer than a rotation_window.
+func (b *backend) startSchedule(req *logical.Request) {
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
 	b.rotation.look.Start(b.lifetime, func(ctx context.Context) {
-		b.complain(ctx, req, "schedule of the admin key's rotation not kept", b.keepSchedule(ctx, req))
+		b.complain(ctx, req, "scheduled admin key rotation failed", b.runSchedule(ctx, req))
 	})
 }
 
-// keepSchedule is the periodic part: it sees to it that somebody keeps the
-// schedule, rotates when that is due, and warns of a key whose end is near.
-func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error {
-	if !b.rotation.arranged.Load() {
-		if err := b.arrangeStored(ctx, req); err != nil && b.rotation.mayWarn("arrange", b.now(), warnEvery) {
-			b.log(req).Warn("rotation schedule not arranged yet", "error", err)
+// runSchedule is the periodic work: it registers the schedule, rotates when that is due,
+// and warns if the key expires soon.
+func (b *backend) runSchedule(ctx context.Context, req *logical.Request) error {
+	if !b.rotation.registered.Load() {
+		if err := b.registerStored(ctx, req); err != nil && b.rotation.mayWarn("register", b.now(), warnEvery) {
+			b.log(req).Warn("rotation schedule not registered yet", "error", err)
 		}
 	}
 	snap, err := b.current(ctx, req.Storage)
@@ -171,7 +169,7 @@ func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error 
 		}
 	}
 	if err == nil && b.due(snap.config) {
-		if err = b.rotateByItself(ctx, req, b.due); err == nil {
+		if err = b.rotateOnSchedule(ctx, req, b.due); err == nil {
 			snap, err = b.current(ctx, req.Storage)
 		}
 	}
@@ -179,15 +177,15 @@ func (b *backend) keepSchedule(ctx context.Context, req *logical.Request) error 
 		return err
 	}
 	if by := snap.config.renewBy(); !by.IsZero() && !b.now().Before(by) && b.rotation.mayWarn("expiry", b.now(), warnEvery) {
-		b.log(req).Warn("the admin key's end is near", "admin_api_key_id", snap.config.AdminKeyID, "text", snap.config.expiryText())
+		b.log(req).Warn("admin key expires soon", "admin_api_key_id", snap.config.AdminKeyID, "text", snap.config.expiryText())
 	}
 	return err
 }
 
-// correctTimes stores what is known of the past where a clock that was ahead has
-// left it in the future.
+// correctTimes corrects past times in the config that were stored while the clock was
+// ahead.
 func (b *backend) correctTimes(ctx context.Context, req *logical.Request, snap *snapshot) error {
-	// OpenAI's clock made the end of the key; what is recorded may be this node's.
+	// The key's expiry follows OpenAI's clock; the stored one may follow this node's.
 	ask, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
 	key, keyErr := client.AdminKey{}, error(nil)
@@ -213,34 +211,34 @@ func (b *backend) correctTimes(ctx context.Context, req *logical.Request, snap *
 	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
 		return err
 	}
-	b.rotation.settled()
-	b.log(req).Warn("the clock was ahead when the config was written; times of the future are replaced by now",
+	b.rotation.succeeded()
+	b.log(req).Warn("config has times in the future, written while the clock was ahead; reset to the current time",
 		"last_rotated", text.Time(before.LastRotated), "next_rotation", text.Time(before.NextRotation), "now", text.Time(b.now()), "next_rotation_now", text.Time(cfg.NextRotation))
 	return nil
 }
 
 // rotateCredential is called by Vault's rotation manager.
 func (b *backend) rotateCredential(ctx context.Context, req *logical.Request) error {
-	// As with a rotation by hand: once begun it is finished.
+	// As for a manual rotation: once started, it runs to completion.
 	ctx = context.WithoutCancel(ctx)
 	asked := false
-	err := b.rotateByItself(ctx, req, func(cfg *config) bool { asked = cfg.scheduled(); return asked })
+	err := b.rotateOnSchedule(ctx, req, func(cfg *config) bool { asked = cfg.scheduled(); return asked })
 	if err != nil {
-		b.log(req).Warn("rotation asked for by Vault has failed", "error", err)
+		b.log(req).Warn("rotation requested by Vault's rotation manager failed", "error", err)
 	} else if !asked {
-		// A job that outlived its schedule. To refuse it would only have it
-		// repeated.
-		b.log(req).Info("rotation asked for by Vault but not scheduled: nothing done")
+		// The job is older than the current config. An error would only make Vault
+		// repeat it.
+		b.log(req).Info("rotation requested by Vault's rotation manager skipped: automatic rotation is disabled")
 		if err := b.deregister(ctx, req.MountPoint); err != nil {
-			b.log(req).Warn("rotation job not ended at Vault", "error", err)
+			b.log(req).Warn("rotation job not deregistered from Vault's rotation manager", "error", err)
 		}
 	}
 	return err
 }
 
-// rotateByItself makes a rotation that nobody waits for, if the config in
-// force wants it, and keeps note of a failure.
-func (b *backend) rotateByItself(parent context.Context, req *logical.Request, wanted func(*config) bool) error {
+// rotateOnSchedule makes an automatic rotation if wanted returns true for the stored
+// config, and records a failure.
+func (b *backend) rotateOnSchedule(parent context.Context, req *logical.Request, wanted func(*config) bool) error {
 	ctx, cancel := context.WithTimeout(parent, requestBudget)
 	defer cancel()
 	unlock, err := b.lockConfig(ctx)
@@ -253,21 +251,22 @@ func (b *backend) rotateByItself(parent context.Context, req *logical.Request, w
 		return err
 	}
 	if _, _, err = b.rotateLocked(ctx, req, cfg, false); err == nil || parent.Err() != nil {
-		return err // a seal or a step-down is no failure of the rotation
+		return err // a seal or a step-down does not count as a failed rotation
 	}
 	retry := b.rotation.failed(b.now(), cfg.RotationPeriod)
 	if noteErr := b.noteFailure(parent, req.Storage, cfg.AdminKey, err); noteErr != nil {
-		b.log(req).Warn("the failure of a rotation could not be stored", "error", noteErr)
+		b.log(req).Warn("rotation error not stored in the config", "error", noteErr)
 	}
-	return fmt.Errorf("admin key %s not rotated, it stays in force; not tried again before %s: %w", cfg.AdminKeyID, text.Time(retry), err)
+	return fmt.Errorf("admin key %s not rotated and still active; next attempt after %s: %w", cfg.AdminKeyID, text.Time(retry), err)
 }
 
-// noteFailure stores why a rotation failed, where it can be read.
+// noteFailure stores the error of a rotation in the config, where an operator can read
+// it.
 func (b *backend) noteFailure(ctx context.Context, s logical.Storage, key client.Secret, failure error) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
-	// Read anew: if it was storing the new key that failed, either may be in
-	// force, and the new one is not to be lost again.
+	// Read again: if storing the new key failed, either key may be active, and this write
+	// must not lose the new one.
 	cfg, err := getConfig(ctx, s)
 	if err != nil || cfg == nil || !cfg.AdminKey.Equal(key) {
 		return err

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// This file owns what this process knows of the admin key's rotation beyond the config:
-// whether Vault's rotation manager has the schedule, failures, and warnings given.
+// This file owns the in-memory state of the admin key's rotation: whether the schedule is
+// registered, failures, and the warnings that were logged.
 
 import (
 	"math/rand/v2"
@@ -12,31 +12,30 @@ import (
 	"vault-plugin-secrets-openai/internal/job"
 )
 
-// rotationState is what this process knows of the schedule beyond the config.
-// It is lost with the process on purpose: a new one asks again who keeps the
-// schedule, and tries a rotation that is due at once.
+// rotationState is lost with the process on purpose: a new process registers the
+// schedule again, and tries a due rotation immediately.
 type rotationState struct {
-	look *job.Job // at the schedule
+	look *job.Job // runs runSchedule
 
-	// arranged says that Vault's rotation manager, where there is one, knows
-	// the schedule as it is stored. It is set under configLock.
-	arranged atomic.Bool
+	// registered is set when Vault's rotation manager, if there is one, has the stored
+	// schedule. It is set with configLock held.
+	registered atomic.Bool
 
 	mu       sync.Mutex
 	failures int                  // in a row
-	retry    time.Time            // no try before
-	warned   map[string]time.Time // when a warning was last logged
+	retry    time.Time            // of the next attempt
+	warned   map[string]time.Time // when each warning was last logged
 }
 
-// settled forgets failures: a rotation has succeeded, or the config is new.
-func (s *rotationState) settled() {
+// succeeded resets the failures after a successful rotation or a config write.
+func (s *rotationState) succeeded() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failures, s.retry = 0, time.Time{}
 }
 
-// failed says when to try again: after a minute at first, and at last after an
-// hour, or the period where that is shorter.
+// failed returns when to try again: at first after firstRetry, and later after
+// longestRetry, or the period if that is shorter.
 func (s *rotationState) failed(now time.Time, period time.Duration) time.Time {
 	longest := longestRetry
 	if period > 0 {
@@ -51,15 +50,15 @@ func (s *rotationState) failed(now time.Time, period time.Duration) time.Time {
 	return s.retry
 }
 
-// mayTry reports whether a rotation may be tried. No wait is longer than
-// longestRetry, unless the clock has been set back.
+// mayTry reports whether a rotation may be tried. A wait that is longer than
+// longestRetry is ignored: the clock was set back.
 func (s *rotationState) mayTry(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !now.Before(s.retry) || s.retry.Sub(now) > longestRetry
 }
 
-// mayWarn reports whether a warning is due, once in a while for each.
+// mayWarn reports whether a warning is due, at most once in every.
 func (s *rotationState) mayWarn(what string, now time.Time, every time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,17 +69,17 @@ func (s *rotationState) mayWarn(what string, now time.Time, every time.Duration)
 	return true
 }
 
-// forget has mayWarn answer yes the next time.
+// forget makes the next mayWarn return true.
 func (s *rotationState) forget(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.warned, what)
 }
 
-// stored notes that a config is in force, and whether its schedule is arranged.
-func (s *rotationState) stored(arranged bool) {
-	s.arranged.Store(arranged)
-	s.settled()
+// stored records that a config was stored, and whether its schedule is registered.
+func (s *rotationState) stored(registered bool) {
+	s.registered.Store(registered)
+	s.succeeded()
 }
 
 func newRotationState() *rotationState {

@@ -20,14 +20,14 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// Whatever answers may ask for a wait of an hour: a gateway, a wrong endpoint, a
-// limit of the old key's.
-func TestRevoke_AnotherAdminKeyEndsTheWaitThatTheOldOneWasToldOf(t *testing.T) {
+// A Retry-After of an hour may come from a gateway, a wrong endpoint or a limit of the old
+// key.
+func TestRevoke_NewAdminKeyEndsTheCooldown(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute, Times: 1, Status: 429, Header: http.Header{"Retry-After": {"3600"}}})
-	require.ErrorContains(t, h.revoke(lease), "try again in 1h0m0s")
+	require.ErrorContains(t, h.revoke(lease), "retry in 1h0m0s")
 	_, key := h.sim.AddAdminKey("another")
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
 	began := time.Now()
@@ -36,7 +36,7 @@ func TestRevoke_AnotherAdminKeyEndsTheWaitThatTheOldOneWasToldOf(t *testing.T) {
 	require.Empty(t, h.sim.Accounts())
 }
 
-func TestRevoke_GoneIsSuccess(t *testing.T) {
+func TestRevoke_DeletedAccountSucceeds(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(h *harness, account string){
 		"deleted by hand":  func(h *harness, account string) { h.sim.DeleteServiceAccount(h.project, account) },
@@ -56,7 +56,7 @@ func TestRevoke_GoneIsSuccess(t *testing.T) {
 	}
 }
 
-func TestRevoke_MissingPermissionIsNotGone(t *testing.T) {
+func TestRevoke_MissingPermissionFails(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{401, 403} {
 		h := configured(t, openaitest.Options{})
@@ -67,7 +67,7 @@ func TestRevoke_MissingPermissionIsNotGone(t *testing.T) {
 		require.ErrorContains(t, err, lease.Data["service_account_id"].(string))
 		require.Len(t, h.sim.Accounts(), 1)
 		require.Error(t, h.revoke(lease))
-		require.Len(t, h.journal(), 1, "any number of failed revokes make one entry")
+		require.Len(t, h.walEntries(), 1, "any number of failed revokes make one entry")
 		h.tick()
 		require.Len(t, h.sim.Accounts(), 1)
 		cancel()
@@ -77,7 +77,7 @@ func TestRevoke_MissingPermissionIsNotGone(t *testing.T) {
 	}
 }
 
-func TestRevoke_A404OfAGatewayIsNotGone(t *testing.T) {
+func TestRevoke_GatewaysNotFoundFails(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -90,7 +90,7 @@ func TestRevoke_A404OfAGatewayIsNotGone(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestRevoke_UnderARotationWithoutGrace(t *testing.T) {
+func TestRevoke_DuringRotationWithoutGracePeriod(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
@@ -105,7 +105,7 @@ func TestRevoke_UnderARotationWithoutGrace(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestRevoke_NeedsNothingButTheLease(t *testing.T) {
+func TestRevoke_NeedsOnlyTheLease(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -116,7 +116,7 @@ func TestRevoke_NeedsNothingButTheLease(t *testing.T) {
 	require.NoError(t, h.revoke(lease), "a second time, too")
 }
 
-func TestRevoke_TransientFailuresAreHidden(t *testing.T) {
+func TestRevoke_RetriesTransientFailures(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -160,34 +160,34 @@ func TestRenew_FollowsTheRoleButNeverOutlivesTheKey(t *testing.T) {
 
 	h.must(h.remove("roles/app"))
 	_, err := h.end(logical.RenewOperation, lease)
-	require.ErrorContains(t, err, "no longer exists")
+	require.ErrorContains(t, err, "not found")
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestRollback_KeepsWhatItCannotFinish(t *testing.T) {
+func TestRollback_RetainsUnfinishedEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	require.Len(t, h.sim.Accounts(), maxAttempts)
-	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.walEntries(), maxAttempts)
 
 	cancel := h.sim.Fail(openaitest.Fault{Status: 403, Message: "not now"})
 	h.tick()
-	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.walEntries(), maxAttempts)
 	require.Contains(t, h.log.String(), "WAL rollback incomplete", "Vault itself logs nothing of it")
 	cancel()
 
 	h.must(h.remove("config"))
 	h.tick()
-	require.Len(t, h.journal(), maxAttempts, "no config is no reason to forget")
+	require.Len(t, h.walEntries(), maxAttempts, "no config is no reason to forget")
 	h.configure(nil)
 	h.tick()
 	h.onlyLeased()
 }
 
-func TestRevoke_OfADeadKeyCostsNoCallNow(t *testing.T) {
+func TestRevoke_ExpiredKeyMakesNoCall(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -200,7 +200,7 @@ func TestRevoke_OfADeadKeyCostsNoCallNow(t *testing.T) {
 	h.rollback()
 	h.onlyLeased()
 
-	// Only where that can be journalled.
+	// Only where that can be recorded in the WAL.
 	lease = h.lease("creds/app", nil)
 	h.advance(defaultMaxTTL + expiryMargin + 2*time.Minute)
 	h.storage.fail(storageFault{write: 0})
@@ -209,7 +209,7 @@ func TestRevoke_OfADeadKeyCostsNoCallNow(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
+func TestRevoke_WALRetriesAfterVaultGivesUp(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	var leases []*logical.Response
@@ -223,9 +223,9 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 			require.Error(t, h.revoke(lease))
 		}
 	}
-	require.Len(t, h.journal(), 3)
+	require.Len(t, h.walEntries(), 3)
 	h.rollback()
-	require.Len(t, h.journal(), 3)
+	require.Len(t, h.walEntries(), 3)
 	entries, oldest, _ := h.b.wal.totals()
 	require.Equal(t, 3, entries)
 	require.NotZero(t, oldest)
@@ -241,31 +241,26 @@ func TestRevoke_VaultGivesUpTheJournalDoesNot(t *testing.T) {
 	}
 }
 
-func TestJournal_AProjectThatForbidsIsNotStormed(t *testing.T) {
+func TestWAL_LimitsCallsInAProjectThatRejectsThem(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for range 40 {
 		lease := h.lease("creds/app", nil)
 		acct := credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: lease.Data["service_account_id"].(string)}
-		_, err := h.b.journalRevoke(t.Context(), h.storage, acct)
+		_, err := h.b.recordRevocation(t.Context(), h.storage, acct)
 		require.NoError(t, err)
 	}
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
 	h.sim.ResetRequests()
 	h.tick()
-	require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), patience+workers+1)
-	require.Len(t, h.journal(), 40)
+	require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), maxSystemicFailures+workers+1)
+	require.Len(t, h.walEntries(), 40)
 	cancel()
 	h.tick()
 	h.onlyLeased()
 }
 
-func (h *harness) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) error {
-	_, err := h.b.runAllWAL(ctx, req, minAge)
-	return err
-}
-
-func TestJournal_AnEntryMustBeOldWhenItsListingBegins(t *testing.T) {
+func TestWAL_ListingMustBeginAfterTheEntryIsOldEnough(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultReset})
@@ -280,12 +275,12 @@ func TestJournal_AnEntryMustBeOldWhenItsListingBegins(t *testing.T) {
 	h.advance(notFinalBefore - 30*time.Second)
 	h.sim.Fail(openaitest.Fault{Route: listAccountsRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
 	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
-	require.Len(t, h.journal(), maxAttempts)
+	require.Len(t, h.walEntries(), maxAttempts)
 	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
-	require.Empty(t, h.journal(), "never executed, by a listing of when they were old")
+	require.Empty(t, h.walEntries(), "never executed, by a listing of when they were old")
 }
 
-func TestRollback_LeavesOtherAccountsAlone(t *testing.T) {
+func TestRollback_KeepsOtherAccounts(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
@@ -301,35 +296,35 @@ func TestRollback_LeavesOtherAccountsAlone(t *testing.T) {
 	require.NoError(t, h.revoke(second))
 }
 
-func TestRollback_EntriesThatCannotBeReadAreKept(t *testing.T) {
+func TestRollback_RetainsUnreadableEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for kind, data := range map[string]any{
-		"unknown":       map[string]any{"x": 1},
-		journalAccount:  map[string]any{"version": 1},
-		journalAdminKey: map[string]any{"version": 1},
+		"unknown":   map[string]any{"x": 1},
+		walAccount:  map[string]any{"version": 1},
+		walAdminKey: map[string]any{"version": 1},
 	} {
 		_, err := framework.PutWAL(t.Context(), h.storage, kind, data)
 		require.NoError(t, err)
 	}
-	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion + 1, ProjectID: "p", Name: "n"})
+	_, err := framework.PutWAL(t.Context(), h.storage, walAccount, credential{Version: credentialVersion + 1, ProjectID: "p", Name: "n"})
 	require.NoError(t, err)
-	_, err = framework.PutWAL(t.Context(), h.storage, journalAccount, "text")
+	_, err = framework.PutWAL(t.Context(), h.storage, walAccount, "text")
 	require.NoError(t, err)
 	h.tick()
-	require.Len(t, h.journal(), 5)
-	require.Contains(t, h.log.String(), "is unknown to this version")
+	require.Len(t, h.walEntries(), 5)
+	require.Contains(t, h.log.String(), "does not support WAL entries of kind")
 	require.Contains(t, h.log.String(), "newer version")
 }
 
-func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
+func TestWAL_SkipsYoungEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	h.rollback()
-	require.Len(t, h.journal(), maxAttempts, "a live request may be using them")
+	require.Len(t, h.walEntries(), maxAttempts, "a live request may be using them")
 	require.Greater(t, walMinAge, requestBudget+cleanupBudget)
 
 	// But when the mount is being disabled there is no later.
@@ -343,7 +338,7 @@ func TestJournal_YoungEntriesAreLeftAlone(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays goes on")
 }
 
-func TestRollback_InAnArchivedProjectThereIsNothingToDo(t *testing.T) {
+func TestRollback_ArchivedProjectEndsEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: maxAttempts, Kind: openaitest.FaultLost})
@@ -354,7 +349,7 @@ func TestRollback_InAnArchivedProjectThereIsNothingToDo(t *testing.T) {
 	h.onlyLeased()
 }
 
-func TestJournal_APerformanceSecondaryWorksOffItsOwn(t *testing.T) {
+func TestWAL_PerformanceSecondaryProcessesItsOwnEntries(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config/rotate", nil))
@@ -507,7 +502,7 @@ func TestProjects_List(t *testing.T) {
 	require.NotContains(t, err.Error(), "sk-")
 }
 
-func TestRevoke_WhatATightLimitLeavesIsJournalledAndDrains(t *testing.T) {
+func TestRevoke_RateLimitedRevocationsAreProcessedByTheWAL(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(nil)
@@ -537,7 +532,7 @@ func TestRevoke_WhatATightLimitLeavesIsJournalledAndDrains(t *testing.T) {
 		}
 		wg.Wait()
 		require.Positive(t, failed.Load())
-		require.Len(t, h.journal(), int(failed.Load()), "what is not deleted is journalled")
+		require.Len(t, h.walEntries(), int(failed.Load()), "what is not deleted is recorded in the WAL")
 		require.Len(t, h.sim.Accounts(), int(failed.Load()))
 		require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), 2*n, "no storm")
 

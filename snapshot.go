@@ -1,12 +1,12 @@
 package openaisecrets
 
-// This file owns the snapshot that all requests work with: how it is built from the
-// stored config, replaced and dropped, the config's lock, the mount's tag, and calls
-// that are repeated when a rotation has replaced the admin key under them.
+// This file owns the snapshot that all requests use: how it is built from the stored
+// config, replaced and dropped, the config lock, the mount tag, and the retry of calls
+// when a rotation has replaced the admin key.
 //
-// What must stay true: a snapshot is immutable; snapshotMu guards the pointer only and
-// is never held across storage or HTTP; readers and revokers never wait for configLock;
-// every writer of the config entry holds configLock.
+// What must stay true: a snapshot is immutable; snapshotMu guards only the pointer and is
+// never held during storage or HTTP calls; readers and revocations never wait for
+// configLock; every writer of the config entry holds configLock.
 
 import (
 	"context"
@@ -25,12 +25,12 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// snapshot is what a request works with from start to end. It is immutable.
+// snapshot is the config and client that a request uses from start to end.
 type snapshot struct {
 	config *config
 	api    *client.Client
 	tag    string
-	// shown belongs to api: a snapshot that takes over the one takes the other.
+	// shown belongs to api: both are always copied together.
 	shown *shownProjects
 }
 
@@ -38,18 +38,18 @@ func newSnapshot(cfg *config, api *client.Client, tag string) *snapshot {
 	return &snapshot{config: cfg, api: api, tag: tag, shown: &shownProjects{}}
 }
 
-// with returns the snapshot with another config for the same client.
+// with returns a snapshot with another config and the same client.
 func (s *snapshot) with(cfg *config) *snapshot {
 	next := *s
 	next.config = cfg
 	return &next
 }
 
-// errNotConfigured says that there is no config entry.
-var errNotConfigured = errors.New("the engine has no admin key: write one to the mount's config path (admin_api_key)")
+// errNotConfigured means that there is no config entry.
+var errNotConfigured = errors.New("no admin key configured: set admin_api_key in the mount's config")
 
-// current returns the snapshot, from memory or else from storage.
-// errNotConfigured when there is no config.
+// current returns the snapshot, from memory or else from storage. It returns
+// errNotConfigured if there is no config.
 func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, error) {
 	b.snapshotMu.RLock()
 	snap, generation := b.snapshot, b.generation
@@ -71,24 +71,24 @@ func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, er
 	}
 	api, err := b.newClient(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("the stored config does not give a client: %w", err)
+		return nil, fmt.Errorf("invalid stored config: %w", err)
 	}
 	snap = newSnapshot(cfg, api, tag)
 
 	b.snapshotMu.Lock()
 	defer b.snapshotMu.Unlock()
 	switch {
-	case b.generation != generation: // changed meanwhile: for this request only
+	case b.generation != generation: // the config has changed, so this request does not install it
 	case b.snapshot == nil:
 		b.snapshot = snap
-	default: // another request was first, and one client has the connections
+	default: // another request was first; its client has the connections
 		snap = b.snapshot
 	}
 	return snap, nil
 }
 
-// install makes snap what all requests from now on work with. The caller
-// holds configLock and has written snap.config to storage.
+// install sets the snapshot for all later requests. The caller holds configLock and has
+// stored snap.config.
 func (b *backend) install(snap *snapshot) {
 	b.snapshotMu.Lock()
 	old := b.snapshot
@@ -100,8 +100,7 @@ func (b *backend) install(snap *snapshot) {
 	}
 }
 
-// amendConfig stores a config whose client is the one in force. The caller holds
-// configLock.
+// amendConfig stores a config that keeps the active client. The caller holds configLock.
 func (b *backend) amendConfig(ctx context.Context, s logical.Storage, cfg *config) error {
 	if err := putConfig(ctx, s, cfg); err != nil {
 		b.dropSnapshot()
@@ -124,7 +123,7 @@ func (b *backend) dropSnapshot() { b.install(nil) }
 func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, error) {
 	agent := PluginName + "/" + strings.TrimPrefix(version, "v")
 	if env, err := b.System().PluginEnv(ctx); err == nil && env != nil {
-		agent += " " + useragent.PluginString(env, PluginName)
+		agent += " " + agentOf(useragent.PluginString(env, PluginName), isOpenBao(b.getenv))
 	}
 	return client.New(client.Options{
 		AdminKey:     cfg.AdminKey,
@@ -133,41 +132,47 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		CACert:       []byte(cfg.CACert),
 		Timeout:      cfg.RequestTimeout,
 		Concurrency:  cfg.MaxConcurrent,
-		Pace:         b.pace,
+		RateLimiter:  b.rateLimiter,
 		Observer:     b.useOf(cfg.AdminKey),
 		UserAgent:    agent,
 		DialContext:  b.dial,
 	})
 }
 
-// lockConfig takes configLock; the context bounds the wait.
+// lockConfig locks configLock; the context bounds the wait.
 func (b *backend) lockConfig(ctx context.Context) (unlock func(), err error) {
 	select {
 	case b.configLock <- struct{}{}:
 		return func() { <-b.configLock }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("another change of the config or a rotation is under way: %w", ctx.Err())
+		return nil, fmt.Errorf("another config change or rotation is in progress: %w", ctx.Err())
 	}
 }
 
-// mayWriteLocally reports whether this node may write the mount's local
-// storage, where the journal is. A performance secondary may, unlike the rest
-// of the mount's storage: it works off what it has issued itself.
+// mayWriteLocally reports whether this node may write the mount's local storage, which
+// has the WAL. A performance secondary may write only that: it processes the WAL entries
+// of the credentials that it issued.
 func (b *backend) mayWriteLocally() bool {
 	state := b.System().ReplicationState()
 	return !state.HasState(consts.ReplicationDRSecondary) && !state.HasState(consts.ReplicationPerformanceStandby)
 }
 
-// ensureTag returns the mount's tag and makes it if there is none: before the
-// first config is stored, or when a config of the community plugin is first used.
+// ensureTag returns the mount tag, and creates it before the first config is stored or
+// when a config of the community plugin is first used.
 func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, error) {
-	tag, err := getTag(ctx, s)
+	m, err := getMount(ctx, s)
 	if !errors.Is(err, errNoTag) {
-		return tag, err
+		if m.Pools {
+			b.poolsUsed.Store(true)
+		}
+		return m.Tag, err
 	}
-	b.tagLock.Lock()
-	defer b.tagLock.Unlock()
-	tag, err = getTag(ctx, s)
+	unlock, err := b.entries.Lock(ctx, mountStorageKey)
+	if err != nil {
+		return "", fmt.Errorf("waiting for another write of the mount tag: %w", err)
+	}
+	defer unlock()
+	tag, err := getTag(ctx, s)
 	if !errors.Is(err, errNoTag) {
 		return tag, err
 	}
@@ -177,45 +182,36 @@ func (b *backend) ensureTag(ctx context.Context, s logical.Storage) (string, err
 	if tag, err = naming.Random(naming.TagLength); err != nil {
 		return "", err
 	}
-	// Before there is a tag nothing can have been issued.
-	if recorded, err := getLongestLease(ctx, s); err != nil {
-		return "", err
-	} else if recorded == nil {
-		if err := putLongestLease(ctx, s, 0); err != nil {
-			return "", err
-		}
-	}
-	entry, err := logical.StorageEntryJSON(mountStorageKey, mountEntry{Version: mountVersion, Tag: tag})
-	if err != nil {
+	// Nothing was issued before the mount had a tag.
+	if err := b.raiseLongestLease(ctx, s, 0); err != nil {
 		return "", err
 	}
-	if err := s.Put(ctx, entry); err != nil {
-		return "", fmt.Errorf("storing the mount's tag: %w", err)
+	if err := writeEntry(ctx, s, mountStorageKey, "the mount tag", mountEntry{Version: mountVersion, Tag: tag}); err != nil {
+		return "", err
 	}
 	return tag, nil
 }
 
-// replaced reports whether another snapshot has come into force.
-func (b *backend) replaced(snap *snapshot) bool {
+// isSuperseded reports whether another snapshot has become active.
+func (b *backend) isSuperseded(snap *snapshot) bool {
 	b.snapshotMu.RLock()
 	defer b.snapshotMu.RUnlock()
 	return b.snapshot != snap
 }
 
-// fresh reports whether the admin key came into force so recently that one of
-// OpenAI's servers may not know it yet.
-func (s *snapshot) fresh(now time.Time) bool {
+// keyIsNew reports whether the admin key was rotated so recently that some of OpenAI's
+// servers may not accept it yet.
+func (s *snapshot) keyIsNew(now time.Time) bool {
 	return s.config.AdminKeyRotated && now.Sub(s.config.LastRotated) < time.Minute
 }
 
-// withCurrent makes a call that may be made again. If the admin key was replaced
-// under it, or is so new that one of OpenAI's servers may not know it, the call
-// is made again with the one then in force.
-func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **snapshot, call func(*snapshot) error) error {
+// retryWithCurrentKey makes an idempotent call. If OpenAI rejects the admin key and it
+// was replaced in the meantime, or is new, the call is repeated with the active one.
+func (b *backend) retryWithCurrentKey(ctx context.Context, req *logical.Request, snap **snapshot, call func(*snapshot) error) error {
 	for attempt := 0; ; attempt++ {
 		err := call(*snap)
-		replaced := b.replaced(*snap)
-		if !client.IsDenied(err) || attempt+1 >= maxAttempts || (!replaced && !(*snap).fresh(b.now())) {
+		replaced := b.isSuperseded(*snap)
+		if !client.IsDenied(err) || attempt+1 >= maxAttempts || (!replaced && !(*snap).keyIsNew(b.now())) {
 			return err
 		}
 		if !replaced && client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
@@ -229,8 +225,8 @@ func (b *backend) withCurrent(ctx context.Context, req *logical.Request, snap **
 	}
 }
 
-// recordCommunityRoles records what tidy must know of each role of the community
-// plugin: its project and how long its leases can last.
+// recordCommunityRoles records, for tidy, the project of each role of the community
+// plugin and how long its leases can last.
 func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) error {
 	names, err := s.List(ctx, communityRolePrefix)
 	if err != nil {
@@ -242,12 +238,12 @@ func (b *backend) recordCommunityRoles(ctx context.Context, s logical.Storage) e
 			return err
 		}
 		if r == nil || r.ProjectID == "" || text.CheckID("project_id", r.ProjectID) != "" {
-			continue // nothing can be made with it
+			continue // the role cannot issue credentials
 		}
 		if err := b.raiseLongestLease(ctx, s, r.MaxTTL); err != nil {
 			return err
 		}
-		if err := recordProject(ctx, s, r.ProjectID); err != nil {
+		if err := b.recordProject(ctx, s, r.ProjectID); err != nil {
 			return err
 		}
 	}
@@ -263,6 +259,6 @@ func getConfig(ctx context.Context, s logical.Storage) (*config, error) {
 	return takeOver(entry, cfg)
 }
 
-// shownProjects are the projects that OpenAI has shown to an admin key. They are
-// kept with the snapshot whose endpoint, organization and key they belong to.
+// shownProjects are the projects that OpenAI has returned for the endpoint, organization
+// and admin key of a snapshot.
 type shownProjects struct{ ids sync.Map }

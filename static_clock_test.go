@@ -1,9 +1,8 @@
 package openaisecrets
 
-// A static role under a clock that is wrong and is set right.
+// A static role with a system clock that is wrong and then corrected.
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -12,14 +11,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func (h *harness) storedStatic(name string) *staticRole {
-	h.t.Helper()
-	r, err := getStaticRole(context.Background(), h.storage, name)
-	require.NoError(h.t, err)
-	return r
-}
-
-func TestStaticClock_OneThatWasAheadAtARotationAndIsSetRight(t *testing.T) {
+func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 	t.Parallel()
 	for name, ahead := range map[string]time.Duration{"by 40 days": 40 * 24 * time.Hour, "by an hour": time.Hour} {
 		for _, restart := range []bool{false, true} {
@@ -39,15 +31,15 @@ func TestStaticClock_OneThatWasAheadAtARotationAndIsSetRight(t *testing.T) {
 				if restart {
 					h.restartStatic()
 				}
-				// What is read is right at once, and what is stored after the next pass.
+				// Reads are correct immediately, and storage after the next run.
 				about(t, h.now(), h.staticRole("batch")["last_vault_rotation"])
 				h.keep()
-				for range 3 { // it is said once
+				for range 3 { // one log line
 					h.keep()
 				}
-				require.Len(t, lines(h.log.String(), "the clock was wrong"), 1)
+				require.Len(t, lines(h.log.String(), "the system clock was wrong"), 1)
 				r := h.storedStatic("batch")
-				for what, at := range map[string]time.Time{"rotation": r.LastRotated, "creation": r.Current.CreatedAt, "supersession": r.Retired[0].SupersededAt} {
+				for what, at := range map[string]time.Time{"rotation": r.LastRotated, "creation": r.Current.CreatedAt, "supersession": r.Superseded[0].SupersededAt} {
 					require.WithinDuration(t, h.now(), at, 5*time.Minute, what)
 				}
 				about(t, h.now().Add(24*time.Hour), h.staticRole("batch")["next_vault_rotation"])
@@ -69,8 +61,9 @@ func TestStaticClock_OneThatWasAheadAtARotationAndIsSetRight(t *testing.T) {
 	}
 }
 
-// An entry of before the key's end at OpenAI was kept: the key is replaced at once.
-func TestStaticClock_OfAnOlderEntryTheKeyIsReplaced(t *testing.T) {
+// In an entry stored before the key's expiry at OpenAI was recorded, the key is
+// replaced immediately.
+func TestStaticClock_AnOlderEntrysKeyIsRotated(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -90,7 +83,7 @@ func TestStaticClock_OfAnOlderEntryTheKeyIsReplaced(t *testing.T) {
 	h.gone("batch")
 }
 
-func TestStaticClock_OneThatWasBehindAtARotationAndIsSetRight(t *testing.T) {
+func TestStaticClock_BehindAtARotationAndCorrected(t *testing.T) {
 	t.Parallel()
 	for name, behind := range map[string]time.Duration{"by 40 days": 40 * 24 * time.Hour, "by an hour": time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -122,9 +115,9 @@ func TestStaticClock_OneThatWasBehindAtARotationAndIsSetRight(t *testing.T) {
 	}
 }
 
-// One that was behind and is set right may still be a little behind OpenAI's, and
+// A clock that was behind may be slightly behind OpenAI's even after its correction, and
 // the times of the rotation are rounded.
-func TestStaticClock_SetRightItMayBeALittleBehind(t *testing.T) {
+func TestStaticClock_SlightlyBehindAfterTheCorrection(t *testing.T) {
 	t.Parallel()
 	for _, still := range []time.Duration{time.Second, clockSlack - 2*time.Second} {
 		t.Run(still.String(), func(t *testing.T) {
@@ -145,22 +138,22 @@ func TestStaticClock_SetRightItMayBeALittleBehind(t *testing.T) {
 	}
 }
 
-// A clock that was ahead for long enough leaves no time that lies ahead, but an end
+// After a long time, a clock that was ahead leaves no time in the future, but an expiry
 // of the key that is too late.
-func TestStaticClock_TheKeysEndAtOpenAIBoundsTheRotation(t *testing.T) {
+func TestStaticClock_TheExpiryAtOpenAIBoundsTheNextRotation(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.setClock(time.Hour)
 	h.static("batch", fields{"rotation_period": "24h", "key_ttl": "24h12m"})
 	h.sim.Advance(2 * time.Hour)
-	h.setClock(2 * time.Hour) // set right, two hours later
+	h.setClock(2 * time.Hour) // corrected, two hours later
 	end := h.storedStatic("batch").Current.OpenAIExpiresAt
 	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(end.Add(-defaultRevocationDelay)))
 	h.gone("batch")
 }
 
-// One that is ahead for good is no reason to rotate without pause.
-func TestStaticClock_OneThatStaysWrongRotatesOnSchedule(t *testing.T) {
+// A clock that is permanently ahead does not cause constant rotation.
+func TestStaticClock_PermanentlyWrongRotatesOnSchedule(t *testing.T) {
 	t.Parallel()
 	for name, ahead := range map[string]time.Duration{"ahead": 40 * 24 * time.Hour, "behind": -40 * 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
@@ -188,8 +181,8 @@ func TestStaticClock_OneThatStaysWrongRotatesOnSchedule(t *testing.T) {
 	}
 }
 
-// Set right long after the rotation, the clock gives the old key no second life.
-func TestStaticClock_ASupersessionIsCorrectedToWhenItWas(t *testing.T) {
+// A correction of the clock long after the rotation does not extend the old key.
+func TestStaticClock_CorrectsTheTimeOfASupersession(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.setClock(time.Hour)

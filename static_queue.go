@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns what this process knows of static roles: which is due when, and which
-// have failed.
+// This file owns the in-memory state of static roles, when each is due and which have
+// failed; their locks; and whether one of them holds a credential.
 //
-// What must stay true: what is known of due times is a memory of storage, built anew
-// when in doubt.
+// What must stay true: the due times are a cache of storage and are rebuilt when in
+// doubt; what a role holds is read from storage.
 
 import (
 	"context"
@@ -21,8 +21,8 @@ import (
 	"vault-plugin-secrets-openai/internal/job"
 )
 
-// late reads the gauges; known is false where this node does not keep static roles.
-func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
+// gauges returns the gauges; known is false if this node does not rotate static roles.
+func (s *staticState) gauges(now time.Time) (g staticGauges, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g.roles, g.failing = len(s.due), len(s.failures)
@@ -33,6 +33,9 @@ func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
 	}
 	for _, p := range s.due {
 		g.kept += p.kept
+		if p.missing {
+			g.missing++
+		}
 		if !p.rotate.IsZero() {
 			g.lag = max(g.lag, now.Sub(p.rotate))
 		}
@@ -43,44 +46,43 @@ func (s *staticState) late(now time.Time) (g staticGauges, known bool) {
 	return g, s.due != nil
 }
 
-// staticState is what this process knows of static roles.
+// staticState is the in-memory state of static roles.
 type staticState struct {
-	locks *job.NameLocks // a role's changes
-	pass  *job.Job
-	until atomic.Int64  // when the pass is to end, nanoseconds since began
-	wake  chan struct{} // a due time has changed
-	began time.Time     // with its monotonic reading
+	locks  *job.NameLocks // one change of a role at a time
+	worker *job.Job
+	until  atomic.Int64  // when the run ends, in nanoseconds since began
+	wake   chan struct{} // a due time has changed
+	began  time.Time     // with its monotonic reading
 
 	mu       sync.Mutex
-	due      map[string]plan // nil when storage must be read
+	due      map[string]nextWork // nil if storage must be read
 	failures map[string]failures
-	// unread are those of roles that could not be looked at, which is not done
-	// before they say.
+	// unread has the failures to read a role, which postpone the next attempt.
 	unread map[string]failures
-	looked time.Time // by the wall clock: the last look at what is due
+	looked time.Time // wall clock time of the last check of due
 }
 
-// set notes what is to be done for a role next.
-func (s *staticState) set(name string, p plan) {
+// set stores the next work for a role.
+func (s *staticState) set(name string, p nextWork) {
 	s.mu.Lock()
 	if s.due != nil {
 		s.due[name] = p
 	}
 	s.mu.Unlock()
-	s.nudge()
+	s.wakeWorker()
 }
 
-// extend has the pass go on for d from now, and rest is how much of that is left.
-// Both are by the monotonic clock.
+// extend has the run continue for d from now, and rest is the part of it that is left,
+// both by the monotonic clock.
 func (s *staticState) extend(d time.Duration) { s.until.Store(int64(time.Since(s.began) + d)) }
 
 func (s *staticState) rest() time.Duration {
 	return time.Duration(s.until.Load()) - time.Since(s.began)
 }
 
-// lookAt has a role's entry read again: what is to be done for it is not known.
+// lookAt schedules a role for now, so that the worker reads its entry again.
 func (s *staticState) lookAt(name string, now time.Time) {
-	s.set(name, plan{rotate: now, deadline: now})
+	s.set(name, nextWork{rotate: now, deadline: now})
 }
 
 // succeeded forgets a role's failures.
@@ -90,7 +92,7 @@ func (s *staticState) succeeded(name string) {
 	delete(s.failures, name)
 }
 
-// drop notes that a role is gone.
+// drop removes a deleted role.
 func (s *staticState) drop(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,22 +101,22 @@ func (s *staticState) drop(name string) {
 	delete(s.due, name)
 }
 
-// forget has the pass read storage again.
+// forget drops the due times, so that the worker reads storage again.
 func (s *staticState) forget() {
 	s.mu.Lock()
 	s.due = nil
 	s.mu.Unlock()
-	s.nudge()
+	s.wakeWorker()
 }
 
-func (s *staticState) nudge() {
+func (s *staticState) wakeWorker() {
 	select {
 	case s.wake <- struct{}{}:
-	default: // it has not looked since the last
+	default: // the worker has not received the previous signal yet
 	}
 }
 
-// failed puts off the rotation of a role that has failed.
+// failed postpones the next rotation of a role whose rotation failed.
 func (s *staticState) failed(name string, now time.Time, longest time.Duration) (retry time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +124,7 @@ func (s *staticState) failed(name string, now time.Time, longest time.Duration) 
 	return s.failures[name].retry
 }
 
-// notRead puts off all that is due for a role that could not be looked at.
+// notRead postpones all work for a role that could not be read.
 func (s *staticState) notRead(name string, now time.Time) (retry time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,16 +132,15 @@ func (s *staticState) notRead(name string, now time.Time) (retry time.Time) {
 	return s.unread[name].retry
 }
 
-// read notes that a role could be looked at.
+// read clears the failures to read a role.
 func (s *staticState) read(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.unread, name)
 }
 
-// mind takes note of the wall clock. If it was set back, all that was planned with
-// the former time is forgotten.
-func (s *staticState) mind(now time.Time) {
+// watch records the wall clock. If it was set back, all plans are dropped.
+func (s *staticState) watch(now time.Time) {
 	now = now.Round(0) // without its monotonic reading, which is never set back
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,16 +150,16 @@ func (s *staticState) mind(now time.Time) {
 	s.looked = now
 }
 
-// retry is when a rotation that has failed is tried again, zero without any.
+// retry returns when a failed rotation is retried, zero if none failed.
 func (s *staticState) retry(name string) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failures[name].retry
 }
 
-// take returns up to n of the roles that are due, the most urgent first, and
-// when the next will be where there are none.
-func (s *staticState) take(now time.Time, n int) (names []string, next time.Time) {
+// nextDue returns up to n roles that are due, the most urgent first, and when the next
+// is due if none is.
+func (s *staticState) nextDue(now time.Time, n int) (names []string, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	urgency := map[string]time.Time{}
@@ -184,52 +185,53 @@ func (s *staticState) take(now time.Time, n int) (names []string, next time.Time
 			consider(name, p.clean, p.clean)
 		}
 	}
-	// Not by the order of names, with which those that always fail would keep
-	// others of the same urgency from their turn.
+	// Roles of the same urgency stay in the map's random order: sorted by name, those
+	// that always fail would starve the others.
 	names = slices.SortedFunc(maps.Keys(urgency), func(a, b string) int { return urgency[a].Compare(urgency[b]) })
 	return names[:min(n, len(names))], next
 }
 
 func newStaticState() *staticState {
-	return &staticState{locks: job.NewNameLocks(), pass: job.New(), wake: make(chan struct{}, 1), began: time.Now(), failures: map[string]failures{}, unread: map[string]failures{}}
+	return &staticState{locks: job.NewNameLocks(), worker: job.New(), wake: make(chan struct{}, 1), began: time.Now(), failures: map[string]failures{}, unread: map[string]failures{}}
 }
 
-// failures are those of a role in a row.
+// failures counts a role's consecutive failures.
 type failures struct {
 	count int
-	retry time.Time // no try before
+	retry time.Time // the earliest next attempt
 }
 
-// again puts the next try off: for a minute at first, and at last for longest.
+// again adds a failure and postpones the next attempt exponentially, from a minute up
+// to longest.
 func (f failures) again(now time.Time, longest time.Duration) failures {
 	delay := min(firstRetry<<min(f.count, 10), longest)
 	delay = delay/2 + rand.N(delay/2) // #nosec G404 -- jitter, not a secret
 	return failures{count: f.count + 1, retry: now.Add(delay)}
 }
 
-// staticGauges are how many static roles there are, how many have failed, how late
-// the latest is, and how many replaced keys are kept since they are still used.
+// staticGauges has the number of static roles, of failing ones, of those whose key was
+// deleted at OpenAI, and of superseded keys that are kept because they are still used,
+// and the lag of the most overdue role.
 type staticGauges struct {
-	roles, failing, kept int
-	lag                  time.Duration
+	roles, failing, kept, missing int
+	lag                           time.Duration
 }
 
-// lockStatic takes a role's lock; the context bounds the wait. Whoever holds it
-// is bounded in time, too.
+// lockStatic takes a role's lock; the context bounds the wait. Every holder releases it
+// within a bounded time.
 func (b *backend) lockStatic(ctx context.Context, name string) (unlock func(), err error) {
 	if unlock, err = b.static.locks.Lock(ctx, name); err != nil {
-		return nil, fmt.Errorf("another change of static role %q is under way: %w", name, err)
+		return nil, fmt.Errorf("another change of static role %q is in progress: %w", name, err)
 	}
 	return unlock, nil
 }
 
-// staticHolds reports whether the static role that a credential was made for
-// or taken from still names it.
+// staticHolds reports whether the static role of a credential still needs it.
 func (b *backend) staticHolds(ctx context.Context, s logical.Storage, c credential) (bool, error) {
 	if c.StaticRole == "" {
 		return false, nil
 	}
-	// Behind a request that is storing it.
+	// A request that is storing it holds the lock.
 	unlock, err := b.lockStatic(ctx, c.StaticRole)
 	if err != nil {
 		return false, err
@@ -239,5 +241,5 @@ func (b *backend) staticHolds(ctx context.Context, s logical.Storage, c credenti
 	if err != nil || r == nil {
 		return false, err
 	}
-	return r.names(c), nil
+	return r.stillNeeds(c), nil
 }

@@ -1,14 +1,15 @@
 package openaisecrets
 
-// This file owns a static role's entry: its keys, when each of them is due, what a
-// write makes of it, and its lock.
+// This file owns a static role's entry: its keys, when each of them is due, and how a
+// write changes it.
 //
-// What must stay true: a refused write leaves the role as it was; what a stored role
-// still needs is destroyed by nobody but the static role's own files. One change of a
-// role at a time, under its lock; a reader takes none.
+// What must stay true: a rejected write leaves the role unchanged; only the static
+// role's own files, and drain.go for a disabled mount, destroy a credential that a stored
+// role needs. One change of a role at a time, under its lock; readers take no lock.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,23 +20,23 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/internal/naming"
+	"vault-plugin-secrets-openai/internal/schedule"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
 	staticStoragePrefix = "static-role/"
 	staticVersion       = 1
-	// defaultRevocationDelay lets a reader that waits for the rotation, and one
-	// that reads again every five minutes, change over.
+	// defaultRevocationDelay is long enough for clients that read again every five
+	// minutes.
 	defaultRevocationDelay = 6 * time.Minute
-	// staticLead is the least time that is left for replacing a key whose end is
-	// near.
+	// staticLead is the minimum time reserved to replace a key before it expires.
 	staticLead = 5 * time.Minute
-	// maxRetired bounds the replaced keys that wait for their deletion, which is
-	// the size of a role's entry and how much there is to delete with it.
-	maxRetired = 100
-	// maxKept is how long a superseded key that is still used is kept at most,
-	// keptReminder how often the log says so.
+	// maxSuperseded bounds the superseded keys, and with them the size of an entry and
+	// the number of keys to delete with the role.
+	maxSuperseded = 100
+	// maxKept bounds how long a superseded key that is still used is kept, keptReminder
+	// is the interval of the log line about it.
 	maxKept      = 7 * 24 * time.Hour
 	keptReminder = 24 * time.Hour
 )
@@ -43,68 +44,75 @@ const (
 // staticRole is a long-lived identity whose key is replaced on a schedule.
 type staticRole struct {
 	Version int `json:"version"`
-	schedule
+	schedule.Schedule
 	ProjectID        string `json:"project_id"`
 	ServiceAccountID string `json:"service_account_id"`
 	ServiceAccount   string `json:"service_account"`
-	// Adopted says that the account is somebody else's: its keys are made and
-	// deleted here, it itself stays.
+	// Adopted reports that the account existed before the role: the engine creates and
+	// deletes its keys, but never deletes the account.
 	Adopted bool `json:"adopted,omitempty"`
-	// AccountCreatedAt is when the create of an account that was made for the role
-	// was sent; zero in entries of before it was kept.
+	// AccountCreatedAt is when the create of the role's own account was sent; zero in
+	// entries stored before the field existed.
 	AccountCreatedAt time.Time     `json:"service_account_created_at,omitzero"`
 	Description      string        `json:"service_account_description,omitempty"`
 	Scopes           []string      `json:"scopes,omitempty"`
 	RevocationDelay  time.Duration `json:"revocation_delay"`
-	// DefaultDelay says that nobody chose RevocationDelay, so that it follows the
-	// schedule. In entries of before it was kept any value counts as chosen.
+	// DefaultDelay reports that RevocationDelay is the default, which follows the
+	// schedule. It is false in entries stored before the field existed.
 	DefaultDelay      bool              `json:"revocation_delay_default,omitempty"`
 	KeyTTL            time.Duration     `json:"key_ttl,omitempty"`
 	ActivationTimeout time.Duration     `json:"activation_timeout"`
 	ActivationFailure activationFailure `json:"activation_failure,omitempty"`
-	// DisableAutomatedRotation pauses rotation: the key stays, and ends when it does.
+	// DisableAutomatedRotation pauses rotation; the key still expires.
 	DisableAutomatedRotation bool `json:"disable_automated_rotation,omitempty"`
-	// RotationError is why the last rotation that nobody asked for has failed;
-	// empty after a success.
-	RotationError string    `json:"last_rotation_error,omitempty"`
-	AsWritten     asWritten `json:"as_written,omitempty"`
+	// OnMissing is the reaction to a key or account that was deleted at OpenAI, Missing
+	// what was deleted, and Recreated when the engine last created it again.
+	OnMissing onMissing `json:"on_missing,omitempty"`
+	Missing   *missing  `json:"missing,omitempty"`
+	Recreated time.Time `json:"recreated_at,omitzero"`
+	// RotationError is the error of the last automatic rotation; empty after a success.
+	RotationError string `json:"last_rotation_error,omitempty"`
 
-	Current staticKey   `json:"current_key"`
-	Retired []staticKey `json:"retired_keys,omitempty"`
+	spendRule
+
+	AsWritten asWritten `json:"as_written,omitempty"`
+
+	Current    staticKey   `json:"current_key"`
+	Superseded []staticKey `json:"superseded_keys,omitempty"`
 }
 
-// staticKey is a key of a static role. putStaticRole carries the value of the
-// current one, which is the only one that is handed out.
+// staticKey is a key of a static role. putStaticRole stores the value of the current
+// one, the only one that reads return.
 type staticKey struct {
 	ID        string        `json:"id"`
 	Name      string        `json:"name,omitempty"`
 	Value     client.Secret `json:"-"`
 	ExpiresAt time.Time     `json:"expires_at"`
-	// Warning is what readers of the current key must know of it; "" for nothing.
+	// Warning is returned with the current key; "" if there is none.
 	Warning string `json:"warning,omitempty"`
-	// CreatedAt is when its create was sent. It and ExpiresAt are by this server's
-	// clock, the other two the same by OpenAI's. What is zero is not known, as in
-	// entries of before it was kept.
+	// CreatedAt is when its create was sent. CreatedAt and ExpiresAt are by this
+	// server's clock, the other two by OpenAI's. Zero means unknown, as in entries
+	// stored before the field existed.
 	CreatedAt       time.Time `json:"created_at,omitzero"`
 	OpenAICreatedAt time.Time `json:"openai_created_at,omitzero"`
 	OpenAIExpiresAt time.Time `json:"openai_expires_at,omitzero"`
 
-	// The rest is of superseded keys. SupersededAt is by this server's clock.
-	// SuccessorAt is the same by OpenAI's: when it made the successor, and what the
-	// activation took.
+	// The remaining fields are set for superseded keys. SupersededAt is by this server's
+	// clock. SuccessorAt is the same time by OpenAI's: the creation of the successor plus
+	// the duration of its activation.
 	DeleteAfter  time.Time `json:"delete_after,omitzero"`
 	SupersededAt time.Time `json:"superseded_at,omitzero"`
 	SuccessorAt  time.Time `json:"successor_created_at,omitzero"`
-	// EvenIfUsed says that the operator wants it deleted whatever its use.
+	// EvenIfUsed reports that the operator wants it deleted even if it is still used.
 	EvenIfUsed bool `json:"delete_even_if_used,omitempty"`
-	// KeptAt is when it was last seen to be in use after its end, and LastUsedAt
-	// what OpenAI said then.
+	// KeptAt is when it was last found to be used after its revocation was due, and
+	// LastUsedAt the use that OpenAI reported.
 	KeptAt     time.Time `json:"kept_at,omitzero"`
 	LastUsedAt time.Time `json:"last_used_at,omitzero"`
 }
 
-// superseded is when the key was superseded. Entries of before that was kept say
-// only what follows from revocation_delay.
+// superseded returns when the key was superseded. For entries stored before
+// SupersededAt existed, it follows from revocation_delay.
 func (k *staticKey) superseded(delay time.Duration) time.Time {
 	if k.SupersededAt.IsZero() {
 		return k.DeleteAfter.Add(-delay)
@@ -112,20 +120,20 @@ func (k *staticKey) superseded(delay time.Duration) time.Time {
 	return k.SupersededAt
 }
 
-// kept reports whether a superseded key stays although its time is over.
+// kept reports whether a superseded key is kept beyond its revocation time.
 func (k *staticKey) kept() bool { return !k.KeptAt.IsZero() && !k.EvenIfUsed }
 
-// keptUntil is until when a superseded key that is still used is kept.
+// keptUntil returns until when a superseded key that is still used is kept.
 func (k *staticKey) keptUntil(delay time.Duration) time.Time {
 	end := k.superseded(delay).Add(maxKept)
-	// Whichever clock is wrong, of a key that has ended nobody has any use.
-	if dead := later(k.ExpiresAt, k.OpenAIExpiresAt); dead.Before(end) {
-		return dead
+	// An expired key need not be kept; the later time is safe if a clock is wrong.
+	if expired := later(k.ExpiresAt, k.OpenAIExpiresAt); expired.Before(end) {
+		return expired
 	}
 	return end
 }
 
-// due is when something is to be done about a superseded key.
+// due returns when a superseded key needs attention.
 func (k *staticKey) due(delay time.Duration) time.Time {
 	if !k.kept() {
 		return k.DeleteAfter
@@ -136,7 +144,7 @@ func (k *staticKey) due(delay time.Duration) time.Time {
 	return k.KeptAt.Add(keptReminder)
 }
 
-// end is when a superseded key stops working at the latest.
+// end returns the latest time at which a superseded key works.
 func (k *staticKey) end(delay time.Duration) time.Time {
 	if k.kept() {
 		return k.keptUntil(delay)
@@ -147,9 +155,9 @@ func (k *staticKey) end(delay time.Duration) time.Time {
 	return k.DeleteAfter
 }
 
-// readersEnd is from when its readers should all have had a superseded key's
-// successor, by OpenAI's clock where that is known: it is what last_used_at is by. The
-// margin is for what OpenAI may round.
+// readersEnd returns when all clients should have read the successor of a superseded
+// key. It is by OpenAI's clock, if known, since last_used_at is; the margin allows for
+// rounding at OpenAI.
 func (k *staticKey) readersEnd(delay time.Duration) time.Time {
 	overlap := k.DeleteAfter.Sub(k.superseded(delay))
 	end := k.DeleteAfter
@@ -159,14 +167,13 @@ func (k *staticKey) readersEnd(delay time.Duration) time.Time {
 	return end.Add(-min(time.Minute, overlap/6))
 }
 
-// usedAfterEnd reports whether a superseded key was used when its readers should
-// all have had its successor.
+// usedAfterEnd reports whether a superseded key was used after readersEnd.
 func (k *staticKey) usedAfterEnd(lastUsed time.Time, delay time.Duration) bool {
 	return lastUsed.After(k.readersEnd(delay))
 }
 
-// behind is by how much this server's clock was behind OpenAI's when the key was
-// superseded, as far as that is known.
+// behind returns how far this server's clock was behind OpenAI's when the key was
+// superseded, 0 if unknown.
 func (k *staticKey) behind(delay time.Duration) time.Duration {
 	if k.SuccessorAt.IsZero() {
 		return 0
@@ -174,15 +181,15 @@ func (k *staticKey) behind(delay time.Duration) time.Duration {
 	return k.SuccessorAt.Sub(k.superseded(delay))
 }
 
-// tooSoon reports whether a superseded key that its readers have used is due only
-// because this server's clock was a little behind and perhaps is no more. By correct
-// it would be put off only after more than that.
+// tooSoon reports whether a superseded key that was used is due only because this
+// server's clock was slightly behind when it was superseded. correct handles larger
+// differences.
 func (k *staticKey) tooSoon(lastUsed, now time.Time, delay time.Duration) bool {
 	behind := k.behind(delay)
 	return behind > 0 && behind <= maxSkew && lastUsed.After(k.SuccessorAt) && now.Before(k.readersEnd(delay))
 }
 
-// putOff has a superseded key end when it would by OpenAI's clock.
+// putOff postpones the revocation of a superseded key to its time by OpenAI's clock.
 func (k *staticKey) putOff(delay time.Duration) {
 	overlap := k.DeleteAfter.Sub(k.superseded(delay))
 	k.SupersededAt, k.DeleteAfter = k.SuccessorAt, k.SuccessorAt.Add(overlap)
@@ -194,21 +201,12 @@ type storedStaticRole struct {
 	Key string `json:"api_key"`
 }
 
-// getStaticRole returns nil when there is no such role.
+// getStaticRole returns nil if there is no such role.
 func getStaticRole(ctx context.Context, s logical.Storage, name string) (*staticRole, error) {
-	entry, err := s.Get(ctx, staticStoragePrefix+name)
-	if err != nil {
-		return nil, fmt.Errorf("reading static role %q: %w", name, err)
-	}
-	if entry == nil {
-		return nil, nil
-	}
 	stored := storedStaticRole{staticRole: &staticRole{}}
-	if err := entry.DecodeJSON(&stored); err != nil {
-		return nil, fmt.Errorf("decoding static role %q: %w", name, err)
-	}
-	if stored.Version > staticVersion {
-		return nil, fmt.Errorf("static role %q was written by a newer version of this plugin (format %d, this one knows %d)", name, stored.Version, staticVersion)
+	entry, err := readEntry(ctx, s, staticStoragePrefix+name, fmt.Sprintf("static role %q", name), staticVersion, &stored)
+	if err != nil || entry == nil {
+		return nil, err
 	}
 	stored.Current.Value = client.NewSecret(stored.Key)
 	return stored.staticRole, nil
@@ -216,19 +214,12 @@ func getStaticRole(ctx context.Context, s logical.Storage, name string) (*static
 
 func putStaticRole(ctx context.Context, s logical.Storage, name string, r *staticRole) error {
 	r.Version = staticVersion
-	entry, err := logical.StorageEntryJSON(staticStoragePrefix+name, storedStaticRole{staticRole: r, Key: r.Current.Value.Reveal()})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing static role %q: %w", name, err)
-	}
-	return nil
+	return writeEntry(ctx, s, staticStoragePrefix+name, fmt.Sprintf("static role %q", name), storedStaticRole{staticRole: r, Key: r.Current.Value.Reveal()})
 }
 
-// fields are what a write may have, as it is used.
+// fields returns the effective values of the writable fields.
 func (r *staticRole) fields() map[string]any {
-	return map[string]any{
+	data := map[string]any{
 		"project_id":                  r.ProjectID,
 		"service_account_id":          r.ServiceAccountID,
 		"service_account_description": r.Description,
@@ -237,15 +228,18 @@ func (r *staticRole) fields() map[string]any {
 		"key_ttl":                     int64(r.KeyTTL / time.Second),
 		"activation_timeout":          int64(r.ActivationTimeout / time.Second),
 		"activation_failure":          r.ActivationFailure.String(),
+		"on_missing":                  r.OnMissing.String(),
 		"rotation_period":             int64(r.RotationPeriod / time.Second),
 		"rotation_schedule":           r.RotationSchedule,
 		"rotation_window":             int64(r.RotationWindow / time.Second),
 		"disable_automated_rotation":  r.DisableAutomatedRotation,
 	}
+	r.show(data)
+	return data
 }
 
-// mergeStaticRole applies a write to the stored role (nil when there is none)
-// and checks everything that can be checked without a call.
+// mergeStaticRole applies a write to the stored role (nil if there is none) and runs
+// every check that needs no call.
 func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r *staticRole, problem string) {
 	r = &staticRole{ActivationTimeout: defaultActivation, DefaultDelay: true}
 	if old != nil {
@@ -262,10 +256,10 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 			return nil, problem
 		}
 		if value == "" && old != nil && !(old.Adopted && field == "service_account_id") {
-			continue // as when it was created
+			continue // "" repeats the value with which the role was created
 		}
 		if old != nil && value != *target {
-			return nil, fmt.Sprintf("%s cannot be changed from %q: delete the static role and write it anew", field, *target)
+			return nil, fmt.Sprintf("%s cannot be changed from %q; to change it, delete the static role and create it again", field, *target)
 		}
 		*target = value
 	}
@@ -278,10 +272,10 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 		}
 		r.Description = raw.(string)
 	}
-	if problem := takeScopes(d, &r.Scopes); problem != "" {
+	if problem := readScopes(d, &r.Scopes); problem != "" {
 		return nil, problem
 	}
-	if problem := r.merge(d, now); problem != "" {
+	if problem := r.Merge(d, now); problem != "" {
 		return nil, problem
 	}
 	if r.RotationPeriod == 0 && r.RotationSchedule == "" {
@@ -296,53 +290,76 @@ func mergeStaticRole(old *staticRole, d *framework.FieldData, now time.Time) (r 
 		}
 	}
 	if r.ActivationTimeout > maxActivation {
-		return nil, fmt.Sprintf("activation_timeout must be between 0 (not at all) and %s", maxActivation)
+		return nil, fmt.Sprintf("activation_timeout must be between 0 and %s; 0 makes keys active without testing them", maxActivation)
 	}
 
 	if problem := r.ActivationFailure.take(d); problem != "" {
 		return nil, problem
 	}
+	if problem := r.OnMissing.take(d); problem != "" {
+		return nil, problem
+	}
+	if problem := r.merge(d, actionWarn, actionBlock); problem != "" {
+		return nil, problem
+	}
 
-	gap := r.longestGap(now)
+	gap := r.LongestGap(now)
 	byDefault := min(defaultRevocationDelay, gap)
 	raw, chosen := d.GetOk("revocation_delay")
 	if chosen {
 		delay := time.Duration(raw.(int)) * time.Second
-		// A default that was read and is written back stays one.
+		// A default that is read and written back stays the default.
 		r.DefaultDelay = r.DefaultDelay && old != nil && delay == old.RevocationDelay && delay == byDefault
 		r.RevocationDelay = delay
-	} else if r.DefaultDelay && (old == nil || !r.same(&old.schedule)) {
+	} else if r.DefaultDelay && (old == nil || !r.Same(&old.Schedule)) {
 		r.RevocationDelay = byDefault
 	}
 	if r.RevocationDelay > gap {
-		return nil, fmt.Sprintf("revocation_delay must be between 0 and the %s from one rotation to the next", gap)
+		return nil, fmt.Sprintf("revocation_delay must be between 0 and %s, the time between two rotations", gap)
 	}
 	if old != nil && chosen && (r.RevocationDelay < old.RevocationDelay || r.RevocationDelay == 0) {
 		r.shorten(old.RevocationDelay)
 	}
-	// What a key made at any time must live through, to which a schedule adds the
-	// window and none of its gaps may be too long.
+	// A key must outlive the longest gap to the next rotation, whenever it is created.
 	least := gap + r.RotationWindow + r.RevocationDelay + staticLead
 	switch {
 	case least > client.MaxExpiry:
-		return nil, fmt.Sprintf("from one rotation to the end of the key that it replaces are %s, and a key can live at OpenAI for %s: rotate more often", least, client.MaxExpiry)
+		return nil, fmt.Sprintf("the schedule requires a key lifetime of %s, but OpenAI allows at most %s; rotate more often", least, client.MaxExpiry)
 	case r.KeyTTL != 0 && r.KeyTTL < least:
-		return nil, fmt.Sprintf("key_ttl must be %s or more: to the next rotation, with its window, through revocation_delay, and %s to spare", least, staticLead)
+		return nil, fmt.Sprintf("key_ttl must be %s or more: the time to the next rotation, rotation_window, revocation_delay, and %s in reserve", least, staticLead)
 	case r.KeyTTL > client.MaxExpiry:
-		return nil, fmt.Sprintf("key_ttl must be %s or less, which is what OpenAI allows", client.MaxExpiry)
+		return nil, fmt.Sprintf("key_ttl must be %s or less, the maximum at OpenAI", client.MaxExpiry)
 	}
 	switch {
-	case old == nil: // its first rotation plans the next
+	case old == nil: // the first rotation plans the next
 	case r.RotationPeriod == old.RotationPeriod && r.RotationSchedule == old.RotationSchedule:
 	case r.RotationSchedule != "":
-		r.planFrom(now)
+		r.PlanFrom(now)
 	default:
-		r.planFrom(r.LastRotated)
+		r.PlanFrom(r.LastRotated)
 	}
 	return r, ""
 }
 
-// narrows reports whether a write only takes scopes away.
+// eachStaticRole calls each with every static role but those of a newer version.
+func eachStaticRole(ctx context.Context, s logical.Storage, each func(name string, r *staticRole)) error {
+	names, err := listNames(ctx, s, staticStoragePrefix)
+	if err != nil {
+		return fmt.Errorf("listing the static roles: %w", err)
+	}
+	for _, name := range names {
+		r, err := getStaticRole(ctx, s, name)
+		if err != nil && !errors.As(err, &unreadable{}) {
+			return err
+		}
+		if r != nil && err == nil {
+			each(name, r)
+		}
+	}
+	return nil
+}
+
+// narrows reports whether a write only removes scopes.
 func narrows(old, r *staticRole) bool {
 	if old == nil || len(r.Scopes) == 0 {
 		return false
@@ -350,47 +367,46 @@ func narrows(old, r *staticRole) bool {
 	return len(old.Scopes) == 0 || !slices.ContainsFunc(r.Scopes, func(scope string) bool { return !slices.Contains(old.Scopes, scope) })
 }
 
-// sameScopes reports whether two lists allow the same, in whatever order.
+// sameScopes reports whether two lists have the same scopes, in any order.
 func sameScopes(a, b []string) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(scope string) bool { return !slices.Contains(b, scope) })
 }
 
-// clone returns a copy that shares nothing that is ever changed.
+// clone returns a copy that shares no mutable data.
 func (r *staticRole) clone() *staticRole {
 	copied := *r
-	copied.Scopes, copied.Retired = slices.Clone(r.Scopes), slices.Clone(r.Retired)
+	copied.Scopes, copied.Superseded = slices.Clone(r.Scopes), slices.Clone(r.Superseded)
 	return &copied
 }
 
-// keyLife is how long a key made now is to live at OpenAI: what the role says,
-// or else until three rotations in a row would have been missed and a week at
-// least, so that a Vault which is down for some days costs nobody the key.
+// keyLife returns the lifetime at OpenAI of a key created now: key_ttl or, by default,
+// three rotations and at least a week, so that the key survives an outage of Vault of
+// some days.
 func (r *staticRole) keyLife(now time.Time) time.Duration {
 	if r.KeyTTL != 0 {
 		return r.KeyTTL
 	}
-	life := r.threeRotations(now)
+	life := r.ThreeRotations(now, client.MaxExpiry)
 	if life == 0 {
 		return client.MaxExpiry
 	}
 	return min(max(life+r.RevocationDelay, minKeyLife), client.MaxExpiry)
 }
 
-// next is when the key is to be replaced: when the schedule says so, or sooner
-// where it would otherwise end before its successor has taken over. Zero while
-// rotation is paused.
+// next returns the time of the next rotation: the scheduled time, or sooner if the key
+// would expire before its successor replaces it. Zero while rotation is paused.
 func (r *staticRole) next(now time.Time) time.Time {
 	if r.DisableAutomatedRotation {
 		return time.Time{}
 	}
-	at := r.tick(now)
+	at := r.Tick(now)
 	if by := r.renewBy(); by.Before(at) {
 		return by
 	}
 	return at
 }
 
-// due reports whether the key is to be replaced now.
+// due reports whether a rotation is due.
 func (r *staticRole) due(now time.Time) bool {
 	next := r.next(now)
 	return !next.IsZero() && !now.Before(next)
@@ -401,23 +417,23 @@ func (r *staticRole) inLastThird(now time.Time) bool {
 	return now.After(r.Current.ExpiresAt.Add(-r.Current.ExpiresAt.Sub(r.LastRotated) / 3))
 }
 
-// pausedText says what becomes of the key while rotation is paused.
+// pausedText returns the warning about the key while rotation is paused.
 func (r *staticRole) pausedText(mount, name string, now time.Time) string {
 	if !r.Current.ExpiresAt.After(now) {
-		return fmt.Sprintf("Rotation is paused (disable_automated_rotation), and key %s expired at OpenAI at %s. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
+		return fmt.Sprintf("Rotation is paused (disable_automated_rotation), and key %s expired at OpenAI at %s. To resume rotation, run \"vault write %sstatic-roles/%s disable_automated_rotation=false\".",
 			r.Current.ID, text.Time(r.Current.ExpiresAt), mount, name)
 	}
-	return fmt.Sprintf("Rotation is paused (disable_automated_rotation): key %s expires at OpenAI at %s, and nothing replaces it before. To resume, run `vault write %sstatic-roles/%s disable_automated_rotation=false`.",
+	return fmt.Sprintf("Rotation is paused (disable_automated_rotation), and key %s expires at OpenAI at %s. To resume rotation, run \"vault write %sstatic-roles/%s disable_automated_rotation=false\".",
 		r.Current.ID, text.Time(r.Current.ExpiresAt), mount, name)
 }
 
-// renewBy is when the key must be replaced at the latest, for it to live on for
-// revocation_delay then.
+// renewBy returns the latest time to replace the key so that it stays valid for
+// revocation_delay after that.
 func (r *staticRole) renewBy() time.Time {
 	life := r.Current.OpenAIExpiresAt.Sub(r.Current.OpenAICreatedAt)
 	by := r.Current.ExpiresAt.Add(-r.RevocationDelay - staticLead)
-	// This server's clock may have been ahead when the key was made and have been
-	// set right since. If it is ahead for good, half a life is soon enough.
+	// This server's clock may have been ahead when the key was created and corrected
+	// since. If it is still ahead, half of the key's life is soon enough.
 	if theirs := r.Current.OpenAIExpiresAt.Add(-r.RevocationDelay - staticLead); life > 0 && theirs.Before(by.Add(-clockSlack)) {
 		if soonest := r.LastRotated.Add(life / 2); theirs.Before(soonest) {
 			theirs = soonest
@@ -426,26 +442,27 @@ func (r *staticRole) renewBy() time.Time {
 			by = theirs
 		}
 	}
-	// Whatever the clocks say: no rotation follows upon another at once.
-	if soonest := r.LastRotated.Add(minRotationPeriod); by.Before(soonest) {
+	// Clock errors must not cause one rotation right after another.
+	if soonest := r.LastRotated.Add(schedule.MinPeriod); by.Before(soonest) {
 		return soonest
 	}
 	return by
 }
 
-// plan is what is to be done for a role next.
-type plan struct {
-	rotate, deadline time.Time // from when (zero = never), and until when a reader may rely on it
-	clean            time.Time // when a retired key is to be deleted, or tried again; zero = none
-	owed             time.Time // since when the first of them should be gone; zero = none
-	kept             int       // retired keys that are still used
+// nextWork holds the times of the next work for a role; zero means none.
+type nextWork struct {
+	rotate, deadline time.Time // the next rotation, and the latest time for it
+	clean            time.Time // the next deletion of a superseded key, or its retry
+	owed             time.Time // when the first such deletion was due
+	kept             int       // superseded keys that are kept because they are still used
+	missing          bool      // the key was deleted at OpenAI
 }
 
-// plan is what is to be done for the role next.
-func (r *staticRole) plan(now time.Time) plan {
-	p := plan{rotate: r.next(now), deadline: r.renewBy()}
-	for i := range r.Retired {
-		k := &r.Retired[i]
+// plan returns the next work for the role.
+func (r *staticRole) plan(now time.Time) nextWork {
+	p := nextWork{rotate: r.next(now), deadline: r.renewBy(), missing: r.Missing != nil}
+	for i := range r.Superseded {
+		k := &r.Superseded[i]
 		if due := k.due(r.RevocationDelay); p.clean.IsZero() || due.Before(p.clean) {
 			p.clean = due
 		}
@@ -457,10 +474,9 @@ func (r *staticRole) plan(now time.Time) plan {
 	return p
 }
 
-// correct replaces each time that lies in the past and is stored as if it were to
-// come: this server's clock was ahead then, and has been set right since. What is
-// planned is planned anew from it, never beyond the key's end at OpenAI. It reports
-// whether it has changed the role.
+// correct repairs times that a clock that was ahead stored: it sets past events that
+// are in the future to now, and recomputes the plan from them, never beyond the key's
+// expiry at OpenAI. It reports whether it changed the role.
 func (r *staticRole) correct(now time.Time) (changed bool) {
 	present := now.UTC().Truncate(time.Second)
 	ahead := func(t *time.Time) bool {
@@ -470,7 +486,7 @@ func (r *staticRole) correct(now time.Time) (changed bool) {
 		*t, changed = present, true
 		return true
 	}
-	made := func(k *staticKey) bool {
+	correctKey := func(k *staticKey) bool {
 		if !ahead(&k.CreatedAt) {
 			return false
 		}
@@ -480,28 +496,27 @@ func (r *staticRole) correct(now time.Time) (changed bool) {
 		return true
 	}
 	ahead(&r.AccountCreatedAt)
-	wrong := made(&r.Current)
+	wrong := correctKey(&r.Current)
 	if ahead(&r.LastRotated) || wrong {
-		r.planFrom(present)
-		if r.Current.OpenAIExpiresAt.IsZero() { // when the key ends is not known
+		r.PlanFrom(present)
+		if r.Current.OpenAIExpiresAt.IsZero() { // the key's expiry is not known
 			r.NextRotation = present
 		}
 	}
-	for i := range r.Retired {
-		k := &r.Retired[i]
-		made(k)
+	for i := range r.Superseded {
+		k := &r.Superseded[i]
+		correctKey(k)
 		ahead(&k.KeptAt)
 		superseded := k.superseded(r.RevocationDelay)
 		overlap := k.DeleteAfter.Sub(superseded)
 		switch {
 		case ahead(&superseded):
-			if !k.SuccessorAt.IsZero() { // which may have been long ago
+			if !k.SuccessorAt.IsZero() { // it may be long past
 				superseded = earlier(superseded, k.SuccessorAt)
 			}
 			k.SupersededAt, k.DeleteAfter = superseded, superseded.Add(overlap)
 		case k.behind(r.RevocationDelay) > maxSkew && !now.Add(clockSlack).Before(k.SuccessorAt) && !k.EvenIfUsed:
-			// It was behind, and its readers have not had their time yet. Set right, it
-			// may still be a little behind OpenAI's.
+			// The clock was behind, so clients have not had the whole delay yet.
 			k.putOff(r.RevocationDelay)
 			changed = true
 		}
@@ -509,11 +524,11 @@ func (r *staticRole) correct(now time.Time) (changed bool) {
 	return changed
 }
 
-// shorten applies a shorter revocation_delay to the keys that wait for the end of
-// the former one: the operator wants them gone, whatever their use.
+// shorten applies a reduced revocation_delay to the superseded keys, which are then
+// deleted even if they are still used.
 func (r *staticRole) shorten(former time.Duration) {
-	for i := range r.Retired {
-		k := &r.Retired[i]
+	for i := range r.Superseded {
+		k := &r.Superseded[i]
 		superseded := k.superseded(former)
 		if at := superseded.Add(r.RevocationDelay); at.Before(k.DeleteAfter) {
 			k.SupersededAt, k.DeleteAfter = superseded, at
@@ -522,10 +537,11 @@ func (r *staticRole) shorten(former time.Duration) {
 	}
 }
 
-// endNow has all superseded keys deleted at once, whatever their use.
+// endNow schedules the deletion of all superseded keys for now, even if they are still
+// used.
 func (r *staticRole) endNow(now time.Time) {
-	for i := range r.Retired {
-		k := &r.Retired[i]
+	for i := range r.Superseded {
+		k := &r.Superseded[i]
 		k.SupersededAt, k.EvenIfUsed = k.superseded(r.RevocationDelay), true
 		if at := now.UTC().Truncate(time.Second); at.Before(k.DeleteAfter) {
 			k.DeleteAfter = at
@@ -533,8 +549,8 @@ func (r *staticRole) endNow(now time.Time) {
 	}
 }
 
-// credential is the role's account, or one of its keys, as destroy takes it. Of
-// an account it names the key in force and the end of the key that lives longest.
+// credential returns the role's account, or the key k, for destroy. For the account it
+// has the active key and the latest expiry of all keys.
 func (r *staticRole) credential(name string, k *staticKey) credential {
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: r.ProjectID, ID: r.ServiceAccountID, Name: r.ServiceAccount, StaticRole: name}
 	if k != nil {
@@ -548,11 +564,11 @@ func (r *staticRole) credential(name string, k *staticKey) credential {
 	return c
 }
 
-// keys are all that the role names, the one in force first.
-func (r *staticRole) keys() []staticKey { return append([]staticKey{r.Current}, r.Retired...) }
+// keys returns all keys of the role, the active one first.
+func (r *staticRole) keys() []staticKey { return append([]staticKey{r.Current}, r.Superseded...) }
 
-// names reports whether the role still needs a credential.
-func (r *staticRole) names(c credential) bool {
+// stillNeeds reports whether the role still needs a credential.
+func (r *staticRole) stillNeeds(c credential) bool {
 	if !c.isKey() {
 		return c.ID == r.ServiceAccountID || (c.ID == "" && c.Name == r.ServiceAccount)
 	}
@@ -561,8 +577,8 @@ func (r *staticRole) names(c credential) bool {
 	})
 }
 
-// owned is all that ends with the role: the account that was made for it, or
-// the keys that were made for an adopted one.
+// owned returns the credentials to destroy with the role: its own account, or the keys
+// of an adopted one.
 func (r *staticRole) owned(name string) []credential {
 	if !r.Adopted {
 		return []credential{r.credential(name, nil)}
@@ -574,9 +590,9 @@ func (r *staticRole) owned(name string) []credential {
 	return owned
 }
 
-// order is the making of a key for the role, or of its account with the first.
-func (r *staticRole) order(name, displayName string, now time.Time) order {
-	o := order{
+// keySpec returns the spec of a new key for the role, with its account if it has none.
+func (r *staticRole) keySpec(name, displayName string, now time.Time) credentialSpec {
+	o := credentialSpec{
 		label:      fmt.Sprintf("static role %q", name),
 		credential: credential{Type: typeAccount, ProjectID: r.ProjectID, StaticRole: name},
 		template:   naming.StaticTemplate,
@@ -591,11 +607,11 @@ func (r *staticRole) order(name, displayName string, now time.Time) order {
 	return o
 }
 
-// noteStaticFailure stores why a rotation that nobody waits for has failed to
-// replace the key id, where it can be read. The caller holds the role's lock.
+// noteStaticFailure stores the error of an automatic rotation of the key id, for reads
+// of the role. The caller holds the role's lock.
 func noteStaticFailure(ctx context.Context, s logical.Storage, name, id string, failure error) error {
-	// Read anew: if it was storing the new key that failed, it may be in force,
-	// and then nothing has failed.
+	// Read again: if storing the new key failed, that key may still be active, and the
+	// rotation has succeeded.
 	r, err := getStaticRole(ctx, s, name)
 	text := failure.Error()
 	if len(text) > maxStoredText {

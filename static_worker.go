@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns the worker that rotates static roles without being asked.
+// This file owns the worker that rotates static roles automatically.
 //
-// What must stay true: it runs outside Vault's requests, one pass at a time and a few
-// roles at once, so that a thousand due at the same minute are a queue and no storm;
-// a failure that others would share pauses them all.
+// What must stay true: it runs outside Vault's requests, one run at a time and a few
+// roles in parallel, so that a thousand roles due in the same minute do not cause a
+// burst of calls; a systemic failure pauses all of them.
 
 import (
 	"context"
@@ -19,49 +19,48 @@ import (
 )
 
 const (
-	// staticWorkers bounds the rotations under way, and with that how many calls
-	// for them may be in front of an issue's.
+	// staticWorkers bounds the concurrent rotations, and so the calls for them that can
+	// be queued ahead of a credential request.
 	staticWorkers = 2
-	// staticShift is how long after Vault's last tick a pass goes on waiting for
-	// what becomes due. A tick comes once a minute, so that a pass ends only where
-	// ticks do.
+	// staticShift is how long a run waits for work after Vault's last tick. Ticks come
+	// once a minute, so a run ends only after they stop.
 	staticShift = 90 * time.Second
 )
 
-// kickStatic starts a pass, or has the one under way go on for longer. It
-// returns at once.
-func (b *backend) kickStatic(req *logical.Request) {
+// startStaticWorker starts a run or extends the one in progress, and returns
+// immediately.
+func (b *backend) startStaticWorker(req *logical.Request) {
 	b.static.extend(staticShift)
 	req = &logical.Request{Storage: req.Storage, MountPoint: req.MountPoint}
-	b.static.pass.Start(b.lifetime, func(ctx context.Context) {
+	b.static.worker.Start(b.lifetime, func(ctx context.Context) {
 		if b.isDraining() {
-			return // a request that was under way has asked for it
+			return // a request that was still in progress started it
 		}
-		b.complain(ctx, req, "static roles not kept", b.keepStatic(ctx, req))
+		b.complain(ctx, req, "static role rotation run failed", b.runStaticWorker(ctx, req))
 	})
 }
 
-// keepStatic is a pass: it rotates what is due, and what becomes due until it is
-// to end.
-func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
-	failed := 0 // in a row, for a reason that others share
+// runStaticWorker rotates the roles that are due, and those that become due until the
+// run ends.
+func (b *backend) runStaticWorker(ctx context.Context, req *logical.Request) error {
+	failed := 0 // consecutive systemic failures
 	for ctx.Err() == nil {
 		if _, err := b.current(ctx, req.Storage); err != nil {
 			if errors.Is(err, errNotConfigured) {
-				return nil // a write of the config is no reason to hurry
+				return nil // the next tick starts a run after a config write
 			}
 			return err
 		}
-		b.static.mind(b.now())
+		b.static.watch(b.now())
 		if err := b.loadStatic(ctx, req.Storage); err != nil {
 			return err
 		}
-		// A few at a time, so that what becomes urgent meanwhile comes next.
-		names, next := b.static.take(b.now(), staticWorkers)
+		// A few at a time, so that roles that become urgent during the run come next.
+		names, next := b.static.nextDue(b.now(), staticWorkers)
 		if len(names) > 0 {
-			err := b.keepSome(ctx, req, names, &failed)
-			if failed >= patience || errors.Is(err, errNotConfigured) {
-				return fmt.Errorf("not all that were due were tried: %w", err) // they would meet it, too
+			err := b.serveRoles(ctx, req, names, &failed)
+			if failed >= maxSystemicFailures || errors.Is(err, errNotConfigured) {
+				return fmt.Errorf("static role rotation stopped before all due roles were processed: %w", err) // the others would fail, too
 			}
 			continue
 		}
@@ -83,13 +82,13 @@ func (b *backend) keepStatic(ctx context.Context, req *logical.Request) error {
 	return ctx.Err()
 }
 
-// loadStatic reads all roles' due times, once.
+// loadStatic reads the due times of all roles, if they are not in memory.
 func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 	b.static.mu.Lock()
 	known := b.static.due != nil
 	if !known {
-		// From now on changes are noted, so that none is lost to what is read.
-		b.static.due = map[string]plan{}
+		// A change of a role during the load sets its due time, which the load keeps.
+		b.static.due = map[string]nextWork{}
 	}
 	b.static.mu.Unlock()
 	if known {
@@ -105,10 +104,9 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 		if r == nil && err == nil {
 			continue
 		}
-		// What cannot be read is looked at again, and complained of then; what holds
-		// a time that lies ahead is corrected.
+		// A role that cannot be read, or whose times need a correction, is due now.
 		now := b.now()
-		at := plan{rotate: now}
+		at := nextWork{rotate: now}
 		if err == nil && !r.clone().correct(now) {
 			at = r.plan(now)
 		}
@@ -121,13 +119,13 @@ func (b *backend) loadStatic(ctx context.Context, s logical.Storage) error {
 	return nil
 }
 
-// keepSome does what is due for some roles at once, and counts the failures in a
-// row that others would share. It returns the last failure.
-func (b *backend) keepSome(ctx context.Context, req *logical.Request, names []string, failed *int) error {
+// serveRoles does the due work of some roles in parallel, counts consecutive systemic
+// failures, and returns the last failure.
+func (b *backend) serveRoles(ctx context.Context, req *logical.Request, names []string, failed *int) error {
 	var group sync.WaitGroup
 	errs := make([]error, len(names))
 	for i, name := range names {
-		group.Go(func() { errs[i] = b.keepOne(ctx, req, name) })
+		group.Go(func() { errs[i] = b.serveRole(ctx, req, name) })
 	}
 	group.Wait()
 	var last error
@@ -136,7 +134,7 @@ func (b *backend) keepSome(ctx context.Context, req *logical.Request, names []st
 		case err == nil:
 			*failed = 0
 			continue
-		case shared(err):
+		case isSystemic(err):
 			*failed++
 		default:
 			*failed = 0
@@ -146,17 +144,16 @@ func (b *backend) keepSome(ctx context.Context, req *logical.Request, names []st
 	return last
 }
 
-// keepOne does what is due for one role: the rotation first, whose time does
-// not wait for the deletion of old keys.
-func (b *backend) keepOne(parent context.Context, req *logical.Request, name string) error {
+// serveRole does the due work of one role: the rotation first, which must not wait for
+// the deletion of superseded keys.
+func (b *backend) serveRole(parent context.Context, req *logical.Request, name string) error {
 	ctx, cancel := context.WithTimeout(parent, requestBudget)
 	defer cancel()
-	// Without a look at the role nothing is known of when to look next: each way out
-	// of here that sets no plan puts the next look off.
+	// Every return that sets no plan must postpone the next attempt.
 	putOff := func(err error) error {
 		if parent.Err() == nil {
 			retry := b.static.notRead(name, b.now())
-			b.log(req).Warn("static role not kept", "static_role", name, "retry_after", text.Time(retry), "error", err)
+			b.log(req).Warn("static role not processed", "static_role", name, "retry_after", text.Time(retry), "error", err)
 		}
 		return err
 	}
@@ -177,50 +174,51 @@ func (b *backend) keepOne(parent context.Context, req *logical.Request, name str
 		if err := putStaticRole(ctx, req.Storage, name, r); err != nil {
 			return putOff(err)
 		}
-		b.log(req).Warn("the clock was wrong when a time of a static role was stored: it is corrected, and the next rotation is planned anew",
+		b.log(req).Warn("times of the static role corrected: the system clock was wrong when they were stored",
 			"static_role", name, "last_rotation", text.Time(r.LastRotated), "next_rotation", text.Time(r.next(b.now())), "expires_at", text.Time(r.Current.ExpiresAt))
 	}
 	b.static.read(name)
-	if len(r.Retired) >= maxRetired { // without which there is no rotation
-		r, _ = b.endRetiredKeys(ctx, req, name, r, true)
+	if len(r.Superseded) >= maxSuperseded { // otherwise rotateStatic rejects it
+		r, _ = b.deleteSupersededStaticKeys(ctx, req, name, r, true)
 	}
 	var rotateErr error
 	if now := b.now(); r.due(now) && !now.Before(b.static.retry(name)) {
+		b.lookBeforeRotation(ctx, req, name, r)
 		next, _, err := b.rotateStatic(ctx, req, name, r, false)
 		if err == nil {
 			r = next
 		} else if parent.Err() != nil {
-			return err // a seal or a step-down is no failure of the rotation
+			return err // a seal or step-down does not count as a failed rotation
 		} else {
 			rotateErr = err
 			b.rotationFailed(parent, req, name, r, err)
 			if errors.Is(err, errWhichStaticKey) {
-				return err // r may be what was in force: writing it would undo the rotation
+				return err // storing r could undo the rotation
 			}
 		}
 	}
 	clean, cancelClean := context.WithTimeout(parent, cleanupBudget)
 	defer cancelClean()
-	r, err = b.endRetiredKeys(clean, req, name, r, true)
+	r, err = b.deleteSupersededStaticKeys(clean, req, name, r, true)
 	if err != nil && parent.Err() != nil {
 		return err // it stays due
 	}
 	p := r.plan(b.now())
 	if soonest := b.now().Add(firstRetry); err != nil && !p.clean.IsZero() && p.clean.Before(soonest) {
-		p.clean = soonest // of a key that could not be deleted just now
+		p.clean = soonest // the deletion failed just now
 	}
 	b.static.set(name, p)
 	switch {
 	case rotateErr != nil:
 		return rotateErr
 	case errors.Is(err, errNotFinal):
-		return nil // it only waits
+		return nil // not a failure: the deletion is verified again later
 	}
 	return err
 }
 
-// rotationFailed takes note of a rotation that nobody waits for and that has
-// failed. It is tried again before the key that stays in force ends.
+// rotationFailed logs and stores the failure of an automatic rotation, and schedules
+// the retry before the active key expires.
 func (b *backend) rotationFailed(ctx context.Context, req *logical.Request, name string, r *staticRole, failure error) {
 	longest := longestRetry
 	if r.RotationPeriod > 0 {
@@ -228,10 +226,10 @@ func (b *backend) rotationFailed(ctx context.Context, req *logical.Request, name
 	}
 	longest = min(longest, max(firstRetry, r.Current.ExpiresAt.Sub(b.now())/4))
 	retry := b.static.failed(name, b.now(), longest)
-	b.log(req).Warn("static role not rotated, its key stays in force", "static_role", name, "retry_after", text.Time(retry), "error", failure)
+	b.log(req).Warn("static role not rotated; its key stays active", "static_role", name, "retry_after", text.Time(retry), "error", failure)
 	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
 	if err := noteStaticFailure(ctx, req.Storage, name, r.Current.ID, failure); err != nil {
-		b.log(req).Warn("the failure of a rotation could not be stored", "static_role", name, "error", err)
+		b.log(req).Warn("last_rotation_error of the static role not stored", "static_role", name, "error", err)
 	}
 }

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// Static roles in numbers and over time: a reader across many rotations, a
-// thousand at once, everything at once, and the end of the mount.
+// The static role worker: a reader across many rotations, a thousand due roles, concurrent
+// changes, and the disabling of the mount.
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,10 +24,10 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// Vault Agent and consul-template read again a second after ttl has passed, and
-// each second while it is 0. Time is a bubble's, so that a reader wakes when it
-// means to, however busy the machine is.
-func TestStaticKeep_TwentyRotationsUnderAReaderThatReadsAgainInTime(t *testing.T) {
+// Vault Agent and consul-template read again a second after ttl has passed, and each
+// second while it is 0. In a synctest bubble, so that a reader wakes on time on a busy
+// machine.
+func TestStaticWorker_AReaderFollowsTwentyRotations(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]fields{
 		"period":   {"rotation_period": "1m", "revocation_delay": "30s"},
@@ -36,7 +35,7 @@ func TestStaticKeep_TwentyRotationsUnderAReaderThatReadsAgainInTime(t *testing.T
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Longer than the reader's second: it reads while the new key does not work yet.
+			// Longer than the reader's second: it reads before the new key works.
 			inBubble(t, openaitest.Options{ActivationDelay: 3 * time.Second}, func(t *testing.T, h *harness) {
 				h.configure(fields{"tidy_interval": 0})
 				h.static("batch", data)
@@ -59,7 +58,7 @@ func TestStaticKeep_TwentyRotationsUnderAReaderThatReadsAgainInTime(t *testing.T
 					require.WithinDuration(t, time.Now(), last, time.Minute+10*time.Second, "each rotation comes at its time")
 				}
 				time.Sleep(h.delayOf("batch") + 10*time.Second)
-				require.Equal(t, 0, h.staticRole("batch")["retired_keys"])
+				require.Equal(t, 0, h.staticRole("batch")["superseded_keys"])
 				h.onlyStatic()
 				h.gone("batch")
 			})
@@ -67,11 +66,7 @@ func TestStaticKeep_TwentyRotationsUnderAReaderThatReadsAgainInTime(t *testing.T
 	}
 }
 
-func (h *harness) delayOf(name string) time.Duration {
-	return time.Duration(h.staticRole(name)["revocation_delay"].(int64)) * time.Second
-}
-
-// gauge counts the calls of one kind that are under way.
+// gauge counts the calls of one kind that are in progress.
 type gauge struct {
 	now, most, all atomic.Int64
 }
@@ -93,7 +88,7 @@ func isRotation(r *http.Request) bool {
 	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/api_keys")
 }
 
-func TestStaticKeep_AThousandDueAtOnceAreAQueueAndNoStorm(t *testing.T) {
+func TestStaticWorker_AThousandDueRolesAreQueued(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.holdStatic()
@@ -106,24 +101,24 @@ func TestStaticKeep_AThousandDueAtOnceAreAQueueAndNoStorm(t *testing.T) {
 	names := make([]string, roles)
 	for i := range names {
 		names[i] = fmt.Sprint("role-", i)
-		h.static(names[i], fields{"rotation_schedule": "0 2 * * *", "rotation_window": "1h", "activation_timeout": 0})
+		h.static(names[i], fields{"rotation_period": "24h", "activation_timeout": 0})
 	}
 	rotated := func() (n int) {
 		for _, name := range names {
 			r, err := getStaticRole(context.Background(), h.storage, name)
 			require.NoError(t, err)
-			if len(r.Retired) > 0 {
+			if len(r.Superseded) > 0 {
 				n++
 			}
 		}
 		return n
 	}
-	// Ten thousand calls a minute, where a thousand take six seconds at least.
+	// At ten thousand calls a minute, a thousand take at least six seconds.
 	h.sim.Configure(func(o *openaitest.Options) {
 		o.RatePerMinute, o.RateBurst, o.Latency = 10000, 50, 4*time.Millisecond
 	})
-	h.until(h.staticTime(names[0], "next_vault_rotation"))
-	h.restart() // a new process: all are read from storage
+	h.until(h.staticTime(names[roles-1], "next_vault_rotation"))
+	h.restart() // a new process reads all roles from storage
 	rollback := func() {
 		_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
 		require.NoError(t, err)
@@ -139,30 +134,30 @@ func TestStaticKeep_AThousandDueAtOnceAreAQueueAndNoStorm(t *testing.T) {
 		slowest = max(slowest, time.Since(asked))
 		require.NoError(t, h.revoke(lease))
 		if round%5 == 0 {
-			rollback() // ticks come and go
+			rollback() // a tick
 		}
 	}
 	took := time.Since(began)
 	t.Logf("%d roles rotated in %s; %d calls, %d at once at most; the slowest issue meanwhile took %s; %d calls were told to slow down",
-		roles, took.Round(time.Millisecond), g.all.Load(), g.most.Load(), slowest.Round(time.Millisecond), h.b.pace.Throttled())
+		roles, took.Round(time.Millisecond), g.all.Load(), g.most.Load(), slowest.Round(time.Millisecond), h.b.rateLimiter.Throttled())
 	require.LessOrEqual(t, g.most.Load(), int64(staticWorkers))
 	require.Less(t, slowest, took/2, "an issue does not wait for the queue")
 	require.Less(t, g.all.Load(), int64(roles*12/10), "few calls are made in vain")
 
 	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.Latency = 0, 0 })
-	require.NoError(t, h.b.static.pass.End(context.Background()))
+	require.NoError(t, h.b.static.worker.End(context.Background()))
 	h.holdStatic()
 	h.advance(defaultRevocationDelay)
 	h.keep()
 	for _, name := range names {
-		require.Equal(t, 0, h.staticRole(name)["retired_keys"])
+		require.Equal(t, 0, h.staticRole(name)["superseded_keys"])
 		h.must(h.remove("static-roles/" + name))
 	}
 	h.onlyStatic()
 }
 
-// The end of the mount or of the process ends a pass over however many roles.
-func TestStaticKeep_StopsAtOnce(t *testing.T) {
+// Disabling the mount, or stopping the process, stops a run over any number of roles.
+func TestStaticWorker_StopsImmediately(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"drain", "close"} {
 		t.Run(how, func(t *testing.T) {
@@ -182,10 +177,10 @@ func TestStaticKeep_StopsAtOnce(t *testing.T) {
 				h.manager.taint()
 				_, err := h.b.HandleRequest(context.Background(), req)
 				require.NoError(t, err)
-				require.Empty(t, h.journal())
+				require.Empty(t, h.walEntries())
 			} else {
 				h.b.Cleanup(context.Background())
-				h.holdStatic() // once the pass has ended
+				h.holdStatic() // once the run has ended
 			}
 			calls := h.sim.Count(http.MethodPost, routeNewKey)
 			time.Sleep(500 * time.Millisecond)
@@ -193,7 +188,7 @@ func TestStaticKeep_StopsAtOnce(t *testing.T) {
 			require.Less(t, calls, 60, "it did not wait for the pass")
 			require.NoError(t, h.standing())
 			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 0 })
-			if how == "drain" { // the mount was only moved
+			if how == "drain" { // the mount was moved
 				h.manager.untaint()
 				h.holdStatic()
 			} else {
@@ -211,15 +206,8 @@ func TestStaticKeep_StopsAtOnce(t *testing.T) {
 	}
 }
 
-// untaint is the end of a move.
-func (m *rotationManager) untaint() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.tainting = false
-}
-
-// What fails for a reason that all share is not tried with all.
-func TestStaticKeep_AnOutagePausesAll(t *testing.T) {
+// A systemic failure stops the run before it tries all roles.
+func TestStaticWorker_AnOutagePausesAllRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	const roles = 40
@@ -231,12 +219,12 @@ func TestStaticKeep_AnOutagePausesAll(t *testing.T) {
 	tries := func() int { return h.sim.Count(http.MethodPost, routeNewKey) }
 	cancel := h.sim.Fail(openaitest.Fault{Status: http.StatusUnauthorized})
 	h.keep()
-	require.GreaterOrEqual(t, tries(), patience)
-	require.LessOrEqual(t, tries(), patience+staticWorkers)
-	require.Contains(t, strings.Join(h.said, "\n"), "not all that were due were tried")
+	require.GreaterOrEqual(t, tries(), maxSystemicFailures)
+	require.LessOrEqual(t, tries(), maxSystemicFailures+staticWorkers)
+	require.Contains(t, strings.Join(h.said, "\n"), "stopped before all due roles were processed")
 	cancel()
 
-	// One role's own trouble pauses nobody else.
+	// The failure of one role does not pause the others.
 	ill := h.staticRole("role-7")["service_account_id"].(string)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/" + h.project + "/service_accounts/" + ill + "/api_keys", Status: http.StatusForbidden})
 	h.advance(longestRetry)
@@ -253,7 +241,7 @@ func TestStaticKeep_AnOutagePausesAll(t *testing.T) {
 	h.onlyStatic()
 }
 
-func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
+func TestStaticWorker_RunsOnlyOnWritableNodes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		state  consts.ReplicationState
@@ -282,7 +270,7 @@ func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 				require.Equal(t, id, h.keyOf("batch"))
 			}
-			// Nor does an unload of a disabled mount there end anything.
+			// Unloading a disabled mount there deletes nothing.
 			h.manager.taint()
 			h.rollbackOnly()
 			h.b.Cleanup(context.Background())
@@ -295,8 +283,8 @@ func TestStaticKeep_OnlyWhereThisClusterMayWrite(t *testing.T) {
 	}
 }
 
-// storageTrouble is what a node may meet for a moment.
-func TestStaticKeep_ARoleThatCouldNotBeReadIsNotForgotten(t *testing.T) {
+// storageTrouble lists transient storage failures.
+func TestStaticWorker_RetriesAnUnreadableRole(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -310,7 +298,7 @@ func TestStaticKeep_ARoleThatCouldNotBeReadIsNotForgotten(t *testing.T) {
 	h.advance(25 * time.Hour)
 	h.keep()
 	require.NotEqual(t, other, h.keyOf("other"), "the others are kept")
-	require.Contains(t, h.log.String(), "static role not kept")
+	require.Contains(t, h.log.String(), "static role not processed")
 	require.NoError(t, h.storage.Put(context.Background(), entry))
 	h.advance(2 * time.Minute)
 	h.keep()
@@ -322,8 +310,8 @@ func TestStaticKeep_ARoleThatCouldNotBeReadIsNotForgotten(t *testing.T) {
 	h.gone("batch")
 }
 
-// Another node's writes, of which Vault tells this one.
-func TestStaticKeep_FollowsChangesInStorage(t *testing.T) {
+// Writes of another node, which invalidate the cache here.
+func TestStaticWorker_FollowsChangesInStorage(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -331,7 +319,7 @@ func TestStaticKeep_FollowsChangesInStorage(t *testing.T) {
 	r, err := getStaticRole(context.Background(), h.storage, "batch")
 	require.NoError(t, err)
 	r.RotationPeriod, r.RevocationDelay = time.Hour, 0
-	r.planFrom(r.LastRotated)
+	r.PlanFrom(r.LastRotated)
 	require.NoError(t, putStaticRole(context.Background(), h.storage, "batch", r))
 	h.b.invalidate(context.Background(), staticStoragePrefix+"batch")
 	h.advance(time.Hour + time.Second)
@@ -345,7 +333,7 @@ func TestStaticKeep_FollowsChangesInStorage(t *testing.T) {
 	h.sim.DeleteServiceAccount(h.project, r.ServiceAccountID)
 }
 
-func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
+func TestStaticHammer_NoKeyLeaksOrIsLost(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.releaseStatic()
@@ -370,7 +358,7 @@ func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
 		}
 	}
 	for range 2 {
-		run(func() { // writes, of roles that are there and that are not
+		run(func() { // writes of existing and new roles
 			name := names[rand.N(len(names))]
 			data := fields{"project_id": h.project, "rotation_period": "24h", "revocation_delay": rand.N(3), "scopes": []string{"api.model.read", "api.model.request"}[:1+rand.N(2)]}
 			if name == "c" {
@@ -400,7 +388,7 @@ func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
 	})
 	all.Wait()
 	t.Logf("%d requests and ticks", done.Load())
-	require.NoError(t, h.b.static.pass.End(context.Background()))
+	require.NoError(t, h.b.static.worker.End(context.Background()))
 	h.holdStatic()
 	h.tick()
 	h.advance(2 * time.Second) // past the delays of a, b and c
@@ -416,24 +404,7 @@ func TestStaticHammer_NothingLeaksAndNothingIsLost(t *testing.T) {
 	h.onlyStatic(hand)
 }
 
-// rollbackOnly is Vault's tick, without a wait for what it starts.
-func (h *harness) rollbackOnly() {
-	_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
-	h.hear(nil, err)
-}
-
-// unmount is what Vault does when a mount is disabled.
-func (h *harness) unmount() {
-	h.t.Helper()
-	h.manager.taint()
-	h.releaseStatic() // the test's
-	h.rollbackOnly()
-	ctx, gone := context.WithCancel(context.Background())
-	gone() // the client may have left
-	h.b.Cleanup(ctx)
-}
-
-func TestStaticUnmount_LeavesNothing(t *testing.T) {
+func TestStaticUnmount_DeletesEverything(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	var hands []string
@@ -444,22 +415,22 @@ func TestStaticUnmount_LeavesNothing(t *testing.T) {
 	for _, name := range []string{"made-0", "adopted-0", "adopted-1"} {
 		h.must(h.write("rotate-role/"+name, nil))
 	}
-	// One whose account went before, and a delete that has failed.
+	// A role whose account was deleted before, and a failed delete.
 	h.sim.DeleteServiceAccount(h.project, h.staticRole("made-1")["service_account_id"].(string))
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusUnauthorized})
-	require.Contains(t, h.must(h.remove("static-roles/adopted-2")).Warnings[0], "Left to the journal")
+	require.Contains(t, h.must(h.remove("static-roles/adopted-2")).Warnings[0], "Queued for deletion at OpenAI in the WAL")
 	cancel()
 	h.advance(notFinalBefore)
 	h.unmount()
 	require.ElementsMatch(t, hands, h.liveAccounts())
 	require.Empty(t, h.liveKeys())
-	require.Empty(t, h.journal())
-	require.NotContains(t, h.log.String(), "is left at OpenAI")
+	require.Empty(t, h.walEntries())
+	require.NotContains(t, h.log.String(), "remains at OpenAI")
 }
 
-// A revoke that failed before the mount was disabled says nothing about whether
-// Vault has given the disabling up.
-func TestStaticUnmount_AnEarlierFailureKeepsNothingAlive(t *testing.T) {
+// A revocation that failed before the mount was disabled does not show that Vault gave
+// up disabling it.
+func TestStaticUnmount_AnEarlierFailureDoesNotPreventTheDeletion(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.must(h.write("roles/app", fields{"project_id": h.project}))
@@ -467,14 +438,14 @@ func TestStaticUnmount_AnEarlierFailureKeepsNothingAlive(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	require.Error(t, h.revoke(lease))
-	h.tick() // which ends the account
+	h.tick() // deletes the account
 	h.unmount()
 	require.Empty(t, h.liveAccounts())
 	require.Empty(t, h.liveKeys())
 }
 
-// Vault unloads a mount for other reasons, too, and moves one under a taint.
-func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
+// Vault also unloads a mount for other reasons, and taints one while it moves it.
+func TestStaticUnmount_OnlyADisabledMountDeletesItsRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -494,7 +465,7 @@ func TestStaticUnmount_OnlyADisabledMountEndsItsRoles(t *testing.T) {
 	h.gone("batch")
 }
 
-func TestStaticUnmount_IsBoundedAndSaysWhatIsLeft(t *testing.T) {
+func TestStaticUnmount_IsBoundedAndReportsRemainingKeys(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	for i := range 100 {
@@ -504,7 +475,7 @@ func TestStaticUnmount_IsBoundedAndSaysWhatIsLeft(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Route: "/organization/projects/" + h.project + "/service_accounts/" + ill, Status: http.StatusForbidden})
 	h.unmount()
 	require.Equal(t, []string{ill}, h.liveAccounts(), "one failure stops no other")
-	require.Equal(t, 1, strings.Count(h.log.String(), "is left at OpenAI"))
+	require.Equal(t, 1, strings.Count(h.log.String(), "remains at OpenAI"))
 	require.Contains(t, h.log.String(), "service account "+ill+" in project "+h.project+": ")
 	h.sim.ClearFaults()
 	h.sim.DeleteServiceAccount(h.project, ill)
@@ -518,36 +489,36 @@ func TestStaticUnmount_IsBoundedAndSaysWhatIsLeft(t *testing.T) {
 	began := time.Now()
 	h.unmount()
 	require.Less(t, time.Since(began), 4*unmountBudget, "others wait: an outage is not waited out for each")
-	require.Equal(t, 100, strings.Count(h.log.String(), "is left at OpenAI"))
+	require.Equal(t, 100, strings.Count(h.log.String(), "remains at OpenAI"))
 	h.sim.KeepAll()
 }
 
-func TestStaticUnmount_WithoutAnythingToAsk(t *testing.T) {
+func TestStaticUnmount_WithoutAConfig(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.manager.taint()
-	h.b.Cleanup(context.Background()) // never configured
+	h.b.Cleanup(context.Background()) // the mount was never configured
 	require.NotContains(t, h.log.String(), "OpenAI")
 }
 
-// The sweep leaves to a static role what is its own, and takes what is nobody's.
-func TestStaticSweep_TakesOnlyWhatNoRoleNames(t *testing.T) {
+// Tidy does not delete the credentials of static roles, and deletes orphans.
+func TestStaticTidy_DeletesOnlyCredentialsThatNoRoleNeeds(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("made", nil)
 	account := h.adoptStatic("adopted", nil)
-	// A lost key: retired, its deletion failed, and forgotten by storage.
+	// A lost key: superseded, not deleted, and no longer in storage.
 	r, err := getStaticRole(context.Background(), h.storage, "adopted")
 	require.NoError(t, err)
 	h.must(h.write("rotate-role/adopted", nil))
 	forgotten := r.Current.ID
 	r, err = getStaticRole(context.Background(), h.storage, "adopted")
 	require.NoError(t, err)
-	r.Retired = nil
+	r.Superseded = nil
 	require.NoError(t, putStaticRole(context.Background(), h.storage, "adopted", r))
 	stray := h.made("made")
 
-	sweep := func() {
+	run := func() {
 		t.Helper()
 		h.must(h.write("tidy", fields{"apply": true}))
 		require.Eventually(t, func() bool { return h.must(h.read("tidy-status")).Data["state"] != "Running" }, time.Minute, 10*time.Millisecond)
@@ -558,12 +529,12 @@ func TestStaticSweep_TakesOnlyWhatNoRoleNames(t *testing.T) {
 		return callSim(h, http.MethodGet, "/organization/projects/"+h.project+"/api_keys/"+id, adminKey, "", nil) == http.StatusOK
 	}
 	h.advance(time.Hour)
-	sweep()
+	run()
 	require.True(t, listed(forgotten), "it may work")
 	require.True(t, listed(stray))
-	h.advance(8 * 24 * time.Hour) // no rotation meanwhile: every key is dead
+	h.advance(8 * 24 * time.Hour) // without a rotation, every key has expired
 	require.Empty(t, h.liveKeys())
-	sweep()
+	run()
 	require.False(t, listed(forgotten))
 	require.Contains(t, h.liveAccounts(), account)
 	require.Contains(t, h.liveAccounts(), h.staticRole("made")["service_account_id"])
@@ -578,78 +549,25 @@ func TestStaticSweep_TakesOnlyWhatNoRoleNames(t *testing.T) {
 	h.gone("adopted", account)
 }
 
-// made is the ID of the key that a made account was born with.
-func (h *harness) made(name string) string {
-	h.t.Helper()
-	account := h.staticRole(name)["service_account_id"]
-	i := slices.IndexFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.AccountID == account })
-	return h.sim.Keys()[i].ID
-}
-
-func TestSchedule_LongestGap(t *testing.T) {
-	t.Parallel()
-	const day = 24 * time.Hour
-	for text, want := range map[string]time.Duration{
-		"* * * * *":       time.Minute,
-		"*/7 * * * *":     7 * time.Minute,
-		"0 2 * * *":       day,
-		"* 2 * * *":       23*time.Hour + time.Minute,
-		"0 2,3,10 * * *":  16 * time.Hour,
-		"0 2 * * 1":       7 * day,
-		"0 2 * * 1-5":     3 * day,
-		"0 0 1 * *":       31 * day,
-		"0 0 31 * *":      61 * day,
-		"0 6,18 1,15 * *": 17*day - 12*time.Hour,
-		"30 4 1 1,7 *":    184 * day,
-		"0 0 1,2 1 *":     365 * day,
-		"0 0 29 2 *":      4*365*day + day,
-		"59 23 31 12 *":   366 * day,
-		"0,1 0,23 * * *":  22*time.Hour + 59*time.Minute,
-		"* * 1 * *":       30*day + time.Minute,
-		"0 12 * 6 *":      337 * day,
-	} {
-		for _, now := range []time.Time{
-			time.Date(2026, 5, 4, 2, 5, 7, 11, time.UTC), time.Date(2026, 12, 31, 23, 59, 59, 0, time.UTC), time.Date(2028, 2, 29, 0, 0, 0, 0, time.UTC),
-			time.Date(2027, 6, 30, 12, 30, 0, 0, time.FixedZone("", 9*3600)),
-		} {
-			s := schedule{RotationSchedule: text}
-			require.Equal(t, want, s.longestGap(now), "%s at %s", text, now)
-		}
-	}
-	require.Equal(t, maxRotationPeriod, (&schedule{RotationSchedule: "0 0 30 2 *"}).longestGap(time.Now()), "one that never comes")
-	require.Zero(t, (&schedule{}).longestGap(time.Now()))
-	require.Equal(t, time.Hour, (&schedule{RotationPeriod: time.Hour}).longestGap(time.Now()))
-	// The five years looked at are not walked through minute by minute, of which
-	// three weeks serve as the measure.
-	minutely := &schedule{RotationSchedule: "* * * * *"}
-	began := time.Now()
-	minutely.longestGap(began)
-	took := time.Since(began)
-	began = time.Now()
-	for at, next := began, minutely.parsed().Schedule.Next; at.Sub(began) < 3*7*24*time.Hour; at = next(at) {
-	}
-	require.Less(t, took, time.Since(began))
-}
-
-// A request that was under way may ask for a pass when the drain has looked.
-func TestStaticKeep_NoPassGoesOnWhileTheMountIsDisabled(t *testing.T) {
+// A request in progress may start a run after the drain has begun.
+func TestStaticWorker_DoesNotRunWhileTheMountIsBeingDisabled(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
 	h.releaseStatic()
 	h.manager.taint()
 	h.rollbackOnly()
-	h.b.kickStatic(&logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	h.b.startStaticWorker(&logical.Request{Storage: h.storage, MountPoint: "openai/"})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	release, err := h.b.static.pass.Wait(ctx)
+	release, err := h.b.static.worker.Wait(ctx)
 	require.NoError(t, err, "a pass goes on")
 	release()
 	h.manager.untaint()
 	h.gone("batch")
 }
 
-func TestStaticKeep_ClocksApartAreNoReasonToRotateWithoutPause(t *testing.T) {
+func TestStaticWorker_ClockSkewDoesNotCauseConstantRotation(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.mu.Lock()
@@ -660,7 +578,7 @@ func TestStaticKeep_ClocksApartAreNoReasonToRotateWithoutPause(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	h.b.static.until.Store(0)
-	_ = h.b.keepStatic(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	_ = h.b.runStaticWorker(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
 	n := 0
 	for _, r := range h.sim.Requests() {
 		if r.Method == http.MethodPost {
@@ -672,7 +590,7 @@ func TestStaticKeep_ClocksApartAreNoReasonToRotateWithoutPause(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-func TestStaticKeep_ADeleteThatHangsKeepsNoRotationFromItsTime(t *testing.T) {
+func TestStaticWorker_AHangingDeleteDoesNotDelayRotations(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", fields{"rotation_period": "5m"}) // revocation_delay 5m: both are due at once
@@ -684,14 +602,14 @@ func TestStaticKeep_ADeleteThatHangsKeepsNoRotationFromItsTime(t *testing.T) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), 80*time.Second)
 	defer cancel()
-	_ = h.b.keepStatic(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+	_ = h.b.runStaticWorker(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
 	t.Log(time.Since(began), h.staticRole("batch")["last_rotation_error"])
 	h.sim.ClearFaults()
 	h.sim.KeepAll()
 	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "rotated although the deletion of the old key hangs")
 }
 
-func TestStaticUnmount_AMoveThatFailsAndARestartLeaveTheRolesAlone(t *testing.T) {
+func TestStaticUnmount_AFailedMoveAndARestartKeepTheRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -701,30 +619,30 @@ func TestStaticUnmount_AMoveThatFailsAndARestartLeaveTheRolesAlone(t *testing.T)
 	h.releaseStatic()
 	h.rollbackOnly()
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
-	require.Error(t, h.revoke(lease)) // which fails it: the mount stays tainted
+	require.Error(t, h.revoke(lease)) // the failure cancels the move: the mount stays tainted
 	h.b.Cleanup(context.Background()) // vault plugin reload, a seal, a step-down, a shutdown
 	h.restartStatic()
 	h.releaseStatic()
 	h.rollbackOnly()
-	h.b.Cleanup(context.Background()) // once more, in a process that has seen nothing but the taint
+	h.b.Cleanup(context.Background()) // again, in a process that has only seen the taint
 	h.restartStatic()
-	h.manager.untaint() // the move, made again
+	h.manager.untaint() // the repeated move succeeds
 	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
-	h.advance(notFinalBefore) // the journal was first
+	h.advance(notFinalBefore) // the WAL deleted the account first
 	require.NoError(t, h.revoke(lease))
-	h.tick() // and that of its first try, of which this process does not know yet
+	h.tick() // the entry of the first attempt, by another process
 	h.gone("batch")
 }
 
-func TestStaticSweep_KnowsARoleThatWasWrittenSinceItBegan(t *testing.T) {
+func TestStaticTidy_ConsidersARoleWrittenDuringTheRun(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
-	s := &sweep{b: h.b, storage: h.storage, log: hclog.NewNullLogger(), apply: true, buffer: 10 * time.Minute, moved: func() {}}
+	s := &tidyRun{b: h.b, storage: h.storage, log: hclog.NewNullLogger(), apply: true, buffer: 10 * time.Minute, moved: func() {}}
 	ctx := client.Background(context.Background())
-	_, err := s.covered(ctx) // the sweep begins; at ten calls a minute it lasts for hours
+	_, err := s.covered(ctx) // a tidy run starts; at ten calls a minute it takes hours
 	require.NoError(t, err)
 	h.static("batch", fields{"rotation_period": "10m", "revocation_delay": "6m", "key_ttl": "21m"})
-	h.advance(25 * time.Minute) // no rotation succeeds meanwhile
+	h.advance(25 * time.Minute) // without a successful rotation
 	require.NoError(t, s.project(ctx, coveredProject{id: h.project, named: true}))
 	require.Contains(t, h.liveAccounts(), h.staticRole("batch")["service_account_id"])
 	h.keep()
@@ -732,24 +650,7 @@ func TestStaticSweep_KnowsARoleThatWasWrittenSinceItBegan(t *testing.T) {
 	h.gone("batch")
 }
 
-// ticking is Vault's rollback tick, once a minute of a bubble.
-func (h *harness) ticking() (stop func()) {
-	ticking, cancel := context.WithCancel(context.Background())
-	var ticks sync.WaitGroup
-	ticks.Go(func() {
-		for {
-			select {
-			case <-time.After(time.Minute):
-				_, _ = h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
-			case <-ticking.Done():
-				return
-			}
-		}
-	})
-	return func() { cancel(); ticks.Wait(); h.b.Cleanup(context.Background()); h.sim.KeepAll() }
-}
-
-func TestStaticKeep_AQueueKeepsNoKeyFromItsRotation(t *testing.T) {
+func TestStaticWorker_EveryQueuedKeyIsRotatedInTime(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(map[string]any{"tidy_interval": 0})
@@ -774,37 +675,37 @@ func TestStaticKeep_AQueueKeepsNoKeyFromItsRotation(t *testing.T) {
 			if p, ok := h.staticCreds("daily-0")["previous_api_key_expires_at"]; ok {
 				said, _ = time.Parse(time.RFC3339, p.(string))
 			}
-			if !said.IsZero() && time.Now().After(said) && h.staticRole("daily-0")["retired_keys"] != 0 {
+			if !said.IsZero() && time.Now().After(said) && h.staticRole("daily-0")["superseded_keys"] != 0 {
 				overlong += 10 * time.Second
 			}
 		}
-		t.Logf("fast's key in force was dead for %s; daily-0's old key outlived previous_api_key_expires_at by %s so far", dead, overlong)
+		t.Logf("fast's active key was dead for %s; daily-0's old key outlived previous_api_key_expires_at by %s so far", dead, overlong)
 		require.Zero(t, dead)
 		require.Less(t, overlong, 5*time.Minute)
 	})
 }
 
-// What was read before a rotation may be what is no longer in force.
-func TestStaticKeep_ARotationThatMayBeStoredIsNotWrittenOver(t *testing.T) {
+// An entry that was read before a rotation may have a key that is no longer active.
+func TestStaticWorker_DoesNotOverwriteARotationThatMayBeStored(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", fields{"rotation_period": "10m", "revocation_delay": "10m"})
 	h.must(h.write("rotate-role/batch", nil))
 	before := h.staticRole("batch")["api_key_id"]
-	h.advance(10*time.Minute + time.Second) // a rotation and a replaced key are due
+	h.advance(10*time.Minute + time.Second) // a rotation and the deletion of a superseded key are due
 	h.storage.fail(storageFault{write: 1, after: true})
 	h.keep()
 	h.storage.heal()
 	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "the rotation, which storage has taken")
-	h.tick() // the journal
+	h.tick() // runs the WAL worker
 	h.advance(time.Minute)
 	h.keep()
 	h.onlyStatic()
-	require.Equal(t, 1, h.staticRole("batch")["retired_keys"])
+	require.Equal(t, 1, h.staticRole("batch")["superseded_keys"])
 	h.gone("batch")
 }
 
-func TestStaticKeep_ARetryComesBeforeTheKeysEnd(t *testing.T) {
+func TestStaticWorker_RetriesBeforeTheKeyExpires(t *testing.T) {
 	t.Parallel()
 	died := 0
 	for range 10 {
@@ -827,5 +728,5 @@ func TestStaticKeep_ARetryComesBeforeTheKeysEnd(t *testing.T) {
 			}
 		})
 	}
-	require.Zero(t, died, "of 10 keys in force died after an outage that had ended three minutes before their end")
+	require.Zero(t, died, "of 10 keys active died after an outage that had ended three minutes before their end")
 }

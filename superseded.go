@@ -1,19 +1,19 @@
 package openaisecrets
 
-// This file owns superseded admin keys: when each is deleted, and which are kept
-// since another Vault may use them.
+// This file owns superseded admin keys: when each is deleted, and which are retained
+// because another Vault may use them.
 //
 // What must stay true:
-//   - only IDs that this engine recorded are ever deleted, never the current one,
-//     and none that the key in force may not be able to see: its 404 says nothing;
-//   - at the end of a grace period a key that somebody else uses is kept, for
-//     seven days at most: a copy of this Vault that was restored elsewhere must
-//     not end the original's. An operator who asks for the end of a key gets it
-//     at once, whoever uses it: that may be a thief;
-//   - a key that OpenAI says was superseded later than this clock says counts from
-//     then: the clock was behind, and the use of the key began no earlier;
-//   - OpenAI is not asked while configLock is held, except by a request that
-//     holds it anyway, and one key whose call hangs does not keep the others.
+//   - only IDs that this engine recorded are deleted, never the current one, and none
+//     that may be invisible to the active key, whose 404 would prove nothing;
+//   - a key that is used elsewhere is retained after its grace period, for at most seven
+//     days: a copy of this Vault that was restored elsewhere must not delete the
+//     original's key. With force it is deleted at once, regardless of its use, which may
+//     be by a thief;
+//   - if OpenAI's creation time of the next key is later than the local time of the
+//     rotation, it counts: the clock was behind;
+//   - OpenAI is not called with configLock held, except by a request that holds it
+//     anyway, and a call that hangs does not delay the other keys.
 
 import (
 	"context"
@@ -31,23 +31,23 @@ import (
 )
 
 const (
-	endsAtOnce = 4
-	// lookAgain is the least time between two lists of admin keys that are to tell
-	// which of them the current key sees.
+	deleteWorkers = 4
+	// lookAgain is the least time between two lists of admin keys that check which
+	// superseded keys the current key sees.
 	lookAgain = time.Hour
 )
 
-// maxWaiting is how many superseded keys may wait when a person asks for a rotation:
-// each is a live admin key.
+// maxWaiting is how many superseded keys may be in their grace period when a manual
+// rotation starts: each is a valid admin key.
 const maxWaiting = 5
 
-// crowded says why a rotation that a person asks for is refused, "" when it is not.
-// Keys that are kept, or could not be deleted, are no reason to keep a key in force.
+// crowded returns why a manual rotation is rejected, "" if it is not. Keys that are
+// retained or could not be deleted do not count.
 func (c *config) crowded(now time.Time) (problem string) {
 	var next time.Time
 	waiting := 0
-	for i := range c.Retired {
-		if k := &c.Retired[i]; k.ID != c.AdminKeyID && ours(k) && !k.due(now) {
+	for i := range c.Superseded {
+		if k := &c.Superseded[i]; k.ID != c.AdminKeyID && ours(k) && !k.due(now) {
 			if waiting++; next.IsZero() || k.DeleteAfter.Before(next) {
 				next = k.DeleteAfter
 			}
@@ -56,71 +56,70 @@ func (c *config) crowded(now time.Time) (problem string) {
 	if waiting < maxWaiting || c.RotationGracePeriod == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d superseded admin keys wait for the end of their grace period, and the limit is %d; the next one is deleted at %s. Rotate then, shorten rotation_grace_period, or send force=true to delete all of them at once", waiting, maxWaiting, text.Time(next))
+	return fmt.Sprintf("%d superseded admin keys are still in their grace period, and the limit is %d; the next one is deleted at %s. Rotate after that, reduce rotation_grace_period, or set force=true to delete them all now", waiting, maxWaiting, text.Time(next))
 }
 
-// keep has a key live on until seven days after it was superseded.
+// keep retains a key until longestKept after it was superseded.
 func (c *config) keep(id, why string, lastUsed time.Time) {
-	for i := range c.Retired {
-		if k := &c.Retired[i]; k.ID == id {
-			k.Regardless, k.Kept, k.LastUsed = false, why, lastUsed
+	for i := range c.Superseded {
+		if k := &c.Superseded[i]; k.ID == id {
+			k.EvenIfUsed, k.Kept, k.LastUsed = false, why, lastUsed
 			k.SupersededAt = k.superseded(c.RotationGracePeriod)
 			k.DeleteAfter = k.SupersededAt.Add(longestKept)
 		}
 	}
 }
 
-// locate notes which superseded keys a list of admin keys shows, and with away
-// that the others may be elsewhere.
+// locate records which superseded keys a list of admin keys shows. With away, the others
+// may belong to another organization or endpoint.
 func (c *config) locate(keys []client.AdminKey, away bool) {
-	for i := range c.Retired {
-		k := &c.Retired[i]
+	for i := range c.Superseded {
+		k := &c.Superseded[i]
 		listed := slices.ContainsFunc(keys, func(a client.AdminKey) bool { return a.ID == k.ID })
 		k.Elsewhere = !listed && (k.Elsewhere || k.Unchecked || away)
 		k.Unchecked = false
 	}
 }
 
-// unsure returns the superseded keys of which it is not known whether the current
-// key sees them, or is one of them.
+// unsure returns the superseded keys that the current key may not see, or may be.
 func (c *config) unsure() []string {
-	return c.retiredIDs(func(k *retiredKey) bool { return k.Unchecked || c.AdminKeyID == "" })
+	return c.supersededIDs(func(k *supersededKey) bool { return k.Unchecked || c.AdminKeyID == "" })
 }
 
-// mustLook reports whether a list of admin keys is needed to go on.
+// mustLook reports whether a list of admin keys is needed before keys can be deleted.
 func (c *config) mustLook(now time.Time) bool {
-	return c.AdminKeyID == "" || slices.ContainsFunc(c.Retired, func(k retiredKey) bool { return k.Unchecked || c.lost(&k, now) })
+	return c.AdminKeyID == "" || slices.ContainsFunc(c.Superseded, func(k supersededKey) bool { return k.Unchecked || c.lost(&k, now) })
 }
 
-// lost reports whether a key that no list shows has been waited for long enough.
-func (c *config) lost(k *retiredKey, now time.Time) bool {
+// lost reports whether a key has been absent from lists for longestKept.
+func (c *config) lost(k *supersededKey, now time.Time) bool {
 	return isElsewhere(k) && now.Sub(k.superseded(c.RotationGracePeriod)) >= longestKept
 }
 
-// retiredIDs returns the IDs of some of the superseded keys.
-func (c *config) retiredIDs(which func(*retiredKey) bool) (ids []string) {
-	for i := range c.Retired {
-		if which(&c.Retired[i]) {
-			ids = append(ids, c.Retired[i].ID)
+// supersededIDs returns the IDs of the superseded keys that match.
+func (c *config) supersededIDs(which func(*supersededKey) bool) (ids []string) {
+	for i := range c.Superseded {
+		if which(&c.Superseded[i]) {
+			ids = append(ids, c.Superseded[i].ID)
 		}
 	}
 	return ids
 }
 
-func isElsewhere(k *retiredKey) bool { return k.Elsewhere && !k.Unchecked }
+func isElsewhere(k *supersededKey) bool { return k.Elsewhere && !k.Unchecked }
 
-// elsewhereText says of keys that only a person can delete them.
+// elsewhereText is the warning for keys that the engine cannot delete.
 func elsewhereText(ids []string) string {
-	return fmt.Sprintf("Not among the admin keys that the current one sees, so the engine does not delete them: %s. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
+	return fmt.Sprintf("The engine cannot delete these superseded admin keys, because the current admin key does not see them: %s. If they belong to another organization or endpoint, delete them there.", strings.Join(ids, ", "))
 }
 
-// unsureText says of keys that they wait for a list of admin keys.
+// unsureText is the warning for keys that need a list of admin keys.
 func unsureText(ids []string) string {
-	return fmt.Sprintf("The engine has not checked whether the current admin key sees these superseded ones, and does not delete them before: %s. It checks within a minute, and after a failure once an hour. A config write without skip_verify checks at once; if the ID of the current key cannot be found, send it as admin_api_key_id.", strings.Join(ids, ", "))
+	return fmt.Sprintf("The engine deletes these superseded admin keys only after it has checked that the current admin key sees them: %s. It checks within a minute, and after a failure once an hour. To check immediately, write the config without skip_verify; if the engine cannot find the ID of the current key, set admin_api_key_id.", strings.Join(ids, ", "))
 }
 
-// leftText says why the key outlives the mount or the config, and until when.
-func (c *config) leftText(k *retiredKey, end time.Time) string {
+// leftText is the log text for a key that outlives the mount or the config.
+func (c *config) leftText(k *supersededKey, end time.Time) string {
 	why := k.keptWhy()
 	switch {
 	case c.AdminKeyID == "":
@@ -128,7 +127,7 @@ func (c *config) leftText(k *retiredKey, end time.Time) string {
 	case k.Unchecked:
 		why = "the engine could not check whether the current admin key sees it"
 	case k.Elsewhere:
-		why = "it is not among the admin keys that the current one sees"
+		why = "the current admin key does not see it"
 	case why == "":
 		why = "it could not be deleted"
 	}
@@ -136,37 +135,37 @@ func (c *config) leftText(k *retiredKey, end time.Time) string {
 	if !end.IsZero() {
 		until = fmt.Sprintf(" It expires at %s.", text.Time(end))
 	}
-	return fmt.Sprintf("Superseded admin key %s is left at OpenAI: %s.%s", k.ID, why, until)
+	return fmt.Sprintf("Superseded admin key %s remains at OpenAI: %s.%s", k.ID, why, until)
 }
 
-// warnOfRetired adds to a read of the config what has become of superseded keys.
-func (c *config) warnOfRetired(resp *logical.Response) {
+// warnOfSuperseded adds warnings about superseded keys to a config read.
+func (c *config) warnOfSuperseded(resp *logical.Response) {
 	unsure := c.unsure()
-	for i := range c.Retired {
-		if k := &c.Retired[i]; k.Kept != "" && !k.Elsewhere && !slices.Contains(unsure, k.ID) {
+	for i := range c.Superseded {
+		if k := &c.Superseded[i]; k.Kept != "" && !k.Elsewhere && !slices.Contains(unsure, k.ID) {
 			resp.AddWarning(k.keptText())
 		}
 	}
 	if len(unsure) > 0 {
 		resp.AddWarning(unsureText(unsure))
-	} else if ids := c.retiredIDs(isElsewhere); len(ids) > 0 {
+	} else if ids := c.supersededIDs(isElsewhere); len(ids) > 0 {
 		resp.AddWarning(elsewhereText(ids))
 	}
 }
 
-// --- Who uses a key ---
+// --- Use of a key ---
 
-// supersede settles what a config write means for superseded keys: keys is what
-// OpenAI lists to the new admin key, nil if it was not asked. It reports whether
-// the list lacks the admin key before the write.
+// supersede applies a config write to the superseded keys. keys is the list of admin
+// keys that the new key sees, nil if it was not read. moved reports whether the list
+// lacks the old admin key.
 func (b *backend) supersede(old, cfg *config, keys []client.AdminKey) (moved bool) {
 	if old == nil {
 		return false
 	}
 	before := slices.IndexFunc(keys, func(k client.AdminKey) bool { return k.ID == old.AdminKeyID })
 	moved = keys != nil && old.AdminKeyID != "" && before < 0
-	// A copy of another Vault replaces that one's key so. Whoever shortens the
-	// grace period in the same write, or has none, wants its end.
+	// This Vault may be a copy of another one, whose key this write replaces. If the
+	// write also shortens the grace period, or there is none, the key is deleted anyway.
 	if old.AdminKeyRotated && !old.AdminKey.Equal(cfg.AdminKey) && cfg.RotationGracePeriod > 0 && cfg.RotationGracePeriod >= old.RotationGracePeriod &&
 		(before < 0 || !b.useOf(old.AdminKey).vouches(keys[before].LastUsedAt)) {
 		cfg.keep(old.AdminKeyID, keptUnvouched, time.Time{})
@@ -174,68 +173,67 @@ func (b *backend) supersede(old, cfg *config, keys []client.AdminKey) (moved boo
 	if keys != nil {
 		cfg.locate(keys, moved)
 	} else if cfg.asksAnother(old) {
-		for i := range cfg.Retired {
-			cfg.Retired[i].Unchecked = true
+		for i := range cfg.Superseded {
+			cfg.Superseded[i].Unchecked = true
 		}
 	}
 	return moved
 }
 
-// asksAnother reports whether a config may lead to another organization than the
-// one before.
+// asksAnother reports whether a config may use another organization than the old one.
 func (c *config) asksAnother(old *config) bool {
 	return old != nil && (!c.AdminKey.Equal(old.AdminKey) || c.APIEndpoint != old.APIEndpoint || c.OrganizationID != old.OrganizationID)
 }
 
-// reportRetired says in the answer to a config write what becomes of superseded
-// keys, and deletes those that are to end at once.
-func (b *backend) reportRetired(ctx context.Context, req *logical.Request, old *config, snap *snapshot, quiet bool, response *logical.Response) {
+// reportSuperseded adds warnings about superseded keys to the response of a config write,
+// and deletes the keys that no longer have a grace period.
+func (b *backend) reportSuperseded(ctx context.Context, req *logical.Request, old *config, snap *snapshot, quiet bool, response *logical.Response) {
 	cfg := snap.config
 	if old == nil {
 		return
 	}
 	if (cfg.RotationGracePeriod < old.RotationGracePeriod || cfg.RotationGracePeriod == 0) && !quiet {
-		cfg = b.sweepRetired(ctx, req, snap, b.atOnce())
-		if left := cfg.retiredIDs(b.atOnce()); len(left) > 0 && cfg.AdminKeyID != "" {
+		cfg = b.processSuperseded(ctx, req, snap, b.atOnce())
+		if left := cfg.supersededIDs(b.atOnce()); len(left) > 0 && cfg.AdminKeyID != "" {
 			response.AddWarning(notDeletedText(left))
 		}
 	}
 	if cfg.asksAnother(old) {
-		cfg.warnOfRetired(response)
+		cfg.warnOfSuperseded(response)
 	} else if ids := cfg.unsure(); len(ids) > 0 {
 		response.AddWarning(unsureText(ids))
 	}
 }
 
-// notDeletedText says of keys whose end was asked for that they live.
+// notDeletedText is the warning for keys whose immediate deletion failed.
 func notDeletedText(ids []string) string {
-	return fmt.Sprintf("Superseded admin keys that could not be deleted yet: %s. The engine tries again every minute.", strings.Join(ids, ", "))
+	return fmt.Sprintf("Some superseded admin keys could not be deleted yet: %s. The engine tries again every minute.", strings.Join(ids, ", "))
 }
 
-// beingEnded says why a config cannot be stored now: its key may be one that the
-// worker is deleting.
-func (b *backend) beingEnded(old, cfg *config) (problem string) {
-	b.ending.Range(func(id, _ any) bool {
+// beingDeleted returns why a config cannot be stored now, because the worker may be
+// deleting its key, or "".
+func (b *backend) beingDeleted(old, cfg *config) (problem string) {
+	b.deleting.Range(func(id, _ any) bool {
 		switch {
 		case id == cfg.AdminKeyID:
-			problem = "config not stored: the engine is deleting this admin key, which it has superseded; try again in a minute, or write another"
+			problem = "config not stored: the engine is deleting this superseded admin key; write another key, or try again in a minute"
 		case cfg.AdminKeyID == "" && cfg.asksAnother(old):
-			problem = "config not stored: the engine is deleting a superseded admin key, and without an ID this one may be it; send admin_api_key_id with it, or try again in a minute"
+			problem = "config not stored: the engine is deleting a superseded admin key, which may be this one; set admin_api_key_id, or try again in a minute"
 		}
 		return problem == ""
 	})
 	return problem
 }
 
-// --- Their end ---
+// --- Deletion ---
 
-// endAdminKey deletes an admin key that was made at a time, zero if unknown.
-// Without an error it is deleted.
-func (b *backend) endAdminKey(ctx context.Context, snap *snapshot, id string, created time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, endBudget)
+// deleteAdminKey deletes an admin key that was created at a time, zero if unknown. After
+// nil it is deleted.
+func (b *backend) deleteAdminKey(ctx context.Context, snap *snapshot, id string, created time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteBudget)
 	defer cancel()
 	if b.isFinal(created) {
-		return snap.deleteAdminKey(ctx, id)
+		return snap.deleteAdminKeyProven(ctx, id)
 	}
 	err := snap.api.DeleteAdminKey(ctx, id)
 	if client.IsNotFound(err) {
@@ -244,22 +242,21 @@ func (b *backend) endAdminKey(ctx context.Context, snap *snapshot, id string, cr
 	return err
 }
 
-// ends is what has become of superseded keys.
-type ends struct {
+// deletionResult is the result of deleting superseded keys.
+type deletionResult struct {
 	mu      sync.Mutex
 	deleted []string
 	used    map[string]time.Time // when another Vault last used it
 }
 
-// apply takes what has become of superseded keys over into a config, and reports
-// whether that changed it.
-func (e *ends) apply(c *config) bool {
-	before := len(c.Retired)
-	c.Retired = slices.DeleteFunc(c.Retired, func(k retiredKey) bool { return slices.Contains(e.deleted, k.ID) })
-	changed := len(c.Retired) != before
+// apply applies the result to a config, and reports whether that changed it.
+func (e *deletionResult) apply(c *config) bool {
+	before := len(c.Superseded)
+	c.Superseded = slices.DeleteFunc(c.Superseded, func(k supersededKey) bool { return slices.Contains(e.deleted, k.ID) })
+	changed := len(c.Superseded) != before
 	for id, at := range e.used {
-		// Unless somebody has asked for its end meanwhile.
-		if len(c.retiredIDs(func(k *retiredKey) bool { return k.ID == id && !k.Regardless })) > 0 {
+		// Unless its immediate deletion was requested in the meantime.
+		if len(c.supersededIDs(func(k *supersededKey) bool { return k.ID == id && !k.EvenIfUsed })) > 0 {
 			c.keep(id, keptUsed, at)
 			changed = true
 		}
@@ -267,19 +264,19 @@ func (e *ends) apply(c *config) bool {
 	return changed
 }
 
-// endKeys deletes superseded keys. With look it first asks whether somebody else
-// uses them; no request waits for that.
-func (b *backend) endKeys(ctx context.Context, req *logical.Request, snap *snapshot, keys []retiredKey, look bool) *ends {
-	e := &ends{used: map[string]time.Time{}}
+// deleteKeys deletes superseded keys. With look it first checks whether they are used
+// elsewhere, which is never done while a request waits.
+func (b *backend) deleteKeys(ctx context.Context, req *logical.Request, snap *snapshot, keys []supersededKey, look bool) *deletionResult {
+	e := &deletionResult{used: map[string]time.Time{}}
 	if snap.config.AdminKeyID == "" {
-		return e // stored with skip_verify: the current key may be one of them
+		return e // after skip_verify the current key may be one of them
 	}
 	began := time.Now()
 	var group sync.WaitGroup
-	slots := make(chan struct{}, endsAtOnce)
+	slots := make(chan struct{}, deleteWorkers)
 	for _, key := range keys {
 		slots <- struct{}{}
-		if time.Since(began) >= endRun || ctx.Err() != nil {
+		if time.Since(began) >= deleteRun || ctx.Err() != nil {
 			break
 		}
 		group.Go(func() {
@@ -289,19 +286,19 @@ func (b *backend) endKeys(ctx context.Context, req *logical.Request, snap *snaps
 				used, err = b.usedByOthers(ctx, snap, key)
 			}
 			if err == nil && used.IsZero() {
-				err = b.endAdminKey(ctx, snap, key.ID, key.CreatedAt)
+				err = b.deleteAdminKey(ctx, snap, key.ID, key.CreatedAt)
 			}
 			log := b.log(req).With("admin_api_key_id", key.ID)
 			e.mu.Lock()
 			defer e.mu.Unlock()
 			switch {
 			case err != nil:
-				log.Warn("retired admin key not deleted", "error", err)
+				log.Warn("superseded admin key not deleted", "error", err)
 			case !used.IsZero():
 				e.used[key.ID] = used
 			default:
 				e.deleted = append(e.deleted, key.ID)
-				log.Info("retired admin key deleted")
+				log.Info("superseded admin key deleted")
 			}
 		})
 	}
@@ -309,19 +306,19 @@ func (b *backend) endKeys(ctx context.Context, req *logical.Request, snap *snaps
 	return e
 }
 
-// usedByOthers returns when a key was last used, if that is so long after it was
-// superseded that it was not by this process, and zero otherwise.
-func (b *backend) usedByOthers(ctx context.Context, snap *snapshot, key retiredKey) (time.Time, error) {
+// usedByOthers returns when a key was last used, if that is too late for a use by this
+// process, and zero otherwise.
+func (b *backend) usedByOthers(ctx context.Context, snap *snapshot, key supersededKey) (time.Time, error) {
 	grace := snap.config.RotationGracePeriod
-	if key.Regardless || b.now().Sub(key.superseded(grace)) >= longestKept {
+	if key.EvenIfUsed || b.now().Sub(key.superseded(grace)) >= longestKept {
 		return time.Time{}, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, endBudget)
+	ctx, cancel := context.WithTimeout(ctx, deleteBudget)
 	defer cancel()
 	known, err := snap.api.GetAdminKey(ctx, key.ID)
 	switch {
 	case client.IsNotFound(err):
-		return time.Time{}, nil // whether it is deleted is the delete's to prove
+		return time.Time{}, nil // the delete then proves whether the key is deleted
 	case err != nil:
 		return time.Time{}, err
 	case key.usedAfter(known.LastUsedAt, grace):
@@ -330,10 +327,10 @@ func (b *backend) usedByOthers(ctx context.Context, snap *snapshot, key retiredK
 	return time.Time{}, nil
 }
 
-// deleteRetired is the periodic part: it deletes superseded admin keys whose grace
-// period has passed. Those that it works on are claimed, so that configLock is
-// free meanwhile and no config write puts one of them in force again.
-func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error {
+// deleteSuperseded is the periodic work: it deletes superseded admin keys after their
+// grace period. It claims the keys in b.deleting, so that configLock is free during the
+// calls and no config write makes one of them active again.
+func (b *backend) deleteSuperseded(ctx context.Context, req *logical.Request) error {
 	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
 		return nil
@@ -341,12 +338,12 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	if err != nil {
 		return err
 	}
-	b.remindOfRetired(req, snap.config)
+	b.remindOfSuperseded(req, snap.config)
 	now := b.now()
 	if snap.config.mustLook(now) && b.rotation.mayWarn(lookForKeys, now, lookAgain) {
 		if err := b.look(ctx, req, snap); err != nil {
-			if b.rotation.mayWarn(lookForKeys+" in vain", now, remindEvery) {
-				b.log(req).Warn("which admin keys the current one sees is not known yet", "superseded_admin_api_key_ids", snap.config.retiredIDs(func(*retiredKey) bool { return true }), "error", err)
+			if b.rotation.mayWarn(lookForKeys+" failed", now, remindEvery) {
+				b.log(req).Warn("superseded admin keys not checked: the list of admin keys could not be read", "superseded_admin_api_key_ids", snap.config.supersededIDs(func(*supersededKey) bool { return true }), "error", err)
 			}
 		} else if snap, err = b.current(ctx, req.Storage); err != nil {
 			return err
@@ -355,7 +352,7 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 	if snap.config.AdminKeyID == "" {
 		return nil
 	}
-	if len(snap.config.retiredIDs(func(k *retiredKey) bool { return k.due(now) })) == 0 {
+	if len(snap.config.supersededIDs(func(k *supersededKey) bool { return k.due(now) })) == 0 {
 		return nil
 	}
 
@@ -370,23 +367,23 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 		unlock()
 		return err
 	}
-	var keys []retiredKey
-	for _, key := range snap.config.Retired {
+	var keys []supersededKey
+	for _, key := range snap.config.Superseded {
 		if key.ID == snap.config.AdminKeyID || !key.due(now) {
 			continue
 		}
-		if _, claimed := b.ending.LoadOrStore(key.ID, true); !claimed {
-			defer b.ending.Delete(key.ID)
+		if _, claimed := b.deleting.LoadOrStore(key.ID, true); !claimed {
+			defer b.deleting.Delete(key.ID)
 			keys = append(keys, key)
 		}
 	}
 	unlock()
-	e := b.endKeys(ctx, req, snap, keys, true)
+	e := b.deleteKeys(ctx, req, snap, keys, true)
 	if len(e.deleted)+len(e.used) == 0 {
 		return nil
 	}
 
-	// What is done is noted even where the worker is told to stop.
+	// The result is stored even if the worker has been stopped.
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestBudget+cleanupBudget)
 	defer cancel()
 	if unlock, err = b.lockConfig(ctx); err != nil {
@@ -401,17 +398,17 @@ func (b *backend) deleteRetired(ctx context.Context, req *logical.Request) error
 		return nil
 	}
 	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
-		return err // deleting them again finds them gone
+		return err // the next deletion succeeds for deleted keys
 	}
-	b.remindOfRetired(req, cfg)
+	b.remindOfSuperseded(req, cfg)
 	return nil
 }
 
-// lookForKeys names the look of the worker where its last time is noted.
+// lookForKeys is the name under which mayWarn limits the calls of look.
 const lookForKeys = "look for admin keys"
 
-// completeList returns what a list of admin keys says: the current key's ID and end, and
-// the others. Without an error the list is complete, since it shows the current key.
+// completeList returns a list of admin keys, and a config with the current key's ID and
+// expiry from it. Without an error the list is complete, since it shows the current key.
 func completeList(ctx context.Context, cfg *config, api *client.Client) (found *config, keys []client.AdminKey, err error) {
 	found = cfg.clone()
 	keys, resp, err := findAdminKeyID(ctx, found, api)
@@ -421,17 +418,17 @@ func completeList(ctx context.Context, cfg *config, api *client.Client) (found *
 	return found, keys, err
 }
 
-// learn takes over what a list of admin keys has said.
+// learn applies a complete list of admin keys to the config.
 func (c *config) learn(found *config, keys []client.AdminKey) {
 	if c.AdminKeyID == "" {
 		c.AdminKeyID, c.AdminKeyExpires = found.AdminKeyID, found.AdminKeyExpires
 	}
 	c.locate(keys, false)
-	c.forget(c.AdminKeyID) // it was superseded once, and written back
+	c.dropSuperseded(c.AdminKeyID) // a superseded key may have been written back
 }
 
-// look finds the ID of the current admin key and which superseded ones it sees, and
-// forgets those that it has not seen for a week.
+// look finds the ID of the current admin key and which superseded keys it sees, and drops
+// the records of those that it has not seen for longestKept.
 func (b *backend) look(ctx context.Context, req *logical.Request, snap *snapshot) error {
 	found, keys, err := completeList(ctx, snap.config, snap.api)
 	if err != nil {
@@ -446,12 +443,12 @@ func (b *backend) look(ctx context.Context, req *logical.Request, snap *snapshot
 	defer unlock()
 	cfg, err := getConfig(ctx, req.Storage)
 	if err != nil || cfg == nil || cfg.asksAnother(snap.config) || cfg.AdminKeyID != snap.config.AdminKeyID {
-		return err // of a config that is not in force the list says nothing
+		return err // the list belongs to another config
 	}
 	cfg.learn(found, keys)
-	gone := cfg.retiredIDs(func(k *retiredKey) bool { return cfg.lost(k, b.now()) })
+	gone := cfg.supersededIDs(func(k *supersededKey) bool { return cfg.lost(k, b.now()) })
 	for _, id := range gone {
-		cfg.forget(id)
+		cfg.dropSuperseded(id)
 	}
 	if err := b.amendConfig(ctx, req.Storage, cfg); err != nil {
 		return err
@@ -460,21 +457,21 @@ func (b *backend) look(ctx context.Context, req *logical.Request, snap *snapshot
 		b.log(req).Info("ID of the admin key found", "admin_api_key_id", cfg.AdminKeyID)
 	}
 	if len(gone) > 0 {
-		b.log(req).Warn("superseded admin keys of another organization or endpoint are forgotten; delete those that are alive there", "admin_api_key_ids", gone)
+		b.log(req).Warn("superseded admin keys of another organization or endpoint are no longer tracked; delete them there", "admin_api_key_ids", gone)
 	}
 	return nil
 }
 
-// lastLook is for a mount or config that ends, after which nothing knows of
-// superseded keys: it notes in the config which are used by another Vault, and
-// returns when each ends at OpenAI. Where OpenAI does not say, they count as unused.
+// lastLook is called before a mount or config is deleted, after which superseded keys are
+// no longer tracked: it records in the config which keys another Vault uses, and returns
+// when each expires. If OpenAI does not answer, they count as unused.
 func (b *backend) lastLook(ctx context.Context, req *logical.Request, cfg *config, api *client.Client) (ends map[string]time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, lastLookBudget)
 	defer cancel()
 	if len(cfg.unsure()) > 0 {
 		found, keys, err := completeList(ctx, cfg, api)
 		if err != nil {
-			b.log(req).Warn("which admin keys the current one sees is not known", "error", err)
+			b.log(req).Warn("superseded admin keys not checked: the list of admin keys could not be read", "error", err)
 			return nil
 		}
 		cfg.learn(found, keys)
@@ -483,14 +480,14 @@ func (b *backend) lastLook(ctx context.Context, req *logical.Request, cfg *confi
 	var mu sync.Mutex
 	var group sync.WaitGroup
 	used := map[string]time.Time{}
-	for _, key := range slices.Clone(cfg.Retired) {
-		if key.Regardless || !key.seen() || key.ID == cfg.AdminKeyID {
+	for _, key := range slices.Clone(cfg.Superseded) {
+		if key.EvenIfUsed || !key.seen() || key.ID == cfg.AdminKeyID {
 			continue
 		}
 		group.Go(func() {
 			known, err := api.GetAdminKey(ctx, key.ID)
 			if err != nil {
-				b.log(req).Warn("use of a superseded admin key not read", "admin_api_key_id", key.ID, "error", err)
+				b.log(req).Warn("last use of a superseded admin key could not be read", "admin_api_key_id", key.ID, "error", err)
 				return
 			}
 			mu.Lock()
@@ -508,21 +505,21 @@ func (b *backend) lastLook(ctx context.Context, req *logical.Request, cfg *confi
 	return ends
 }
 
-// remindOfRetired logs once a day which superseded keys are kept and why.
-func (b *backend) remindOfRetired(req *logical.Request, cfg *config) {
-	for i := range cfg.Retired {
-		k := &cfg.Retired[i]
+// remindOfSuperseded logs once a day which superseded keys are retained and why.
+func (b *backend) remindOfSuperseded(req *logical.Request, cfg *config) {
+	for i := range cfg.Superseded {
+		k := &cfg.Superseded[i]
 		if !k.seen() || k.Kept == "" || !b.rotation.mayWarn("kept "+k.ID, b.now(), remindEvery) {
 			continue
 		}
-		b.log(req).Warn("superseded admin key is kept", "admin_api_key_id", k.ID, "text", k.keptText())
+		b.log(req).Warn("superseded admin key retained", "admin_api_key_id", k.ID, "text", k.keptText())
 	}
 }
 
-// endRetired deletes superseded admin keys whatever is left of their grace
-// period: the mount is being disabled, and then nothing knows of them. Those that
-// another Vault uses or may use stay.
-func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
+// expireSuperseded deletes superseded admin keys regardless of their grace period: the
+// mount is being disabled, after which they are no longer tracked. Keys that another
+// Vault may use are retained.
+func (b *backend) expireSuperseded(ctx context.Context, req *logical.Request) error {
 	unlock, err := b.lockConfig(ctx)
 	if err != nil {
 		return err
@@ -535,45 +532,45 @@ func (b *backend) endRetired(ctx context.Context, req *logical.Request) error {
 	if err != nil {
 		return err
 	}
-	if len(snap.config.Retired) == 0 {
+	if len(snap.config.Superseded) == 0 {
 		return nil
 	}
 	next := snap.config.clone()
 	expire := b.lastLook(ctx, req, next, snap.api)
-	left := b.sweepRetired(ctx, req, snap.with(next), ours)
-	for i := range left.Retired {
-		k := &left.Retired[i]
-		b.log(req).Warn("the mount is being disabled and a superseded admin key is left at OpenAI", "admin_api_key_id", k.ID, "expires_at", text.Time(expire[k.ID]), "text", left.leftText(k, expire[k.ID]))
+	left := b.processSuperseded(ctx, req, snap.with(next), ours)
+	for i := range left.Superseded {
+		k := &left.Superseded[i]
+		b.log(req).Warn("mount is being disabled but a superseded admin key remains at OpenAI", "admin_api_key_id", k.ID, "expires_at", text.Time(expire[k.ID]), "text", left.leftText(k, expire[k.ID]))
 	}
 	return nil
 }
 
-// ours selects the keys that go when this engine does.
-func ours(k *retiredKey) bool { return k.seen() && k.Kept == "" }
+// ours selects the keys that this mount deletes when it is disabled.
+func ours(k *supersededKey) bool { return k.seen() && k.Kept == "" }
 
-// sweepRetired deletes some of the superseded keys without asking who uses them,
-// and stores the rest. The caller holds configLock, and snap is what is in force.
-// It returns the config with what is left, also where that could not be stored; a
-// failure is logged and tried again by the worker, which finds deleted keys gone.
-func (b *backend) sweepRetired(ctx context.Context, req *logical.Request, snap *snapshot, which func(*retiredKey) bool) *config {
+// processSuperseded deletes the matching superseded keys without checking their use, and
+// stores the config. The caller holds configLock, and snap is active. It returns the
+// config with the remaining keys even if it could not be stored; the worker retries after
+// a failure, which is logged.
+func (b *backend) processSuperseded(ctx context.Context, req *logical.Request, snap *snapshot, which func(*supersededKey) bool) *config {
 	next := snap.config.clone()
-	var keys []retiredKey
-	for i := range next.Retired {
-		if k := &next.Retired[i]; k.ID != next.AdminKeyID && which(k) {
+	var keys []supersededKey
+	for i := range next.Superseded {
+		if k := &next.Superseded[i]; k.ID != next.AdminKeyID && which(k) {
 			keys = append(keys, *k)
 		}
 	}
-	if !b.endKeys(ctx, req, snap, keys, false).apply(next) {
+	if !b.deleteKeys(ctx, req, snap, keys, false).apply(next) {
 		return snap.config
 	}
 	if err := b.amendConfig(ctx, req.Storage, next); err != nil {
-		b.log(req).Warn("config not stored after deleting retired admin keys", "error", err)
+		b.log(req).Warn("config not stored after superseded admin keys were deleted", "error", err)
 	}
 	return next
 }
 
-// atOnce selects the keys that are due and go whoever uses them.
-func (b *backend) atOnce() func(*retiredKey) bool {
+// atOnce selects the keys that are due regardless of their use.
+func (b *backend) atOnce() func(*supersededKey) bool {
 	now := b.now()
-	return func(k *retiredKey) bool { return k.Regardless && k.due(now) }
+	return func(k *supersededKey) bool { return k.EvenIfUsed && k.due(now) }
 }

@@ -3,6 +3,7 @@ package openaisecrets
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
 	"vault-plugin-secrets-openai/internal/text"
 )
@@ -30,7 +32,7 @@ func copyOf(h *harness) *harness {
 	return other
 }
 
-func TestSuperseded_ACopyThatIsGivenAnAdminKeyOfItsOwnLeavesTheOriginals(t *testing.T) {
+func TestSuperseded_CopyWithNewAdminKeyRetainsTheOriginals(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -49,7 +51,7 @@ func TestSuperseded_ACopyThatIsGivenAnAdminKeyOfItsOwnLeavesTheOriginals(t *test
 	require.NoError(t, err, "production can issue")
 }
 
-func TestSchedule_AClockThatWasAheadAtARotationDoesNotLockTheEngineOut(t *testing.T) {
+func TestSchedule_FastClockAtARotationDoesNotLockOutTheEngine(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -76,7 +78,7 @@ func TestSchedule_AClockThatWasAheadAtARotationDoesNotLockTheEngineOut(t *testin
 	}
 }
 
-func TestConfig_AnotherOrganizationsKeyEndsNoLeaseWhoseKeyLivesOn(t *testing.T) {
+func TestConfig_KeyOfAnotherOrganizationKeepsLeases(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -85,7 +87,7 @@ func TestConfig_AnotherOrganizationsKeyEndsNoLeaseWhoseKeyLivesOn(t *testing.T) 
 	_, wrong := other.AdminKey()
 	_, right := h.sim.AdminKey()
 	resp := h.must(h.write("config", map[string]any{"admin_api_key": wrong, "api_endpoint": other.URL(), "skip_verify": true}))
-	require.Contains(t, strings.Join(resp.Warnings, " "), "not checked")
+	require.Contains(t, strings.Join(resp.Warnings, " "), "not verified")
 	require.Error(t, h.revoke(lease))
 	h.must(h.write("config", map[string]any{"admin_api_key": right, "api_endpoint": h.sim.URL()}))
 	h.tick()
@@ -93,34 +95,6 @@ func TestConfig_AnotherOrganizationsKeyEndsNoLeaseWhoseKeyLivesOn(t *testing.T) 
 }
 
 const adminKeyRoute = "/organization/admin_api_keys/{key_id}"
-
-// callWith calls the Admin API with a key as somebody else would, and returns the
-// status.
-func (h *harness) callWith(adminKey string) int {
-	h.t.Helper()
-	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.sim.URL()+"/organization/admin_api_keys", nil)
-	require.NoError(h.t, err)
-	req.Header.Set("Authorization", "Bearer "+adminKey)
-	resp, err := sendAlone(req)
-	require.NoError(h.t, err)
-	require.NoError(h.t, resp.Body.Close())
-	return resp.StatusCode
-}
-
-// adminKeyValue is the value of the admin key in force.
-func (h *harness) adminKeyValue() string {
-	h.t.Helper()
-	cfg, err := getConfig(h.t.Context(), h.storage)
-	require.NoError(h.t, err)
-	return cfg.AdminKey.Reveal()
-}
-
-func (h *harness) retiredKeys() []retiredKey {
-	h.t.Helper()
-	cfg, err := getConfig(h.t.Context(), h.storage)
-	require.NoError(h.t, err)
-	return cfg.Retired
-}
 
 // together moves the clocks of two mounts.
 func together(d time.Duration, h, other *harness) {
@@ -130,7 +104,7 @@ func together(d time.Duration, h, other *harness) {
 	other.offset += d
 }
 
-func TestSuperseded_AKeyThatAnotherVaultUsesIsKeptForAWeek(t *testing.T) {
+func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -152,22 +126,22 @@ func TestSuperseded_AKeyThatAnotherVaultUsesIsKeptForAWeek(t *testing.T) {
 	require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute), "one read of its use, and none once it is kept")
 	require.Zero(t, h.sim.Count(http.MethodDelete, adminKeyRoute))
 	resp := staging.must(staging.read("config"))
-	require.Contains(t, strings.Join(resp.Warnings, " "), "Superseded admin key "+originals+" is kept until")
+	require.Contains(t, strings.Join(resp.Warnings, " "), "Superseded admin key "+originals+" is retained until")
 	require.Contains(t, strings.Join(resp.Warnings, " "), "force=true")
-	require.Equal(t, 1.0, staging.measured().one(t, "admin_keys_kept"))
-	require.Len(t, staging.lines("superseded admin key is kept"), 2, "once a day")
-	require.Equal(t, keptUsed, staging.retiredKeys()[0].Kept)
-	require.False(t, staging.retiredKeys()[0].LastUsed.IsZero())
+	require.Equal(t, 1.0, staging.measured().one(t, "admin_keys_retained"))
+	require.Len(t, staging.lines("superseded admin key retained"), 2, "once a day")
+	require.Equal(t, keptUsed, staging.supersededKeys()[0].Kept)
+	require.False(t, staging.supersededKeys()[0].LastUsed.IsZero())
 	h.lease("creds/app", nil)
 
 	together(6*24*time.Hour, h, staging)
 	staging.restart()
 	staging.tick()
 	require.NotContains(t, h.adminKeyIDs(), originals, "a week after it was superseded")
-	require.Empty(t, staging.retiredKeys())
+	require.Empty(t, staging.supersededKeys())
 }
 
-func TestSuperseded_AKeyThatNobodyElseUsesEndsAfterOneRead(t *testing.T) {
+func TestSuperseded_UnusedKeyIsDeletedAfterOneRead(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(h *harness, id string){
 		"used before":    func(*harness, string) {},
@@ -190,7 +164,7 @@ func TestSuperseded_AKeyThatNobodyElseUsesEndsAfterOneRead(t *testing.T) {
 			h.sim.DeleteAdminKey(root)
 			cfg, err := getConfig(t.Context(), h.storage)
 			require.NoError(t, err)
-			cfg.forget(root)
+			cfg.dropSuperseded(root)
 			require.NoError(t, h.b.amendConfig(t.Context(), h.storage, cfg))
 			h.advance(6 * time.Minute)
 			h.sim.ResetRequests()
@@ -202,9 +176,9 @@ func TestSuperseded_AKeyThatNobodyElseUsesEndsAfterOneRead(t *testing.T) {
 	}
 }
 
-// A thief uses the key as often as another Vault would. Whoever says so ends it at
-// once.
-func TestSuperseded_AThiefWhoUsesTheKeyEverySecondLosesItAtOnce(t *testing.T) {
+// A thief may use the key as often as another Vault does. With force it is deleted
+// immediately.
+func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		waits bool // until the grace period is over and the key is kept
@@ -243,19 +217,19 @@ func TestSuperseded_AThiefWhoUsesTheKeyEverySecondLosesItAtOnce(t *testing.T) {
 						h.tick()
 					}
 				}
-				require.Equal(t, keptUsed, h.retiredKeys()[0].Kept)
+				require.Equal(t, keptUsed, h.supersededKeys()[0].Kept)
 			}
 			reads := h.sim.Count(http.MethodGet, adminKeyRoute)
 			test.end(h)
 			require.Equal(t, http.StatusUnauthorized, h.callWith(stolen))
 			require.LessOrEqual(t, h.sim.Count(http.MethodGet, adminKeyRoute)-reads, 2, "those of the check of the new key")
-			require.Empty(t, h.retiredKeys())
+			require.Empty(t, h.supersededKeys())
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 		})
 	}
 }
 
-func TestSuperseded_AForcedEndThatFailsIsMadeUpForWhoeverUsesTheKey(t *testing.T) {
+func TestSuperseded_FailedForcedDeletionIsRetried(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -274,13 +248,16 @@ func TestSuperseded_AForcedEndThatFailsIsMadeUpForWhoeverUsesTheKey(t *testing.T
 	require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
 }
 
-func TestSuperseded_ADifferentGracePeriodAppliesToKeysThatWaitButNeverLater(t *testing.T) {
+func TestSuperseded_ShorterGracePeriodAppliesToPendingKeys(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_grace_period": "1h"}))
 	h.must(h.write("config/rotate", nil))
-	at := h.retiredKeys()[0].SupersededAt
-	ends := func(after time.Duration) { t.Helper(); require.Equal(t, at.Add(after), h.retiredKeys()[0].DeleteAfter) }
+	at := h.supersededKeys()[0].SupersededAt
+	ends := func(after time.Duration) {
+		t.Helper()
+		require.Equal(t, at.Add(after), h.supersededKeys()[0].DeleteAfter)
+	}
 	ends(time.Hour)
 	h.must(h.write("config", map[string]any{"rotation_grace_period": "2h"}))
 	ends(time.Hour)
@@ -297,7 +274,7 @@ func TestSuperseded_ADifferentGracePeriodAppliesToKeysThatWaitButNeverLater(t *t
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-func TestSuperseded_AConfigWriteVouchesForTheKeyOnlyByItsOwnUse(t *testing.T) {
+func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		used    time.Duration // after this process's last use
@@ -326,7 +303,7 @@ func TestSuperseded_AConfigWriteVouchesForTheKeyOnlyByItsOwnUse(t *testing.T) {
 			}
 			_, key := h.sim.AddAdminKey("by hand")
 			resp := h.must(h.write("config", map[string]any{"admin_api_key": key}))
-			require.Equal(t, test.kept, resp != nil && strings.Contains(strings.Join(resp.Warnings, " "), made+" is kept"))
+			require.Equal(t, test.kept, resp != nil && strings.Contains(strings.Join(resp.Warnings, " "), made+" is retained"))
 			h.advance(6 * time.Minute)
 			h.sim.ResetRequests()
 			h.tick()
@@ -341,7 +318,7 @@ func TestSuperseded_AConfigWriteVouchesForTheKeyOnlyByItsOwnUse(t *testing.T) {
 	}
 }
 
-func TestSuperseded_DisablingACopyLeavesTheKeyThatTheOriginalUses(t *testing.T) {
+func TestSuperseded_DisabledCopyRetainsTheOriginalsKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -351,11 +328,11 @@ func TestSuperseded_DisablingACopyLeavesTheKeyThatTheOriginalUses(t *testing.T) 
 	staging.must(staging.write("config", map[string]any{"admin_api_key": own}))
 	h.manager.taint()
 	staging.rollback()
-	require.Contains(t, staging.log.String(), "a superseded admin key is left at OpenAI")
+	require.Contains(t, staging.log.String(), "a superseded admin key remains at OpenAI")
 	require.Contains(t, h.adminKeyIDs(), h.adminKeyID())
 }
 
-func TestSuperseded_OneKeyWhoseDeletionHangsKeepsNeitherTheOthersNorTheConfig(t *testing.T) {
+func TestSuperseded_HangingDeletionBlocksNeitherOthersNorConfig(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -371,7 +348,7 @@ func TestSuperseded_OneKeyWhoseDeletionHangsKeepsNeitherTheOthersNorTheConfig(t 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- h.b.deleteRetired(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+		done <- h.b.deleteSuperseded(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"})
 	}()
 	<-struck
 	require.Eventually(t, func() bool { return len(h.adminKeyIDs()) == 2 }, 20*time.Second, 10*time.Millisecond, "the others are deleted")
@@ -379,20 +356,20 @@ func TestSuperseded_OneKeyWhoseDeletionHangsKeepsNeitherTheOthersNorTheConfig(t 
 	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value, "force": true})), "try again in a minute")
 	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": value, "force": true, "skip_verify": true})), "try again in a minute")
 	otherID, other := h.sim.AddAdminKey("another")
-	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": other, "skip_verify": true, "force": true})), "send admin_api_key_id")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"admin_api_key": other, "skip_verify": true, "force": true})), "set admin_api_key_id")
 	h.must(h.write("config", map[string]any{"admin_api_key": other, "admin_api_key_id": otherID, "skip_verify": true, "force": true}))
 	cancel()
 	require.NoError(t, <-done)
-	require.NotEmpty(t, h.retiredKeys())
+	require.NotEmpty(t, h.supersededKeys())
 	require.EqualValues(t, 9, h.config()["request_timeout"])
 	h.sim.ClearFaults()
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	h.advance(6 * time.Minute)
 	h.tick()
-	require.Contains(t, h.adminKeyIDs(), ids[3], "it is in force again")
+	require.Contains(t, h.adminKeyIDs(), ids[3], "it is active again")
 }
 
-func TestSuperseded_A404OfAYoungKeyIsLookedAtAgain(t *testing.T) {
+func TestSuperseded_NotFoundYoungKeyIsCheckedAgain(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -402,12 +379,12 @@ func TestSuperseded_A404OfAYoungKeyIsLookedAtAgain(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + young, Times: 1, Status: 404, Code: "admin_api_key_not_found", Message: "No admin API key found."})
 	resp := h.must(h.write("config/rotate", nil))
 	require.Contains(t, strings.Join(resp.Warnings, " "), young)
-	require.Len(t, h.retiredKeys(), 1)
+	require.Len(t, h.supersededKeys(), 1)
 	h.tick()
 	require.NotContains(t, h.adminKeyIDs(), young)
 }
 
-func TestSuperseded_A404IsNoDeletionUnlessTheListSaysSo(t *testing.T) {
+func TestSuperseded_NotFoundRequiresACompleteList(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -423,7 +400,7 @@ func TestSuperseded_A404IsNoDeletionUnlessTheListSaysSo(t *testing.T) {
 		cancel := h.sim.Fail(fault)
 		h.tick()
 		require.Len(t, h.adminKeyIDs(), 2)
-		require.Len(t, h.retiredKeys(), 1, "%+v", fault)
+		require.Len(t, h.supersededKeys(), 1, "%+v", fault)
 		cancel()
 	}
 	// A list that is cut short does not show the current key either.
@@ -431,13 +408,13 @@ func TestSuperseded_A404IsNoDeletionUnlessTheListSaysSo(t *testing.T) {
 	h.sim.DeleteAdminKey(root)
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
 	h.tick()
-	require.Len(t, h.retiredKeys(), 1)
+	require.Len(t, h.supersededKeys(), 1)
 	cancel()
 	h.tick()
-	require.Empty(t, h.retiredKeys())
+	require.Empty(t, h.supersededKeys())
 }
 
-func TestSuperseded_KeysOfAFormerOrganizationAreNamedAndLeft(t *testing.T) {
+func TestSuperseded_KeysOfAFormerOrganizationAreReportedAndRetained(t *testing.T) {
 	t.Parallel()
 	for _, skip := range []bool{false, true} {
 		h := configured(t, openaitest.Options{})
@@ -451,13 +428,13 @@ func TestSuperseded_KeysOfAFormerOrganizationAreNamedAndLeft(t *testing.T) {
 		_, key := other.AdminKey()
 		resp := h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL(), "skip_verify": skip, "force": skip}))
 		said := strings.Join(resp.Warnings, " ")
-		require.Equal(t, !skip, strings.Contains(said, "revoking them fails"))
+		require.Equal(t, !skip, strings.Contains(said, "their revocation fails"))
 		require.Contains(t, said, root+", "+made)
 		h.must(h.write("config/rotate", nil)) // which finds the ID after skip_verify
 		h.advance(time.Hour)
 		h.tick()
 		require.ElementsMatch(t, []string{root, made}, h.adminKeyIDs())
-		require.Len(t, h.retiredKeys(), 2, "and none is said to be deleted")
+		require.Len(t, h.supersededKeys(), 2, "and none is said to be deleted")
 		require.Contains(t, strings.Join(h.must(h.read("config")).Warnings, " "), root)
 
 		// Back again, they end as planned: of the one that the engine made this
@@ -471,7 +448,7 @@ func TestSuperseded_KeysOfAFormerOrganizationAreNamedAndLeft(t *testing.T) {
 	}
 }
 
-func TestSuperseded_KeysOfAFormerOrganizationAreForgottenAfterAWeek(t *testing.T) {
+func TestSuperseded_KeysOfAFormerOrganizationAreDroppedAfterAWeek(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -482,15 +459,15 @@ func TestSuperseded_KeysOfAFormerOrganizationAreForgottenAfterAWeek(t *testing.T
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
 	h.advance(longestKept - time.Minute)
 	h.tick()
-	require.Len(t, h.retiredKeys(), 2)
+	require.Len(t, h.supersededKeys(), 2)
 	h.advance(2 * time.Minute)
 	h.tick()
 	require.Len(t, h.adminKeyIDs(), 2)
-	require.Empty(t, h.retiredKeys())
-	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are forgotten; delete those that are alive there"), 1)
+	require.Empty(t, h.supersededKeys())
+	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are no longer tracked; delete them there"), 1)
 }
 
-func TestSuperseded_ForceForgetsTheKeysOfAFormerOrganizationAndNamesThem(t *testing.T) {
+func TestSuperseded_ForceDropsAndReportsKeysOfAFormerOrganization(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -503,14 +480,14 @@ func TestSuperseded_ForceForgetsTheKeysOfAFormerOrganizationAndNamesThem(t *test
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
 	resp := h.must(h.write("config/rotate", map[string]any{"force": true}))
 	require.Contains(t, strings.Join(resp.Warnings, " "), made)
-	require.Empty(t, h.retiredKeys())
+	require.Empty(t, h.supersededKeys())
 	require.Len(t, h.adminKeyIDs(), 2)
 	require.Len(t, other.AdminKeys(), 1)
 }
 
-// Each storage write around the end of a superseded key: what is stored is done,
-// and what is not is done again.
-func TestSuperseded_EveryStorageFaultIsMadeUpFor(t *testing.T) {
+// Faults at each storage write of the deletion of a superseded key: stored steps are done,
+// others are repeated.
+func TestSuperseded_StorageFaultsAreRecovered(t *testing.T) {
 	t.Parallel()
 	for name, used := range map[string]bool{"deleted": false, "kept": true} {
 		for kind, fault := range map[string]storageFault{"before": {}, "after": {after: true}, "killed before": {kill: true}, "killed after": {after: true, kill: true}} {
@@ -527,43 +504,33 @@ func TestSuperseded_EveryStorageFaultIsMadeUpFor(t *testing.T) {
 				h.storage.fail(fault)
 				func() {
 					defer func() { _ = recover() }()
-					_ = h.b.deleteRetired(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"})
+					_ = h.b.deleteSuperseded(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"})
 				}()
 				if h.storage.heal() {
 					h.restart()
 				}
 				h.tick()
 				require.Equal(t, used, len(h.adminKeyIDs()) == 2)
-				require.Equal(t, used, len(h.retiredKeys()) == 1)
+				require.Equal(t, used, len(h.supersededKeys()) == 1)
 			})
 		}
 	}
 }
 
-func TestRotate_AKeyWrittenByAPersonIsSaidToEndEverywhere(t *testing.T) {
+func TestRotate_WarnsThatAWrittenKeyStopsWorkingEverywhere(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
 	root, _ := h.sim.AdminKey()
 	note := h.must(h.write("config/rotate", nil)).Data["note"]
 	require.Contains(t, note, root)
-	require.Contains(t, note, "in 5m0s, also in any other mount")
+	require.Contains(t, note, "in 5m0s, including in any other mount")
 	require.NotContains(t, h.must(h.write("config/rotate", nil)).Data, "note")
 }
 
-// --- What a rotation that did not finish has made ---
+// --- Unfinished rotations ---
 
-func (h *harness) rollbackAdminKey(name string, created time.Time) error {
-	return h.b.rollbackAdminKey(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: name, CreatedAt: created})
-}
-
-// unseenBefore has a list of some minutes ago have shown no admin key of that name.
-func (h *harness) unseenBefore(name string) {
-	h.b.unseen.forget(name)
-	h.b.unseen.confirmed(name, time.Now().Add(-notFinalBefore), 0)
-}
-
-func TestRotate_ThatNothingWasMadeIsSaidByAnOldEntryAndAWholeList(t *testing.T) {
+func TestRotate_AbsenceRequiresAnOldEntryAndACompleteList(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now()), errNotFinal)
@@ -592,13 +559,13 @@ func TestRotate_ThatNothingWasMadeIsSaidByAnOldEntryAndAWholeList(t *testing.T) 
 
 	// The clock was ahead when the entry was made: another takes its place.
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(40*24*time.Hour)))
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	h.tick()
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 }
 
-// A copy may have been taken while the original was rotating its admin key.
-func TestRotate_WhatTheOriginalHasPutInForceIsNotWhatACopyLeftUnfinished(t *testing.T) {
+// A copy may be from a snapshot that was taken during a rotation of the original.
+func TestRotate_CopyDoesNotDeleteTheOriginalsActiveKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -614,7 +581,7 @@ func TestRotate_WhatTheOriginalHasPutInForceIsNotWhatACopyLeftUnfinished(t *test
 	together(2*time.Minute, h, staging)
 	h.lease("creds/app", nil)
 	for _, created := range []time.Time{began, {}} {
-		require.ErrorIs(t, staging.rollbackAdminKey(name, created), errHandedOut)
+		require.ErrorIs(t, staging.rollbackAdminKey(name, created), errKeyUsed)
 	}
 	h.lease("creds/app", nil)
 	h.sim.DeleteAdminKey(h.adminKeyID())
@@ -622,7 +589,24 @@ func TestRotate_WhatTheOriginalHasPutInForceIsNotWhatACopyLeftUnfinished(t *test
 	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
 }
 
-func TestRotate_ADiscardedKeyThatIsNotFoundStaysJournalled(t *testing.T) {
+// The rate limiter can hold back the create of a rotation, so that the copy's entry is
+// older than the original's new admin key.
+func TestRotate_CopyWaitsForAnAdminKeyThatWasCreatedLate(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	staging := copyOf(h)
+	h.must(h.write("config/rotate", nil))
+	active := h.adminKeyID()
+	i := slices.IndexFunc(h.sim.AdminKeys(), func(k openaitest.AdminKey) bool { return k.ID == active })
+	entry := h.now().Add(-80 * time.Second)
+	together(45*time.Second, h, staging)
+	err := staging.b.rollbackAdminKey(t.Context(), &logical.Request{Storage: staging.storage}, adminKeyEntry{Version: 1, Name: h.sim.AdminKeys()[i].Name, CreatedAt: entry}, walMinAge)
+	require.ErrorIs(t, err, errNotFinal)
+	require.Contains(t, h.adminKeyIDs(), active)
+}
+
+func TestRotate_NotFoundDiscardedKeyStaysInTheWAL(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.SetNewAdminKeys(openaitest.ReadOnly())
@@ -631,14 +615,14 @@ func TestRotate_ADiscardedKeyThatIsNotFoundStaysJournalled(t *testing.T) {
 		Match: func(r *http.Request) bool { return r.Header.Get("Authorization") == "Bearer "+right }})
 	_, err := h.write("config/rotate", nil)
 	require.ErrorContains(t, err, "does not work")
-	require.Len(t, h.journal(), 1)
+	require.Len(t, h.walEntries(), 1)
 	require.Len(t, h.adminKeyIDs(), 2)
 	h.tick()
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 	require.Len(t, h.adminKeyIDs(), 1)
 }
 
-func TestRotate_TheEndOfWhatAnotherLeftDoesNotHoldTheConfig(t *testing.T) {
+func TestRotate_RollbackDoesNotHoldTheConfigLock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.AddAdminKey("vault-admin-x")
@@ -648,7 +632,7 @@ func TestRotate_TheEndOfWhatAnotherLeftDoesNotHoldTheConfig(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- h.b.rollbackAdminKey(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: "vault-admin-x"})
+		done <- h.b.rollbackAdminKey(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: "vault-admin-x"}, 0)
 	}()
 	<-struck
 	h.must(h.write("config", map[string]any{"request_timeout": 9}))
@@ -658,7 +642,7 @@ func TestRotate_TheEndOfWhatAnotherLeftDoesNotHoldTheConfig(t *testing.T) {
 
 // --- Clocks ---
 
-func TestSchedule_AWrongClockAtARotationEndsNoKeyInForce(t *testing.T) {
+func TestSchedule_WrongClockAtARotationDeletesNoActiveKey(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for name, offsets := range map[string][]time.Duration{
@@ -693,7 +677,7 @@ func TestSchedule_AWrongClockAtARotationEndsNoKeyInForce(t *testing.T) {
 				require.False(t, last.After(h.now()), "last_rotated %s", last)
 				require.Less(t, h.now().Sub(last), 26*time.Hour)
 				require.LessOrEqual(t, h.time("next_rotation").Sub(h.now()), day)
-				for _, k := range h.retiredKeys() {
+				for _, k := range h.supersededKeys() {
 					require.LessOrEqual(t, k.DeleteAfter.Sub(h.now()), defaultRotationGrace)
 				}
 			}
@@ -709,7 +693,7 @@ func TestSchedule_AWrongClockAtARotationEndsNoKeyInForce(t *testing.T) {
 	}
 }
 
-func TestSchedule_TimesOfTheFutureAreReplacedOnceAndPlansAreNotTimesOfThePast(t *testing.T) {
+func TestSchedule_FutureTimesAreCorrectedOnce(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -726,13 +710,13 @@ func TestSchedule_TimesOfTheFutureAreReplacedOnceAndPlansAreNotTimesOfThePast(t 
 	for range 3 {
 		h.runSchedule()
 	}
-	require.Len(t, h.lines("the clock was ahead when the config was written; times of the future are replaced by now"), 1)
+	require.Len(t, h.lines("config has times in the future, written while the clock was ahead; reset to the current time"), 1)
 	require.WithinDuration(t, h.now(), h.time("last_rotated"), 5*time.Second)
 	require.False(t, h.time("admin_api_key_expires_at").After(end), "never later than at OpenAI")
-	require.WithinDuration(t, h.now().Add(24*time.Hour), h.retiredKeys()[0].DeleteAfter, 5*time.Second)
+	require.WithinDuration(t, h.now().Add(24*time.Hour), h.supersededKeys()[0].DeleteAfter, 5*time.Second)
 }
 
-func TestSchedule_AClockThatIsAheadDoesNotRotateEveryMinute(t *testing.T) {
+func TestSchedule_FastClockDoesNotRotateEveryMinute(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -746,7 +730,7 @@ func TestSchedule_AClockThatIsAheadDoesNotRotateEveryMinute(t *testing.T) {
 	require.LessOrEqual(t, h.sim.Count(http.MethodPost, "/organization/admin_api_keys"), 3)
 }
 
-func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
+func TestRotate_RejectedWithFiveSupersededKeysInGracePeriod(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -755,7 +739,7 @@ func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
 		h.must(h.write("config/rotate", nil))
 		h.advance(time.Minute)
 	}
-	first := h.retiredKeys()[0]
+	first := h.supersededKeys()[0]
 	before := h.entries()
 	for _, at := range []string{"config/rotate", "rotate-root"} {
 		said := h.refused(h.write(at, nil))
@@ -776,8 +760,8 @@ func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
 	// Those that are kept, or could not be deleted, do not count.
 	cfg, err := getConfig(t.Context(), h.storage)
 	require.NoError(t, err)
-	cfg.keep(cfg.Retired[0].ID, keptUsed, h.now())
-	cfg.Retired[1].DeleteAfter = h.now().Add(-time.Minute)
+	cfg.keep(cfg.Superseded[0].ID, keptUsed, h.now())
+	cfg.Superseded[1].DeleteAfter = h.now().Add(-time.Minute)
 	require.NoError(t, h.b.amendConfig(t.Context(), h.storage, cfg))
 	h.must(h.write("config/rotate", nil))
 	h.refused(h.write("config/rotate", nil))
@@ -787,14 +771,14 @@ func TestRotate_ByHandIsRefusedWhileFiveSupersededKeysWait(t *testing.T) {
 	require.Len(t, h.adminKeyIDs(), 1)
 }
 
-func TestRotate_ByHandIsNeverRefusedWithoutAGracePeriod(t *testing.T) {
+func TestRotate_NotRejectedWithoutGracePeriod(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
 	for range maxWaiting {
 		h.must(h.write("config/rotate", nil))
 	}
-	failed := h.retiredKeys()[1].ID
+	failed := h.supersededKeys()[1].ID
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + failed, Status: 403})
 	resp := h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
 	require.Equal(t, []string{notDeletedText([]string{failed})}, resp.Warnings, "of the one that has failed")
@@ -803,7 +787,7 @@ func TestRotate_ByHandIsNeverRefusedWithoutAGracePeriod(t *testing.T) {
 	require.Len(t, h.adminKeyIDs(), 1)
 }
 
-func TestSuperseded_OnlyAFailureIsWarnedOf(t *testing.T) {
+func TestSuperseded_WarnsOnlyOfFailures(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -820,5 +804,46 @@ func TestSuperseded_OnlyAFailureIsWarnedOf(t *testing.T) {
 	require.Len(t, h.adminKeyIDs(), 2)
 	h.storage.heal()
 	h.tick()
-	require.Len(t, h.retiredKeys(), 1)
+	require.Len(t, h.supersededKeys(), 1)
+}
+
+// A snapshot can be taken while a create waits for OpenAI's rate limit. The entry in it
+// is then older than the key that the original returns.
+func TestWAL_CopyWaitsForAKeyThatWasCreatedLate(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{typeAccount, typeKey} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			route := routeAccounts
+			if kind == typeKey {
+				account := h.sim.AddServiceAccount(h.project, "adopted")
+				h.must(h.write("roles/app", map[string]any{"credential_type": typeKey, "service_account_id": account}))
+				route = routeNewKey
+			}
+			h.sim.KeepAll()
+			var staging *harness
+			h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: route, Kind: openaitest.FaultSlow, Times: 1, OnStrike: func(*http.Request) {
+				staging = copyOf(h)
+				h.advance(80 * time.Second)
+			}})
+			lease := h.lease("creds/app", nil)
+			require.NotEmpty(t, staging.walEntries())
+			work := func() {
+				staging.offset = h.offset
+				ctx, req := client.Background(t.Context()), &logical.Request{Storage: staging.storage, MountPoint: "openai/"}
+				require.NoError(t, staging.b.refreshWAL(ctx, req))
+				for _, kind := range []string{walAccount, walKey} {
+					staging.b.runWAL(ctx, req, kind, walMinAge)
+				}
+			}
+			h.advance(45 * time.Second)
+			work()
+			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "the copy left it")
+			h.advance(3 * time.Minute)
+			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"))
+			work()
+			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "it is used")
+		})
+	}
 }

@@ -1,14 +1,17 @@
 package openaisecrets
 
-// This file owns a run of tidy: when the engine starts one, which projects it covers,
-// where it looks for orphans, and in which order it deletes them.
+// This file owns a tidy run: when the engine starts one, which projects it covers, where
+// it looks for orphans, and in which order it deletes them.
 //
-// What must stay true: one run at a time, outside Vault's requests, since at ten calls
-// a minute it may take hours, and it ends with the backend. Only what bears this
-// mount's tag is ever touched, and of that nothing with a key that may still work,
-// nothing younger than the safety buffer, and nothing that storage still names; what
-// cannot be read whole is not judged, and that something is not listed is believed
-// only by the rules of tidy_absence.go; one project's failure stops no other.
+// What must stay true:
+//   - one run at a time, outside Vault's requests, since at ten calls a minute it may
+//     take hours; it stops with the backend;
+//   - tidy touches only accounts and keys whose name has this mount tag, and none with a
+//     key that may still work, none younger than the safety buffer, and none that storage
+//     still names;
+//   - incomplete listings are not used, and absence from a listing counts only by the
+//     rules of tidy_absence.go;
+//   - the failure of one project does not stop the others.
 
 import (
 	"cmp"
@@ -26,29 +29,27 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/events"
 	"vault-plugin-secrets-openai/internal/naming"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
-
-	// forgetAfter is how long a project must have been unknown before its
-	// record goes. OpenAI deletes no projects (docs/openai-api.md), so a 404
-	// speaks of the admin key's organization, or of whoever answers in
-	// OpenAI's place, and may well pass.
+	// forgetAfter is how long a project must have been unknown before its record is
+	// deleted. OpenAI does not delete projects (docs/openai-api.md), so a 404 is about
+	// the admin key's organization, or comes from another server, and may be temporary.
 	forgetAfter = 7 * 24 * time.Hour
-	// tidyStall is how long a project may go without a call that succeeds. Vault's
-	// own revokes go first, and at ten calls a minute some of them take as long.
+	// tidyStall is how long a project may go without a successful call. Revocations go
+	// first, and at ten calls a minute they can take that long.
 	tidyStall = 5 * time.Minute
 )
 
 var errStalled = errors.New("no call to OpenAI has succeeded")
 
-// run sweeps all projects. What fails is noted in the status.
-func (s *sweep) run(ctx context.Context) {
+// run tidies all projects. Failures are recorded in the status.
+func (s *tidyRun) run(ctx context.Context) {
 	if s.automatic {
-		// Before the sweep: one that ends the process each time must not be
-		// started anew each minute.
+		// Before the run: one that crashes the process must not be repeated each minute.
 		if err := putTidyEntry(ctx, s.storage, s.b.now()); err != nil {
 			s.fail(ctx, err)
 			return
@@ -68,11 +69,11 @@ func (s *sweep) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if s.stalls >= patience {
-			s.fail(ctx, fmt.Errorf("nothing went on in %d projects in a row, the others wait for the next run", s.stalls))
+		if s.stalls >= maxSystemicFailures {
+			s.fail(ctx, fmt.Errorf("run stopped after %d stalled projects in a row; the next run continues", s.stalls))
 			return
 		}
-		s.b.tidy.note(func(t *tidyStatus) { t.message = "sweeping project " + p.id })
+		s.b.tidy.note(func(t *tidyStatus) { t.message = "tidying project " + p.id })
 		if err := s.watched(ctx, func(ctx context.Context) error { return s.project(ctx, p) }); err != nil {
 			s.fail(ctx, fmt.Errorf("project %s: %w", p.id, err))
 		}
@@ -80,9 +81,9 @@ func (s *sweep) run(ctx context.Context) {
 	}
 }
 
-// watched ends the work on a project when no call has succeeded for a while: an
-// endpoint that hangs or is throttled must not keep the next run from its time.
-func (s *sweep) watched(ctx context.Context, work func(context.Context) error) error {
+// watched stops the work on a project when no call has succeeded for a while: an
+// endpoint that hangs or is throttled must not delay the next run.
+func (s *tidyRun) watched(ctx context.Context, work func(context.Context) error) error {
 	stall := cmp.Or(s.b.tidy.stall, tidyStall)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -93,14 +94,14 @@ func (s *sweep) watched(ctx context.Context, work func(context.Context) error) e
 	err := work(ctx)
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		s.stalls++
-		return fmt.Errorf("%w for %s, so the project waits for the next run: %w", errStalled, stall, err)
+		return fmt.Errorf("%w for %s; the next run tries the project again: %w", errStalled, stall, err)
 	}
 	s.stalls = 0
 	return err
 }
 
-// end closes the status and makes place for the next sweep.
-func (s *sweep) end(cancelled bool) {
+// end completes the status and allows the next run.
+func (s *tidyRun) end(cancelled bool) {
 	s.b.tidy.mu.Lock()
 	defer s.b.tidy.mu.Unlock()
 	t := &s.b.tidy.status
@@ -113,22 +114,22 @@ func (s *sweep) end(cancelled bool) {
 	default:
 		t.state = tidyFinished
 	}
-	t.message = fmt.Sprintf("%d of %d projects looked through, %d orphans found, %d deleted", t.done, t.projects, t.orphans, t.deleted)
-	s.b.notify(eventTidy, s.mount, "tidy", t.deleted > 0, "state", t.state, "apply", strconv.FormatBool(t.apply),
+	t.message = fmt.Sprintf("%d of %d projects processed, %d orphans found, %d deleted", t.done, t.projects, t.orphans, t.deleted)
+	s.b.events.Emit(events.Tidy, s.mount, "tidy", t.deleted > 0, "state", t.state, "apply", strconv.FormatBool(t.apply),
 		"orphan_count", strconv.Itoa(t.orphans), "deleted_count", strconv.Itoa(t.deleted))
 	if t.waiting > 0 && t.apply {
-		s.log.Warn("accounts without a key are left: a run deletes only so many unless it is forced to; look at OpenAI whether they have none, then force a run",
-			"waiting", t.waiting, "limit", absenceLimit, "command", "vault write "+s.mount+"tidy apply=true force=true")
+		s.log.Warn("some accounts without a key were not deleted because a run deletes at most limit of them; verify at OpenAI that they have no keys, then run tidy with force=true",
+			"waiting", t.waiting, "limit", absenceLimit, "command", cli(s.b.getenv)+" write "+s.mount+"tidy apply=true force=true")
 	}
-	s.log.Info("sweep ended", "state", t.state, "apply", t.apply, "automatic", t.automatic,
+	s.log.Info("tidy run finished", "state", t.state, "apply", t.apply, "automatic", t.automatic,
 		"projects", t.projects, "done", t.done, "skipped", t.skipped, "accounts", t.accounts,
 		"orphans", t.orphans, "deleted", t.deleted, "failed", t.failed, "waiting", t.waiting, "unconfirmed", t.unconfirmed, "errors", len(t.errors),
 		"duration", t.finished.Sub(t.started).Round(time.Millisecond).String())
-	s.b.metrics.swept(t.state, t.apply, t.deleted, t.failed)
+	s.b.metrics.Tidied(t.state, t.apply, t.deleted, t.failed)
 	s.b.tidy.cancel = nil
 }
 
-// coveredProject is a project that a role or the config names or has named.
+// coveredProject is a project that a role or the config names, or once named.
 type coveredProject struct {
 	id    string
 	named bool // a role names it now
@@ -136,8 +137,8 @@ type coveredProject struct {
 	others []string
 }
 
-// covered lists the projects to sweep, and records those that are not.
-func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
+// covered lists the projects to tidy, and records those without a record.
+func (s *tidyRun) covered(ctx context.Context) ([]coveredProject, error) {
 	recorded, err := s.storage.List(ctx, projectStoragePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("listing the recorded projects: %w", err)
@@ -165,7 +166,7 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 		if r != nil {
 			named[r.project(cfg)] = true
 			s.claims.add(r.ServiceAccountID)
-			longest = max(longest, r.maxTTL())
+			longest = max(longest, r.longestLife())
 		}
 	}
 	if s.longest, err = s.longestLease(ctx, longest); err != nil {
@@ -186,7 +187,7 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 			named[r.ProjectID] = true
 		}
 	}
-	delete(named, "") // a role without a project has made nothing
+	delete(named, "") // a role without a project has created nothing
 
 	var projects []coveredProject
 	for _, id := range recorded {
@@ -195,10 +196,10 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 	}
 	for id := range named {
 		projects = append(projects, coveredProject{id: id, named: true})
-		// The role is older than the records, or was being written when its
-		// project's record was dropped.
+		// The role is older than the records, or was being written when its project's
+		// record was deleted.
 		if s.apply {
-			if err := recordProject(ctx, s.storage, id); err != nil {
+			if err := s.b.recordProject(ctx, s.storage, id); err != nil {
 				s.fail(ctx, err)
 			}
 		}
@@ -219,9 +220,9 @@ func (s *sweep) covered(ctx context.Context) ([]coveredProject, error) {
 	return projects, nil
 }
 
-// project sweeps one project.
-func (s *sweep) project(ctx context.Context, p coveredProject) error {
-	tried := map[uint64]bool{} // by the hash of an ID; false: only counted so far
+// project tidies one project.
+func (s *tidyRun) project(ctx context.Context, p coveredProject) error {
+	tried := map[uint64]bool{} // by the hash of an ID; false if only counted so far
 	for first := true; ; first = false {
 		found, err := s.find(ctx, p.id)
 		if err != nil {
@@ -259,8 +260,7 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 				continue
 			}
 		}
-		// Last, since of all that is found it is the least certain. In another
-		// order each time, as remove.
+		// Last, since absence is the least certain finding. Shuffled, as in remove.
 		rand.Shuffle(len(found.absent), func(i, j int) { found.absent[i], found.absent[j] = found.absent[j], found.absent[i] }) // #nosec G404 -- an order, not a secret
 		allowed := min(len(found.absent), s.absences)
 		s.b.tidy.note(func(t *tidyStatus) { t.waiting += len(found.absent) - allowed })
@@ -268,16 +268,15 @@ func (s *sweep) project(ctx context.Context, p coveredProject) error {
 			s.absences -= allowed
 			return nil
 		}
-		// Those that cannot be deleted take nothing from other projects.
+		// Only accounts that were deleted reduce the limit for other projects.
 		before := s.deleted
 		defer func() { s.absences -= s.deleted - before }()
 		return s.removeAbsent(ctx, p.id, found.absent[:allowed])
 	}
 }
 
-// find looks for a project's orphans. Keys are listed after the accounts whose they
-// are.
-func (s *sweep) find(ctx context.Context, project string) (finding, error) {
+// find searches a project for orphans. It lists keys after the accounts that own them.
+func (s *tidyRun) find(ctx context.Context, project string) (finding, error) {
 	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return finding{}, err
@@ -302,7 +301,7 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 				continue
 			}
 			f.accounts++
-			// No time of creation is no age.
+			// Without a creation time the age is unknown.
 			if !a.CreatedAt.IsZero() && snap.api.NotAfter(f.began).Sub(a.CreatedAt) > s.buffer && len(a.ID) <= math.MaxUint16 && free(a.ID, a.Name) {
 				old = append(old, listedAccount{text: a.ID + a.Name, idLen: uint16(len(a.ID)), created: seconds(a.CreatedAt)}) // #nosec G115 -- bounded
 			}
@@ -316,14 +315,14 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	old = slices.CompactFunc(old, func(a, b listedAccount) bool { return a.id() == b.id() })
 
 	keysBegan := s.b.now()
-	muster := s.muster(project, static)
+	required := s.requiredKeys(project, static)
 	if err := snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 		s.moved()
 		for _, k := range page {
-			muster.shown(k)
+			required.shown(k)
 			began := snap.api.NotAfter(f.began)
-			dead := s.dead(k, began)
-			if len(old) > 0 && ownerless(k) && !dead {
+			expired := s.keyExpired(k, began)
+			if len(old) > 0 && ownerless(k) && !expired {
 				return unknownOwner(k)
 			}
 			// A service account is a kind of user, and its ID looks like a user's.
@@ -332,19 +331,19 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 				if i, found := slices.BinarySearchFunc(old, owner, func(a listedAccount, id string) int { return strings.Compare(a.id(), id) }); found {
 					a := &old[i]
 					a.keys++
-					a.live = a.live || !dead
+					a.live = a.live || !expired
 					a.ended = max(a.ended, seconds(k.ExpiresAt))
 				}
 			}
-			// Keys made for a lease or a static role, on whosever account.
+			// Keys created for a lease or a static role, on any account.
 			if !ours(k.Name) {
 				continue
 			}
 			f.keys++
-			if dead && !s.keysStay && !k.CreatedAt.IsZero() && began.Sub(k.CreatedAt) > s.buffer && free(k.ID, k.Name) {
+			if expired && s.keyDeletes != keyDeletesFail && !k.CreatedAt.IsZero() && began.Sub(k.CreatedAt) > s.buffer && free(k.ID, k.Name) {
 				one := listedKey{id: k.ID, name: k.Name, account: cmp.Or(k.AccountID, k.UserID), created: k.CreatedAt.Unix(), ended: k.ExpiresAt.Unix()}
 				if n := len(f.expiredKeys); n > 0 && f.expiredKeys[n-1].account == one.account {
-					one.account = f.expiredKeys[n-1].account // one text for all of an account
+					one.account = f.expiredKeys[n-1].account // one string for all keys of an account
 				}
 				f.expiredKeys = append(f.expiredKeys, one)
 			}
@@ -359,13 +358,13 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 		return a.live || (a.keys == 0 && tooYoung)
 	})
 	if len(old)+len(f.expiredKeys) > 0 {
-		if err := s.complete(ctx, snap, muster); err != nil {
+		if err := s.complete(ctx, snap, required); err != nil {
 			delete(s.b.tidy.absent, project)
 			return finding{}, err
 		}
 	}
 	old, f.unconfirmed = s.b.tidy.confirm(project, old, keysBegan, f.at)
-	f.expiredKeys = slices.DeleteFunc(f.expiredKeys, func(k listedKey) bool { // it goes with its account
+	f.expiredKeys = slices.DeleteFunc(f.expiredKeys, func(k listedKey) bool { // deleted with its account
 		i, found := slices.BinarySearchFunc(old, k.account, func(a listedAccount, id string) int { return strings.Compare(a.id(), id) })
 		return found && old[i].keys > 0
 	})
@@ -375,20 +374,20 @@ func (s *sweep) find(ctx context.Context, project string) (finding, error) {
 	return f, nil
 }
 
-// readClaims reads what the journal names.
-func (s *sweep) readClaims(ctx context.Context) error {
+// readClaims adds the accounts and keys in the WAL to the claims.
+func (s *tidyRun) readClaims(ctx context.Context) error {
 	ids, err := framework.ListWAL(ctx, s.storage)
 	if err != nil {
-		return fmt.Errorf("listing the journal: %w", err)
+		return fmt.Errorf("listing the WAL: %w", err)
 	}
 	for _, id := range ids {
 		entry, err := framework.GetWAL(ctx, s.storage, id)
 		if err != nil {
-			return fmt.Errorf("reading the journal: %w", err)
+			return fmt.Errorf("reading the WAL: %w", err)
 		}
 		var c credential
 		if entry == nil || decodeInto(&c, entry.Data) != nil {
-			continue // ended since, or not one that names a credential
+			continue // deleted since, or not an entry of a credential
 		}
 		s.claims.add(c.ID, c.Name, c.KeyID, c.KeyName)
 	}
@@ -397,13 +396,12 @@ func (s *sweep) readClaims(ctx context.Context) error {
 }
 
 // remove deletes a project's expired orphans, except those tried already, one at a
-// time. It is not done when the listing has become too old to go by.
-func (s *sweep) remove(ctx context.Context, project string, found finding, tried map[uint64]bool) (done bool, err error) {
-	// In another order each time, so that those which always fail cannot keep
-	// others from their turn.
+// time. It returns done=false when the listing has become too old.
+func (s *tidyRun) remove(ctx context.Context, project string, found finding, tried map[uint64]bool) (done bool, err error) {
+	// In random order, so that orphans that always fail cannot block the others.
 	for _, i := range rand.Perm(len(found.expired) + len(found.expiredKeys)) { // #nosec G404 -- an order, not a secret
 		id := hash(found.id(i))
-		if tried[id] || (i >= len(found.expired) && s.keysStay) {
+		if tried[id] || (i >= len(found.expired) && s.keyDeletes == keyDeletesFail) {
 			continue
 		}
 		if s.b.now().Sub(found.at) > found.holds() {
@@ -414,19 +412,19 @@ func (s *sweep) remove(ctx context.Context, project string, found finding, tried
 		if err := s.removeOne(ctx, o); err != nil {
 			return true, err
 		}
-		if o.isKey() && s.keysStay {
+		if o.isKey() && s.keyDeletes == keyDeletesFail {
 			s.b.tidy.note(func(t *tidyStatus) { t.dropKeys(project, len(found.expiredKeys)) })
 		}
 	}
 	return true, nil
 }
 
-// unlessEnded returns why a project could not be swept, or nil if there is nothing
-// to sweep: it is archived, or OpenAI does not know it. The record of an archived
-// project goes once no role names it. An unknown one may be another admin key's:
-// its record goes when it has been unknown for long and a listing that shows
-// another project of this mount does not show it.
-func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error) error {
+// unlessEnded returns why a project could not be tidied, or nil if there is nothing to
+// tidy because the project is archived or not found. The record of an archived project
+// is deleted once no role names it. A project that is not found may belong to another
+// admin key: its record is deleted after forgetAfter, if a listing that shows another
+// project of this mount does not show it.
+func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure error) error {
 	e := client.AsError(failure)
 	if e == nil || e.Status/100 != 4 || e.RateLimited() {
 		return failure
@@ -442,7 +440,7 @@ func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error
 	}
 	s.moved()
 	s.b.tidy.note(func(t *tidyStatus) { t.skipped++ })
-	s.log.Debug("sweep: project skipped", "project_id", p.id, "archived", archived, "unknown", unknown)
+	s.log.Debug("tidy skipped a project", "project_id", p.id, "archived", archived, "unknown", unknown)
 	if !s.apply || p.named || s.partial {
 		return nil
 	}
@@ -454,20 +452,20 @@ func (s *sweep) unlessEnded(ctx context.Context, p coveredProject, failure error
 	if err := s.storage.Delete(ctx, projectStoragePrefix+p.id); err != nil {
 		return fmt.Errorf("deleting the record of project %s: %w", p.id, err)
 	}
-	s.log.Info("project no longer swept: it has ended and no role names it", "project_id", p.id)
+	s.log.Info("project removed from tidy: it is archived or deleted and no role names it", "project_id", p.id)
 	return nil
 }
 
-// longUnknown reports whether a project has been unknown for long enough, and is
-// absent from a listing of the organization to which this mount's projects belong.
-func (s *sweep) longUnknown(ctx context.Context, snap *snapshot, p coveredProject) (bool, error) {
+// longUnknown reports whether a project has been unknown for forgetAfter, and is absent
+// from a listing of the organization to which this mount's projects belong.
+func (s *tidyRun) longUnknown(ctx context.Context, snap *snapshot, p coveredProject) (bool, error) {
 	entry, err := getProjectEntry(ctx, s.storage, p.id)
 	if err != nil || entry == nil {
 		return false, err
 	}
 	now := s.b.now()
 	if entry.UnknownSince.IsZero() || entry.UnknownSince.After(now.Add(clockSlack)) {
-		return false, putProjectEntry(ctx, s.storage, p.id, projectEntry{UnknownSince: now.UTC().Truncate(time.Second)})
+		return false, s.b.amendProject(ctx, s.storage, p.id, func(e *projectEntry) { e.UnknownSince = now.UTC().Truncate(time.Second) })
 	}
 	if now.Sub(entry.UnknownSince) < forgetAfter {
 		return false, nil
@@ -486,23 +484,23 @@ func (s *sweep) longUnknown(ctx context.Context, snap *snapshot, p coveredProjec
 	return shown, nil
 }
 
-// known takes note that OpenAI knows a project (again).
-func (s *sweep) known(ctx context.Context, id string) error {
+// known records that OpenAI shows a project.
+func (s *tidyRun) known(ctx context.Context, id string) error {
 	entry, err := getProjectEntry(ctx, s.storage, id)
 	if err != nil || entry == nil || entry.UnknownSince.IsZero() {
 		return err
 	}
-	return putProjectEntry(ctx, s.storage, id, projectEntry{})
+	return s.b.amendProject(ctx, s.storage, id, func(e *projectEntry) { e.UnknownSince = time.Time{} })
 }
 
 const (
-
-	// tickSlack keeps a tick that comes early from costing a whole interval.
+	// tickSlack prevents a periodic call that is slightly early from delaying the run by
+	// a whole interval.
 	tickSlack = 5 * time.Second
 )
 
-// beginTidy takes the one place for a sweep and returns the sweep, for the
-// caller to run, and what is closed at its end; nil when one is under way.
+// beginTidy reserves a tidy run and returns it for the caller to run, with a channel
+// that is closed when it finishes; nil when another is in progress.
 func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, buffer time.Duration) (run func(), done <-chan struct{}) {
 	b.tidy.mu.Lock()
 	defer b.tidy.mu.Unlock()
@@ -513,8 +511,8 @@ func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, 
 	ended := make(chan struct{})
 	b.tidy.cancel = cancel
 	b.tidy.status = tidyStatus{state: tidyRunning, apply: apply, automatic: automatic, safetyBuffer: buffer, started: b.now()}
-	// Of the request only what outlives it.
-	s := &sweep{b: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
+	// The run outlives the request, so it takes only what remains valid.
+	s := &tidyRun{b: b, storage: req.Storage, mount: req.MountPoint, log: b.log(req), apply: apply, automatic: automatic, buffer: buffer, absences: absenceLimit}
 	if force {
 		s.absences = math.MaxInt
 	}
@@ -526,7 +524,7 @@ func (b *backend) beginTidy(req *logical.Request, apply, force, automatic bool, 
 	}, ended
 }
 
-// tidyIfDue starts the sweep that the engine does by itself.
+// tidyIfDue starts an automatic tidy run when tidy_interval has passed.
 func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
 	snap, err := b.current(ctx, req.Storage)
 	if errors.Is(err, errNotConfigured) {
@@ -545,18 +543,17 @@ func (b *backend) tidyIfDue(ctx context.Context, req *logical.Request) error {
 	}
 	now := b.now()
 	if last == nil || last.LastAutoRun.After(now.Add(clockSlack)) {
-		// The interval starts to count: a new mount has left nothing yet. So it
-		// does where the clock was set back, which might otherwise put the next
-		// sweep off for years.
+		// The interval starts now: a new mount has no orphans yet. The same applies after
+		// the clock was set back, which might otherwise delay the next run for years.
 		if last != nil {
-			b.log(req).Warn("the last sweep is recorded for a time in the future; its interval begins now", "last_auto_run", text.Time(last.LastAutoRun))
+			b.log(req).Warn("last tidy run is recorded in the future; tidy_interval starts now", "last_auto_run", text.Time(last.LastAutoRun))
 		}
 		return putTidyEntry(ctx, req.Storage, now)
 	}
 	if now.Add(tickSlack).Sub(last.LastAutoRun) < interval {
 		return nil
 	}
-	run, _ := b.beginTidy(req, true, false, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this pass
+	run, _ := b.beginTidy(req, true, false, true, snap.config.TidySafetyBuffer) //nolint:contextcheck // it outlives this call
 	if run != nil {
 		go run()
 	}

@@ -1,13 +1,14 @@
 package openaisecrets
 
-// This file owns what tidy believes of something that it does not see: of an
-// account without a key, and of a listing.
+// This file owns tidy's rules of absence: when an account counts as having no key, and
+// when a listing counts as complete.
 //
-// What must stay true: the engine makes no account without a key, so an account
-// without one is more likely a listing's fault than an orphan. It is an orphan only
-// if two complete listings that are minutes apart show no key of it, it is older
-// than any lease of this mount can be, and a last look just before its deletion
-// agrees. A listing that lacks a key which exists is not complete, whatever it says.
+// What must stay true: the engine never creates an account without a key, so one
+// without a key is more likely an incomplete listing than an orphan. It is an orphan
+// only if two complete listings that are minutes apart show no key of it, it is older
+// than any lease of this mount can be, and a final listing just before its deletion
+// agrees. A listing that lacks an existing key is incomplete, even if it was read to its
+// end.
 
 import (
 	"context"
@@ -16,23 +17,22 @@ import (
 	"time"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/schedule"
 )
 
 const (
-
-	// confirmAfter is how far apart two listings must be that are to agree: as long
-	// as one of OpenAI's servers may lag.
+	// confirmAfter is the least time between two listings that confirm an absence: as
+	// long as one of OpenAI's servers may lag.
 	confirmAfter = notFinalBefore
-	// absenceHolds is how old the last look may be when an account is deleted.
+	// absenceHolds is how old the final listing may be when an account is deleted.
 	absenceHolds = time.Minute
-	// absenceBatch is how many accounts one last look is for, and absenceLimit how
-	// many a run deletes unless it is forced to.
+	// absenceBatch is the number of accounts checked with one final listing.
 	absenceBatch = 20
 )
 
 // longestLease returns the longest lease of this mount, and records it if tidy may
-// write. roles is the longest of the roles that there are.
-func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Duration, error) {
+// write. roles is the longest lease of the current roles.
+func (s *tidyRun) longestLease(ctx context.Context, roles time.Duration) (time.Duration, error) {
 	if s.apply {
 		if err := s.b.raiseLongestLease(ctx, s.storage, roles); err != nil {
 			return 0, err
@@ -44,21 +44,21 @@ func (s *sweep) longestLease(ctx context.Context, roles time.Duration) (time.Dur
 		return 0, err
 	case entry == nil:
 		longest, err := s.b.longestUnrecorded(ctx, s.storage, roles)
-		return min(longest, maxRotationPeriod), err
+		return min(longest, schedule.MaxPeriod), err
 	}
-	return min(max(entry.LongestLease, roles), maxRotationPeriod), nil // it must not overflow a sum
+	return min(max(entry.LongestLease, roles), schedule.MaxPeriod), nil // bounded, so that sums do not overflow
 }
 
-// muster holds a key listing against the keys that it must show.
-type muster struct {
+// requiredKeys checks a key listing for the keys that it must show.
+type requiredKeys struct {
 	project string
-	missing map[string]witness
+	missing map[string]knownKey
 }
 
-func (s *sweep) muster(project string, static []witness) muster {
-	m := muster{project: project, missing: map[string]witness{}}
+func (s *tidyRun) requiredKeys(project string, static []knownKey) requiredKeys {
+	m := requiredKeys{project: project, missing: map[string]knownKey{}}
 	now := s.b.now()
-	for _, w := range append(static, s.b.tidy.witnesses.of(project)...) {
+	for _, w := range append(static, s.b.tidy.knownKeys.of(project)...) {
 		if w.valid(now) {
 			m.missing[w.id] = w
 		}
@@ -66,33 +66,31 @@ func (s *sweep) muster(project string, static []witness) muster {
 	return m
 }
 
-// shown takes note of a listed key. One that is shown as another account's is not.
-func (m muster) shown(k client.ProjectKey) {
+// shown records a listed key, unless it is listed for another account.
+func (m requiredKeys) shown(k client.ProjectKey) {
 	if w, ok := m.missing[k.ID]; ok && (w.account == k.AccountID || w.account == k.UserID) {
 		delete(m.missing, k.ID)
 	}
 }
 
-// complete returns why the listing is not complete although it was read to its end:
-// it lacks a key that exists.
-func (s *sweep) complete(ctx context.Context, snap *snapshot, m muster) error {
+// complete returns an error if the listing lacks a key that exists.
+func (s *tidyRun) complete(ctx context.Context, snap *snapshot, m requiredKeys) error {
 	for id := range m.missing {
 		_, err := snap.api.GetProjectKey(ctx, m.project, id)
 		if err == nil {
-			return fmt.Errorf("the listing of keys is not complete: it does not show key %s as its account's, and OpenAI knows it", id)
+			return fmt.Errorf("key listing is incomplete: it does not show existing key %s under its account", id)
 		}
 		if err := snap.keyDeleted(ctx, m.project, id, err, time.Time{}); err != nil {
-			return fmt.Errorf("the listing of keys may not be complete: it does not show key %s as its account's: %w", id, err)
+			return fmt.Errorf("key listing may be incomplete: it does not show key %s under its account: %w", id, err)
 		}
-		s.b.tidy.witnesses.forget(m.project, id) // its lease was revoked
+		s.b.tidy.knownKeys.forget(m.project, id) // its lease was revoked
 		s.moved()
 	}
 	return nil
 }
 
-// confirm keeps those accounts without a key that a listing before has shown
-// without one, too, and returns how many others there are. The listing began and
-// ended at these times.
+// confirm keeps the accounts without a key that an earlier listing also showed without
+// one, and counts the others. began and ended are the times of this listing.
 func (t *tidyState) confirm(project string, accounts []listedAccount, began, ended time.Time) (confirmed []listedAccount, unconfirmed int) {
 	before, now := t.absent[project], absences{}
 	confirmed = slices.DeleteFunc(accounts, func(a listedAccount) bool {
@@ -121,13 +119,13 @@ func (t *tidyState) confirm(project string, accounts []listedAccount, began, end
 	return confirmed, unconfirmed
 }
 
-// removeAbsent deletes accounts without a key, after a last look at each batch.
-func (s *sweep) removeAbsent(ctx context.Context, project string, absent []listedAccount) error {
+// removeAbsent deletes accounts without a key, after a final listing for each batch.
+func (s *tidyRun) removeAbsent(ctx context.Context, project string, absent []listedAccount) error {
 	var looked time.Time
 	for i, a := range absent {
 		if i%absenceBatch == 0 || s.b.now().Sub(looked) > absenceHolds {
 			if err := s.lookAgain(ctx, project, absent[i:min(len(absent), i-i%absenceBatch+absenceBatch)]); err != nil {
-				delete(s.b.tidy.absent, project) // two listings have erred
+				delete(s.b.tidy.absent, project) // the earlier listings cannot be trusted
 				return err
 			}
 			looked = s.b.now()
@@ -148,7 +146,7 @@ func (s *sweep) removeAbsent(ctx context.Context, project string, absent []liste
 
 // lookAgain returns an error unless another listing shows that these accounts have
 // no key.
-func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAccount) error {
+func (s *tidyRun) lookAgain(ctx context.Context, project string, batch []listedAccount) error {
 	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return err
@@ -161,27 +159,27 @@ func (s *sweep) lookAgain(ctx context.Context, project string, batch []listedAcc
 	for _, a := range batch {
 		keyless[a.id()] = true
 	}
-	muster := s.muster(project, static)
+	required := s.requiredKeys(project, static)
 	if err := snap.api.EachProjectKey(ctx, project, func(keys []client.ProjectKey) error {
 		s.moved()
 		for _, k := range keys {
-			muster.shown(k)
+			required.shown(k)
 			switch {
-			case ownerless(k) && !s.dead(k, snap.api.NotAfter(s.b.now())):
+			case ownerless(k) && !s.keyExpired(k, snap.api.NotAfter(s.b.now())):
 				return unknownOwner(k)
 			case keyless[k.AccountID] || keyless[k.UserID]:
-				return fmt.Errorf("key %s belongs to an account that two listings have shown without a key; no account without a key is deleted", k.ID)
+				return fmt.Errorf("key %s belongs to an account that two listings showed without a key; the accounts without a key in this project are not deleted", k.ID)
 			}
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
-	return s.complete(ctx, snap, muster)
+	return s.complete(ctx, snap, required)
 }
 
 // sameAccount reads an account and reports whether it is what the listing showed.
-func (s *sweep) sameAccount(ctx context.Context, project string, a listedAccount) (bool, error) {
+func (s *tidyRun) sameAccount(ctx context.Context, project string, a listedAccount) (bool, error) {
 	snap, err := s.b.current(ctx, s.storage)
 	if err != nil {
 		return false, err
@@ -191,7 +189,7 @@ func (s *sweep) sameAccount(ctx context.Context, project string, a listedAccount
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("it could not be read before its deletion: %w", err)
+		return false, fmt.Errorf("reading the account before its deletion: %w", err)
 	}
 	s.moved()
 	return account.ID == a.id() && account.Name == a.name() && seconds(account.CreatedAt) == a.created, nil

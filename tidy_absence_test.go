@@ -1,9 +1,8 @@
 package openaisecrets
 
-// What tidy does where OpenAI, or a gateway before it, does not show something.
+// Tidy with listings from OpenAI or a gateway that omit something.
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -17,40 +16,10 @@ import (
 
 	"vault-plugin-secrets-openai/client"
 	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/schedule"
 )
 
 const getKeyRoute = "/organization/projects/{project_id}/api_keys/{api_key_id}"
-
-// keyless makes accounts of this mount that have no key.
-func (h *harness) keyless(n int) (ids []string) {
-	h.t.Helper()
-	for range n {
-		ids = append(ids, h.sim.AddServiceAccount(h.project, h.ours()))
-	}
-	return ids
-}
-
-// listing makes a server, from now on, show only those keys of the project that
-// show allows, and say that this is all.
-func (h *harness) listing(show func(client.ProjectKey) bool) (cancel func()) {
-	h.t.Helper()
-	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
-	require.NoError(h.t, err)
-	data := []any{}
-	for _, k := range keys {
-		if show(k) {
-			data = append(data, keyObject(k, map[string]any{"type": "service_account", "service_account": owner(k.AccountID)}))
-		}
-	}
-	return h.listed(data)
-}
-
-func (h *harness) listed(data []any) (cancel func()) {
-	h.t.Helper()
-	body, err := json.Marshal(map[string]any{"object": "list", "data": data, "first_id": nil, "last_id": nil, "has_more": false})
-	require.NoError(h.t, err)
-	return h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Kind: openaitest.FaultGarbageBefore, Body: string(body)})
-}
 
 func keyObject(k client.ProjectKey, owner any) map[string]any {
 	object := map[string]any{
@@ -67,19 +36,7 @@ func owner(id string) map[string]any {
 	return map[string]any{"id": id, "name": "n", "email": "e@example.com", "created_at": 1, "role": "member"}
 }
 
-// oldEnough lets pass what an account without a key must be older than.
-func (h *harness) oldEnough() { h.advance(defaultMaxTTL + expiryMargin + clockSlack + time.Second) }
-
-// tidyTwice starts two runs that are far enough apart to agree, and returns the
-// status of the second.
-func (h *harness) tidyTwice() map[string]any {
-	h.t.Helper()
-	h.tidy(true)
-	h.advance(confirmAfter + time.Second)
-	return h.tidy(true)
-}
-
-func TestTidy_ListingThatHidesKeysEndsNoLiveLease(t *testing.T) {
+func TestTidy_IncompleteListingDeletesNoLeasedAccount(t *testing.T) {
 	t.Parallel()
 	for name, lie := range map[string]func(h *harness, leases []*logical.Response){
 		"an empty listing": func(h *harness, _ []*logical.Response) { h.listed([]any{}) },
@@ -141,7 +98,7 @@ func TestTidy_ListingThatHidesKeysEndsNoLiveLease(t *testing.T) {
 	}
 }
 
-func TestTidy_StaleListingEndsNothingThatWasMadeSince(t *testing.T) {
+func TestTidy_StaleListingDeletesNoNewAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -152,7 +109,7 @@ func TestTidy_StaleListingEndsNothingThatWasMadeSince(t *testing.T) {
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 }
 
-func TestTidy_AccountWithoutAKeyTakesTwoListings(t *testing.T) {
+func TestTidy_AccountWithoutKeyRequiresTwoListings(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		between func(h *harness)
@@ -182,7 +139,7 @@ func TestTidy_AccountWithoutAKeyTakesTwoListings(t *testing.T) {
 				require.Equal(t, 1, status["unconfirmed_count"])
 				require.Zero(t, status["orphan_count"])
 				resp := h.must(h.read("tidy-status"))
-				require.Contains(t, strings.Join(resp.Warnings, "\n"), "1 accounts have no key in the listing. A run at least 5m0s later confirms it.")
+				require.Contains(t, strings.Join(resp.Warnings, "\n"), "1 accounts have no key in the listing. A run at least 5m0s later confirms whether they are orphans.")
 				test.between(h)
 				status = h.tidy(true)
 				require.Equal(t, tidyFinished, status["state"], status["error"])
@@ -198,15 +155,7 @@ func TestTidy_AccountWithoutAKeyTakesTwoListings(t *testing.T) {
 	}
 }
 
-// failed is a run that finds this route out of order.
-func (h *harness) failed(route string) {
-	h.t.Helper()
-	cancel := h.sim.Fail(openaitest.Fault{Route: route, Status: 403})
-	require.Equal(h.t, tidyError, h.tidy(true)["state"])
-	cancel()
-}
-
-func TestTidy_AccountWithoutAKeyOutlivesTheLongestLease(t *testing.T) {
+func TestTidy_AccountWithoutKeyIsKeptForTheLongestLease(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		arrange func(h *harness)
@@ -255,7 +204,7 @@ func TestTidy_AccountWithoutAKeyOutlivesTheLongestLease(t *testing.T) {
 	}
 }
 
-func TestTidy_UnreadableRoleMayAllowAnyLease(t *testing.T) {
+func TestTidy_UnreadableRoleKeepsAccountsWithoutKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.keyless(1)
@@ -267,7 +216,7 @@ func TestTidy_UnreadableRoleMayAllowAnyLease(t *testing.T) {
 	require.Equal(t, 1, h.tidyTwice()["deleted_count"])
 }
 
-func TestRole_RecordsTheLongestLeaseFirst(t *testing.T) {
+func TestRole_RecordsTheLongestLeaseBeforeTheRole(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	longest := func() time.Duration {
@@ -338,7 +287,7 @@ func TestGolden_LongestLeaseV1(t *testing.T) {
 	require.ErrorContains(t, err, "newer version")
 }
 
-func TestTidy_ListingMustShowTheKeysThatExist(t *testing.T) {
+func TestTidy_ListingWithoutAnExistingKeyIsIncomplete(t *testing.T) {
 	t.Parallel()
 	t.Run("of a static role", func(t *testing.T) {
 		t.Parallel()
@@ -351,7 +300,7 @@ func TestTidy_ListingMustShowTheKeysThatExist(t *testing.T) {
 		cancel := h.listed([]any{})
 		status := h.tidyTwice()
 		require.Equal(t, tidyError, status["state"])
-		require.Contains(t, status["error"], "the listing of keys is not complete: it does not show key "+h.sim.Keys()[0].ID)
+		require.Contains(t, status["error"], "key listing is incomplete: it does not show existing key "+h.sim.Keys()[0].ID)
 		require.Zero(t, status["unconfirmed_count"])
 		require.Len(t, h.alive(), 4)
 		cancel()
@@ -397,39 +346,39 @@ func TestTidy_ListingMustShowTheKeysThatExist(t *testing.T) {
 			cancel := h.sim.Fail(fault)
 			status := h.tidyTwice()
 			require.Equal(t, tidyError, status["state"])
-			require.Contains(t, status["error"], "the listing of keys may not be complete")
+			require.Contains(t, status["error"], "key listing may be incomplete")
 			require.Len(t, h.alive(), 2)
 			cancel()
 		}
 	})
 }
 
-// However many leases a process has handed out, it remembers a few that are old
-// enough to tell something.
-func TestWitnesses_AreFewAndSomeAreOld(t *testing.T) {
+// Of any number of returned keys, a process remembers a few that are old enough to check a
+// listing.
+func TestKnownKeys_AreBoundedAndSpaced(t *testing.T) {
 	t.Parallel()
-	var w witnesses
+	var w knownKeys
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for i := range 100_000 {
 		w.add(credential{ProjectID: "p", ID: "a", KeyID: fmt.Sprint(i), KeyExpires: at.Add(time.Hour)}, at)
 		at = at.Add(50 * time.Millisecond)
 	}
 	keys := w.of("p")
-	require.Len(t, keys, maxWitnesses)
+	require.Len(t, keys, maxKnownKeys)
 	valid := 0
 	for _, k := range keys {
 		if k.valid(at) {
 			valid++
 		}
 	}
-	require.GreaterOrEqual(t, valid, maxWitnesses/2)
+	require.GreaterOrEqual(t, valid, maxKnownKeys/2)
 	require.Empty(t, w.of("q"))
 	w.forget("p", keys[0].id)
 	require.Equal(t, keys[1:], w.of("p"))
 	require.False(t, keys[1].valid(at.Add(2*time.Hour)))
 }
 
-func TestTidy_KeysAreTheirOwnersInEveryForm(t *testing.T) {
+func TestTidy_ReadsEveryFormOfOwner(t *testing.T) {
 	t.Parallel()
 	for name, form := range map[string]func(id string) any{
 		"a service account":            func(id string) any { return map[string]any{"type": "service_account", "service_account": owner(id)} },
@@ -456,7 +405,7 @@ func TestTidy_KeysAreTheirOwnersInEveryForm(t *testing.T) {
 	}
 }
 
-func TestTidy_BoundsWhatHasNoKey(t *testing.T) {
+func TestTidy_BoundsDeletesOfAccountsWithoutKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	second := h.sim.AddProject("second")
@@ -478,21 +427,21 @@ func TestTidy_BoundsWhatHasNoKey(t *testing.T) {
 	status = h.tidy(false)
 	require.Equal(t, 55, status["orphan_count"])
 	require.Equal(t, 5, status["waiting_count"], "what a run would leave")
-	require.NotContains(t, h.log.String(), "accounts without a key are left")
+	require.NotContains(t, h.log.String(), "some accounts without a key were not deleted")
 
 	h.rollback()
-	status = h.swept()
+	status = h.tidied()
 	require.Equal(t, true, status["automatic"])
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, 55, status["orphan_count"])
 	require.Equal(t, 30+absenceLimit, status["deleted_count"], "what shows an expired key has no bound")
 	require.Equal(t, 5, status["waiting_count"])
-	require.Contains(t, h.log.String(), "accounts without a key are left")
+	require.Contains(t, h.log.String(), "some accounts without a key were not deleted")
 	require.Contains(t, h.log.String(), "vault write openai/tidy apply=true force=true")
 	resp := h.must(h.read("tidy-status"))
-	require.Contains(t, strings.Join(resp.Warnings, "\n"), "5 accounts without a key are left")
+	require.Contains(t, strings.Join(resp.Warnings, "\n"), "5 orphaned accounts without a key remain")
 	require.Contains(t, string(h.must(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "prometheus"})).Data[logical.HTTPRawBody].([]byte)),
-		`vault_openai_sweep_waiting{mount_point="openai/"} 5`)
+		`vault_openai_tidy_pending_orphans{mount_point="openai/"} 5`)
 	require.Len(t, h.alive(), 5)
 
 	for range absenceLimit + 5 {
@@ -512,7 +461,7 @@ func TestTidy_BoundsWhatHasNoKey(t *testing.T) {
 	h.advance(confirmAfter + time.Second)
 	h.sim.ResetRequests()
 	h.must(h.write("tidy", map[string]any{"apply": true, "force": true}))
-	status = h.swept()
+	status = h.tidied()
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, 2*absenceBatch+6, status["deleted_count"])
 	require.Zero(t, status["waiting_count"])
@@ -521,8 +470,8 @@ func TestTidy_BoundsWhatHasNoKey(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Both listings may have erred; so the last word has a look just before the delete.
-func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
+// Both listings may be incomplete, so tidy checks again just before the delete.
+func TestTidy_ChecksAgainBeforeDeletingAccountsWithoutKey(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault   func(h *harness, id string) openaitest.Fault
@@ -534,16 +483,16 @@ func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
 				_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
 				require.NoError(t, err)
 			}}
-		}, "belongs to an account that two listings have shown without a key", 0},
+		}, "belongs to an account that two listings showed without a key", 0},
 		"a listing that is refused": {func(*harness, string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Status: 403}
 		}, "list keys of project", 0},
 		"an account that cannot be read": {func(*harness, string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 403}
-		}, "not deleted: it could not be read before its deletion", 0},
+		}, "not deleted: reading the account before its deletion", 0},
 		"one account that cannot be read": {func(_ *harness, id string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 403, Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, id) }}
-		}, "not deleted: it could not be read before its deletion", 2},
+		}, "not deleted: reading the account before its deletion", 2},
 		"an account that is not found": {func(*harness, string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: deleteAccountRoute, Status: 404, Code: "service_account_not_found", Message: "No service account found.", Times: 1}
 		}, "", 2},
@@ -586,7 +535,7 @@ func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
 		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
 		status := h.tidy(true)
 		require.Equal(t, tidyError, status["state"])
-		require.Contains(t, status["error"], "the listing of keys is not complete: it does not show key "+lease.Data["api_key_id"].(string))
+		require.Contains(t, status["error"], "key listing is incomplete: it does not show existing key "+lease.Data["api_key_id"].(string))
 		require.Len(t, h.alive(), 4)
 	})
 	t.Run("and what the listings agreed on is forgotten if it does not", func(t *testing.T) {
@@ -623,7 +572,7 @@ func TestTidy_LooksAgainBeforeItDeletesWhatHasNoKey(t *testing.T) {
 	})
 }
 
-func TestTidy_ClocksThatDiffer(t *testing.T) {
+func TestTidy_ClockSkew(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -643,9 +592,9 @@ func TestTidy_ClocksThatDiffer(t *testing.T) {
 	require.Equal(t, 2, h.tidy(true)["deleted_count"].(int)+h.tidyTwice()["deleted_count"].(int))
 }
 
-// What cannot be deleted keeps no other from its turn: neither in its project nor,
-// by using up what a run deletes on absence, in another.
-func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
+// Accounts that cannot be deleted do not block others in their project, and do not use up
+// the limit for other projects.
+func TestTidy_FailedDeletesDoNotUseUpTheLimit(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"a failure that others would share": {Method: http.MethodDelete, Status: http.StatusUnauthorized},
@@ -657,7 +606,7 @@ func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
 			h := configured(t, openaitest.Options{})
 			ids := h.keyless(6)
 			slices.Sort(ids)
-			for _, id := range ids[:patience] {
+			for _, id := range ids[:maxSystemicFailures] {
 				f := fault
 				f.Route, f.Match = deleteAccountRoute, func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, id) }
 				h.sim.Fail(f)
@@ -665,11 +614,11 @@ func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
 			h.oldEnough()
 			h.tidyTwice()
 			for range 20 { // as many as it takes for one order in which they are not first
-				if len(h.alive()) > patience {
+				if len(h.alive()) > maxSystemicFailures {
 					h.tidyTwice()
 				}
 			}
-			require.ElementsMatch(t, ids[:patience], h.alive())
+			require.ElementsMatch(t, ids[:maxSystemicFailures], h.alive())
 			h.sim.KeepAll()
 		})
 	}
@@ -678,7 +627,7 @@ func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
 		h := configured(t, openaitest.Options{})
 		projects := []string{h.project, h.sim.AddProject("other")}
 		h.must(h.write("roles/other", fields{"project_id": projects[1]}))
-		slices.Sort(projects) // they are swept in this order
+		slices.Sort(projects) // they are tidied in this order
 		for range absenceLimit {
 			h.sim.AddServiceAccount(projects[0], h.ours())
 		}
@@ -692,8 +641,8 @@ func TestTidy_AccountsWithoutAKeyThatCannotBeDeletedKeepNoOthers(t *testing.T) {
 	})
 }
 
-// The search leaves it out, and so does the last look.
-func TestTidy_AnExpiredKeyWithoutAnOwnerStopsNothing(t *testing.T) {
+// Neither the search nor the final listing counts it.
+func TestTidy_IgnoresExpiredKeyWithUnknownOwner(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.keyless(1)
@@ -704,9 +653,8 @@ func TestTidy_AnExpiredKeyWithoutAnOwnerStopsNothing(t *testing.T) {
 	require.Empty(t, h.alive())
 }
 
-// Sums of the longest lease must not overflow, whatever a role or an earlier release
-// has asked for.
-func TestTidy_TheLongestLeaseIsBounded(t *testing.T) {
+// Sums of the longest lease must not overflow for any role or stored value.
+func TestTidy_LongestLeaseDoesNotOverflow(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for _, field := range []string{"ttl", "max_ttl"} {
@@ -715,12 +663,12 @@ func TestTidy_TheLongestLeaseIsBounded(t *testing.T) {
 	require.NoError(t, h.b.raiseLongestLease(t.Context(), h.storage, math.MaxInt64))
 	entry, err := getLongestLease(t.Context(), h.storage)
 	require.NoError(t, err)
-	require.Equal(t, maxRotationPeriod, entry.LongestLease)
+	require.Equal(t, schedule.MaxPeriod, entry.LongestLease)
 }
 
-// A process that has handed out nothing remembers no key, yet a static role names one
-// that a listing must show.
-func TestTidy_AStaticRolesKeyThatWasDeletedByHand(t *testing.T) {
+// A new process remembers no returned key, but a static role names one that a listing must
+// show.
+func TestTidy_ManuallyDeletedStaticKeyDoesNotBlockTidy(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.static("made", nil)
@@ -733,8 +681,8 @@ func TestTidy_AStaticRolesKeyThatWasDeletedByHand(t *testing.T) {
 	h.must(h.remove("static-roles/made"))
 }
 
-// What has expired by this server's clock alone lives: its clock may be hours ahead.
-func TestTidy_AClockThatIsAheadEndsNoLiveLease(t *testing.T) {
+// A key that has expired only by this server's clock is valid: the clock may be ahead.
+func TestTidy_FastClockDeletesNoLeasedAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.lease("creds/app", nil)

@@ -22,7 +22,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// How many accounts there are, and half as many journal entries. The figures of
+// How many accounts there are, and half as many WAL entries. The figures of
 // docs/performance.md are of 200,000, which takes a minute.
 var many = flag.Int("accounts", 20_000, "accounts of TestTidy_ManyAccounts")
 
@@ -87,16 +87,16 @@ func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(b.String()))
 }
 
-// journalled is storage whose journal has so many entries of other accounts, which
+// recorded in the WAL is storage whose WAL has so many entries of other accounts, which
 // take no memory.
-type journalled struct {
+type walStorage struct {
 	logical.Storage
 	m       *multitude
 	project string
 	reads   atomic.Int64
 }
 
-func (s *journalled) List(ctx context.Context, prefix string) ([]string, error) {
+func (s *walStorage) List(ctx context.Context, prefix string) ([]string, error) {
 	if prefix != framework.WALPrefix {
 		return s.Storage.List(ctx, prefix)
 	}
@@ -107,7 +107,7 @@ func (s *journalled) List(ctx context.Context, prefix string) ([]string, error) 
 	return ids, nil
 }
 
-func (s *journalled) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+func (s *walStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	id, ok := strings.CutPrefix(key, framework.WALPrefix)
 	if !ok {
 		return s.Storage.Get(ctx, key)
@@ -118,7 +118,7 @@ func (s *journalled) Get(ctx context.Context, key string) (*logical.StorageEntry
 		return nil, err
 	}
 	i += *many
-	return logical.StorageEntryJSON(key, framework.WALEntry{ID: id, Kind: journalRevoked, CreatedAt: s.m.created, Data: credential{
+	return logical.StorageEntryJSON(key, framework.WALEntry{ID: id, Kind: walRevokedAccount, CreatedAt: s.m.created, Data: credential{
 		Version: credentialVersion, Type: typeAccount, ProjectID: s.project, Name: s.m.name(i), ID: s.m.id(i), KeyID: fmt.Sprintf("key_%024d", i),
 	}})
 }
@@ -160,7 +160,7 @@ func TestTidy_ManyAccounts(t *testing.T) {
 	m.tag, err = getTag(t.Context(), h.storage)
 	require.NoError(t, err)
 	m.created = h.now().Add(-time.Hour).Unix()
-	storage := &journalled{Storage: h.storage, m: m, project: h.project}
+	storage := &walStorage{Storage: h.storage, m: m, project: h.project}
 	pages := *many / pageOf
 	limit := 64.0
 	if *many < 100_000 {
@@ -183,14 +183,14 @@ func TestTidy_ManyAccounts(t *testing.T) {
 			tidy()
 		})) / (1 << 20)
 		status := h.must(h.read("tidy-status")).Data
-		t.Logf("%s: %d accounts, %d journal entries: %.1f MiB more heap at most, %d+%d pages read, %d accounts deleted, %s",
+		t.Logf("%s: %d accounts, %d WAL entries: %.1f MiB more heap at most, %d+%d pages read, %d accounts deleted, %s",
 			run.name, *many, *many/2, grown, m.accounts.Load(), m.keys.Load(), m.deletes.Load(), time.Since(began).Round(time.Millisecond))
 		require.Empty(t, status["errors"])
 		require.Equal(t, *many, status["account_count"])
 		require.Equal(t, run.orphans, status["orphan_count"])
 		require.EqualValues(t, pages, m.accounts.Load(), "no page is read twice")
 		require.EqualValues(t, pages, m.keys.Load(), "no page is read twice")
-		require.EqualValues(t, *many/2, storage.reads.Swap(0), "nor is an entry of the journal")
+		require.EqualValues(t, *many/2, storage.reads.Swap(0), "nor is an entry of the WAL")
 		require.LessOrEqual(t, grown, limit)
 	}
 }

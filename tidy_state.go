@@ -1,10 +1,10 @@
 package openaisecrets
 
-// This file owns what a run of tidy is and knows, what it shows of itself, what it
-// takes for an orphan, and the deletion of one.
+// This file owns the state and status of a tidy run, what storage claims, and the deletion
+// of one orphan. What counts as an orphan is decided by find in tidy.go and by the rules of
+// absence in tidy_absence.go.
 //
-// What must stay true: the memory that it takes is a hundred bytes or so for each
-// account; nothing that storage still names is an orphan.
+// What must stay true: a run uses about a hundred bytes of memory per account.
 
 import (
 	"context"
@@ -31,7 +31,7 @@ const (
 	maxErrors = 20
 )
 
-// The states of a sweep, as in Vault's PKI engine.
+// The states of a tidy run, as in Vault's PKI engine.
 const (
 	tidyInactive   = "Inactive"
 	tidyRunning    = "Running"
@@ -41,44 +41,28 @@ const (
 	tidyError      = "Error"
 )
 
-// tidyEntry is what storage knows of the sweep.
+// tidyEntry is tidy's storage entry.
 type tidyEntry struct {
 	Version     int       `json:"version"`
 	LastAutoRun time.Time `json:"last_auto_run"`
 }
 
-// getTidyEntry returns nil when the sweep has never run by itself.
+// getTidyEntry returns nil if there was no automatic run yet.
 func getTidyEntry(ctx context.Context, s logical.Storage) (*tidyEntry, error) {
-	stored, err := s.Get(ctx, tidyStorageKey)
-	if err != nil {
-		return nil, fmt.Errorf("reading the time of the last sweep: %w", err)
-	}
-	if stored == nil {
-		return nil, nil
-	}
 	var entry tidyEntry
-	if err := stored.DecodeJSON(&entry); err != nil {
-		return nil, fmt.Errorf("decoding the time of the last sweep: %w", err)
-	}
-	if entry.Version > tidyVersion {
-		return nil, fmt.Errorf("the time of the last sweep was written by a newer version of this plugin (format %d, this one knows %d)", entry.Version, tidyVersion)
+	stored, err := readEntry(ctx, s, tidyStorageKey, "the time of the last tidy run", tidyVersion, &entry)
+	if err != nil || stored == nil {
+		return nil, err
 	}
 	return &entry, nil
 }
 
 func putTidyEntry(ctx context.Context, s logical.Storage, lastAutoRun time.Time) error {
-	entry, err := logical.StorageEntryJSON(tidyStorageKey, tidyEntry{Version: tidyVersion, LastAutoRun: lastAutoRun.UTC().Truncate(time.Second)})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(ctx, entry); err != nil {
-		return fmt.Errorf("storing the time of the sweep: %w", err)
-	}
-	return nil
+	return writeEntry(ctx, s, tidyStorageKey, "the time of the last tidy run", tidyEntry{Version: tidyVersion, LastAutoRun: lastAutoRun.UTC().Truncate(time.Second)})
 }
 
-// tidyStatus describes a sweep. It is lost with the process, as in Vault's PKI
-// engine; what a lost one has not done, the next does.
+// tidyStatus describes a tidy run. It is lost with the process, as in Vault's PKI
+// engine; the next run does the remaining work.
 type tidyStatus struct {
 	state             string
 	apply, automatic  bool
@@ -89,35 +73,32 @@ type tidyStatus struct {
 	projects, done, skipped  int
 	accounts, keys           int
 	orphans, deleted, failed int
-	// waiting are orphans without a key that only a forced run deletes, unconfirmed
-	// accounts that so far one listing shows without one.
+	// waiting counts orphans without a key beyond the limit, which only a forced run
+	// deletes; unconfirmed counts accounts that only one listing shows without a key.
 	waiting, unconfirmed int
 	listed               []orphan
 	errors               []string
 }
 
-// dropKeys takes a project's keys off the orphans: there is nothing that could
-// be done about them.
+// dropKeys removes a project's keys from the orphans, since OpenAI does not delete them.
 func (t *tidyStatus) dropKeys(project string, keys int) {
 	t.orphans -= keys
 	t.listed = slices.DeleteFunc(t.listed, func(o orphan) bool { return o.isKey() && o.ProjectID == project })
 }
 
-// tidyState holds the sweep under way, or what is known of the last one. The
-// zero value is ready.
+// tidyState holds the status of the current or last tidy run. The zero value is ready.
 type tidyState struct {
 	mu     sync.Mutex
 	status tidyStatus
-	cancel context.CancelFunc // nil when none is under way
+	cancel context.CancelFunc // nil when none is in progress
 
-	// absent is what earlier runs saw, by project. It is the run's under way.
+	// absent is the result of earlier runs, by project. Only the current run uses it.
 	absent    map[string]absences
-	witnesses witnesses
+	knownKeys knownKeys
 
-	stall time.Duration // tidyStall if 0
+	stall time.Duration // 0 means tidyStall
 }
 
-// note changes the status.
 func (t *tidyState) note(change func(*tidyStatus)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -133,7 +114,7 @@ func (t *tidyState) current() tidyStatus {
 	return status
 }
 
-// stop asks the sweep under way, if there is one, to end.
+// stop cancels the current tidy run, if there is one.
 func (t *tidyState) stop() (wasRunning bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,44 +126,52 @@ func (t *tidyState) stop() (wasRunning bool) {
 	return true
 }
 
-// sweep is one run. It works from one goroutine.
-type sweep struct {
+// tidyRun is one run, used by one goroutine.
+type tidyRun struct {
 	b                *backend
 	storage          logical.Storage
 	mount            string
 	log              hclog.Logger
 	apply, automatic bool
 	buffer           time.Duration
-	// partial says that not every role could be read, so that nothing is known
-	// to be named by none.
+	// partial is set when a role could not be read, so that any account may be in use.
 	partial bool
-	// claims are the accounts and keys, by ID and by name, that roles hold and that
-	// the journal names. They are read once, before any listing. A role cannot name
-	// one of this mount's own later, see checkAdopted, and of what the journal has
-	// named since only the journal's own work is done twice.
+	// claims are the accounts and keys, by ID and by name, of roles and of the WAL. They
+	// are read once, before any listing: a role cannot adopt an account of this mount
+	// later (see checkAdopted), and deleting what a newer WAL entry names only repeats
+	// the work of the WAL.
 	claims hashes
 	// longest is how old an account without a key must be.
 	longest time.Duration
 	// absences is how many accounts without a key may still be deleted.
 	absences int
 	deleted  int // orphans so far
-	// inRow counts the deletes of a project that failed for a shared reason, and
-	// stalls the projects in which nothing went on.
+	// inRow counts the systemic failures in a row of a project's deletes, and stalls the
+	// projects in a row without a successful call.
 	inRow, stalls int
-	// moved says that a call has succeeded.
+	// moved reports that a call has succeeded.
 	moved func()
-	// keysGo and keysStay say what the first delete of an expired key has shown:
-	// OpenAI's documents disagree on whether it deletes keys of service accounts.
-	// Where it does not there is no use in trying others, which are dead anyway.
-	keysGo, keysStay bool
+	// keyDeletes is the result of the first delete of an expired key: OpenAI's documents
+	// disagree on whether it deletes keys of service accounts. If it does not, the others
+	// are not tried; they have expired anyway.
+	keyDeletes keyDeletes
 }
 
-// fail notes a failure, unless it is the end of the sweep.
-func (s *sweep) fail(ctx context.Context, err error) {
+// keyDeletes is whether OpenAI deletes keys of service accounts.
+type keyDeletes int
+
+const (
+	keyDeletesUnknown keyDeletes = iota
+	keyDeletesWork
+	keyDeletesFail // OpenAI rejects or ignores the delete, and still shows the key
+)
+
+// fail records a failure, unless the run was canceled.
+func (s *tidyRun) fail(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	s.log.Warn("sweep: left to the next one", "error", err)
+	s.log.Warn("tidy failed; the next run tries again", "error", err)
 	s.b.tidy.note(func(t *tidyStatus) {
 		if len(t.errors) < maxErrors {
 			t.errors = append(t.errors, err.Error())
@@ -190,8 +179,8 @@ func (s *sweep) fail(ctx context.Context, err error) {
 	})
 }
 
-// orphan is an account, or a key of one that stays, that nobody can need any
-// more.
+// orphan is an account, or a key of an account that stays, that no lease or role can
+// still use.
 type orphan struct {
 	credential
 	createdAt time.Time
@@ -199,8 +188,8 @@ type orphan struct {
 	why       string
 }
 
-// hashes are the hashes of texts of which there may be hundreds of thousands. Two
-// texts that share one only have something be left alone.
+// hashes is a compact set for hundreds of thousands of strings. A collision only keeps
+// an orphan from being deleted.
 type hashes []uint64
 
 func (h *hashes) add(texts ...string) {
@@ -211,7 +200,7 @@ func (h *hashes) add(texts ...string) {
 	}
 }
 
-// has reports whether a text is among them, which must be sorted.
+// has requires sorted hashes.
 func (h hashes) has(text string) bool {
 	_, found := slices.BinarySearch(h, hash(text))
 	return found
@@ -221,7 +210,7 @@ var hashSeed = maphash.MakeSeed()
 
 func hash(text string) uint64 { return maphash.String(hashSeed, text) }
 
-// listedAccount is an account that may be an orphan, in little memory: there may be
+// listedAccount is an account that may be an orphan. It is compact, since there may be
 // hundreds of thousands. Times are Unix seconds, which fit until 2106.
 type listedAccount struct {
 	text    string // its ID and its name
@@ -229,7 +218,7 @@ type listedAccount struct {
 	ended   uint32 // when the last of its keys expired
 	keys    uint32 // how many keys it has
 	idLen   uint16
-	live    bool // one of them may work
+	live    bool // one of them may still work
 }
 
 func (a listedAccount) id() string { return a.text[:a.idLen] }
@@ -242,19 +231,19 @@ type listedKey struct {
 	created, ended    int64
 }
 
-// finding is what a project holds of this mount's.
+// finding is what a project's listings show of this mount.
 type finding struct {
-	accounts, keys int             // all that bear the tag
-	expired        []listedAccount // orphans all of whose keys are seen to have expired
+	accounts, keys int             // all that have the mount tag
+	expired        []listedAccount // orphans whose keys are all listed as expired
 	expiredKeys    []listedKey     // orphans
 	absent         []listedAccount // orphans that two listings show without a key
-	unconfirmed    int             // accounts that so far only one shows so
+	unconfirmed    int             // accounts that only one listing shows without a key
 	began, at      time.Time       // when the listings began and were complete
 }
 
 func (f finding) orphans() int { return len(f.expired) + len(f.expiredKeys) + len(f.absent) }
 
-// id is the ID of the orphan of that number.
+// id is the ID of orphan i.
 func (f finding) id(i int) string {
 	expired, keys := len(f.expired), len(f.expiredKeys)
 	switch {
@@ -266,15 +255,15 @@ func (f finding) id(i int) string {
 	return f.absent[i-expired-keys].id()
 }
 
-// holds is how long a finding may be acted upon. Where it takes hours to list a
-// project, to list it again and again would take all of the pace.
+// holds is how long a finding may be used. It grows with the time of the listings, so
+// that repeated listings of a large project do not use up the rate limit.
 func (f finding) holds() time.Duration { return max(listingHolds, 10*f.at.Sub(f.began)) }
 
-// seconds is a time in Unix seconds, as far as it fits.
+// seconds is a time in Unix seconds, clamped to its range.
 func seconds(t time.Time) uint32 { return uint32(max(0, min(t.Unix(), math.MaxUint32))) } // #nosec G115 -- bounded
 
-// orphan returns the finding's orphan of that number.
-func (s *sweep) orphan(project string, f finding, i int) orphan {
+// orphan returns the finding's orphan i.
+func (s *tidyRun) orphan(project string, f finding, i int) orphan {
 	if i < len(f.expired) {
 		return s.orphanAccount(project, f.expired[i])
 	}
@@ -289,7 +278,7 @@ func (s *sweep) orphan(project string, f finding, i int) orphan {
 	}
 }
 
-func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
+func (s *tidyRun) orphanAccount(project string, a listedAccount) orphan {
 	created, last := time.Unix(int64(a.created), 0), text.Time(time.Unix(int64(a.ended), 0))
 	why := fmt.Sprintf("its %d keys have expired, the last at %s", a.keys, last)
 	switch a.keys {
@@ -305,90 +294,90 @@ func (s *sweep) orphanAccount(project string, a listedAccount) orphan {
 }
 
 const (
-	// A key that was handed out is remembered if the last one was so long before;
-	// of each project so many are. Without that spacing a busy mount would remember
-	// only keys that are too young for a listing to be held against.
-	witnessSpacing = 2 * time.Minute
-	maxWitnesses   = 8
+	// Of the keys returned to clients, at most one per knownKeySpacing and maxKnownKeys
+	// per project are remembered. Without the spacing, those of a busy mount would all be
+	// too young to check a listing with.
+	knownKeySpacing = 2 * time.Minute
+	maxKnownKeys    = 8
 )
 
-// witness is a key that OpenAI must list as long as it lives.
-type witness struct {
+// knownKey is a key that OpenAI must list while it exists.
+type knownKey struct {
 	id, account string
-	at, end     time.Time // when it was made, and when it expires, zero = never
+	at, end     time.Time // its creation and expiry; zero if it does not expire
 }
 
-// valid reports whether a listing must show the key: it is old enough for every
-// server of OpenAI's to know it, and has not expired.
-func (w witness) valid(now time.Time) bool {
+// valid reports whether a listing must show the key: it is old enough to have reached
+// all of OpenAI's servers, and has not expired.
+func (w knownKey) valid(now time.Time) bool {
 	return now.Sub(w.at) >= notFinalBefore && (w.end.IsZero() || now.Before(w.end))
 }
 
-// witnesses are the keys that this process has handed out lately, by project. The
-// zero value is ready.
-type witnesses struct {
+// knownKeys are keys that this process returned recently, by project. The zero value is
+// ready.
+type knownKeys struct {
 	mu   sync.Mutex
-	keys map[string][]witness
+	keys map[string][]knownKey
 }
 
-// add remembers a key that is handed out.
-func (w *witnesses) add(c credential, now time.Time) {
+// add remembers a key that is returned to a client.
+func (w *knownKeys) add(c credential, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	keys := w.keys[c.ProjectID]
-	if n := len(keys); c.KeyID == "" || (n > 0 && now.Sub(keys[n-1].at).Abs() < witnessSpacing) {
+	if n := len(keys); c.KeyID == "" || (n > 0 && now.Sub(keys[n-1].at).Abs() < knownKeySpacing) {
 		return
 	}
 	if w.keys == nil {
-		w.keys = map[string][]witness{}
+		w.keys = map[string][]knownKey{}
 	}
-	if len(keys) == maxWitnesses {
+	if len(keys) == maxKnownKeys {
 		keys = slices.Delete(keys, 0, 1)
 	}
-	w.keys[c.ProjectID] = append(keys, witness{id: c.KeyID, account: c.ID, at: now, end: c.KeyExpires})
+	w.keys[c.ProjectID] = append(keys, knownKey{id: c.KeyID, account: c.ID, at: now, end: c.KeyExpires})
 }
 
-func (w *witnesses) of(project string) []witness {
+func (w *knownKeys) of(project string) []knownKey {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.keys[project])
 }
 
-func (w *witnesses) forget(project, id string) {
+func (w *knownKeys) forget(project, id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.keys[project] == nil { // it was a static role's
+	if w.keys[project] == nil { // the key is a static role's
 		return
 	}
-	w.keys[project] = slices.DeleteFunc(w.keys[project], func(k witness) bool { return k.id == id })
+	w.keys[project] = slices.DeleteFunc(w.keys[project], func(k knownKey) bool { return k.id == id })
 }
 
-// absences are the accounts that a project's listings showed without a key, by the
-// hash of their ID, and when that was seen first, as time since then. They are lost
-// with the process, which only means that they are looked at longer.
+// absences are the accounts that a project's listings show without a key, by the hash of
+// their ID, with the time of the first such listing. They are lost with the process,
+// which only delays the deletion.
 type absences map[uint64]time.Time
 
 const (
-	// listingHolds is how long a project's listing may be acted upon. At a slow
-	// pace the deletes of one project take hours, in which somebody may make a
-	// key of an account that had none.
+	// listingHolds is how long a project's listing may be used. With a low rate limit
+	// the deletes of one project take hours, during which an account without a key may
+	// get one.
 	listingHolds = 5 * time.Minute
 )
 
-// ownerless reports a key whose owner is not known. One that has expired is no
-// reason to leave a project alone: whosever it is, it keeps nothing in use.
+// ownerless reports whether the owner of a key is unknown. Unless the key has expired,
+// tidy then skips the project.
 func ownerless(k client.ProjectKey) bool { return k.AccountID == "" && k.UserID == "" }
 
-// unknownOwner is why a project is left alone.
+// unknownOwner is the error for an ownerless key.
 func unknownOwner(k client.ProjectKey) error {
-	return fmt.Errorf("key %s is owned by neither a user nor a service account as far as this version can tell, so any account might be in use", k.ID)
+	return fmt.Errorf("project skipped: the owner of key %s is neither a user nor a service account, so any account may be in use", k.ID)
 }
 
-// staticClaims returns the accounts and keys, by ID and by name, that static roles
-// have, and those of their keys that a listing of the project must show. Unlike a
-// role's, a static role's account may have no working key and still be in use. One
-// that cannot be read may name any.
-func (s *sweep) staticClaims(ctx context.Context, project string) (claimed map[string]bool, keys []witness, err error) {
+// staticClaims returns the accounts and keys, by ID and by name, of static roles, and
+// those of their keys that a listing of the project must show. Unlike a role's account,
+// a static role's may have no working key and still be in use. A static role that cannot
+// be read is an error, since it may use any account.
+func (s *tidyRun) staticClaims(ctx context.Context, project string) (claimed map[string]bool, keys []knownKey, err error) {
 	names, err := s.storage.List(ctx, staticStoragePrefix)
 	if err != nil {
 		return nil, nil, fmt.Errorf("listing the static roles: %w", err)
@@ -407,30 +396,30 @@ func (s *sweep) staticClaims(ctx context.Context, project string) (claimed map[s
 			claimed[k.ID], claimed[k.Name] = true, true
 		}
 		if r.ProjectID == project && r.Current.ID != "" {
-			keys = append(keys, witness{id: r.Current.ID, account: r.ServiceAccountID, at: r.LastRotated, end: r.Current.ExpiresAt})
+			keys = append(keys, knownKey{id: r.Current.ID, account: r.ServiceAccountID, at: r.LastRotated, end: r.Current.ExpiresAt})
 		}
 	}
 	return claimed, keys, nil
 }
 
-// dead reports whether a key has expired beyond doubt. now is by the earlier of the
-// clocks, and OpenAI's other servers may be behind the one that it is of.
-func (s *sweep) dead(k client.ProjectKey, now time.Time) bool {
+// keyExpired reports whether a key has certainly expired. now is by the earlier of the two
+// clocks, and some of OpenAI's servers may be behind that.
+func (s *tidyRun) keyExpired(k client.ProjectKey, now time.Time) bool {
 	return !k.ExpiresAt.IsZero() && now.Sub(k.ExpiresAt) > min(clockSlack, s.buffer)
 }
 
-// removeOne deletes an orphan. It returns an error when the others of its project
-// are not worth a try.
-func (s *sweep) removeOne(ctx context.Context, o orphan) error {
-	// Anew for each: a rotation may have replaced the admin key.
+// removeOne deletes an orphan. It returns an error when the project's other orphans
+// should not be tried.
+func (s *tidyRun) removeOne(ctx context.Context, o orphan) error {
+	// Read again each time: a rotation may have replaced the admin key.
 	snap, err := s.b.current(ctx, s.storage)
 	if err == nil {
 		err = s.b.destroy(ctx, snap, o.credential)
 	}
-	if err == nil && o.isKey() && !s.keysGo {
-		if s.keysGo, s.keysStay = keyGone(ctx, snap, o.credential); s.keysStay {
+	if err == nil && o.isKey() && s.keyDeletes == keyDeletesUnknown {
+		if s.keyDeletes = checkDeleted(ctx, snap, o.credential); s.keyDeletes == keyDeletesFail {
 			s.moved()
-			s.log.Info("OpenAI does not delete keys of service accounts; expired ones stay listed there", "project_id", o.ProjectID, "api_key_id", o.KeyID)
+			s.log.Info("OpenAI does not delete keys of service accounts; expired keys remain listed", "project_id", o.ProjectID, "api_key_id", o.KeyID)
 			return nil
 		}
 	}
@@ -448,33 +437,35 @@ func (s *sweep) removeOne(ctx context.Context, o orphan) error {
 	return s.notRemoved(ctx, o, err)
 }
 
-// notRemoved notes why an orphan stays. It returns an error when the others of its
-// project are not worth a try.
-func (s *sweep) notRemoved(ctx context.Context, o orphan, err error) error {
+// notRemoved records why an orphan was not deleted. It returns an error when the
+// project's other orphans should not be tried.
+func (s *tidyRun) notRemoved(ctx context.Context, o orphan, err error) error {
 	if ctx.Err() != nil {
 		return err
 	}
 	s.b.tidy.note(func(t *tidyStatus) { t.failed++ })
-	s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.what(), err))
-	if !shared(err) {
+	s.fail(ctx, fmt.Errorf("%s not deleted: %w", o.describe(), err))
+	if !isSystemic(err) {
 		return nil
 	}
-	if s.inRow++; s.inRow >= patience {
-		return fmt.Errorf("%d deletes in a row have failed, the others are not tried", s.inRow)
+	if s.inRow++; s.inRow >= maxSystemicFailures {
+		return fmt.Errorf("project stopped after %d failed deletes in a row", s.inRow)
 	}
 	return nil
 }
 
-// keyGone looks whether a key that was deleted is gone or stays. Neither is true
-// where OpenAI does not say.
-func keyGone(ctx context.Context, snap *snapshot, c credential) (gone, stays bool) {
+// checkDeleted checks whether OpenAI still shows a key after its delete. The result is
+// keyDeletesUnknown if the answer is unclear.
+func checkDeleted(ctx context.Context, snap *snapshot, c credential) keyDeletes {
 	_, err := snap.api.GetProjectKey(ctx, c.ProjectID, c.KeyID)
-	if err == nil {
-		return false, true
+	switch {
+	case err == nil:
+		return keyDeletesFail
+	case client.IsNotFound(err) && !isAboutProject(err, c.ProjectID, c.KeyID):
+		return keyDeletesWork
 	}
-	return client.IsNotFound(err) && !speaksOfProject(err, c.ProjectID, c.KeyID), false
+	return keyDeletesUnknown
 }
 
-const (
-	absenceLimit = 20
-)
+// absenceLimit is how many accounts without a key a run deletes unless it is forced.
+const absenceLimit = 20

@@ -1,13 +1,13 @@
 package openaisecrets
 
-// This file owns what this process knows of the end of its mount: whether it is being
-// disabled, and what has been seen of Vault's taint. What is done then is in drain.go.
+// This file owns the detection of a disabled mount, from Vault's taint. The cleanup
+// itself is in drain.go.
 //
-// What must stay true: what a mount that lives on needs is never destroyed. Vault
-// taints a mount that is disabled and one that moves, a failure of either leaves
-// the taint, and then a seal, a step-down or a restart unloads the mount as a
-// disable does. So static roles end only where this process has seen the taint
-// begin, nothing has failed since, and Vault has never paused.
+// What must stay true: nothing that a surviving mount needs is destroyed. Vault taints
+// a mount that is disabled or moved. A failure of either leaves the taint, and a later
+// seal, step-down or restart then unloads the mount as a disable does. Therefore static
+// roles are deleted only if this process saw the taint begin, nothing has failed since,
+// and Vault has never paused.
 
 import (
 	"context"
@@ -20,41 +20,85 @@ import (
 )
 
 const (
-	// unmountWorkers and unmountBudget bound the deletes when the mount is
-	// disabled, during which other mounts of the process wait.
+	// unmountWorkers and unmountBudget bound the deletes at the unload, during which
+	// other mounts of the process wait.
 	unmountWorkers = 16
-	// unmountReading is for reading what must be logged when that is spent.
+	// unmountReading is for reading what must be logged after unmountBudget is spent.
 	unmountReading = 5 * time.Second
-	// unmountPause is the longest that Vault may pause between the steps of a
-	// disable, whose first is a rollback and whose last is the unload. It does so for
-	// moments; after a failure that the engine does not see it pauses for ever.
+	// unmountPause is the longest pause between the steps of a disable, from the first
+	// rollback to the unload. Normally Vault continues within moments; after a failure
+	// that the engine cannot see it never does.
 	unmountPause = time.Minute
-	// unmountTick is how long Vault's regular tick must come after the last step to
-	// show such a pause: it comes once a minute, by chance between two steps, too.
+	// unmountTick is the least time between the last step and a periodic rollback that
+	// reveals such a pause: these come once a minute, and may fall between two steps.
 	unmountTick = 5 * time.Second
-	// envOpenBao is set by OpenBao for its plugins.
-	envOpenBao = "BAO_VERSION"
 )
 
-// unmount is what this process knows of the end of its mount.
+// phase is the state of a mount as far as its end is concerned. Any look that finds no
+// taint leads to served; only an unload in revoking can be a disable.
+//
+//	from             when                                            to
+//	notSeen, served  the mount is not tainted                        served
+//	notSeen          the mount is tainted                            surviving
+//	served           the mount is tainted                            rollingBack
+//	rollingBack      the rollback has ended                          revoking
+//	rollingBack, revoking
+//	                 a revocation fails, or Vault cancels a request  surviving
+//	revoking         Vault pauses for longer than in a disable       surviving
+type phase int
+
+const (
+	notSeen     phase = iota // the process started, and has not looked at the taint
+	served                   // not tainted at the last look
+	rollingBack              // the taint began, and the first rollback is in progress
+	revoking                 // the leases' revocations follow, and then the unload
+	surviving                // tainted, and for some reason perhaps not being disabled
+)
+
+// unmount decides whether the mount is being disabled. It is a state machine that is fed
+// with Vault's requests.
 type unmount struct {
-	// draining is set while the mount is being disabled: nothing is created
-	// then, and what is being created is destroyed instead of handed out.
+	tainted func() bool // asks Vault
+	now     func() time.Time
+	openBao func() bool
+
+	// draining is set while the mount is being disabled: no creates start, and
+	// credentials that are being created are destroyed instead of returned.
 	draining atomic.Bool
-	// issuing counts the requests that may be creating something, revoking those
-	// that revoke.
-	issuing, revoking atomic.Int64
-	// lastIssued is when the last credential was handed out. It keeps its
-	// monotonic reading: a clock that is set back must not make the drain wait.
+	// issuing counts the requests that may be creating a credential, revocations the
+	// revocations in progress.
+	issuing, revocations atomic.Int64
+	// lastIssued is when the last credential was returned. It keeps its monotonic
+	// reading, so that a clock that is set back does not delay the drain.
 	lastIssued atomic.Pointer[time.Time]
 	// mountPoint is that of the last request: an unload has none.
 	mountPoint atomic.Pointer[string]
-	taint      taintWatch
-	// getenv is os.Getenv, but for tests.
-	getenv func(string) string
+	// drainEnds caches drainEnd; nil until the mount is being disabled.
+	drainEnds atomic.Pointer[time.Time]
+
+	mu     sync.Mutex
+	phase  phase
+	reason string // of surviving
+	logged bool   // retained credentials have been logged, in this taint
+
+	// step is when the taint's first rollback or the last revocation ended, the later
+	// of the two, with its monotonic reading.
+	step    time.Time
+	revoked bool // there was a revocation since the last rollback
 }
 
-// issued notes that a credential has been handed out.
+// The reasons of surviving.
+const (
+	reasonUnseen  = "this process did not see the taint begin"
+	reasonFailed  = "a revocation failed or was interrupted after the taint began"
+	reasonStopped = "Vault stopped disabling or moving the mount"
+)
+
+func newUnmount(tainted func() bool, now func() time.Time, openBao func() bool) *unmount {
+	return &unmount{tainted: tainted, now: now, openBao: openBao}
+}
+
+// issued records that a credential is returned.
 func (u *unmount) issued() {
 	now := time.Now()
 	u.lastIssued.Store(&now)
@@ -66,195 +110,197 @@ func (u *unmount) inTransit() bool {
 	return last != nil && time.Since(*last) < leaseTransit
 }
 
-// taintWatch is what this process has seen of the mount's taint.
-type taintWatch struct {
-	mu      sync.Mutex
-	served  bool // the mount was seen without a taint
-	tainted bool // at the last look
-	begun   bool // this process has seen the present taint begin
-	failed  bool // a revoke has failed, or Vault has broken off a request, since it began
-	told    bool // what stays has been logged
-
-	// step is when the taint's first rollback or the last revoke ended, the later of
-	// the two, with its monotonic reading. Zero while that rollback is in progress.
-	step    time.Time
-	revoked bool // there was a revoke since the last rollback
-	paused  bool // Vault has paused for longer than in a disable
-}
-
-// look takes note of whether the mount is tainted. A taint that was there at the
-// last look is the same one: a repeated disable does not begin another.
-func (w *taintWatch) look(tainted bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if tainted && !w.tainted {
-		w.begun, w.failed, w.told = w.served, false, false
-		w.step, w.revoked, w.paused = time.Time{}, false, false
-	}
-	w.tainted = tainted
-	w.served = w.served || !tainted
-}
-
-// serve takes note of a request that Vault does not send to a tainted mount.
-func (w *taintWatch) serve(tainted func() bool) {
-	w.mu.Lock()
-	looked := w.tainted
-	w.served = w.served || !looked
-	w.mu.Unlock()
-	if looked { // is it over?
-		w.look(tainted())
-	}
-}
-
-func (w *taintWatch) fail() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.failed = true
-}
-
-// rolledBack takes note of the end of a rollback. One that follows another without a
-// revoke between them is a tick of a mount in which nothing goes on.
-func (w *taintWatch) rolledBack(now time.Time, revoking bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// look records whether the mount is tainted. If it was at the last look, this is the
+// same taint: a repeated disable does not begin another.
+func (u *unmount) look(tainted bool) {
+	u.draining.Store(tainted)
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	switch {
-	case !w.tainted:
-	case w.step.IsZero():
-		w.step = now
-	case !w.revoked && !revoking && now.Sub(w.step) > unmountTick:
-		w.paused = true
-	}
-	w.revoked = false
-}
-
-// revokes takes note of the begin of a revoke, and revokeDone of its end. The first
-// in a while is no part of a disable: a lease of a mount that lives on has ended.
-func (w *taintWatch) revokes(now time.Time, others bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.paused = w.paused || !others && w.idle(now)
-	w.revoked = true
-}
-
-func (w *taintWatch) revokeDone(now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.revoked = true; !w.step.IsZero() {
-		w.step = now
+	case !tainted:
+		u.phase = served
+	case u.phase == notSeen:
+		u.phase, u.reason, u.logged = surviving, reasonUnseen, false
+	case u.phase == served:
+		u.phase, u.logged = rollingBack, false
+		u.step, u.revoked = time.Time{}, false
 	}
 }
 
-// idle reports whether the last step of a disable was too long ago.
-func (w *taintWatch) idle(now time.Time) bool {
-	return w.tainted && !w.step.IsZero() && now.Sub(w.step) > unmountPause
+// request records a request that Vault does not send to a tainted mount.
+func (u *unmount) request() {
+	u.mu.Lock()
+	looked := u.phase != notSeen && u.phase != served
+	if !looked {
+		u.phase = served
+	}
+	u.mu.Unlock()
+	if looked { // the taint may be over
+		u.taintMayBeOver()
+	}
 }
 
-// tell reports once for each taint that what stays must be logged.
-func (w *taintWatch) tell() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	first := !w.told
-	w.told = true
+// taintMayBeOver looks again, and leaves it to the next rollback to find a taint.
+func (u *unmount) taintMayBeOver() {
+	if !u.tainted() {
+		u.mu.Lock()
+		u.phase = served
+		u.mu.Unlock()
+	}
+}
+
+// fail records that a revocation failed, or that Vault canceled a request.
+func (u *unmount) fail() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.phase == rollingBack || u.phase == revoking {
+		u.phase, u.reason = surviving, reasonFailed
+	}
+}
+
+// rolledBack records the end of a rollback. A second one without a revocation in between
+// is a periodic rollback of a mount whose disable does not proceed.
+func (u *unmount) rolledBack() {
+	now, others := u.now(), u.revocations.Load() > 0
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.phase == rollingBack:
+		u.phase, u.step = revoking, now
+	case u.phase == revoking && !u.revoked && !others && now.Sub(u.step) > unmountTick:
+		u.phase, u.reason = surviving, reasonStopped
+	}
+	u.revoked = false
+}
+
+// revokes records the start of a revocation. After a pause it is not part of a disable:
+// a lease of a surviving mount has expired.
+func (u *unmount) revokes() {
+	now, others := u.now(), u.revocations.Add(1) > 1
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !others {
+		u.endPause(now)
+	}
+	u.revoked = true
+}
+
+// revokeDone records the end of a revocation.
+func (u *unmount) revokeDone(failed bool) {
+	if failed {
+		u.fail()
+	}
+	u.mu.Lock()
+	u.revoked = true
+	if u.phase == revoking {
+		u.step = u.now()
+	}
+	u.mu.Unlock()
+	u.revocations.Add(-1)
+}
+
+// endPause leaves revoking if the last step was too long ago for a disable. The caller
+// holds mu.
+func (u *unmount) endPause(now time.Time) {
+	if u.phase == revoking && now.Sub(u.step) > unmountPause {
+		u.phase, u.reason = surviving, reasonStopped
+	}
+}
+
+// shouldLogRetained reports true once for each taint, when the retained credentials must be logged.
+func (u *unmount) shouldLogRetained() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	first := !u.logged
+	u.logged = true
 	return first
 }
 
-// doubt says why an unload of the tainted mount may be no disable, "" if it is one.
-func (w *taintWatch) doubt(now time.Time) string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case !w.begun:
-		return "this process has not seen the taint begin"
-	case w.failed:
-		return "a revocation has failed or was interrupted since the taint began"
-	case w.step.IsZero():
-		return "the rollback with which a disable begins has not ended"
-	case w.paused || w.idle(now):
-		return "Vault did not go on with disabling or moving the mount"
-	}
-	return ""
-}
-
-// cannotTellDisable reports whether a disable of this mount looks like something
-// that the mount survives. OpenBao seals a namespace by tainting and unloading its
-// mounts, and keeps their storage. Its mount points include the namespace, so that
-// only one without a slash is known not to be in any.
-func (b *backend) cannotTellDisable(mountPoint string) bool {
-	return b.getenv(envOpenBao) != "" && strings.Contains(strings.Trim(mountPoint, "/"), "/")
-}
-
-// watch takes note of a request of Vault's. The caller calls done with its end.
-func (b *backend) watch(ctx context.Context, req *logical.Request) (done func(*logical.Response, error)) {
-	if last := b.mountPoint.Load(); req.MountPoint != "" && (last == nil || *last != req.MountPoint) {
+// watch records a request from Vault. The caller calls done with its result.
+func (u *unmount) watch(ctx context.Context, req *logical.Request) (done func(*logical.Response, error)) {
+	if last := u.mountPoint.Load(); req.MountPoint != "" && (last == nil || *last != req.MountPoint) {
 		mountPoint := strings.Clone(req.MountPoint)
-		b.mountPoint.Store(&mountPoint)
+		u.mountPoint.Store(&mountPoint)
 	}
-	revoke := req.Operation == logical.RevokeOperation
-	if !revoke && req.Operation != logical.RollbackOperation {
-		b.taint.serve(b.System().Tainted)
+	switch req.Operation { // Vault sends no others to a tainted mount
+	case logical.RevokeOperation:
+		u.revokes()
+	case logical.RollbackOperation:
+	default:
+		u.request()
 		return func(*logical.Response, error) {}
 	}
-	if revoke {
-		b.taint.revokes(b.now(), b.revoking.Add(1) > 1)
-	}
-	// A seal or a step-down in the middle of a disable breaks the request off, and
-	// unloads the mount perhaps before the request has noticed.
-	stop := context.AfterFunc(ctx, b.taint.fail)
+	// A seal or a step-down during a disable cancels the request, and may unload the
+	// mount before the handler returns.
+	stop := context.AfterFunc(ctx, u.fail)
 	return func(resp *logical.Response, err error) {
 		stop()
-		if !revoke {
-			b.taint.rolledBack(b.now(), b.revoking.Load() > 0)
-			return
+		if req.Operation == logical.RollbackOperation {
+			u.rolledBack()
+		} else {
+			u.revokeDone(err != nil || resp.IsError())
 		}
-		if err != nil || resp.IsError() {
-			b.taint.fail()
-		}
-		b.taint.revokeDone(b.now())
-		b.revoking.Add(-1)
 	}
 }
 
-// mayStay says why an unload of the tainted mount may be no disable, "" if it is one.
-func (b *backend) mayStay() string {
+// whyKeepStaticRoles returns why an unload of the tainted mount may not be a disable, "" if it is.
+func (u *unmount) whyKeepStaticRoles() string {
+	now := u.now()
+	u.mu.Lock()
+	u.endPause(now)
+	phase, reason := u.phase, u.reason
+	u.mu.Unlock()
 	mountPoint := ""
-	if known := b.mountPoint.Load(); known != nil {
+	if known := u.mountPoint.Load(); known != nil {
 		mountPoint = *known
 	}
-	switch doubt := b.taint.doubt(b.now()); {
-	case doubt != "":
-		return doubt
-	case b.revoking.Load() > 0: // Vault disables once all are done
+	switch {
+	case phase == notSeen || phase == served: // the unload is the first to see the taint
+		return reasonUnseen
+	case phase == surviving:
+		return reason
+	case phase == rollingBack:
+		return "the first rollback of the disable has not completed"
+	case u.revocations.Load() > 0: // Vault revokes all leases before it disables the mount
 		return "a revocation is in progress"
-	case b.cannotTellDisable(mountPoint):
-		return "OpenBao seals a namespace in the same way"
+	case u.cannotTellDisable(mountPoint):
+		return "OpenBao may be sealing the namespace"
 	}
 	return ""
 }
 
-// isDraining reports whether the mount is being disabled. Vault taints a mount
-// that moves, too, and unlike a disabled one it comes back at once.
-func (b *backend) isDraining() bool {
-	if !b.draining.Load() {
+// cannotTellDisable reports whether a disable of this mount looks the same as an
+// operation that the mount survives. OpenBao seals a namespace by tainting and unloading
+// its mounts, and keeps their storage. Its mount points include the namespace, so only a
+// mount point without a slash is certainly in no namespace.
+func (u *unmount) cannotTellDisable(mountPoint string) bool {
+	return u.openBao() && strings.Contains(strings.Trim(mountPoint, "/"), "/")
+}
+
+// isDraining reports whether the mount is being disabled. Vault also taints a mount that
+// it moves, but that taint ends at once.
+func (u *unmount) isDraining() bool {
+	if !u.draining.Load() {
 		return false
 	}
-	tainted := b.System().Tainted()
-	b.draining.Store(tainted)
+	tainted := u.tainted()
+	u.draining.Store(tainted)
 	return tainted
 }
 
-// drainEnd is when what OpenAI does not show is no longer waited for, in the
-// disabling that is in progress.
-func (b *backend) drainEnd() time.Time {
-	if end := b.drainEnds.Load(); end != nil {
+// drainEnd is when the disable in progress stops waiting for accounts and keys that
+// OpenAI does not show yet.
+func (u *unmount) drainEnd() time.Time {
+	if end := u.drainEnds.Load(); end != nil {
 		return *end
 	}
 	end := time.Now().Add(drainBudget)
-	b.drainEnds.Store(&end)
+	u.drainEnds.Store(&end)
 	return end
 }
 
-// beingDisabled reports whether the mount is being disabled, after which nothing
-// of it is left that could delete anything.
-func (b *backend) beingDisabled(req *logical.Request) bool {
-	return b.isDraining() && !b.cannotTellDisable(req.MountPoint)
+// beingDisabled reports whether the mount is certainly being disabled, so that nothing
+// can be deleted later.
+func (u *unmount) beingDisabled(req *logical.Request) bool {
+	return u.isDraining() && !u.cannotTellDisable(req.MountPoint)
 }

@@ -1,6 +1,6 @@
 package openaisecrets
 
-// The end of the mount, and what only looks like it.
+// A disabled mount, and operations that look the same.
 
 import (
 	"context"
@@ -25,32 +25,7 @@ func leased(t *testing.T) (h *harness, one, two *logical.Response) {
 	return h, h.lease("creds/app", nil), h.lease("creds/app", nil)
 }
 
-// begin is what Vault does first when it disables or moves a mount.
-func (h *harness) begin() {
-	h.t.Helper()
-	h.manager.taint()
-	h.releaseStatic() // the test's
-	h.rollbackOnly()
-}
-
-// refusesOnce has OpenAI refuse the next delete.
-func (h *harness) refusesOnce() {
-	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
-}
-
-// works fails the test unless the static role's key is there after a restart and
-// the end of the taint.
-func (h *harness) works() {
-	h.t.Helper()
-	h.restartStatic()
-	h.manager.untaint()
-	require.True(h.t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "the static role's key")
-	h.advance(notFinalBefore)
-	h.tick()
-	h.sim.KeepAll()
-}
-
-func TestUnmount_AFailureDuringATaintOutlivesLaterSuccesses(t *testing.T) {
+func TestUnmount_FailureDuringATaintPersists(t *testing.T) {
 	t.Parallel()
 	for name, between := range map[string]func(h *harness){
 		"a restart":                    func(*harness) {},
@@ -63,11 +38,11 @@ func TestUnmount_AFailureDuringATaintOutlivesLaterSuccesses(t *testing.T) {
 			h.begin()
 			h.refusesOnce()
 			require.Error(t, h.revoke(one))   // which fails it: the mount stays tainted
-			require.NoError(t, h.revoke(two)) // another lease ends by itself
+			require.NoError(t, h.revoke(two)) // another lease expires
 			between(h)
 			account := h.staticRole("batch")
 			h.b.Cleanup(context.Background())
-			require.Contains(t, h.log.String(), "a revocation has failed or was interrupted since the taint began")
+			require.Contains(t, h.log.String(), "a revocation failed or was interrupted after the taint began")
 			kept := lines(h.log.String(), "static role keeps its credential")
 			require.Len(t, kept, 1)
 			for _, said := range []any{account["service_account_id"], account["api_key_id"], account["api_key_expires_at"]} {
@@ -87,8 +62,8 @@ func lines(log, with string) (found []string) {
 	return found
 }
 
-// A lease that cannot be read fails a disable, too, before anything is called.
-func TestUnmount_ALeaseThatCannotBeReadIsAFailure(t *testing.T) {
+// A lease that cannot be decoded also fails a disable, before any call.
+func TestUnmount_UnreadableLeaseIsAFailure(t *testing.T) {
 	t.Parallel()
 	h, one, two := leased(t)
 	h.begin()
@@ -99,7 +74,7 @@ func TestUnmount_ALeaseThatCannotBeReadIsAFailure(t *testing.T) {
 	h.works()
 }
 
-func TestUnmount_TheNextTaintBeginsWhenThisOneHasEnded(t *testing.T) {
+func TestUnmount_NewTaintResetsTheState(t *testing.T) {
 	t.Parallel()
 	for name, seen := range map[string]func(h *harness){
 		"a tick":    func(h *harness) { h.rollbackOnly() },
@@ -113,7 +88,7 @@ func TestUnmount_TheNextTaintBeginsWhenThisOneHasEnded(t *testing.T) {
 			require.Error(t, h.revoke(one))
 			h.manager.untaint()
 			seen(h)
-			require.NoError(t, h.b.static.pass.End(t.Context()))
+			require.NoError(t, h.b.static.worker.End(t.Context()))
 			h.manager.taint()
 			h.rollbackOnly()
 			require.NoError(t, h.revoke(two))
@@ -123,9 +98,9 @@ func TestUnmount_TheNextTaintBeginsWhenThisOneHasEnded(t *testing.T) {
 	}
 }
 
-// A seal or a step-down breaks off the revocation of a disable, and unloads the
-// mount before that has noticed.
-func TestUnmount_ARevocationThatIsBrokenOffIsAFailure(t *testing.T) {
+// A seal or a step-down cancels the revocation of a disable, and unloads the mount before
+// the handler returns.
+func TestUnmount_CanceledRevocationIsAFailure(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"in progress", "canceled"} {
 		t.Run(how, func(t *testing.T) {
@@ -160,7 +135,7 @@ func TestUnmount_ARevocationThatIsBrokenOffIsAFailure(t *testing.T) {
 	}
 }
 
-func TestUnmount_AStepDownInTheMiddleLeavesStaticRoles(t *testing.T) {
+func TestUnmount_StepDownRetainsStaticRoles(t *testing.T) {
 	t.Parallel()
 	h, one, _ := leased(t)
 	h.begin()
@@ -172,13 +147,13 @@ func TestUnmount_AStepDownInTheMiddleLeavesStaticRoles(t *testing.T) {
 	h.rollbackOnly()
 	require.NoError(t, h.revoke(one))
 	h.b.Cleanup(context.Background())
-	require.Contains(t, h.log.String(), "this process has not seen the taint begin")
+	require.Contains(t, h.log.String(), "this process did not see the taint begin")
 	h.works()
 }
 
-// A move fails at Vault, too, after every revocation: its new path is taken, or the
-// mount table cannot be stored. Nothing tells the engine, and the taint stays.
-func TestUnmount_AMoveThatFailsAtVaultLeavesStaticRoles(t *testing.T) {
+// A move can fail at Vault after all revocations: its new path is in use, or the mount
+// table cannot be stored. The engine gets no call, and the taint stays.
+func TestUnmount_FailedMoveRetainsStaticRoles(t *testing.T) {
 	t.Parallel()
 	for name, after := range map[string]func(h *harness, lease *logical.Response){
 		"Vault's ticks go on for minutes": func(h *harness, _ *logical.Response) {
@@ -216,7 +191,7 @@ func TestUnmount_AMoveThatFailsAtVaultLeavesStaticRoles(t *testing.T) {
 			require.NoError(t, h.revoke(one))
 			after(h, two)
 			h.b.Cleanup(context.Background())
-			require.Contains(t, h.log.String(), "Vault did not go on with disabling or moving the mount")
+			require.Contains(t, h.log.String(), "Vault stopped disabling or moving the mount")
 			require.Len(t, lines(h.log.String(), "static role keeps its credential"), 1)
 			h.works()
 		})
@@ -263,12 +238,12 @@ func TestUnmount_ALongDisableLeavesNothing(t *testing.T) {
 	}
 }
 
-// A step-down may unload the mount before the first rollback has noticed.
-func TestUnmount_ARollbackInProgressLeavesStaticRoles(t *testing.T) {
+// A step-down may unload the mount before the first rollback returns.
+func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	t.Parallel()
 	h, one, _ := leased(t)
 	require.NoError(t, h.revoke(one))
-	_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young", ID: h.account(h.project, "vault-app-young", time.Hour)})
+	_, err := framework.PutWAL(t.Context(), h.storage, walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young", ID: h.account(h.project, "vault-app-young", time.Hour)})
 	require.NoError(t, err)
 	arrived, proceed := make(chan struct{}), make(chan struct{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
@@ -284,12 +259,11 @@ func TestUnmount_ARollbackInProgressLeavesStaticRoles(t *testing.T) {
 	h.b.Cleanup(context.Background())
 	close(proceed)
 	<-ended
-	require.Contains(t, h.log.String(), "the rollback with which a disable begins has not ended")
+	require.Contains(t, h.log.String(), "the first rollback of the disable has not completed")
 	h.works()
 }
 
-// A disable that failed leaves the mount tainted, and Vault's ticks drain it each
-// minute.
+// A failed disable leaves the mount tainted, and Vault's rollbacks drain it each minute.
 func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 	t.Parallel()
 	h, one, two := leased(t)
@@ -301,8 +275,8 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 		h.advance(time.Minute)
 		h.rollbackOnly()
 	}
-	require.Len(t, lines(h.log.String(), "its WAL could not be executed"), 1)
-	left := lines(h.log.String(), `"left at OpenAI"`)
+	require.Len(t, lines(h.log.String(), "WAL rollback is incomplete"), 1)
+	left := lines(h.log.String(), `"credential remains at OpenAI"`)
 	require.Len(t, left, 2, "one line for each account")
 	for _, lease := range []*logical.Response{one, two} {
 		require.Contains(t, strings.Join(left, ""), lease.Data["service_account_id"])
@@ -310,14 +284,7 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// tickAt sends Vault's tick to a mount elsewhere.
-func (h *harness) tickAt(mountPoint string) {
-	h.t.Helper()
-	_, err := h.b.HandleRequest(h.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: mountPoint})
-	require.NoError(h.t, err)
-}
-
-func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
+func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 	t.Parallel()
 	for at, stays := range map[string]bool{"vaulted/openai/": true, "a/b/openai/": true, "teams/openai/": true, "openai/": false} {
 		t.Run(at, func(t *testing.T) {
@@ -331,12 +298,12 @@ func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
 			h.sim.Keep(admins...)
 			require.Len(t, admins, 2)
 			young := h.account(h.project, "vault-app-young", 24*time.Hour)
-			_, err := framework.PutWAL(t.Context(), h.storage, journalAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young"})
+			_, err := framework.PutWAL(t.Context(), h.storage, walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young"})
 			require.NoError(t, err)
 
 			h.releaseStatic()
 			h.tickAt(at)
-			require.NoError(t, h.b.static.pass.End(t.Context()))
+			require.NoError(t, h.b.static.worker.End(t.Context()))
 			h.manager.taint()
 			h.tickAt(at)
 			h.tickAt(at)
@@ -352,8 +319,8 @@ func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
 			require.Len(t, h.liveAccounts(), 3)
 			require.Contains(t, h.liveAccounts(), young)
 			require.Equal(t, admins, h.adminKeyIDs())
-			require.Len(t, lines(log, "superseded admin key keeps its grace period"), 1, "once for each taint")
-			require.Len(t, lines(log, "WAL entry left"), 1)
+			require.Len(t, lines(log, "superseded admin key retained for its grace period"), 1, "once for each taint")
+			require.Len(t, lines(log, "WAL entry retained"), 1)
 			kept := lines(log, "static role keeps its credential")
 			require.Len(t, kept, 2)
 			for _, line := range kept {
@@ -376,7 +343,7 @@ func TestUnmount_WhereOpenBaoMayOnlySealANamespaceNothingEnds(t *testing.T) {
 	}
 }
 
-func TestUnmount_OnVaultAMountPointWithASlashIsAnyOther(t *testing.T) {
+func TestUnmount_VaultMountPointMayContainASlash(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.b.getenv = func(string) string { return "" }
@@ -384,15 +351,15 @@ func TestUnmount_OnVaultAMountPointWithASlashIsAnyOther(t *testing.T) {
 	h.static("batch", nil)
 	h.releaseStatic()
 	h.tickAt("teams/openai/")
-	require.NoError(t, h.b.static.pass.End(t.Context()))
+	require.NoError(t, h.b.static.worker.End(t.Context()))
 	h.manager.taint()
 	h.tickAt("teams/openai/")
 	h.b.Cleanup(context.Background())
 	require.Empty(t, h.liveAccounts())
 }
 
-// There is no later in which it might appear.
-func TestUnmount_WhatOpenAIDoesNotFindYetIsLookedForAgain(t *testing.T) {
+// After the unload nothing can check again whether it appears.
+func TestUnmount_RetriesNotFoundNewCredentials(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -402,10 +369,10 @@ func TestUnmount_WhatOpenAIDoesNotFindYetIsLookedForAgain(t *testing.T) {
 	h.sim.Fail(unknown)
 	h.unmount()
 	require.Empty(t, h.liveAccounts())
-	require.NotContains(t, h.log.String(), "is left at OpenAI")
+	require.NotContains(t, h.log.String(), "remains at OpenAI")
 }
 
-func TestUnmount_NoClockSetBackMakesTheDrainWait(t *testing.T) {
+func TestUnmount_ClockSetBackDoesNotDelayTheDrain(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	require.False(t, h.b.inTransit())
@@ -417,22 +384,21 @@ func TestUnmount_NoClockSetBackMakesTheDrainWait(t *testing.T) {
 	require.False(t, h.b.inTransit())
 }
 
-func TestStaticDelete_WhatMayAppearYetIsLeftToTheJournalQuietly(t *testing.T) {
+func TestStaticDelete_NotFoundNewCredentialIsQueuedInTheWAL(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
 	account := h.staticRole("batch")["service_account_id"].(string)
 	h.sim.DeleteServiceAccount(h.project, account)
 	require.Nil(t, h.must(h.remove("static-roles/batch")), "that is no failure")
-	require.NotContains(t, h.log.String(), "left to the journal")
-	require.Len(t, h.journal(), 1, "it is looked for again")
+	require.NotContains(t, h.log.String(), "left to the WAL")
+	require.Len(t, h.walEntries(), 1, "it is looked for again")
 	h.tick() // old enough
-	require.Empty(t, h.journal())
+	require.Empty(t, h.walEntries())
 }
 
-// Nor is any other 404 a proof: the role is deleted, and its account is not
-// forgotten.
-func TestStaticDelete_A404ThatProvesNothingIsAFailure(t *testing.T) {
+// An unproven 404 is a failure: the role is deleted, and its account stays in the WAL.
+func TestStaticDelete_UnprovenNotFoundFails(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"an unknown URL": {Status: http.StatusNotFound, Code: "unknown_url", Message: "Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos."},
@@ -451,12 +417,12 @@ func TestStaticDelete_A404ThatProvesNothingIsAFailure(t *testing.T) {
 			fault.Method, fault.Route = http.MethodPost, routeKey // which would have it expire instead
 			healUpdate := h.sim.Fail(fault)
 			h.keep()
-			require.Equal(t, 1, h.staticRole("adopted")["retired_keys"], "it stays on the list")
+			require.Equal(t, 1, h.staticRole("adopted")["superseded_keys"], "it stays on the list")
 			for _, role := range []string{"made", "adopted"} {
-				require.Contains(t, h.must(h.remove("static-roles/" + role)).Warnings[0], "Left to the journal")
+				require.Contains(t, h.must(h.remove("static-roles/" + role)).Warnings[0], "Queued for deletion at OpenAI in the WAL")
 			}
 			require.Len(t, h.liveAccounts(), 2)
-			require.Len(t, h.journal(), 3)
+			require.Len(t, h.walEntries(), 3)
 			heal()
 			healUpdate()
 			h.tick()
@@ -465,7 +431,7 @@ func TestStaticDelete_A404ThatProvesNothingIsAFailure(t *testing.T) {
 	}
 }
 
-func TestStaticRotation_A404ProvesNothingOfTheAccount(t *testing.T) {
+func TestStaticRotation_NotFoundProvesNothingAboutTheAccount(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
@@ -474,7 +440,7 @@ func TestStaticRotation_A404ProvesNothingOfTheAccount(t *testing.T) {
 	said := h.refused(h.write("rotate-role/batch", nil))
 	require.Contains(t, said, "OpenAI did not find service account")
 	require.Contains(t, said, "OpenAI still shows it")
-	require.NotContains(t, said, "is not there any more")
+	require.NotContains(t, said, "no longer exists")
 	heal()
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()

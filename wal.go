@@ -1,16 +1,17 @@
 package openaisecrets
 
-// This file owns how WAL entries are executed. Those of creates whose answer is not
-// known name an account or a key, and what OpenAI gave it as an ID must be found in a
-// listing.
+// This file owns how WAL entries are processed. An entry of a create whose answer was
+// lost has only a name, so its ID must be found in a listing.
 //
-// What must stay true: an entry ends only when what it names is proven to be
-// deleted or was never created; each kind of entry has runs of its own, so that one
-// throttled endpoint keeps no other waiting; each try is bounded in time. An entry
-// counts as never executed only when a listing that was read whole, and begun once the
-// entry was old enough, does not show its name; what has been used since its create is
-// not deleted, since nobody can use what was not handed out. That it was not used is only
-// said by a listing that shows its key.
+// What must stay true:
+//   - an entry is deleted only when its account or key is proven to be deleted, was never
+//     created, or is named by a stored static role or config;
+//   - each kind of entry has its own runs, so that one throttled endpoint does not
+//     delay the others, and each attempt is bounded in time;
+//   - a create counts as never executed only if a complete listing, begun once the
+//     entry was old enough, does not show its name;
+//   - a credential that was used after its create is not deleted, because its key was
+//     returned to a client. Only a listing that shows the key proves that it is unused.
 
 import (
 	"context"
@@ -18,7 +19,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -26,16 +26,17 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/internal/metrics"
 	"vault-plugin-secrets-openai/internal/text"
 )
 
 const (
-	// maxLines bounds the lines of the log of a run.
+	// maxLines bounds the log lines of one run.
 	maxLines = 10
 )
 
-// refreshWAL brings what is remembered of the WAL up to date with storage. It reads
-// only entries that are not remembered.
+// refreshWAL updates the WAL index from storage. It reads only entries that the index
+// lacks.
 func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
@@ -43,7 +44,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	}
 	r := &walRun{b: b, req: req, began: time.Now()}
 	unknown := b.wal.listed(ids, b.now())
-	// Those that cannot be read must not keep others from their turn.
+	// Shuffled, so that unreadable entries cannot block the others.
 	rand.Shuffle(len(unknown), func(i, j int) { unknown[i], unknown[j] = unknown[j], unknown[i] }) // #nosec G404 -- an order, not a secret
 	r.each(ctx, unknown, func(ctx context.Context, id string) error {
 		entry, err := framework.GetWAL(ctx, req.Storage, id)
@@ -54,12 +55,12 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 			return nil
 		}
 		var c credential
-		_ = decodeInto(&c, entry.Data) // one that cannot be read is the worker's to complain of
+		_ = decodeInto(&c, entry.Data) // the worker reports an entry that cannot be decoded
 		created, now := time.Unix(entry.CreatedAt, 0), b.now()
 		if latest := now.Add(clockSlack); created.After(latest) || c.CreatedAt.After(latest) {
-			// It was written under a clock that was ahead, and would not be acted on
-			// before that time.
-			b.log(req).Warn("WAL entry is dated in the future; dated now instead", "kind", entry.Kind, "created_at", text.Time(created))
+			// Written while the clock was ahead; without the correction it would not be
+			// processed before that time.
+			b.log(req).Warn("WAL entry has a creation time in the future; reset to the current time", "kind", entry.Kind, "created_at", text.Time(created))
 			if data, ok := entry.Data.(map[string]any); ok && c.CreatedAt.After(now) {
 				data["created_at"] = text.Time(now)
 			}
@@ -69,21 +70,21 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 			}
 		}
 		b.wal.put(id, newWALNote(entry.Kind, created, c))
-		if !slices.Contains(journalKinds, entry.Kind) {
-			return fmt.Errorf("a WAL entry of kind %q is unknown to this version of the plugin", entry.Kind)
+		if laneOf(entry.Kind) == "" {
+			return fmt.Errorf("this version of the plugin does not support WAL entries of kind %q", entry.Kind)
 		}
 		return nil
 	})
 	return r.first
 }
 
-// runAllWAL executes all entries that are old enough and returns when it has tried
-// them, with a failure if there was one, and whether trying again may do better.
+// runAllWAL processes all entries that are old enough. It returns the most important
+// failure, if any, and whether another attempt may succeed.
 func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) (again bool, err error) {
 	err = b.refreshWAL(ctx, req)
-	runs := make([]*walRun, len(journalKinds))
+	runs := make([]*walRun, len(walKinds))
 	var group sync.WaitGroup
-	for i, kind := range journalKinds {
+	for i, kind := range walKinds {
 		group.Go(func() { runs[i] = b.runWAL(ctx, req, kind, minAge) })
 	}
 	group.Wait()
@@ -96,25 +97,24 @@ func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge ti
 	return again, err
 }
 
-// runWAL acts on the entries of a kind that are old enough, and returns the run once
-// it has ended. It stops early when OpenAI does not answer or refuses the admin key:
-// the other entries would fare no better.
+// runWAL processes the entries of a kind that are old enough, and returns the completed
+// run. It stops early when OpenAI does not answer or rejects the admin key, since the
+// other entries would fail too.
 func (b *backend) runWAL(ctx context.Context, req *logical.Request, kind string, minAge time.Duration) *walRun {
-	r := &walRun{b: b, req: req, began: time.Now(), refused: map[string]int{}}
-	if kind == journalRevoked || kind == journalRevokedKey {
-		minAge = math.MinInt64 // no request works on it any more
+	r := &walRun{b: b, req: req, began: time.Now(), minAge: minAge, refused: map[string]int{}}
+	if kind == walRevokedAccount || kind == walRevokedKey {
+		minAge = math.MinInt64 // no request uses these entries
 	}
 	ids := b.wal.due(kind, b.now(), minAge)
-	if kind == journalAccount || kind == journalKey {
+	if kind == walAccount || kind == walKey {
 		r.lookUp(ctx, kind, ids)
 	} else {
-		r.each(ctx, ids, func(ctx context.Context, id string) error { return r.execute(ctx, id, r.act) })
+		r.each(ctx, ids, func(ctx context.Context, id string) error { return r.execute(ctx, id, r.processEntry) })
 	}
 	return r
 }
 
-// err is the first failure, or else errNotFinal if something must be looked for
-// again.
+// err is the first failure, or else errNotFinal if an entry needs another attempt.
 func (r *walRun) err() error {
 	if r.first == nil && r.waits {
 		return errNotFinal
@@ -127,26 +127,28 @@ type walRun struct {
 	b     *backend
 	req   *logical.Request
 	began time.Time // with the monotonic clock
+	// minAge is the minimum age of a credential that an unfinished create may delete.
+	minAge time.Duration
 
 	mu    sync.Mutex
 	first error
-	waits bool // something must be looked for again
-	again bool // it does, or what kept an entry from its end may pass
-	cut   bool // entries were left for want of time
-	done  int  // entries that are ended
+	waits bool // an entry is not final yet
+	again bool // waits, or a failure may be transient
+	cut   bool // entries were skipped because the time was up
+	done  int  // entries that were processed and deleted
 	inRow int
-	lines int // of the log
-	// refused counts by project the deletes that were refused or whose 404 was not
+	lines int // written to the log
+	// refused counts, by project, deletes that OpenAI rejected or whose 404 was not
 	// proven.
 	refused map[string]int
 }
 
-// errProjectRefuses is the outcome of entries that were not tried since others of
+// errProjectRefuses is the outcome of entries that are skipped because other deletes in
 // their project failed in this run.
-var errProjectRefuses = errors.New("deletes in this project are refused")
+var errProjectRefuses = errors.New("skipped: OpenAI rejected other deletes in this project")
 
-// each has something done for entries, some at once and each in bounded time, for
-// as long as the run may take up further ones.
+// each calls do for the entries, several at a time and each in bounded time, until the
+// run's budget is spent.
 func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context, string) error) {
 	var group sync.WaitGroup
 	slots := make(chan struct{}, workers)
@@ -156,7 +158,7 @@ func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context
 			r.cut = true
 			break
 		}
-		if ctx.Err() != nil || r.hopeless() {
+		if ctx.Err() != nil || r.circuitOpen() {
 			break
 		}
 		group.Go(func() {
@@ -169,8 +171,7 @@ func (r *walRun) each(ctx context.Context, ids []string, do func(context.Context
 	group.Wait()
 }
 
-// execute does what an entry asks for, and deletes the entry if that leaves nothing
-// to do.
+// execute processes an entry, and deletes it on success.
 func (r *walRun) execute(ctx context.Context, id string, act func(context.Context, *framework.WALEntry) error) error {
 	entry, err := framework.GetWAL(ctx, r.req.Storage, id)
 	if err != nil {
@@ -181,21 +182,23 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		return nil
 	}
 	switch err = act(ctx, entry); {
-	case errors.Is(err, errHandedOut):
+	case errors.Is(err, errKeyUsed):
 		if r.b.wal.keep(id, r.b.now().Add(keptFor)) {
-			r.b.log(r.req).Warn("WAL entry not executed: its key has been used since, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
+			r.b.log(r.req).Warn("WAL entry retained: its key was used after the create, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
 		}
 		return nil
 	case err == nil:
-		err = r.b.deleteWAL(ctx, r.req.Storage, id)
+		if err = r.b.deleteWAL(ctx, r.req.Storage, id); err == nil && isPooled(entry.Kind) {
+			r.b.metrics.PoolDestroyed(metrics.PoolLost, 1)
+		}
 	}
 	if !errors.Is(err, errNotFinal) {
-		r.b.metrics.journalled(err)
+		r.b.metrics.WALProcessed(err)
 	}
 	return err
 }
 
-// outcome takes note of what came of an entry.
+// outcome records the result of an entry.
 func (r *walRun) outcome(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -211,26 +214,26 @@ func (r *walRun) outcome(err error) {
 		r.first = err
 	}
 	r.again = r.again || mayPass(err)
-	if shared(err) || errors.Is(err, errWAL) || errors.Is(err, errNotConfigured) {
+	if isSystemic(err) || errors.Is(err, errWAL) || errors.Is(err, errNotConfigured) {
 		r.inRow++
 	}
 	if client.AsError(err) == nil && !errors.Is(err, context.Canceled) && !errors.Is(err, errProjectRefuses) && r.lines < maxLines {
-		// Not OpenAI's doing, so it may well stay: said for each entry.
+		// Not a failure at OpenAI, so it may be permanent: logged for each entry.
 		r.lines++
-		r.b.log(r.req).Warn("WAL entry not executed", "error", err)
+		r.b.log(r.req).Warn("WAL entry not processed", "error", err)
 	}
 }
 
-func (r *walRun) hopeless() bool {
+func (r *walRun) circuitOpen() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.inRow >= patience
+	return r.inRow >= maxSystemicFailures
 }
 
-// act does what an entry of a revocation or of an admin key asks for; nil ends the
-// entry.
-func (r *walRun) act(ctx context.Context, entry *framework.WALEntry) error {
-	if entry.Kind != journalAdminKey {
+// processEntry processes an entry of a revocation or of an admin key. After nil the
+// entry can be deleted.
+func (r *walRun) processEntry(ctx context.Context, entry *framework.WALEntry) error {
+	if entry.Kind != walAdminKey {
 		c, err := entryCredential(entry)
 		if err != nil {
 			return err
@@ -239,27 +242,27 @@ func (r *walRun) act(ctx context.Context, entry *framework.WALEntry) error {
 	}
 	var key adminKeyEntry
 	if err := decodeInto(&key, entry.Data); err != nil {
-		return fmt.Errorf("a WAL entry cannot be read: %w", err)
+		return fmt.Errorf("decoding WAL entry: %w", err)
 	}
 	if key.Version > adminKeyVersion {
-		return fmt.Errorf("a WAL entry cannot be used: it was written by a newer version of this plugin (format %d, this one knows %d)", key.Version, adminKeyVersion)
+		return newerFormat("WAL entry", key.Version, adminKeyVersion)
 	}
 	if key.Name == "" {
-		return errors.New("a WAL entry cannot be used: it has no name")
+		return errors.New("invalid WAL entry: name is missing")
 	}
-	return r.b.rollbackAdminKey(ctx, r.req, key)
+	return r.b.rollbackAdminKey(ctx, r.req, key, r.minAge)
 }
 
-// delete destroys a credential of known ID, unless a static role needs it: then
+// delete destroys a credential of known ID, unless a static role still uses it: then
 // only the deletion of its entry had failed.
 func (r *walRun) delete(ctx context.Context, c credential) error {
 	if held, err := r.b.staticHolds(ctx, r.req.Storage, c); err != nil || held {
 		return err
 	}
 	r.mu.Lock()
-	hopeless := r.refused[c.ProjectID] >= patience
+	blocked := r.refused[c.ProjectID] >= maxSystemicFailures
 	r.mu.Unlock()
-	if hopeless {
+	if blocked {
 		return errProjectRefuses
 	}
 	snap, err := r.b.current(ctx, r.req.Storage)
@@ -280,21 +283,24 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 	return nil
 }
 
-// lookedUp is what the listings of a project show of the names that entries have.
+// lookedUp is the result of searching a project's listings for the names of entries.
 type lookedUp struct {
 	began    time.Time
 	archived bool
 	byName   map[string][]credential
-	// used is when a key was last used that has been used later than any request for
-	// it can have lasted, all by OpenAI's clock; by the ID of its account, or by its
-	// own in entries of keys. Keys that have expired count for nothing.
+	// used has the last use of keys that were used after the request that created them
+	// must have ended, by OpenAI's clock. It is indexed by account ID, or by key ID for
+	// entries of keys. Expired keys are ignored.
 	used map[string]time.Time
-	// keyed are the accounts, of those by name, of which the listing of keys shows one.
+	// keyed are the matching accounts for which the listing shows a key.
 	keyed map[string]bool
+	// young are the keys that are younger than minAge by OpenAI's clock, and their
+	// accounts.
+	young map[string]bool
 }
 
-// lookUp acts on entries of creates. For each project it reads one listing, and if
-// that shows one of the names a listing of the project's keys.
+// lookUp processes entries of creates. For each project it reads one listing and, if
+// that shows one of the names, a listing of the project's keys.
 func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 	wanted := map[string]map[string]bool{} // names by project
 	entries := map[string][]string{}       // their entries by project
@@ -311,7 +317,7 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 		}
 		c, err := entryCredential(entry)
 		if err != nil {
-			r.b.metrics.journalled(err)
+			r.b.metrics.WALProcessed(err)
 			return err
 		}
 		mu.Lock()
@@ -323,29 +329,29 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 		entries[c.ProjectID] = append(entries[c.ProjectID], id)
 		return nil
 	})
-	r.cut, r.done = r.cut || len(batch) < len(ids), 0 // to read is not to end
+	r.cut, r.done = r.cut || len(batch) < len(ids), 0 // so far entries were only read
 	var group sync.WaitGroup
 	slots := make(chan struct{}, workers)
 	for project, names := range wanted {
 		slots <- struct{}{}
 		group.Go(func() {
 			defer func() { <-slots }()
-			if ctx.Err() != nil || r.hopeless() {
+			if ctx.Err() != nil || r.circuitOpen() {
 				return
 			}
 			found, err := r.list(ctx, kind, project, names)
 			if err != nil {
 				for range entries[project] {
-					r.b.metrics.journalled(err)
+					r.b.metrics.WALProcessed(err)
 				}
 				r.outcome(err)
 				return
 			}
-			// The time that a listing takes at a slow pace is not the entries'.
-			part := &walRun{b: r.b, req: r.req, began: time.Now(), refused: map[string]int{}}
+			// A rate-limited listing must not use up the budget of the entries.
+			part := &walRun{b: r.b, req: r.req, began: time.Now(), minAge: r.minAge, refused: map[string]int{}}
 			part.each(ctx, entries[project], func(ctx context.Context, id string) error {
 				return part.execute(ctx, id, func(ctx context.Context, entry *framework.WALEntry) error {
-					return part.actFound(ctx, entry, found)
+					return part.processFound(ctx, entry, found)
 				})
 			})
 			if part.first != nil {
@@ -362,15 +368,15 @@ func (r *walRun) lookUp(ctx context.Context, kind string, ids []string) {
 	group.Wait()
 }
 
-// list reads what a project's listings show of the names.
+// list searches a project's listings for the names.
 func (r *walRun) list(ctx context.Context, kind, project string, names map[string]bool) (*lookedUp, error) {
 	snap, err := r.b.current(ctx, r.req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}}
+	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}, young: map[string]bool{}}
 	accounts := map[string]bool{}
-	if kind == journalAccount {
+	if kind == walAccount {
 		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
 			for _, a := range page {
 				if names[a.Name] {
@@ -381,25 +387,30 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 			return nil
 		})
 	}
-	if err == nil && (kind == journalKey || len(accounts) > 0) {
+	if err == nil && (kind == walKey || len(accounts) > 0) {
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
-			now := snap.api.NotAfter(r.b.now())
+			now, expiredBy := snap.api.NowOr(r.b.now()), snap.api.NotAfter(r.b.now())
 			for _, k := range page {
 				for _, id := range []string{k.AccountID, k.UserID} {
 					if accounts[id] {
 						found.keyed[id] = true
 					}
 				}
-				if kind == journalKey && names[k.Name] {
+				if r.minAge > 0 && now.Sub(k.CreatedAt) < r.minAge {
+					for _, id := range []string{k.ID, k.AccountID, k.UserID} {
+						found.young[id] = true
+					}
+				}
+				if kind == walKey && names[k.Name] {
 					found.byName[k.Name] = append(found.byName[k.Name], credential{KeyID: k.ID})
 				}
-				expired := !k.ExpiresAt.IsZero() && now.After(k.ExpiresAt.Add(clockSlack))
+				expired := !k.ExpiresAt.IsZero() && expiredBy.After(k.ExpiresAt.Add(clockSlack))
 				if expired || !k.LastUsedAt.After(k.CreatedAt.Add(requestBudget+cleanupBudget)) {
 					continue
 				}
-				// The document knows owners of both forms.
+				// OpenAI's API document allows both forms of owner.
 				for _, id := range []string{k.ID, k.AccountID, k.UserID} {
-					if (kind == journalKey && id == k.ID && names[k.Name]) || accounts[id] {
+					if (kind == walKey && id == k.ID && names[k.Name]) || accounts[id] {
 						found.used[id] = k.LastUsedAt
 					}
 				}
@@ -415,8 +426,9 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 	return found, err
 }
 
-// actFound acts on an entry with what listings show of its name; nil ends it.
-func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found *lookedUp) error {
+// processFound processes an entry of a create with the result of its search. After nil
+// the entry can be deleted.
+func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, found *lookedUp) error {
 	c, err := entryCredential(entry)
 	if err != nil {
 		return err
@@ -425,7 +437,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		return err
 	}
 	created := c.CreatedAt
-	if created.IsZero() { // as in entries of before it was kept
+	if created.IsZero() {
 		created = time.Unix(entry.CreatedAt, 0)
 	}
 	matches := found.byName[c.ownName()]
@@ -439,11 +451,20 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 		} else {
 			c.ID = match.ID
 		}
-		if used, handedOut := found.used[id]; handedOut {
-			return fmt.Errorf("%s, last used at %s: %w", c.what(), text.Time(used), errHandedOut)
+		if found.keyed[id] { // an earlier listing without its key was wrong
+			r.b.unseen.forget(id)
 		}
-		// The engine makes no account without a key, so the listing lacks it and does
-		// not say whether it is used; or a person has deleted it, and all listings do.
+		if used, handedOut := found.used[id]; handedOut {
+			return fmt.Errorf("%s, last used at %s: %w", c.describe(), text.Time(used), errKeyUsed)
+		}
+		// A create can be sent long after its entry was written. A key that is younger than
+		// minAge has had no time to show that another Vault has returned it.
+		if found.young[id] {
+			return errNotFinal
+		}
+		// The engine never creates an account without a key. If no key is listed, either
+		// the listing is incomplete and does not show whether the key is used, or a person
+		// has deleted the key and it is absent from every listing.
 		if !c.isKey() && !found.keyed[id] && !r.b.isDraining() && !r.b.unseen.confirmed(id, time.Now(), time.Duration(r.b.settling.Load())) {
 			return errNotFinal
 		}
@@ -455,8 +476,7 @@ func (r *walRun) actFound(ctx context.Context, entry *framework.WALEntry, found 
 	return nil
 }
 
-// mayPass reports whether what kept a WAL entry from its end may pass within the
-// drain's budget.
+// mayPass reports whether a failure may be over within the drain's budget.
 func mayPass(err error) bool {
-	return isNotFoundAtAll(err) || shared(err) && !client.IsDenied(err)
+	return isNotFoundAtAll(err) || isSystemic(err) && !client.IsDenied(err)
 }

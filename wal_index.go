@@ -1,11 +1,12 @@
 package openaisecrets
 
-// This file owns how WAL entries are written and deleted, and what this process
-// remembers of them, so that a run reads only the entries that it acts on.
+// This file owns how WAL entries are written and deleted, and this process's index of
+// them, so that a run reads only the entries that it processes.
 //
-// What must stay true: an entry is never acted on while a request of this process
-// may be using it, whatever the clock says; what is remembered is checked against
-// storage before it is acted on; at 100,000 entries it takes some 20 MiB.
+// What must stay true: an entry is never processed while a request or the pool of this
+// process may be using it, regardless of the clock: the worker asks whether it is used
+// before it reads the entry, and the use ends after the entry is deleted; an entry is
+// read from storage again before it is processed; the index of 100,000 entries takes about 20 MiB.
 
 import (
 	"context"
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,14 +23,14 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// walNote is what is remembered of an entry. Times are Unix seconds.
+// walNote is an entry in the index. Times are Unix seconds.
 type walNote struct {
 	kind    string
 	created int64
-	ends    int64 // when its key ends; 0 = unknown or never
-	notDue  int64 // not acted on before; 0 = at once
-	seen    int   // the refresh that last saw it in storage
-	kept    bool  // reported and not executed: its key was handed out
+	ends    int64 // when its key expires; 0 if unknown or never
+	notDue  int64 // not processed before this time; 0 means immediately
+	seen    int   // the refresh that last found it in storage
+	kept    bool  // reported but not processed: its key was returned to a client
 }
 
 // walIndex is safe for concurrent use.
@@ -43,7 +45,7 @@ func newWALIndex() *walIndex {
 	return &walIndex{notes: map[string]walNote{}, inUse: map[string]bool{}}
 }
 
-// use marks an entry as a request's own until release.
+// use reserves an entry for a request until release.
 func (x *walIndex) use(id string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -56,7 +58,18 @@ func (x *walIndex) release(id string) {
 	delete(x.inUse, id)
 }
 
-// get returns what is remembered of an entry.
+// unused counts the entries that neither a request nor the pool of this process uses.
+func (x *walIndex) unused(ids []string) (n int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, id := range ids {
+		if !x.inUse[id] {
+			n++
+		}
+	}
+	return n
+}
+
 func (x *walIndex) get(id string) (note walNote, known bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -64,7 +77,7 @@ func (x *walIndex) get(id string) (note walNote, known bool) {
 	return note, known
 }
 
-// put remembers an entry, which the refresh in progress may not see.
+// put adds an entry, which the refresh in progress may not find.
 func (x *walIndex) put(id string, note walNote) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -72,16 +85,28 @@ func (x *walIndex) put(id string, note walNote) {
 	x.notes[id] = note
 }
 
-// forget is for an entry that is deleted.
+// has reports whether there is an entry of a kind.
+func (x *walIndex) has(kind string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, note := range x.notes {
+		if note.kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// forget removes a deleted entry.
 func (x *walIndex) forget(id string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.notes, id)
 }
 
-// listed takes note of all IDs that storage holds, and returns those of which
-// nothing is remembered, or a time that lies in the future: the clock was ahead. It
-// leaves out what a request uses, whose entry may be about to be deleted.
+// listed marks the IDs found in storage, and returns those that the index lacks or has
+// with a time in the future, which means that the clock was ahead. It skips entries in
+// use by a request, which may be about to delete them.
 func (x *walIndex) listed(ids []string, now time.Time) (unknown []string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -105,9 +130,9 @@ func (x *walIndex) listed(ids []string, now time.Time) (unknown []string) {
 	return unknown
 }
 
-// due returns the entries of a kind that may be acted on, those first whose key
-// may still work. Apart from that the order differs each time, so that entries
-// which always fail cannot keep others from their turn.
+// due returns the entries of a kind that may be processed, those whose key may still
+// work first. Otherwise the order is random, so that entries that always fail cannot
+// block the others.
 func (x *walIndex) due(kind string, now time.Time, minAge time.Duration) []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -128,7 +153,7 @@ func (x *walIndex) due(kind string, now time.Time, minAge time.Duration) []strin
 	return append(live, invalid...)
 }
 
-// keep marks an entry as one that is reported and not executed, until a time.
+// keep retains an entry, unprocessed, until a time.
 func (x *walIndex) keep(id string, until time.Time) (first bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -141,8 +166,8 @@ func (x *walIndex) keep(id string, until time.Time) (first bool) {
 	return first
 }
 
-// totals counts the entries that wait for their deletion, with the creation of the
-// oldest in Unix seconds (0 = none), and those that are kept.
+// totals counts the pending entries, with the creation of the oldest in Unix seconds
+// (0 if there is none), and the retained ones.
 func (x *walIndex) totals() (entries int, oldest int64, kept int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -159,8 +184,9 @@ func (x *walIndex) totals() (entries int, oldest int64, kept int) {
 	return entries, oldest, kept
 }
 
-// beginWAL writes the entry of a create, which no worker acts on until release.
-// framework.PutWAL gives an ID only once the entry can be seen.
+// beginWAL writes the entry of a create, which no worker processes until release.
+// framework.PutWAL is not used because it returns the ID only after the entry is
+// visible.
 func (b *backend) beginWAL(ctx context.Context, s logical.Storage, kind string, data any) (id string, err error) {
 	if id, err = base62.Random(32); err != nil {
 		return "", err
@@ -180,7 +206,6 @@ func putWALEntry(ctx context.Context, s logical.Storage, id, kind string, data a
 	return s.Put(ctx, &logical.StorageEntry{Key: framework.WALPrefix + id, Value: value})
 }
 
-// deleteWAL deletes an entry whose purpose is served.
 func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) error {
 	if err := framework.DeleteWAL(ctx, s, id); err != nil {
 		return fmt.Errorf("%w: %w", errWAL, err)
@@ -189,27 +214,48 @@ func (b *backend) deleteWAL(ctx context.Context, s logical.Storage, id string) e
 	return nil
 }
 
-// errWAL says that storage fails, which other entries would meet, too.
-var errWAL = errors.New("the WAL cannot be read or written")
+// errWAL is a storage failure, which affects other entries too.
+var errWAL = errors.New("reading or writing the WAL failed")
 
 // The kinds of WAL entries.
 const (
-	// journalAccount and journalKey name an account, or a key of one that stays,
-	// about to be created.
-	journalAccount = "service_account"
-	journalKey     = "api_key"
-	// journalRevoked and journalRevokedKey name one that must be deleted and that
-	// no request works on any more: a revocation has failed or is not final, or its
-	// key has expired.
-	journalRevoked    = "revoked_service_account"
-	journalRevokedKey = "revoked_api_key"
-	// journalAdminKey names an admin key about to be created.
-	journalAdminKey = "admin_key"
+	// walAccount names an account that is about to be created, walKey a key of an
+	// existing account.
+	walAccount = "service_account"
+	walKey     = "api_key"
+	// walRevokedAccount and walRevokedKey name one that must be deleted and that no
+	// request uses: a revocation failed or is not final, or its key has expired.
+	walRevokedAccount = "revoked_service_account"
+	walRevokedKey     = "revoked_api_key"
+	// walPooledAccount and walPooledKey are the same for a pool. The entry remains until
+	// the credential is returned or recorded for deletion, and never has the key.
+	walPooledAccount = "pooled_service_account"
+	walPooledKey     = "pooled_api_key"
+	// walAdminKey names an admin key about to be created.
+	walAdminKey = "admin_key"
 )
 
-// journalKinds are the kinds whose endpoints OpenAI limits independently.
-var journalKinds = []string{journalRevoked, journalRevokedKey, journalAccount, journalKey, journalAdminKey}
+// walKinds lists the kinds. OpenAI limits their endpoints independently. A pool entry
+// that neither a request nor the pool of this process uses is one of a create.
+var walKinds = []string{walRevokedAccount, walRevokedKey, walAccount, walKey, walAdminKey}
 
-// errHandedOut is the outcome of an entry whose credential was handed out, so that
-// another Vault with the same storage must hold its lease.
-var errHandedOut = errors.New("its key has been used since its create, so it was handed out")
+// laneOf returns the kind of walKinds whose worker processes an entry, "" if the kind is
+// unknown.
+func laneOf(kind string) string {
+	switch kind {
+	case walPooledAccount:
+		return walAccount
+	case walPooledKey:
+		return walKey
+	}
+	if i := slices.Index(walKinds, kind); i >= 0 {
+		return walKinds[i]
+	}
+	return ""
+}
+
+func isPooled(kind string) bool { return kind == walPooledAccount || kind == walPooledKey }
+
+// errKeyUsed is the outcome of an entry whose credential was returned to a client, so
+// that another Vault with the same storage must hold its lease.
+var errKeyUsed = errors.New("the key was used after its create, so it was returned to a client")

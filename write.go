@@ -1,12 +1,11 @@
 package openaisecrets
 
-// This file owns what a written value means, the same for every field of every
-// path: what counts as given, how a value is spelled, and what a read shows of it.
+// This file owns the interpretation of written values, for all fields of all paths:
+// which values count as given, how they are normalized, and how a read shows them.
 //
-// What must stay true: a value that is nothing (null, or empty where the type has
-// no empty value) never becomes another value; no answer quotes one that has the
-// wrong type, since it may be a key in the wrong place; a read that is written
-// back changes nothing.
+// What must stay true: null, or an empty value where the type has none, is not given
+// and never becomes another value; no error quotes a value of the wrong type, since it
+// may be a misplaced key; writing back a read changes nothing.
 
 import (
 	"encoding/json"
@@ -26,13 +25,13 @@ import (
 // maxSeconds is the longest duration that time.Duration holds.
 const maxSeconds = math.MaxInt64 / int64(time.Second)
 
-// storable reports whether a path can be part of a storage key: Vault takes two
-// dots in a row for a way out of the mount's storage.
+// storable reports whether a path can be part of a storage key: Vault rejects two dots
+// in a row as a path traversal.
 func storable(path string) bool { return !strings.Contains(path, "..") }
 
-// normalize drops the values that are not given from a request's data and gives
-// the others their field's type. It returns the fields that it dropped because
-// only a read shows them, and what is wrong with the data, "" when nothing is.
+// normalize removes the values that are not given from a request's data and converts
+// the others to their field's type. It returns the read-only fields that it removed,
+// and the problem with the data, "" if there is none.
 func (b *backend) normalize(req *logical.Request) (ignored []string, problem string) {
 	switch req.Operation {
 	case logical.CreateOperation, logical.UpdateOperation, logical.ReadOperation, logical.ListOperation, logical.DeleteOperation:
@@ -44,7 +43,7 @@ func (b *backend) normalize(req *logical.Request) (ignored []string, problem str
 		return nil, ""
 	}
 	if !storable(req.Path) {
-		return nil, fmt.Sprintf("Vault cannot store the name in %.64q: it contains two dots in a row", req.Path)
+		return nil, fmt.Sprintf("the name in %.64q must not contain two consecutive dots, because Vault cannot store it", req.Path)
 	}
 	shown := onlyShown(path)
 	data := make(map[string]any, len(req.Data))
@@ -53,7 +52,7 @@ func (b *backend) normalize(req *logical.Request) (ignored []string, problem str
 		switch {
 		case field == nil && shown[name]:
 			ignored = append(ignored, name)
-		case field == nil, strings.Contains(path.Pattern, "(?P<"+name+">"): // the path decides on those
+		case field == nil, strings.Contains(path.Pattern, "(?P<"+name+">"): // framework.Backend and rejectUnknownFields handle these
 			data[name] = raw
 		case raw == nil:
 		default:
@@ -70,7 +69,7 @@ func (b *backend) normalize(req *logical.Request) (ignored []string, problem str
 	return ignored, ""
 }
 
-// onlyShown are the fields that a read of an entry has and a write of it has not.
+// onlyShown returns the read-only fields of a path.
 func onlyShown(path *framework.Path) map[string]bool {
 	shown := map[string]bool{}
 	read := path.Operations[logical.ReadOperation]
@@ -87,7 +86,7 @@ func onlyShown(path *framework.Path) map[string]bool {
 	return shown
 }
 
-// fieldValue is a value in its field's type, nil when it is not given.
+// fieldValue converts a value to its field's type; nil if it is not given.
 func fieldValue(name string, field *framework.FieldSchema, raw any) (value any, problem string) {
 	text, isText := raw.(string)
 	if isText {
@@ -96,10 +95,10 @@ func fieldValue(name string, field *framework.FieldSchema, raw any) (value any, 
 		}
 		raw = text
 	}
-	switch field.Type { //nolint:exhaustive // no other is used
+	switch field.Type { //nolint:exhaustive // the engine uses no others
 	case framework.TypeString:
 		if !isText {
-			return nil, name + " must be one string"
+			return nil, name + " must be a string"
 		}
 		return text, ""
 	case framework.TypeCommaStringSlice:
@@ -108,19 +107,19 @@ func fieldValue(name string, field *framework.FieldSchema, raw any) (value any, 
 	if isText && text == "" {
 		return nil, ""
 	}
-	switch field.Type { //nolint:exhaustive // likewise
+	switch field.Type { //nolint:exhaustive // the engine uses no others
 	case framework.TypeDurationSecond:
 		if seconds, ok := secondsOf(raw); ok && seconds < 0 {
 			return nil, name + " must not be negative"
 		} else if ok {
 			return seconds, ""
 		}
-		return nil, fmt.Sprintf("%s must be whole seconds, such as 5400 or 90m, from 0 to %d", name, maxSeconds)
+		return nil, fmt.Sprintf("%s must be a duration in whole seconds, such as 5400 or 90m, between 0 and %d", name, maxSeconds)
 	case framework.TypeInt:
 		if number, ok := wholeNumber(raw); ok && number == int64(int(number)) {
 			return number, ""
 		}
-		return nil, name + " must be a whole number"
+		return nil, name + " must be an integer"
 	case framework.TypeBool:
 		switch number, isNumber := wholeNumber(raw); {
 		case isNumber && number == 0, isNumber && number == 1:
@@ -138,17 +137,17 @@ func fieldValue(name string, field *framework.FieldSchema, raw any) (value any, 
 	return raw, ""
 }
 
-// trimmed is a text without the line break in which a file ends.
+// trimmed removes the final line break of a file.
 func trimmed(name, text string) (_, problem string) {
 	text = strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
 	if strings.TrimSpace(text) != text {
-		return "", name + " begins or ends with a space or a line break"
+		return "", name + " must not begin or end with a space or line break"
 	}
 	return text, ""
 }
 
-// listValue is a list of texts. An element that is null stays, as an empty one,
-// to be refused: without it the list would say something else.
+// listValue converts a value to a list of strings. A null element becomes "", so that
+// it is rejected: dropping it would change the meaning of the list.
 func listValue(name string, raw any) (value any, problem string) {
 	var list []string
 	switch raw := raw.(type) {
@@ -157,7 +156,7 @@ func listValue(name string, raw any) (value any, problem string) {
 			return list, ""
 		}
 		for text := range strings.SplitSeq(raw, ",") {
-			list = append(list, strings.TrimSpace(text)) // "a, b" is a way to write it
+			list = append(list, strings.TrimSpace(text)) // "a, b" is valid
 		}
 		return list, ""
 	case []string:
@@ -166,17 +165,17 @@ func listValue(name string, raw any) (value any, problem string) {
 		for _, element := range raw {
 			text, isText := element.(string)
 			if !isText && element != nil {
-				return nil, name + " must be a list of strings, or one string with commas"
+				return nil, name + " must be a list of strings or a comma-separated string"
 			}
 			list = append(list, text)
 		}
 	default:
-		return nil, name + " must be a list of strings, or one string with commas"
+		return nil, name + " must be a list of strings or a comma-separated string"
 	}
 	list = slices.Clone(list)
 	for i, text := range list {
 		if strings.TrimSpace(text) == "" {
-			list[i] = "" // to be refused as what it is
+			list[i] = "" // rejected as an empty value
 			continue
 		}
 		if list[i], problem = trimmed(name, text); problem != "" {
@@ -186,8 +185,8 @@ func listValue(name string, raw any) (value any, problem string) {
 	return list, ""
 }
 
-// wholeNumber is a number without a fraction, as JSON or as text. External plugins
-// get JSON's numbers as float64.
+// wholeNumber converts an integer in JSON or text. External plugins receive JSON
+// numbers as float64.
 func wholeNumber(raw any) (number int64, ok bool) {
 	switch raw := raw.(type) {
 	case int:
@@ -213,8 +212,8 @@ func wholeNumber(raw any) (number int64, ok bool) {
 	return 0, false
 }
 
-// secondsOf is a duration in seconds. Vault's own parser cuts fractions off, and
-// makes of 0.9 the 0 that switches things off.
+// secondsOf converts a duration to seconds. Vault's own parser truncates fractions, so
+// that 0.9 would become 0, which disables features.
 func secondsOf(raw any) (seconds int64, ok bool) {
 	if number, ok := wholeNumber(raw); ok {
 		return number, number <= maxSeconds
@@ -227,13 +226,26 @@ func secondsOf(raw any) (seconds int64, ok bool) {
 	return int64(exact / time.Second), err == nil && exact%time.Second == 0
 }
 
-// asWritten has the texts that were written where what is used is spelled
-// otherwise, by field: an empty one for a default, an endpoint with a slash. Reads
-// show them, and what is used as effective_<field>; otherwise a tool that compares
-// the two, as Terraform does, would write them again and again.
+// parseEnum reads a field that must have one of the values; the first is the default.
+func parseEnum(d *framework.FieldData, field string, target *string, values ...string) (problem string) {
+	if raw, ok := d.GetOk(field); ok {
+		if *target = raw.(string); *target == "" {
+			*target = values[0]
+		}
+	}
+	if !slices.Contains(values, *target) {
+		return fmt.Sprintf("%s must be one of %[3]s, not %.64[2]q", field, *target, strings.Join(values, ", "))
+	}
+	return ""
+}
+
+// asWritten has, by field, the written values that differ from the effective ones, such
+// as "" for a default or an endpoint with a trailing slash. Reads return them, and the
+// effective value as effective_<field>; otherwise a tool that compares the two, such as
+// Terraform, would write them repeatedly.
 type asWritten map[string]string
 
-// note takes what a write gives of some fields. used has what is used.
+// note records the written values of some fields. used has the effective values.
 func (w asWritten) note(d *framework.FieldData, used map[string]any, fields []string) asWritten {
 	next := maps.Clone(w)
 	if next == nil {
@@ -256,7 +268,7 @@ func (w asWritten) note(d *framework.FieldData, used map[string]any, fields []st
 	return next
 }
 
-// show puts both into the data of a read.
+// show adds the written and effective values to the data of a read.
 func (w asWritten) show(data map[string]any, fields []string) {
 	for _, field := range fields {
 		data["effective_"+field] = data[field]
@@ -266,8 +278,8 @@ func (w asWritten) show(data map[string]any, fields []string) {
 	}
 }
 
-// spelled are the fields of a path of which an empty value stands for a default,
-// those of a fixed set of values and some more, sorted.
+// spelled returns the fields of a path where "" stands for a default: those with a
+// fixed set of values, and more. It is sorted.
 func spelled(fields map[string]*framework.FieldSchema, more ...string) []string {
 	for name, field := range fields {
 		if field.Type == framework.TypeString && len(field.AllowedValues) > 0 {
@@ -278,9 +290,9 @@ func spelled(fields map[string]*framework.FieldSchema, more ...string) []string 
 	return more
 }
 
-// addEffective documents what show adds.
-func addEffective(answer map[string]*framework.FieldSchema, fields []string) {
+// addEffective documents the fields that show adds.
+func addEffective(responseFields map[string]*framework.FieldSchema, fields []string) {
 	for _, field := range fields {
-		answer["effective_"+field] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "What is used of " + field + ", which itself reads as it was written."}
+		responseFields["effective_"+field] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "Effective value of " + field + ", which is returned as written."}
 	}
 }

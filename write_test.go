@@ -1,7 +1,7 @@
 package openaisecrets
 
-// What a written value means, walked from the paths' own schemas: a new field is
-// held to it without a line here.
+// The interpretation of written values, derived from the paths' schemas, so that it
+// covers new fields.
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,17 +23,9 @@ import (
 )
 
 // changing are fields of reads that change without a write.
-var changing = []string{"journal_entries", "journal_oldest", "effective_ttl", "effective_max_ttl", "effective_key_lifetime", "effective_key_ttl"}
+var changing = []string{"wal_entries", "wal_oldest_entry", "effective_ttl", "effective_max_ttl", "effective_key_lifetime", "effective_key_ttl", "pool_ready", "pool_refilling"}
 
-// shows is what a read shows of an entry that a write can have changed.
-func (h *harness) shows(at string) map[string]any {
-	h.t.Helper()
-	data := maps.Clone(h.must(h.read(at)).Data)
-	maps.DeleteFunc(data, func(name string, _ any) bool { return slices.Contains(changing, name) })
-	return data
-}
-
-// TestWrites_EveryFieldOfEveryPath is the table of what each kind of value means.
+// TestWrites_EveryFieldOfEveryPath has the table of values by field type.
 func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 	t.Parallel()
 	const key = "sk-svcacct-0123456789012345678901234567890123456789"
@@ -45,7 +36,7 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 			continue
 		}
 		at := strings.TrimPrefix(readablePath(p.Pattern), "openai/")
-		at = strings.Replace(at, "<name>", map[bool]string{true: "batch", false: "app"}[strings.Contains(at, "static") || strings.Contains(at, "rotate-role")], 1)
+		at = strings.Replace(at, ":name", map[bool]string{true: "batch", false: "app"}[strings.Contains(at, "static") || strings.Contains(at, "rotate-role")], 1)
 		for name, field := range p.Fields {
 			if strings.Contains(p.Pattern, "(?P<"+name+">") {
 				continue
@@ -60,11 +51,11 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 				h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 * * *", "rotation_window": "2h", "allow_insecure_endpoint": true}))
 				h.role(map[string]any{"scopes": "b.read,a.read", "service_account_description": "for the app", "ttl": "30m"})
 
-				// unchanged, refused: what storage holds is what it held.
+				// unchanged, rejected: storage stays unchanged.
 				unchanged := func(what string, value any, refused bool) {
 					t.Helper()
 					if !entry && !refused {
-						return // it would act
+						return // it would have an effect
 					}
 					var before map[string]any
 					if entry {
@@ -124,12 +115,12 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 				if !entry {
 					return
 				}
-				// What a read shows is taken with the line break of a file, too.
+				// A value from a read is accepted with a final line break, too.
 				shown, is := h.shows(at)[name]
 				if value := fmt.Sprint(shown); is && !list && value != "" {
 					unchanged("a final line break", value+"\n", false)
 				}
-				// Zero and empty values are refused, or read as they were written.
+				// Zero and empty values are rejected, or read back as written.
 				for _, value := range map[bool][]any{true: {""}, false: {0, "0"}}[text] {
 					if list || !is {
 						continue
@@ -152,16 +143,16 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 	require.Greater(t, walked, 35)
 }
 
-// What is written at the creation of an entry reads as it was written, each field
-// alone and all of them at once, so that a tool that compares the two, as Terraform
-// does, has nothing to write again.
+// The values with which an entry is created read back as written, each field alone and
+// all together, so that a tool that compares the two, such as Terraform, does not write
+// them again.
 func TestWrites_WhatIsWrittenReadsBack(t *testing.T) {
 	t.Parallel()
 	for _, p := range newBackend().Paths {
 		if p.Operations[logical.CreateOperation] == nil {
 			continue
 		}
-		at := strings.Replace(strings.TrimPrefix(readablePath(p.Pattern), "openai/"), "<name>", "app", 1)
+		at := strings.Replace(strings.TrimPrefix(readablePath(p.Pattern), "openai/"), ":name", "app", 1)
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			h := newHarness(t, openaitest.Options{})
@@ -229,7 +220,7 @@ func TestWrites_WhatIsWrittenReadsBack(t *testing.T) {
 	}
 }
 
-// A read that is written back, whole, changes nothing.
+// Writing back a complete read changes nothing.
 func TestWrites_AReadCanBeWrittenBack(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -247,7 +238,7 @@ func TestWrites_AReadCanBeWrittenBack(t *testing.T) {
 		before := h.must(h.read(at)).Data
 		resp := h.must(h.write(at, before))
 		require.NotNil(t, resp, at)
-		require.Contains(t, strings.Join(resp.Warnings, " "), "Ignored fields that only a read shows: ", at)
+		require.Contains(t, strings.Join(resp.Warnings, " "), "Ignored read-only fields: ", at)
 		require.Equal(t, before, h.must(h.read(at)).Data, at)
 		require.Contains(t, h.refused(h.write(at, map[string]any{"effective_tll": 1})), `unknown field: "effective_tll"`)
 	}
@@ -255,7 +246,7 @@ func TestWrites_AReadCanBeWrittenBack(t *testing.T) {
 	h.must(h.remove("static-roles/batch"))
 }
 
-func TestRoles_NarrowingNeedsNoOpenAI(t *testing.T) {
+func TestRoles_NarrowingDoesNotRequireOpenAI(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(map[string]any{"scopes": "a.read,b.read"})
@@ -280,7 +271,7 @@ func TestRoles_WithoutATTLFollowAShorterMount(t *testing.T) {
 	require.Nil(t, h.role(nil), "of an untuned mount there is nothing to say")
 	h.system.DefaultLeaseTTLVal = 20 * time.Minute
 	time.Sleep(sysview.FreshFor)
-	require.Contains(t, h.role(nil).Warnings[0], "leases last 20m0s at first")
+	require.Contains(t, h.role(nil).Warnings[0], "the TTL of leases is 20m0s")
 	require.EqualValues(t, 1200, h.must(h.read("roles/app")).Data["effective_ttl"])
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, 20*time.Minute, lease.Secret.TTL)
@@ -290,18 +281,18 @@ func TestRoles_WithoutATTLFollowAShorterMount(t *testing.T) {
 	require.EqualValues(t, 7200, h.must(h.read("roles/app")).Data["effective_ttl"])
 }
 
-func TestPaths_ANameThatVaultCannotStoreIsRefused(t *testing.T) {
+func TestPaths_RejectANameThatVaultCannotStore(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for _, at := range []string{"roles/a..b", "static-roles/a..b", "creds/a..b", "static-creds/a..b", "rotate-role/a..b"} {
 		require.NotNil(t, h.b.Route(at), at)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation, logical.DeleteOperation} {
-			require.Contains(t, h.refused(h.do(context.Background(), op, at, nil)), "two dots in a row", at)
+			require.Contains(t, h.refused(h.do(context.Background(), op, at, nil)), "two consecutive dots", at)
 		}
 	}
 }
 
-func TestSchedule_AWindowAloneIsTakenWithAStoredSchedule(t *testing.T) {
+func TestSchedule_AWindowAppliesToTheStoredSchedule(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 * * *"}))
@@ -319,7 +310,7 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	require.Contains(t, resp.Warnings[0], "expires at OpenAI at "+text.Time(end))
 	require.Nil(t, h.staticRole("batch")["next_vault_rotation"])
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
-	h.restartStatic() // what is due is read from storage, too
+	h.restartStatic() // the due times are read from storage
 	h.until(end.Add(-48 * time.Hour))
 	h.keep()
 	resp = h.must(h.read("static-creds/batch"))
@@ -340,7 +331,7 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	h.gone("batch")
 }
 
-func TestStatic_NarrowingNeedsNoOpenAI(t *testing.T) {
+func TestStatic_NarrowingDoesNotRequireOpenAI(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", fields{"scopes": "api.model.read,api.model.request"})
@@ -352,7 +343,7 @@ func TestStatic_NarrowingNeedsNoOpenAI(t *testing.T) {
 	_, err := h.write("static-roles/batch", fields{"scopes": "api.model.read,api.other"})
 	require.Error(t, err, "that is no narrowing")
 	resp := h.must(h.write("static-roles/batch", fields{"scopes": "api.model.read"}))
-	require.Contains(t, resp.Warnings[0], "keeps its former ones until a rotation succeeds")
+	require.Contains(t, resp.Warnings[0], "keeps its previous scopes until a rotation succeeds")
 	require.Equal(t, []string{"api.model.read"}, h.staticRole("batch")["scopes"])
 	require.Equal(t, first, h.staticCreds("batch")["api_key_id"])
 	h.sim.ClearFaults()
@@ -364,7 +355,7 @@ func TestStatic_NarrowingNeedsNoOpenAI(t *testing.T) {
 	h.gone("batch")
 }
 
-// A value that nobody chose follows what was chosen, and refuses nothing.
+// A default follows the other fields and never causes a rejection.
 func TestStatic_TheDefaultRevocationDelayFollowsTheSchedule(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -379,25 +370,24 @@ func TestStatic_TheDefaultRevocationDelayFollowsTheSchedule(t *testing.T) {
 	delay(360, fields{"rotation_period": "24h"})
 	delay(60, fields{"rotation_schedule": "* * * * *"})
 	delay(360, fields{"rotation_period": "24h"})
-	delay(360, h.must(h.read("static-roles/batch")).Data) // which chooses nothing
+	delay(360, h.must(h.read("static-roles/batch")).Data) // it keeps the default
 	delay(300, fields{"rotation_period": "5m"})
 
-	// A read of which one field is changed says what it says.
+	// Changing one field of a read sets that field.
 	edited := h.must(h.read("static-roles/batch")).Data
 	edited["rotation_period"] = "24h"
 	delay(300, edited)
 	delay(300, fields{"service_account_description": "another"})
 
 	delay(360, fields{"revocation_delay": "6m"})
-	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"rotation_period": "5m"})), "revocation_delay must be between 0 and the 5m0s")
+	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"rotation_period": "5m"})), "revocation_delay must be between 0 and 5m0s")
 	delay(0, fields{"revocation_delay": 0})
 	delay(0, fields{"rotation_period": "12h"})
 	h.gone("batch")
 }
 
-// A default that gets shorter with the schedule ends no key early: nobody asked for
-// that.
-func TestStatic_AShorterDefaultDelayKeepsWhatWaits(t *testing.T) {
+// A default that becomes shorter with the schedule deletes no key early.
+func TestStatic_AShorterDefaultDelayDoesNotApplyToSupersededKeys(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", fields{"rotation_period": "24h"})
@@ -410,8 +400,8 @@ func TestStatic_AShorterDefaultDelayKeepsWhatWaits(t *testing.T) {
 	h.gone("batch")
 }
 
-// An ID that is known is not lost to a write that asks for it and looks for nothing.
-func TestConfig_AnEmptyIDKeepsTheKnownOneUnchecked(t *testing.T) {
+// A write of an empty ID with skip_verify keeps the known ID.
+func TestConfig_AnEmptyIDWithSkipVerifyKeepsTheKnownID(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
@@ -430,7 +420,7 @@ func TestConfig_AnEmptyIDKeepsTheKnownOneUnchecked(t *testing.T) {
 	require.NotEqual(t, id, h.config()["effective_admin_api_key_id"])
 	h.must(h.write("config", fields{"admin_api_key_id": "", "tidy_interval": "6h"}))
 
-	// Of a key that was not looked at the ID is found later, and still reads as written.
+	// The ID of an unverified key is looked up later, and still reads back as written.
 	other, otherKey := h.sim.AddAdminKey("other")
 	h.must(h.write("config", fields{"admin_api_key": otherKey, "admin_api_key_id": "", "skip_verify": true, "force": true}))
 	require.Equal(t, []any{"", ""}, ids())

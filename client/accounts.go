@@ -1,6 +1,6 @@
 package client
 
-// This file owns service accounts and the keys born with them.
+// This file owns service accounts and the keys that are created with them.
 
 import (
 	"context"
@@ -11,22 +11,22 @@ import (
 type ServiceAccount struct {
 	ID        string // opaque
 	Name      string
-	Role      string // in the project: member, owner, or none, which may do nothing
+	Role      string // in the project: member, owner, or none
 	CreatedAt time.Time
 }
 
-// Key is an API key as the API hands it out, once.
+// Key is an API key as the create returns it; later reads omit the value.
 type Key struct {
 	ID        string // opaque
 	Name      string
 	Value     Secret
 	CreatedAt time.Time
-	ExpiresAt time.Time // zero = never
+	ExpiresAt time.Time // zero if it does not expire
 }
 
-// CreateServiceAccount makes an account with project role "member" and one
-// unscoped key that expires after expiry (MinExpiry..MaxExpiry, 0 = never).
-// One request, never repeated: see Error.Ambiguous for what a failure means.
+// CreateServiceAccount creates an account with project role "member" and one unscoped
+// key that expires after expiry (MinExpiry..MaxExpiry; 0 for no expiry). It sends one
+// request and never repeats it; see Error.Ambiguous for the meaning of a failure.
 func (c *Client) CreateServiceAccount(ctx context.Context, project, name string, expiry time.Duration, options ...CallOption) (ServiceAccount, Key, error) {
 	what := "create service account " + name + " in project " + project
 	if expiry < 0 {
@@ -52,8 +52,8 @@ func (c *Client) GetServiceAccount(ctx context.Context, project, id string) (Ser
 	return got.public(), err
 }
 
-// DeleteServiceAccount deletes an account and with it all its keys. An account
-// that does not exist is an error for which IsNotFound holds.
+// DeleteServiceAccount deletes an account and all its keys. IsNotFound holds for an
+// unknown one.
 func (c *Client) DeleteServiceAccount(ctx context.Context, project, id string, options ...CallOption) error {
 	_, err := doWithRetry[deletion](ctx, c, request{
 		operation: deleteServiceAccount, what: "delete service account " + id + " in project " + project, ids: []string{project, id},
@@ -69,10 +69,9 @@ func (c *Client) ListServiceAccounts(ctx context.Context, project string) ([]Ser
 	})
 }
 
-// EachServiceAccount reads the accounts of a project without holding more than
-// a page of them. It calls each with every page that is not empty, in the
-// API's order, and stops at its first error. Only nil means that each has seen
-// the whole listing.
+// EachServiceAccount reads the accounts of a project with one page in memory. It calls
+// each with every page that is not empty, in the API's order, and stops at its first
+// error. Only nil means that each received the complete listing.
 func (c *Client) EachServiceAccount(ctx context.Context, project string, each func([]ServiceAccount) error) error {
 	what := "list service accounts of project " + project
 	return walk(c, what, func(a ServiceAccount) string { return a.ID },
@@ -82,7 +81,7 @@ func (c *Client) EachServiceAccount(ctx context.Context, project string, each fu
 		}, each)
 }
 
-// serviceAccount is an account as it comes.
+// serviceAccount is an account in an answer.
 type serviceAccount struct {
 	ID        string   `json:"id"`
 	Name      label    `json:"name"`
@@ -96,7 +95,7 @@ func (a serviceAccount) public() ServiceAccount {
 	return ServiceAccount{ID: a.ID, Name: string(a.Name), Role: string(a.Role), CreatedAt: a.CreatedAt.time()}
 }
 
-// newServiceAccount is the answer to its creation.
+// newServiceAccount is the answer to a create.
 type newServiceAccount struct {
 	serviceAccount
 	APIKey newKey `json:"api_key"`

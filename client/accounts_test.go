@@ -1,7 +1,7 @@
 package client
 
-// What creates and deletes of service accounts promise, and what all creates
-// have in common: the expiry, and answers that are not the documented object.
+// Creates and deletes of service accounts, and the common part of all creates: the expiry,
+// and answers that are not the documented object.
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestServiceAccount_LifeFromCreateToDelete(t *testing.T) {
+func TestServiceAccount_Lifecycle(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		ctx := context.Background()
@@ -55,7 +55,7 @@ func TestServiceAccount_LifeFromCreateToDelete(t *testing.T) {
 	})
 }
 
-func TestCreate_SendsTheExpiryAndNothingUnasked(t *testing.T) {
+func TestCreate_SendsOnlyTheExpiry(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -98,8 +98,8 @@ func TestCreate_SendsTheExpiryAndNothingUnasked(t *testing.T) {
 	}
 }
 
-// A miscalculated end must not become "never".
-func TestNegativeExpiry_IsRefusedUnsent(t *testing.T) {
+// A miscalculated expiry must not create a key that does not expire.
+func TestNegativeExpiry_IsNotSent(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -111,13 +111,13 @@ func TestNegativeExpiry_IsRefusedUnsent(t *testing.T) {
 	_, err4 := c.UpdateProjectKey(ctx, on.project, on.key, []string{"api.model.read"}, -time.Hour)
 	for _, err := range []error{err1, err2, err3, err4} {
 		e := failed(t, err)
-		require.ErrorContains(t, e, "not sent: the expiry is negative")
+		require.ErrorContains(t, e, "not sent: the expiry must not be negative")
 		require.False(t, e.Sent || e.Ambiguous() || e.Retryable())
 	}
 	require.Empty(t, sim.Requests())
 }
 
-func TestEmptyID_IsRefusedUnsent(t *testing.T) {
+func TestEmptyID_IsNotSent(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	c := connect(t, sim)
@@ -132,8 +132,8 @@ func TestEmptyID_IsRefusedUnsent(t *testing.T) {
 	require.Empty(t, sim.Requests())
 }
 
-// IDs are opaque: whatever they hold, they stay one segment of the path.
-func TestStrangeID_StaysWithinItsPlaceInThePath(t *testing.T) {
+// IDs are opaque and must stay one path segment, whatever they contain.
+func TestSpecialID_StaysOnePathSegment(t *testing.T) {
 	t.Parallel()
 	for _, id := range []string{"..", ".", "a/b", "../admin_api_keys", "a?b=c", "a#b", "a b", "%2e%2e", "é\x00\n"} {
 		t.Run(fmt.Sprintf("%q", id), func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestStrangeID_StaysWithinItsPlaceInThePath(t *testing.T) {
 	}
 }
 
-func TestArchivedProject_RefusesButIsNotGone(t *testing.T) {
+func TestArchivedProject_ErrorIsNotNotFound(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -163,9 +163,9 @@ func TestArchivedProject_RefusesButIsNotGone(t *testing.T) {
 	}
 }
 
-// The answer is what a lease is made of, so what is not the documented object
-// must not pass for one; but something may have been made.
-func TestCreate_AnAnswerThatIsNotTheObjectIsAmbiguous(t *testing.T) {
+// A lease is built from the answer, so an answer that is not the documented object must be
+// an error; but an account may have been created.
+func TestCreate_UnexpectedAnswerIsAmbiguous(t *testing.T) {
 	t.Parallel()
 	const key = `{"id":"k1","name":"n","value":"` + testKey + `","created_at":1,"expires_at":2}`
 	for name, body := range map[string]string{

@@ -1,6 +1,6 @@
 package client
 
-// This file owns admin keys: making, finding, checking and deleting them.
+// This file owns admin keys: creating, finding, checking and deleting them.
 
 import (
 	"context"
@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// AdminKey is an admin key as the API shows it after its creation.
+// AdminKey is an admin key as the API returns it after its creation.
 type AdminKey struct {
 	ID            string    // opaque
 	Name          string    // may be empty
 	RedactedValue string    // such as "sk-admin...def"
-	CreatedAt     time.Time // by OpenAI's clock, zero if the API does not say
+	CreatedAt     time.Time // by OpenAI's clock, zero if absent
 	ExpiresAt     time.Time
-	// LastUsedAt is when the key was last used, zero if it never was or if the
-	// API does not say. How exact it is is undocumented.
+	// LastUsedAt is when the key was last used, zero if it never was or if absent. Its
+	// precision is undocumented.
 	LastUsedAt time.Time
 }
 
-// Matches reports whether the redacted value can be that of key. OpenAI shows
-// some of the front and some of the end, with dots or stars between.
+// Matches reports whether the redacted value fits key. OpenAI shows the start and the
+// end of a key, with dots or stars in between.
 func (k AdminKey) Matches(key Secret) bool {
 	front, rest, found := cutMask(k.RedactedValue)
 	if !found || rest == "" {
@@ -45,8 +45,8 @@ func cutMask(redacted string) (front, rest string, found bool) {
 	return redacted[:start], strings.TrimLeft(redacted[start:], mask), true
 }
 
-// CreateAdminKey makes an admin key that expires after expiry (0 = never). One
-// request, never repeated: see Error.Ambiguous.
+// CreateAdminKey creates an admin key that expires after expiry (0 for no expiry). It
+// sends one request and never repeats it; see Error.Ambiguous.
 func (c *Client) CreateAdminKey(ctx context.Context, name string, expiry time.Duration, options ...CallOption) (AdminKey, Secret, error) {
 	what := "create admin key " + name
 	if expiry < 0 {
@@ -79,7 +79,7 @@ func (c *Client) ListAdminKeys(ctx context.Context) ([]AdminKey, error) {
 		func(after string) (page[AdminKey], error) {
 			got, err := doWithRetry[listing[adminKey]](ctx, c, request{operation: listAdminKeys, what: what, query: pageAfter(after)})
 			p := pageOf(got, adminKey.public)
-			p.last = "" // of this listing the last item's ID is the documented cursor
+			p.last = "" // the documented cursor of this listing is the last item's ID
 			return p, err
 		})
 }
@@ -90,11 +90,10 @@ func (c *Client) DeleteAdminKey(ctx context.Context, id string) error {
 	return err
 }
 
-// CheckWrite finds out, without side effect, whether the admin key may write:
-// OpenAI checks the permission before it looks for the thing, so deleting an
-// id that cannot exist answers 404 when it is allowed and 403 (or 401) when
-// not. Any other refusal comes after the permission check and counts as
-// allowed.
+// CheckWrite checks, without side effect, whether the admin key may write: it deletes an
+// ID that cannot exist. OpenAI checks the permission before the ID, so the answer is 404
+// if the key may write, and otherwise 403 or 401. Any other 4xx in OpenAI's form comes
+// after the permission check and counts as allowed.
 func (c *Client) CheckWrite(ctx context.Context) error {
 	var unique [12]byte
 	_, _ = rand.Read(unique[:]) // never fails: crypto/rand aborts the process instead
@@ -102,12 +101,12 @@ func (c *Client) CheckWrite(ctx context.Context) error {
 	if e == nil || e.NotFound() || e.documented && (e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity) {
 		return nil
 	}
-	e.Op = "check that the admin key may write"
+	e.Op = "check that the admin key has write permission"
 	return e
 }
 
-// adminKey is an admin key as it comes. Its owner is read by nobody: OpenAI's
-// examples have others than the documented ones.
+// adminKey is an admin key in an answer. The owner is not decoded: OpenAI's examples
+// contradict its documented form.
 type adminKey struct {
 	ID            string   `json:"id"`
 	Name          label    `json:"name"`
@@ -126,10 +125,10 @@ func (k adminKey) public() AdminKey {
 	}
 }
 
-// newAdminKey is the answer to its creation.
+// newAdminKey is the answer to a create.
 type newAdminKey struct {
 	adminKey
-	Value string `json:"value"` // #nosec G117 -- read here, and never written
+	Value string `json:"value"` // #nosec G117 -- decoded only, never encoded
 }
 
 func (k newAdminKey) valid() bool { return k.adminKey.valid() && k.Value != "" }

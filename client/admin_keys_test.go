@@ -1,7 +1,7 @@
 package client
 
-// What admin keys promise, how one is found by its redacted value, and how its
-// permission is checked without a side effect.
+// Admin keys, the search for one by its redacted value, and the check of its permission
+// without a side effect.
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestAdminKey_LifeFromCreateToDelete(t *testing.T) {
+func TestAdminKey_Lifecycle(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		ctx := context.Background()
@@ -57,9 +57,8 @@ func TestAdminKey_LifeFromCreateToDelete(t *testing.T) {
 	})
 }
 
-// The official example of a list shows owners of another type than documented,
-// and names may be null.
-func TestListAdminKeys_ToleratesWhatItDoesNotNeed(t *testing.T) {
+// OpenAI's example of a list has owners of an undocumented type, and names may be null.
+func TestListAdminKeys_IgnoresUnusedFields(t *testing.T) {
 	t.Parallel()
 	keys, err := answering(t, http.StatusOK, nil, `{"object":"list","has_more":false,"data":[
 		{"id":"k1","name":null,"redacted_value":"sk-admin...1234","created_at":1,"expires_at":null,"owner":{"type":"service_account","role":["x"]}},
@@ -68,7 +67,7 @@ func TestListAdminKeys_ToleratesWhatItDoesNotNeed(t *testing.T) {
 	require.Equal(t, []AdminKey{{ID: "k1", RedactedValue: "sk-admin...1234", CreatedAt: time.Unix(1, 0).UTC()}, {ID: "k2"}}, keys)
 }
 
-func TestAdminKeyMatches_ByWhatIsShown(t *testing.T) {
+func TestAdminKeyMatches_RedactedValue(t *testing.T) {
 	t.Parallel()
 	for redactedValue, want := range map[string]bool{
 		"sk-admin...wxyz":                   true,
@@ -92,7 +91,7 @@ func TestAdminKeyMatches_ByWhatIsShown(t *testing.T) {
 	}
 }
 
-func TestCheckWrite_TellsPermissionsApartAndTouchesNothing(t *testing.T) {
+func TestCheckWrite_DetectsPermissionsWithoutSideEffect(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	_, readOnly := sim.AddAdminKey("reader", openaitest.ReadOnly())
@@ -121,7 +120,7 @@ func TestCheckWrite_TellsPermissionsApartAndTouchesNothing(t *testing.T) {
 			e := failed(t, err)
 			require.Equal(t, test.status, e.Status)
 			require.True(t, e.Denied())
-			require.True(t, strings.HasPrefix(e.Error(), "check that the admin key may write: OpenAI says: "), e)
+			require.True(t, strings.HasPrefix(e.Error(), "check that the admin key has write permission: OpenAI error: "), e)
 			require.ErrorContains(t, e, test.text)
 		})
 	}

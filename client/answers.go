@@ -1,11 +1,11 @@
 package client
 
-// This file owns the forms in which answers come: the parts of OpenAI's objects
-// that are used, and what makes an answer the object that was asked for.
+// This file owns the decoding of answers: the parts of OpenAI's objects that are used,
+// and the check that an answer is the documented object.
 //
-// What must stay true: an ID, a key's value and the end of a listing count only
-// as OpenAI documents them. What an answer can do without, such as a name or a
-// time, may be of any form, and is then absent.
+// What must stay true: an ID, a key's value and the end of a listing count only in the
+// form that OpenAI documents. Optional fields, such as a name or a time, count as absent
+// in any other form.
 
 import (
 	"encoding/json"
@@ -14,12 +14,11 @@ import (
 	"time"
 )
 
-// answer is a decoded body that can tell whether it is the documented object:
-// {} and a page of another service are JSON, too.
+// answer is a decoded body. valid reports whether it is the documented object; JSON
+// alone does not prove that, since {} and other services' answers are JSON too.
 type answer interface{ valid() bool }
 
-// label is a text, and "" for anything else. Whether an answer can do without it
-// is for its reader to say.
+// label is a string, and "" for any other JSON value.
 type label string
 
 func (l *label) UnmarshalJSON(raw []byte) error {
@@ -27,12 +26,12 @@ func (l *label) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// unixTime is a time in seconds, and 0 for anything that is no number or no time
-// that can be written down.
+// unixTime is a time in seconds, and 0 for a value that is not a number or is out of
+// range.
 type unixTime int64
 
-// maxUnix is the end of the year 9999. Beyond an int64, what a conversion gives
-// differs between processors.
+// maxUnix is the end of the year 9999. A bound is needed because the conversion of a
+// float beyond an int64 differs between processors.
 const maxUnix = 253402300799
 
 func (u *unixTime) UnmarshalJSON(text []byte) error {
@@ -51,7 +50,7 @@ func (u unixTime) time() time.Time {
 	return time.Unix(int64(u), 0).UTC()
 }
 
-// owner is who a key belongs to: nobody, for a value of another form.
+// owner is the owner of a key, empty for a value in another form.
 type owner struct {
 	ServiceAccount struct {
 		ID label `json:"id"`
@@ -70,9 +69,8 @@ func (o *owner) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// listing is a page of a listing. Things are deleted because a listing does not
-// have them, so a page without has_more, which OpenAI's document requires, is
-// none: its end proves nothing.
+// listing is a page of a listing. It is invalid without has_more, which OpenAI's
+// document requires: deletions depend on absence from a complete listing.
 type listing[T any] struct {
 	Data    []T   `json:"data"`
 	LastID  label `json:"last_id"`
@@ -88,12 +86,12 @@ type deletion struct {
 
 func (d deletion) valid() bool { return d.Deleted }
 
-// seconds is the API's form of an expiry, 0 for none. It rounds up, since an
-// expiry is there to outlast something.
+// seconds is the API's form of an expiry, 0 for none. It rounds up, since a key must
+// outlast its lease.
 func seconds(d time.Duration) int64 {
 	return int64((d + time.Second - 1) / time.Second)
 }
 
-// negative is why a create refuses a negative expiry: sent as none at all, a
-// miscalculated end would make a key that lives forever.
-const negative = "the expiry is negative"
+// negative is the error for a negative expiry: without the check, the request would omit
+// it and create a key that does not expire.
+const negative = "the expiry must not be negative"

@@ -1,11 +1,10 @@
 package client
 
-// This file owns whose fault a refusal is, as far as the answer says.
+// This file owns the classification of an error by its cause.
 //
-// What must stay true: the admin key is blamed only where OpenAI says in its own
-// words that the key is invalid or lacks a permission, and this project's
-// settings, organization, host or network only likewise. An answer that this
-// version does not know blames nobody.
+// What must stay true: the admin key counts as the cause only if OpenAI's own error says
+// that it is invalid or lacks a permission; the same applies to the project's settings,
+// the organization, the host and the network. Any other answer is BlameUnknown.
 
 import (
 	"encoding/json"
@@ -17,38 +16,39 @@ import (
 	"strings"
 )
 
-// Blame is the cause of a refusal.
+// Blame is the cause of an error.
 type Blame int
 
 const (
-	// BlameUnknown is a refusal for a reason that this version does not know.
+	// BlameUnknown is an error with an unknown cause.
 	BlameUnknown Blame = iota
-	// BlameRequest is OpenAI's refusal of what was asked for.
+	// BlameRequest is an invalid request.
 	BlameRequest
-	// BlameKey is a key that OpenAI does not accept: the one that was sent.
+	// BlameKey is an invalid key: the one that was sent.
 	BlameKey
-	// BlamePermission is a key that OpenAI knows and that lacks a permission.
+	// BlamePermission is a valid key that lacks a permission.
 	BlamePermission
-	// BlameOrganization is an organization that is not the key's.
+	// BlameOrganization is an organization that the key does not belong to.
 	BlameOrganization
-	// BlameHost is a host that does not serve what was asked for; RightHost names
-	// the one that does.
+	// BlameHost is the wrong host for the organization or project; RightHost is the
+	// right one.
 	BlameHost
-	// BlameAddress is an IP address from which OpenAI takes no calls.
+	// BlameAddress is an IP address that is not on OpenAI's allowlist.
 	BlameAddress
 	// BlamePolicy is a setting of the organization or the project.
 	BlamePolicy
-	// BlameProxy is the HTTP proxy between here and the host.
+	// BlameProxy is the HTTP proxy.
 	BlameProxy
-	// BlameStranger is something that answers in the host's place: a firewall or a
-	// gateway with a page of its own.
+	// BlameStranger is a firewall, gateway or other server that answered instead of
+	// OpenAI.
 	BlameStranger
-	// BlameServer is a server error, no answer, a rate limit, or an answer that is
-	// not the API's.
+	// BlameServer is a server error, a lost answer, a rate limit, or an unexpected
+	// answer.
 	BlameServer
 )
 
-// OpenAI's codes and messages (docs/openai-api.md). Codes decide before messages.
+// OpenAI's codes and messages (docs/openai-api.md). A code takes precedence over the
+// message.
 var (
 	keyCode          = regexp.MustCompile(`^((invalid|incorrect|expired|revoked|deactivated|disabled|inactive)_(admin_)?(api_)?key|(admin_)?(api_)?key_(invalid|expired|revoked|deactivated|disabled|inactive))$`)
 	keyText          = regexp.MustCompile(`(?i)^incorrect (admin )?api key\b`)
@@ -65,8 +65,8 @@ var (
 	unknownCode      = regexp.MustCompile(`^(unknown|unrecogni[sz]ed|unsupported|unexpected)_(parameter|argument|field)$`)
 )
 
-// Blame says whose fault the failure is. It is for texts and statuses: whether
-// something may exist or is deleted, the other questions answer.
+// Blame returns the cause of the error, for messages and statuses. Whether an account or
+// key may exist or is deleted is decided by Ambiguous and NotFound instead.
 func (e *Error) Blame() Blame {
 	var proxy *proxyRefusal
 	switch {
@@ -76,7 +76,7 @@ func (e *Error) Blame() Blame {
 		return BlameServer
 	case e.missesScope():
 		return BlamePermission
-	case !e.spoken:
+	case !e.inOpenAIsForm:
 		if e.Message == "" {
 			return BlameStranger
 		}
@@ -92,7 +92,7 @@ func (e *Error) Blame() Blame {
 	case e.Denied() && policyCode.MatchString(e.Code), e.Status == http.StatusForbidden && e.AboutExpiry():
 		return BlamePolicy
 	case e.Status == http.StatusNotFound && !e.NotFound(), e.Status == http.StatusMethodNotAllowed:
-		return BlameStranger // it does not know the URL: the endpoint or a gateway is wrong
+		return BlameStranger // the URL is unknown there, so api_endpoint or a gateway is wrong
 	case !e.Denied():
 		return BlameRequest
 	case organizationText.MatchString(e.Message):
@@ -107,24 +107,22 @@ func (e *Error) Blame() Blame {
 	return BlameUnknown
 }
 
-// missesScope reports whether OpenAI knows the key and misses a scope of it, with
-// a 401 or a 403, by its code or by its text, which may be a bare string.
+// missesScope reports whether the key is valid but lacks a scope: a 401 or a 403 with
+// that code or message, which may be a bare string.
 func (e *Error) missesScope() bool {
 	return e.Denied() && (e.Code == "missing_scope" || missingText.MatchString(e.Message))
 }
 
-// BlamesKey reports whether OpenAI says that the key which was sent is invalid or
-// lacks a permission.
+// BlamesKey reports whether the key that was sent is invalid or lacks a permission.
 func BlamesKey(err error) bool {
 	e := AsError(err)
 	return e != nil && (e.Blame() == BlameKey || e.Blame() == BlamePermission)
 }
 
-// defaultHost is that of DefaultBaseURL.
+// defaultHost is the host of DefaultBaseURL.
 const defaultHost = "api.openai.com"
 
-// RightHost is the host that OpenAI's refusal of the wrong one names, "" without
-// any.
+// RightHost is the host that OpenAI's error names as the right one, "" if there is none.
 func (e *Error) RightHost() string {
 	if e.Blame() != BlameHost {
 		return ""
@@ -137,13 +135,13 @@ func (e *Error) RightHost() string {
 		}
 	}
 	if len(others) != 1 {
-		return "" // which it is, is not known
+		return "" // ambiguous
 	}
 	return others[0]
 }
 
-// ExpiryUnknown reports whether the API refuses expires_in_seconds because it has
-// no such parameter, as gateways and releases from before it.
+// ExpiryUnknown reports whether the API does not support expires_in_seconds, as some
+// gateways and older releases of it.
 func (e *Error) ExpiryUnknown() bool {
 	const parameter = "expires_in_seconds"
 	if e.Status != http.StatusBadRequest && e.Status != http.StatusUnprocessableEntity {
@@ -155,9 +153,8 @@ func (e *Error) ExpiryUnknown() bool {
 	return unknownCode.MatchString(e.Code) || e.Code == "" && unknownParameter.MatchString(e.Message)
 }
 
-// strange is the text by which something that is not OpenAI says what it is, as
-// far as common gateways have one: the title of a page, or the message of an
-// object of another form.
+// strange extracts a description from an answer that is not OpenAI's, as common gateways
+// send it: the title of a page, or the message of an object of another form.
 func strange(body []byte) string {
 	var object map[string]any
 	if json.Unmarshal(body, &object) == nil {
@@ -176,9 +173,9 @@ func strange(body []byte) string {
 
 var pageTitle = regexp.MustCompile(`(?is)<title[^>]*>([^<]*)</title>`)
 
-// proxyRefusal is what a proxy answers instead of connecting to the host.
+// proxyRefusal is the answer of a proxy that did not connect to the host.
 type proxyRefusal struct{ host, status string }
 
 func (p *proxyRefusal) Error() string {
-	return fmt.Sprintf("the proxy %s answered with %s", p.host, p.status)
+	return fmt.Sprintf("proxy %s returned %s", p.host, p.status)
 }

@@ -1,7 +1,7 @@
 package client
 
-// Whose fault a refusal is: the admin key's only where OpenAI says so, and
-// nobody's where the answer is unknown.
+// The cause of an error: the admin key only if OpenAI says so, and none if the answer is
+// unknown.
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestBlame_OfEachAnswer(t *testing.T) {
+func TestBlame_Answers(t *testing.T) {
 	t.Parallel()
 	object := func(code, message string) string {
 		return fmt.Sprintf(`{"error":{"message":%q,"code":%q,"type":"invalid_request_error","param":null}}`, message, code)
@@ -73,7 +73,7 @@ func TestBlame_OfEachAnswer(t *testing.T) {
 	require.False(t, BlamesKey(nil))
 }
 
-func TestRightHost_IsTheOneThatTheMessageNames(t *testing.T) {
+func TestRightHost_FromTheMessage(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string]string{
 		"attempted to access resource with incorrect regional hostname. Please make your request to eu.api.openai.com": "eu.api.openai.com",
@@ -89,7 +89,7 @@ func TestRightHost_IsTheOneThatTheMessageNames(t *testing.T) {
 	require.Empty(t, (&Error{Status: 401, Message: "see eu.api.openai.com"}).RightHost())
 }
 
-func TestExpiryUnknown_IsNotALifetimeThatIsTooLong(t *testing.T) {
+func TestExpiryUnknown_IsNotALifetimeError(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		status  int
@@ -112,9 +112,9 @@ func TestExpiryUnknown_IsNotALifetimeThatIsTooLong(t *testing.T) {
 	}
 }
 
-// Over TLS a proxy's refusal is no answer of the host's, and net/http alone would
-// not say that a proxy was there.
-func TestBlame_AProxyThatDoesNotConnect(t *testing.T) {
+// Over TLS a proxy's error is not an answer of the host, and net/http's error would not
+// mention the proxy.
+func TestBlame_ProxyThatDoesNotConnect(t *testing.T) {
 	t.Parallel()
 	for status, said := range map[int]string{407: "407 Proxy Authentication Required", 403: "403 Forbidden", 502: "502 Bad Gateway"} {
 		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -129,13 +129,13 @@ func TestBlame_AProxyThatDoesNotConnect(t *testing.T) {
 		e := failed(t, err)
 		require.Equal(t, BlameProxy, e.Blame())
 		require.False(t, e.Sent || e.Ambiguous(), "the host has seen nothing")
-		require.ErrorContains(t, e, "cannot reach api.example.com: the proxy "+at.Host+" answered with "+said)
+		require.ErrorContains(t, e, "cannot reach api.example.com: proxy "+at.Host+" returned "+said)
 		requireFit(t, e)
 		proxy.Close()
 	}
 }
 
-func TestProbe_OfAProjectWithDataResidency(t *testing.T) {
+func TestProbe_ProjectWithDataResidency(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)

@@ -1,15 +1,17 @@
 package client
 
-// This file owns how a call is made: its turn, the attempt, what becomes of
-// the answer, trying again, and reading a listing to its end.
+// This file owns how a call is made: rate limiting, the attempt, its answer, retries,
+// and reading a listing to its end.
 //
-// What must stay true: a create is sent once; whatever fails is an *Error
-// whose text is clean; nothing waits beyond its context.
+// What must stay true: a create is sent once; every failure is an *Error with a clean
+// text; nothing waits beyond its context.
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
@@ -23,13 +25,13 @@ import (
 	"time"
 )
 
-// acquirePermit waits until a call fits the pace. It holds no slot meanwhile.
+// acquirePermit waits for the rate limiter. It holds no slot meanwhile.
 func (c *Client) acquirePermit(ctx context.Context, o operation) (ticket, *Error) {
-	t, tooLong, err := c.pace.take(ctx, o.name)
+	t, tooLong, err := c.rateLimiter.acquire(ctx, o.name)
 	if tooLong > 0 {
 		return t, &Error{
 			Host: c.host, Status: http.StatusTooManyRequests, RetryAfter: tooLong, Cause: err, refused: true,
-			Message: fmt.Sprintf("OpenAI limits the rate of these calls, and the next one fits in about %s", tooLong.Round(time.Second)),
+			Message: fmt.Sprintf("OpenAI limits the rate of these calls; retry in about %s", tooLong.Round(time.Second)),
 		}
 	}
 	if err != nil {
@@ -38,8 +40,7 @@ func (c *Client) acquirePermit(ctx context.Context, o operation) (ticket, *Error
 	return t, nil
 }
 
-// acquireSlot waits until a call fits the number of calls in flight, and returns
-// how to give the slot back.
+// acquireSlot waits until the number of calls in flight allows another.
 func (c *Client) acquireSlot(ctx context.Context, o operation) (release func(), failure *Error) {
 	class := c.others
 	if o.issues() {
@@ -52,13 +53,13 @@ func (c *Client) acquireSlot(ctx context.Context, o operation) (release func(), 
 			if i > 0 {
 				<-class
 			}
-			return nil, &Error{Host: c.host, Cause: fmt.Errorf("%d calls are under way and none has ended: %w", len(c.slots), ctx.Err())}
+			return nil, &Error{Host: c.host, Cause: fmt.Errorf("timed out waiting for %d calls in progress (max_concurrent_requests): %w", len(c.slots), ctx.Err())}
 		}
 	}
 	return func() { <-c.slots; <-class }, nil
 }
 
-// CallOption changes how one call is made, or takes more of what comes of it.
+// CallOption changes how one call is made, or returns more of its result.
 type CallOption func(*callOptions)
 
 type callOptions struct {
@@ -66,15 +67,15 @@ type callOptions struct {
 	requestID     *string
 }
 
-// WithoutCancelAfterSend has a call that was sent waited for although its context
-// is cancelled: a create that is broken off leaves something of which nothing is
-// known but its name. Before that, and by its deadline, it ends as any other.
+// WithoutCancelAfterSend ignores the cancellation of the context once the call was sent:
+// a canceled create may leave an account or key whose ID is unknown. The deadline of the
+// context still applies.
 func WithoutCancelAfterSend() CallOption {
 	return func(o *callOptions) { o.withoutCancel = true }
 }
 
-// WithRequestID puts the x-request-id of the call's last answer, which OpenAI's
-// support asks for, into id. Without an answer id stays as it is.
+// WithRequestID stores the x-request-id of the call's last answer, which OpenAI's support
+// asks for, in id. Without an answer, id is unchanged.
 func WithRequestID(id *string) CallOption {
 	return func(o *callOptions) { o.requestID = id }
 }
@@ -87,21 +88,20 @@ func optionsOf(options []CallOption) callOptions {
 	return o
 }
 
-// doOnce makes a call once, and turns every way to fail into an *Error.
+// doOnce makes a call once. Every failure is an *Error.
 func doOnce[T answer](ctx context.Context, c *Client, r request) (T, error) {
 	var result, none T
 	failure := c.perform(ctx, r, func(body []byte) bool {
 		return json.Unmarshal(body, &result) == nil && result.valid()
 	})
 	if failure != nil {
-		failure.Op = c.clean(r.what) // names and IDs in it came from elsewhere
+		failure.Op = c.clean(r.what) // contains names and IDs from outside
 		return none, failure
 	}
 	return result, nil
 }
 
-// perform waits until the call may be made, and makes it. Its errors do not say
-// yet what was being done.
+// perform waits until the call may be made, and makes it. Its errors lack Op.
 func (c *Client) perform(ctx context.Context, r request, decode func(body []byte) bool) *Error {
 	asked := time.Now()
 	t, failure := c.acquirePermit(ctx, r.operation)
@@ -129,19 +129,19 @@ func (c *Client) perform(ctx context.Context, r request, decode func(body []byte
 		}
 	}
 	failure = c.observed(r.operation, asked, func() *Error { return c.send(ctx, r, decode) })
-	c.pace.learn(t, failure)
+	c.rateLimiter.learn(t, failure)
 	return failure
 }
 
-// send is the attempt itself: one request, and its answer read whole. Nothing else
-// in this package sends anything.
+// send makes one attempt: it sends the request and reads the complete answer. It is the
+// only sender in this package.
 func (c *Client) send(ctx context.Context, r request, decode func(body []byte) bool) *Error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var sent atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		// Not WroteHeaders: over HTTP/2 that may be told after the server has
-		// the request and its sender has gone.
+		// Not WroteHeaders: over HTTP/2 it may be called after the server has the
+		// request and the sender has returned.
 		GotConn: func(httptrace.GotConnInfo) { sent.Store(true) },
 	})
 	req, err := c.newRequest(ctx, r)
@@ -151,14 +151,14 @@ func (c *Client) send(ctx context.Context, r request, decode func(body []byte) b
 	noAnswer := func(err error) *Error {
 		return &Error{Host: c.host, Sent: sent.Load(), Cause: &cause{text: c.clean(err.Error()), err: err}}
 	}
-	// Not by an http.Client, which follows redirects and sends a request again to
-	// where they point. Here a redirect is an answer as any other.
+	// Not an http.Client, which would follow a redirect and send the admin key to its
+	// target.
 	resp, err := c.http.RoundTrip(req)
 	if err != nil {
 		return noAnswer(err)
 	}
 	defer resp.Body.Close()
-	body, err := readBody(resp.Body)
+	body, err := readBody(resp.Body, cmp.Or(r.maxBody, maxBody))
 	id := c.clean(resp.Header.Get("x-request-id"))
 	if r.options.requestID != nil {
 		*r.options.requestID = id
@@ -177,13 +177,13 @@ func (c *Client) send(ctx context.Context, r request, decode func(body []byte) b
 	case 3:
 		failure.Message = "redirects are not followed; check api_endpoint"
 	default:
-		// The body may be broken or too long: the status says enough.
+		// Even if the body is truncated, since the status is sufficient.
 		failure.decodeBody(body, c.clean)
 	}
 	return failure
 }
 
-// newRequest makes the HTTP request of a call.
+// newRequest builds the HTTP request of a call.
 func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, error) {
 	target, err := r.target()
 	if err != nil {
@@ -201,8 +201,7 @@ func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, erro
 	if err != nil {
 		return nil, err
 	}
-	// No Idempotency-Key in any spelling: net/http takes it as leave to send a POST
-	// again.
+	// No Idempotency-Key in any spelling: net/http resends a POST that has one.
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("Authorization", "Bearer "+c.adminKey.Reveal())
 	if body != nil {
@@ -217,31 +216,43 @@ func (c *Client) newRequest(ctx context.Context, r request) (*http.Request, erro
 	return req, nil
 }
 
-// readBody reads an answer to its end, up to maxBody.
-func readBody(from io.Reader) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(from, maxBody+1))
+// tooLargeError is the cause of an answer that was not read to its end.
+type tooLargeError int64
+
+func (limit tooLargeError) Error() string {
+	return fmt.Sprintf("the response is larger than %d bytes", int64(limit))
+}
+
+func isTooLarge(err error) bool {
+	var limit tooLargeError
+	return errors.As(err, &limit)
+}
+
+// readBody reads a complete answer, up to limit.
+func readBody(from io.Reader, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(from, limit+1))
 	if err != nil {
-		return body, fmt.Errorf("the answer broke off: %w", err)
+		return body, fmt.Errorf("reading the response: %w", err)
 	}
-	if len(body) > maxBody {
-		return body, fmt.Errorf("the answer is larger than %d bytes", maxBody)
+	if int64(len(body)) > limit {
+		return body, tooLargeError(limit)
 	}
 	return body, nil
 }
 
-// isJSON reports whether an answer says that it is JSON.
+// isJSON reports whether the Content-Type is JSON.
 func isJSON(h http.Header) bool {
 	media, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
 	return media == "application/json" || strings.HasSuffix(media, "+json")
 }
 
-// refuse is the error of a call that this package does not make.
+// refuse is the error of a call that is not sent.
 func (c *Client) refuse(op, why string) *Error {
 	return &Error{Op: c.clean(op), Host: c.host, Message: why, refused: true}
 }
 
-// clean is the package's clean for text that may quote the key that was sent, whatever
-// that looks like; one too short to be a key would only garble the text.
+// clean is the package's clean for text that may quote the key that was sent, in any
+// form; a value too short to be a key would only garble the text.
 func (c *Client) clean(text string) string {
 	if key := c.adminKey.Reveal(); len(key) >= 8 {
 		text = strings.ReplaceAll(text, key, redacted)
@@ -249,13 +260,12 @@ func (c *Client) clean(text string) string {
 	return clean(text)
 }
 
-// doWithRetry is doOnce for calls that may be made again without harm (reads,
-// updates and deletes), with jittered exponential backoff from 250 ms. It honours
-// Retry-After, and gives up early when that is longer than maxWait or the
-// context would end first. It ends without a deadline, too.
+// doWithRetry is doOnce for idempotent calls (reads, updates and deletes), with jittered
+// exponential backoff from 250 ms. It honors Retry-After, and gives up early when that is
+// longer than maxWait or than the context allows. The number of attempts is bounded.
 func doWithRetry[T answer](ctx context.Context, c *Client, r request) (T, error) {
 	var none T
-	var said *Error // the last that OpenAI said
+	var answered *Error // the last error that was an answer
 	attempt, limited := 0, 0
 	for again := false; ; again = true {
 		if again {
@@ -266,20 +276,20 @@ func doWithRetry[T answer](ctx context.Context, c *Client, r request) (T, error)
 			return result, nil
 		}
 		failure := AsError(err)
-		if !failure.Sent && said != nil {
-			// Why there was an answer before says more than that time is up.
-			said.RetryAfter = max(said.RetryAfter, failure.RetryAfter)
-			return none, said
+		if !failure.Sent && answered != nil {
+			// The earlier answer says more than a timeout.
+			answered.RetryAfter = max(answered.RetryAfter, failure.RetryAfter)
+			return none, answered
 		}
-		if !failure.Retryable() || ctx.Err() != nil {
+		if !failure.Retryable() || ctx.Err() != nil || isTooLarge(err) {
 			return none, err
 		}
 		if failure.Sent {
-			said = failure
+			answered = failure
 		}
 		if failure.RateLimited() {
-			// The pace knows when the next call fits; a 429 is no attempt that
-			// might have had an effect.
+			// The rate limiter delays the next call. A 429 has no effect at OpenAI, so it
+			// does not count as an attempt.
 			if limited++; limited >= maxLimited || failure.RetryAfter > maxWait {
 				return none, err
 			}
@@ -291,16 +301,15 @@ func doWithRetry[T answer](ctx context.Context, c *Client, r request) (T, error)
 	}
 }
 
-// Backoff is the wait before attempt+1: 250 ms · 2^attempt, capped at 8 s, of
-// which the upper half is random, and never less than the server asked for.
+// Backoff is the wait before attempt+1: 250 ms · 2^attempt, capped at 8 s, of which the
+// upper half is random, and at least as long as the server asked for.
 func Backoff(attempt int, asked time.Duration) time.Duration {
 	delay := min(250*time.Millisecond<<min(attempt, 10), 8*time.Second)
 	delay = delay/2 + rand.N(delay/2) // #nosec G404 -- jitter, not a secret
 	return max(delay, asked)
 }
 
-// Wait sleeps for d. It returns at once, with an error, when the context is
-// done or would be by the time that d has passed.
+// Wait sleeps for d. It returns an error immediately if the context would end first.
 func Wait(ctx context.Context, d time.Duration) error {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return context.DeadlineExceeded
@@ -315,14 +324,14 @@ func Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// page is one page of a listing, whichever of the two cursor styles it has.
+// page is one page of a listing, in either of the two cursor styles.
 type page[T any] struct {
 	items []T
-	last  string // the answer's last_id, "" where the style has none
+	last  string // the answer's last_id, "" if it has none
 	more  bool
 }
 
-// pageOf is a listing's page with its items in this package's words.
+// pageOf converts a page of an answer to this package's types.
 func pageOf[W, T any](l listing[W], public func(W) T) page[T] {
 	p := page[T]{last: string(l.LastID), more: l.HasMore != nil && *l.HasMore}
 	for _, item := range l.Data {
@@ -331,19 +340,19 @@ func pageOf[W, T any](l listing[W], public func(W) T) page[T] {
 	return p
 }
 
-// walk reads a listing to its end, a page at a time. The next cursor is the
-// answer's last_id or else the id of the last item (OpenAPI document). Callers
-// decide by what is absent, so a listing that cannot be read to its end is an
-// error: a cursor that repeats, a further page without a cursor, or an item
-// without an id. An error of each ends the listing and is returned unchanged.
+// walk reads a listing to its end, a page at a time. The next cursor is the answer's
+// last_id or else the ID of the last item (OpenAPI document). Callers rely on absence
+// from the listing, so any listing that cannot be read to its end is an error: a cursor
+// that repeats, a further page without a cursor, or an item without an ID. An error of
+// each stops the listing and is returned unchanged.
 func walk[T any](c *Client, what string, id func(T) string, next func(after string) (page[T], error), each func([]T) error) error {
 	items := 0
 	broken := func(format string, args ...any) error {
 		return &Error{Op: c.clean(what), Host: c.host, Status: http.StatusOK, Sent: true, Message: fmt.Sprintf(format, args...)}
 	}
 	after := ""
-	// Hashes, because a cursor is as long as the server likes. The seed is new
-	// for each listing, so that a collision does not come back.
+	// Hashes, because the server chooses the length of a cursor. Each listing has a new
+	// seed, so that a collision does not recur.
 	seed := maphash.MakeSeed()
 	seen := map[uint64]bool{maphash.String(seed, after): true}
 	for range maxPages {
@@ -382,7 +391,7 @@ func collect[T any](c *Client, what string, id func(T) string, next func(after s
 	return gather(func(each func([]T) error) error { return walk(c, what, id, next, each) })
 }
 
-// gather returns all that a listing has, and nothing after an error.
+// gather returns all items of a listing, and none after an error.
 func gather[T any](listing func(each func([]T) error) error) ([]T, error) {
 	var all []T
 	if err := listing(func(items []T) error { all = append(all, items...); return nil }); err != nil {
@@ -391,8 +400,8 @@ func gather[T any](listing func(each func([]T) error) error) ([]T, error) {
 	return all, nil
 }
 
-// retryAfter reads the header's two forms, seconds and HTTP date; 0 when it is
-// absent or makes no sense, and an hour at most.
+// retryAfter parses the header's two forms, seconds and HTTP date. It returns 0 if the
+// header is absent or invalid, and at most an hour.
 func retryAfter(h http.Header) time.Duration {
 	value := h.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(value, 10, 63); err == nil {
@@ -404,8 +413,8 @@ func retryAfter(h http.Header) time.Duration {
 	return 0
 }
 
-// cause is a transport error whose text, which may quote the server, is clean,
-// and in which errors.Is still finds what there was.
+// cause is a transport error with a clean text, since the original may quote the server.
+// It unwraps to the original.
 type cause struct {
 	text string
 	err  error

@@ -1,7 +1,6 @@
 package client
 
-// What every call promises: where it goes and what it carries, how often it is
-// sent, how long it takes and how many connections it needs.
+// All calls: their target and headers, the number of attempts, timeouts and connections.
 
 import (
 	"context"
@@ -28,7 +27,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestNew_RefusesWhatCannotWork(t *testing.T) {
+func TestNew_RejectsInvalidOptions(t *testing.T) {
 	t.Parallel()
 	const password = "hunter2-hunter2"
 	for name, change := range map[string]func(*Options){
@@ -74,7 +73,7 @@ func TestBaseURL_WithAndWithoutSlashAndPath(t *testing.T) {
 	}
 }
 
-// Not parallel: the environment is the process's.
+// Not parallel, since it changes the environment of the process.
 func TestEnvironment_ReachesNoRequest(t *testing.T) {
 	decoy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		t.Errorf("redirected by the environment: %s %s", r.Method, r.URL)
@@ -115,7 +114,7 @@ func TestEnvironment_ReachesNoRequest(t *testing.T) {
 	}
 }
 
-func TestHeaders_AreOurs(t *testing.T) {
+func TestHeaders_AreExactlyTheExpected(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -138,7 +137,7 @@ func TestHeaders_AreOurs(t *testing.T) {
 			require.Equal(t, []string{"vault-plugin-secrets-openai/v1.2.3 (vault 1.21.2)"}, h["User-Agent"], name)
 			require.Equal(t, organization, h.Get("OpenAI-Organization"), name)
 			require.Equal(t, organization != "", h["Openai-Organization"] != nil, name)
-			// net/http takes these as leave to repeat a POST by itself.
+			// With these headers, net/http may repeat a POST.
 			require.Empty(t, h.Get("Idempotency-Key")+h.Get("X-Idempotency-Key"), name)
 		}
 	}
@@ -179,7 +178,7 @@ func TestRedirects_AreNotFollowed(t *testing.T) {
 	}
 }
 
-func TestRedirect_ToNowhereIsOneAllTheSame(t *testing.T) {
+func TestRedirect_WithoutLocationIsARedirect(t *testing.T) {
 	t.Parallel()
 	for _, location := range []string{"", "http://[::1%25/", "%zz"} {
 		e := failed(t, verbs["CreateServiceAccount"].call(context.Background(),
@@ -189,8 +188,8 @@ func TestRedirect_ToNowhereIsOneAllTheSame(t *testing.T) {
 	}
 }
 
-// An answer that says to be no JSON is none: a page may well begin with a brace.
-func TestAnswer_CountsOnlyAsJSON(t *testing.T) {
+// An answer without a JSON content type is not decoded: a page may start with a brace.
+func TestAnswer_MustBeJSON(t *testing.T) {
 	t.Parallel()
 	for media, works := range map[string]bool{
 		"application/json": true, "application/json; charset=utf-8": true, "APPLICATION/JSON": true, "application/problem+json": true,
@@ -229,7 +228,7 @@ func TestWithRequestID_IsThatOfTheLastAnswer(t *testing.T) {
 	require.Equal(t, before, id)
 }
 
-// faults are the ways of a call to fail that may end by themselves.
+// faults are transient failures of a call.
 var faults = map[string]openaitest.Fault{
 	"500":            {Status: 500},
 	"500 after":      {Kind: openaitest.FaultStatusAfter, Status: 500},
@@ -248,7 +247,7 @@ var faults = map[string]openaitest.Fault{
 	"HTML":           {Kind: openaitest.FaultHTML},
 }
 
-func TestCreates_AreSentOnceWhateverHappens(t *testing.T) {
+func TestCreates_AreSentOnce(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)
@@ -261,7 +260,7 @@ func TestCreates_AreSentOnceWhateverHappens(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(context.Background())
 				// What one fault teaches would slow down the next.
-				c.pace = NewPace()
+				c.rateLimiter = NewRateLimiter()
 				_, err := c.ListProjects(ctx)
 				require.NoError(t, err) // so that there is a connection to reuse
 				sim.ResetRequests()
@@ -279,7 +278,7 @@ func TestCreates_AreSentOnceWhateverHappens(t *testing.T) {
 	})
 }
 
-func TestReadsAndDeletes_OutlastWhatPasses(t *testing.T) {
+func TestReadsAndDeletes_RetryTransientErrors(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		calls := map[string]func() error{}
@@ -328,7 +327,7 @@ func TestReadsAndDeletes_OutlastWhatPasses(t *testing.T) {
 	})
 }
 
-func TestReadsAndDeletes_AreTriedSoOftenAndNotMore(t *testing.T) {
+func TestReadsAndDeletes_BoundTheAttempts(t *testing.T) {
 	t.Parallel()
 	calls := map[string]func() error{}
 	check := map[string]func(err error){}
@@ -443,7 +442,7 @@ func TestBackoff_GrowsWithJitterUpToItsCap(t *testing.T) {
 	require.ErrorIs(t, Wait(ctx, time.Millisecond), context.Canceled)
 }
 
-func TestTimeout_EndsACallThatHangs(t *testing.T) {
+func TestTimeout_EndsAHangingCall(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)
@@ -456,7 +455,7 @@ func TestTimeout_EndsACallThatHangs(t *testing.T) {
 	})
 }
 
-// Headers that come at once are no answer yet.
+// The timeout also applies after the headers have arrived.
 func TestTimeout_CoversTheBody(t *testing.T) {
 	t.Parallel()
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -477,7 +476,7 @@ func TestTimeout_CoversTheBody(t *testing.T) {
 	require.Less(t, time.Since(began), DefaultTimeout/2)
 }
 
-func TestCancel_EndsACallAtOnce(t *testing.T) {
+func TestCancel_EndsACallImmediately(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		for _, name := range []string{"CreateServiceAccount", "DeleteServiceAccount", "ListProjects"} {
@@ -496,8 +495,7 @@ func TestCancel_EndsACallAtOnce(t *testing.T) {
 	})
 }
 
-// burst makes calls at a concurrency and returns the most that the server saw
-// at once.
+// burst makes concurrent calls and returns the maximum that the server saw at a time.
 func burst(t *testing.T, sim *openaitest.Server, c *Client, calls, concurrency int) int64 {
 	t.Helper()
 	var now, most atomic.Int64
@@ -555,9 +553,9 @@ func TestConnections_AreReused(t *testing.T) {
 	})
 }
 
-// A first burst finds no connection, so HTTP/2 cannot know yet that one would
-// do; the surplus must go, and not come back.
-func TestConnections_AFirstBurstOverHTTP2LeavesOne(t *testing.T) {
+// In a first burst HTTP/2 opens more connections than it needs; the surplus must be closed
+// and not opened again.
+func TestConnections_HTTP2BurstLeavesOne(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{TLS: true})
 	sim.KeepAll()
@@ -599,9 +597,9 @@ func TestConcurrency_BoundsTheCallsInFlight(t *testing.T) {
 	})
 }
 
-// Either kind, asked for without end, leaves some of the calls in flight to the
-// other, or an API that hangs for one of them would end both.
-func TestConcurrency_IssuesAndOtherCallsLeaveRoomForEachOther(t *testing.T) {
+// Each class leaves some of the calls in flight to the other, so that an API that hangs for
+// one does not block both.
+func TestConcurrency_ReservesSlotsForBothClasses(t *testing.T) {
 	t.Parallel()
 	for total, left := range map[int]int{4: 1, 7: 1, 16: 2, 64: 8} {
 		for _, method := range []string{http.MethodPost, http.MethodGet} {
@@ -647,8 +645,8 @@ func TestConcurrency_IssuesAndOtherCallsLeaveRoomForEachOther(t *testing.T) {
 	}
 }
 
-// A test decides where calls go, whatever the endpoint and the environment say.
-func TestDialContext_IsTheWholeWay(t *testing.T) {
+// DialContext determines the target of connections, regardless of endpoint and environment.
+func TestDialContext_DisablesProxies(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{})
 	real := strings.TrimSuffix(strings.TrimPrefix(sim.URL(), "http://"), "/v1")
@@ -676,7 +674,7 @@ func TestDialContext_IsTheWholeWay(t *testing.T) {
 	require.False(t, AsError(err).Sent)
 }
 
-// newCA makes a certificate authority that signed nobody.
+// newCA creates a certificate authority that signed no certificate in use.
 func newCA(t *testing.T) []byte {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -714,8 +712,8 @@ func TestCACert_IsTheOnlyRootTrusted(t *testing.T) {
 	require.Equal(t, 3, sim.Count("", ""), "nothing is sent to a server that is not trusted")
 }
 
-// stallingProxy forwards connections until it is told to let those that are
-// open fall silent, as a firewall does that has forgotten them.
+// stallingProxy forwards connections until it stalls the open ones, as a firewall that
+// dropped their state.
 func stallingProxy(t *testing.T, to string) (address string, stall func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -765,9 +763,8 @@ func stallingProxy(t *testing.T, to string) (address string, stall func()) {
 	}
 }
 
-// All calls share one HTTP/2 connection, so one that died in silence must not
-// take the next minutes' calls with it.
-func TestConnections_OneThatFellSilentIsReplaced(t *testing.T) {
+// All calls share one HTTP/2 connection, so a stalled one must be detected quickly.
+func TestConnections_SilentOneIsReplaced(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)
@@ -785,7 +782,7 @@ func TestConnections_OneThatFellSilentIsReplaced(t *testing.T) {
 	})
 }
 
-func TestClose_DropsIdleConnectionsAndNothingElse(t *testing.T) {
+func TestClose_DropsOnlyIdleConnections(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)

@@ -1,9 +1,10 @@
 package client
 
-// This file owns what is known of OpenAI's clock: the Date of its last good answer.
+// This file owns the estimate of OpenAI's clock, from the Date of its last successful
+// answer.
 //
-// What must stay true: it never moves with this machine's wall clock, which is what
-// it is compared with.
+// What must stay true: the estimate is independent of this machine's wall clock, with
+// which it is compared.
 
 import (
 	"net/http"
@@ -11,10 +12,11 @@ import (
 	"time"
 )
 
-// clock is OpenAI's. The zero value knows nothing.
+// clock is OpenAI's clock. The zero value has no reading.
 type clock struct{ last atomic.Pointer[reading] }
 
-// reading is a time that OpenAI said, and when, with its monotonic part.
+// reading is a Date from OpenAI, and the local time of its arrival with the monotonic
+// reading.
 type reading struct{ theirs, at time.Time }
 
 func (c *clock) read(h http.Header) {
@@ -23,8 +25,8 @@ func (c *clock) read(h http.Header) {
 	}
 }
 
-// Now is the time by OpenAI's clock, to the second, as its last good answer's Date and
-// the time since then say. False before there was one.
+// Now is the time by OpenAI's clock, to the second: the Date of its last successful
+// answer plus the time since then. It returns false before the first one.
 func (c *Client) Now() (time.Time, bool) {
 	last := c.clock.last.Load()
 	if last == nil {
@@ -33,8 +35,16 @@ func (c *Client) Now() (time.Time, bool) {
 	return last.theirs.Add(time.Since(last.at)), true
 }
 
-// NotAfter is t, or the time by OpenAI's clock where that is earlier: what is judged to
-// be over by the result is over by both clocks.
+// NowOr returns the time by OpenAI's clock, or t before that is known.
+func (c *Client) NowOr(t time.Time) time.Time {
+	if theirs, known := c.Now(); known {
+		return theirs
+	}
+	return t
+}
+
+// NotAfter returns t, or the time by OpenAI's clock if that is earlier. A time that has
+// passed by the result has passed by both clocks.
 func (c *Client) NotAfter(t time.Time) time.Time {
 	if theirs, known := c.Now(); known && theirs.Before(t) {
 		return theirs
@@ -42,8 +52,8 @@ func (c *Client) NotAfter(t time.Time) time.Time {
 	return t
 }
 
-// Outlives reports whether what ends at a time by OpenAI's clock lives for d from now,
-// as far as that is known.
+// Outlives reports whether an expiry by OpenAI's clock is at least d from now, or that
+// clock is unknown.
 func (c *Client) Outlives(end time.Time, d time.Duration) bool {
 	theirs, known := c.Now()
 	return !known || end.IsZero() || !end.Before(theirs.Add(d))

@@ -10,7 +10,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestNow_IsByTheLastGoodAnswer(t *testing.T) {
+func TestNow_FollowsTheLastSuccessfulAnswer(t *testing.T) {
 	t.Parallel()
 	s := simulate(t, openaitest.Options{})
 	c := connect(t, s)

@@ -1,7 +1,7 @@
 package client
 
-// What an error promises, whatever the answer looks like or is missing of it:
-// the right status, the three questions, and no key in any text.
+// Errors for every form of answer: the status, NotFound, Ambiguous and Retryable, and no key
+// in any text.
 
 import (
 	"bufio"
@@ -27,12 +27,11 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// maxText bounds the text of an error: the phrase, the message and the details
-// at maxMessage each, and what stands between them.
+// maxText bounds the text of an error: the operation, the message and the details with
+// maxMessage each, and the text in between.
 const maxText = 5*(maxMessage+1) + 300
 
-// requireFit holds the text of an error, in every way to print it, against what
-// every error promises.
+// requireFit checks the text of an error in every way to print it.
 func requireFit(t testing.TB, e *Error, secrets ...string) {
 	t.Helper()
 	text := e.Error()
@@ -66,7 +65,7 @@ func requireFit(t testing.TB, e *Error, secrets ...string) {
 	}
 }
 
-func TestHoldsKey_IsAWordThatBeginsWithSK(t *testing.T) {
+func TestHoldsKey_MatchesWordsThatBeginWithSK(t *testing.T) {
 	t.Parallel()
 	const key = "sk-ABCDEFGHIJ0123456_-9"
 	for text, want := range map[string]bool{
@@ -83,7 +82,7 @@ func TestHoldsKey_IsAWordThatBeginsWithSK(t *testing.T) {
 	}
 }
 
-func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
+func TestError_TextForEveryForm(t *testing.T) {
 	t.Parallel()
 	type want struct {
 		message, code, kind, param string
@@ -95,34 +94,34 @@ func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
 		want
 	}{
 		"object": {400, `{"error":{"message":"No.","type":"invalid_request_error","param":"name","code":"bad_name"}}`,
-			want{"No.", "bad_name", "invalid_request_error", "name", ": OpenAI says: No. (status 400, code bad_name, param name, request id req_1)"}},
+			want{"No.", "bad_name", "invalid_request_error", "name", ": OpenAI error: No. (status 400, code bad_name, param name, request id req_1)"}},
 		"null fields": {401, `{"error":{"message":"Who?","type":null,"param":null,"code":null}}`,
-			want{message: "Who?", text: ": OpenAI says: Who? (status 401, request id req_1)"}},
-		"a bare string of a stranger's": {403, `{"error":"Not with me"}`, want{message: "Not with me", text: " refused and says: Not with me (status 403"}},
+			want{message: "Who?", text: ": OpenAI error: Who? (status 401, request id req_1)"}},
+		"a bare string of a stranger's": {403, `{"error":"Not with me"}`, want{message: "Not with me", text: " rejected the request: Not with me (status 403"}},
 		"bare string": {403, `{"error":"You have insufficient permissions for this operation. Missing scopes: api.management.read."}`,
 			want{message: "You have insufficient permissions for this operation. Missing scopes: api.management.read.", text: "Missing scopes"}},
 		"number as code":         {400, `{"error":{"message":"m","code":42,"type":"t"}}`, want{message: "m", kind: "t"}},
 		"object as message":      {400, `{"error":{"message":{"a":1},"code":"c"}}`, want{code: "c"}},
 		"list as type":           {400, `{"error":{"message":"m","type":["a"],"param":{"b":2}}}`, want{message: "m"}},
 		"truth as param":         {400, `{"error":{"message":"m","param":true,"code":"c"}}`, want{message: "m", code: "c"}},
-		"null error":             {400, `{"error":null}`, want{text: "refused: Bad Request"}},
-		"number as error":        {400, `{"error":5}`, want{text: "refused: Bad Request"}},
-		"list as error":          {400, `{"error":[{"message":"m"}]}`, want{text: "refused: Bad Request"}},
-		"empty error":            {400, `{"error":{}}`, want{text: "refused: Bad Request"}},
-		"another object":         {422, `{"detail":"m"}`, want{text: "refused: Unprocessable Entity: m (status 422"}},
-		"empty":                  {403, ``, want{text: "refused: Forbidden (status 403, request id req_1)"}},
-		"a page's title":         {403, "<html><head><title>\nStop sk-admin-abcdefghijklmnop!\n</title></head>", want{text: "refused: Forbidden: Stop sk-***! (status 403"}},
-		"HTML":                   {502, `<html><body>Bad gateway sk-admin-abcdefghijkl</body></html>`, want{text: "refused: Bad Gateway (status 502"}},
-		"garbage":                {500, "\xff\xfe\x00{", want{text: "refused: Internal Server Error"}},
-		"truncated":              {500, `{"error":{"message":"m"`, want{text: "refused: Internal Server Error"}},
-		"trailing garbage":       {500, `{"error":{"message":"m"}} x`, want{text: "refused: Internal Server Error"}},
-		"huge":                   {403, `{"error":{"message":"` + strings.Repeat("A", maxBody) + `"}}`, want{text: "refused: Forbidden"}},
+		"null error":             {400, `{"error":null}`, want{text: "rejected the request: Bad Request"}},
+		"number as error":        {400, `{"error":5}`, want{text: "rejected the request: Bad Request"}},
+		"list as error":          {400, `{"error":[{"message":"m"}]}`, want{text: "rejected the request: Bad Request"}},
+		"empty error":            {400, `{"error":{}}`, want{text: "rejected the request: Bad Request"}},
+		"another object":         {422, `{"detail":"m"}`, want{text: "rejected the request: Unprocessable Entity: m (status 422"}},
+		"empty":                  {403, ``, want{text: "rejected the request: Forbidden (status 403, request id req_1)"}},
+		"a page's title":         {403, "<html><head><title>\nStop sk-admin-abcdefghijklmnop!\n</title></head>", want{text: "rejected the request: Forbidden: Stop sk-***! (status 403"}},
+		"HTML":                   {502, `<html><body>Bad gateway sk-admin-abcdefghijkl</body></html>`, want{text: "rejected the request: Bad Gateway (status 502"}},
+		"garbage":                {500, "\xff\xfe\x00{", want{text: "rejected the request: Internal Server Error"}},
+		"truncated":              {500, `{"error":{"message":"m"`, want{text: "rejected the request: Internal Server Error"}},
+		"trailing garbage":       {500, `{"error":{"message":"m"}} x`, want{text: "rejected the request: Internal Server Error"}},
+		"huge":                   {403, `{"error":{"message":"` + strings.Repeat("A", maxBody) + `"}}`, want{text: "rejected the request: Forbidden"}},
 		"huge but whole":         {403, `{"error":{"message":"` + strings.Repeat("é", 1<<20) + `"}}`, want{message: strings.Repeat("é", maxMessage) + "…"}},
-		"deep":                   {400, `{"error":` + strings.Repeat("[", 1<<16), want{text: "refused: Bad Request"}},
+		"deep":                   {400, `{"error":` + strings.Repeat("[", 1<<16), want{text: "rejected the request: Bad Request"}},
 		"lines":                  {400, `{"error":{"message":"a\r\nb\u2028c\tdd\u0000\u001b[31m\u202eee"}}`, want{message: "a  b c dd[31mee"}},
 		"unpaired surrogate":     {400, `{"error":{"message":"a\ud800b"}}`, want{message: "a\uFFFDb"}},
 		"not UTF-8":              {400, "{\"error\":{\"message\":\"a\xffb\"}}", want{message: "a\uFFFDb"}},
-		"status of nobody":       {599, ``, want{text: "refused (status 599"}},
+		"status of nobody":       {599, ``, want{text: "rejected the request (status 599"}},
 		"a key":                  {400, `{"error":{"message":"Incorrect key sk-proj-AbCdEf1234567890 provided","code":"sk-svcacct-abcdefghijklmnop"}}`, want{message: "Incorrect key sk-*** provided", code: "sk-***"}},
 		"a key in pieces":        {400, `{"error":{"message":"sk-ab\u0000cdef\u200bghijklmnopqrstuvwx"}}`, want{message: "sk-***"}},
 		"words with sk- inside":  {400, `{"error":{"message":"no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}}`, want{message: "no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}},
@@ -148,7 +147,7 @@ func TestError_TellsWhatOpenAISaidWhateverItsForm(t *testing.T) {
 	}
 }
 
-func TestError_AnswersTheThreeQuestions(t *testing.T) {
+func TestError_NotFoundAmbiguousRetryable(t *testing.T) {
 	t.Parallel()
 	const (
 		gone = 1 << iota
@@ -244,8 +243,8 @@ func TestError_RetryAfterInEveryForm(t *testing.T) {
 	}
 }
 
-// A refusal stays one when the rest of its answer is lost on the way.
-func TestError_StatusSurvivesABodyThatBreaksOff(t *testing.T) {
+// The status of an error counts even if its body is truncated.
+func TestError_StatusOfATruncatedBody(t *testing.T) {
 	t.Parallel()
 	for status, ambiguous := range map[int]bool{200: true, 404: false, 400: false, 401: false, 403: false, 500: true} {
 		c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -260,14 +259,14 @@ func TestError_StatusSurvivesABodyThatBreaksOff(t *testing.T) {
 		require.False(t, e.NotFound(), "a 404 counts for nothing without OpenAI's words")
 		if status == http.StatusOK {
 			require.Zero(t, e.Status, "half an answer is none")
-			require.ErrorContains(t, e, "broke off")
+			require.ErrorContains(t, e, "reading the response")
 		} else {
 			require.Equal(t, status, e.Status)
 		}
 	}
 }
 
-func TestError_HugeAnswerIsNotReadToItsEnd(t *testing.T) {
+func TestError_BoundsAHugeAnswer(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -278,9 +277,8 @@ func TestError_HugeAnswerIsNotReadToItsEnd(t *testing.T) {
 	requireFit(t, e)
 }
 
-// A server that repeats what it was sent, or what it just made, must not bring
-// it into the logs by way of an error.
-func TestError_NeverCarriesAKeyThatTheServerEchoes(t *testing.T) {
+// A key that a server echoes or has just created must not be part of an error.
+func TestError_MasksAnEchoedKey(t *testing.T) {
 	t.Parallel()
 	const made = "sk-svcacct-ZYXWVUTSRQPONMLKJIHGFEDCBA"
 	echo := map[string]func(w http.ResponseWriter, key string){
@@ -341,7 +339,7 @@ func TestError_NeverCarriesAKeyThatTheServerEchoes(t *testing.T) {
 	}
 }
 
-// raw answers with bytes that no HTTP server would send.
+// raw answers with invalid HTTP.
 func raw(w http.ResponseWriter, text string) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -351,8 +349,8 @@ func raw(w http.ResponseWriter, text string) {
 	_ = conn.Close()
 }
 
-// Bad headers never leave the process, and neither does a key that makes one.
-func TestError_AKeyThatIsNoHeaderIsNotPrinted(t *testing.T) {
+// A request with an invalid header is not sent, and the error does not quote the key.
+func TestError_MasksAKeyThatIsNotAValidHeader(t *testing.T) {
 	t.Parallel()
 	key := testKey + "\nX-Other: 1"
 	c := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("sent") }, withKey(key))
@@ -443,9 +441,8 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 	}
 }
 
-// Whatever the moment at which a caller gives up: of a create that is said to
-// have had no effect, nothing is ever found.
-func TestError_NotAmbiguousMeansNothingWasMade(t *testing.T) {
+// Whenever a caller cancels, a create that is reported as unambiguous has no effect.
+func TestError_UnambiguousMeansNothingWasCreated(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)
@@ -508,7 +505,7 @@ func FuzzErrorBody(f *testing.F) {
 	c := pointAt(f, server.URL+"/v1")
 	f.Fuzz(func(t *testing.T, offset uint8, id string, text []byte) {
 		status, requestID, body = 400+int(offset)%200, id, text
-		c.pace = NewPace() // what a 429 teaches would slow down the next input
+		c.rateLimiter = NewRateLimiter() // what a 429 teaches would slow down the next input
 		_, _, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 		e := failed(t, err)
 		requireFit(t, e, testKey)
@@ -523,10 +520,9 @@ func FuzzErrorBody(f *testing.F) {
 	})
 }
 
-// A connection that dies under a create on its way must not make net/http send
-// it again on another: this server takes each second request of a connection
-// and closes without a word.
-func TestCreate_IsNotRepeatedWhenAReusedConnectionDies(t *testing.T) {
+// If the connection of a create is closed, net/http must not send it again on another: this
+// server reads every second request of a connection and closes it without an answer.
+func TestCreate_IsNotRepeatedAfterAConnectionReset(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

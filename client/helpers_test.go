@@ -1,7 +1,7 @@
 package client
 
-// What the tests of this package share: the real client on the simulator, or
-// on a server that answers what no real one should, and a list of all verbs.
+// Shared test helpers: the client with the simulator, or with a server that returns invalid
+// answers, and a list of all calls.
 
 import (
 	"context"
@@ -18,8 +18,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// simulate starts a simulator that holds every exchange against OpenAI's
-// document.
+// simulate starts a simulator that validates every exchange against OpenAI's document.
 func simulate(t testing.TB, o openaitest.Options) *openaitest.Server {
 	t.Helper()
 	sim := openaitest.Start(t, o)
@@ -53,7 +52,7 @@ func withConcurrency(n int) func(*Options) {
 	return func(o *Options) { o.Concurrency = n }
 }
 
-// testKey is the admin key of clients that do not talk to a simulator.
+// testKey is the admin key of clients without a simulator.
 const testKey = "sk-admin-0123456789abcdefghijklmnopqrstuvwxyz"
 
 // pointAt is a client of any server.
@@ -109,7 +108,7 @@ type sent struct {
 	body   string
 }
 
-// recorder keeps what is sent from now on.
+// recorder records the requests from now on.
 type recorder struct {
 	mu  sync.Mutex
 	all []sent
@@ -154,10 +153,10 @@ const (
 	modelsRoute      = "/models"
 )
 
-// ids names what the verbs work on; value is the key's.
+// ids are the objects of the verbs; value is the key's.
 type ids struct{ project, account, key, adminKey, value string }
 
-// nobodys are ids for servers that know none.
+// nobodys are IDs for servers without objects.
 var nobodys = ids{"p", "a", "k", "r", "sk-svcacct-nobodys-0123456789"}
 
 type verb struct {
@@ -166,7 +165,7 @@ type verb struct {
 	call          func(context.Context, *Client, ids) error
 }
 
-// verbs is all that the client can do.
+// verbs are all calls of the client.
 var verbs = map[string]verb{
 	"CreateServiceAccount": {http.MethodPost, accountsRoute, true, func(ctx context.Context, c *Client, on ids) error {
 		_, _, err := c.CreateServiceAccount(ctx, on.project, "an account", time.Hour)
@@ -230,7 +229,7 @@ var verbs = map[string]verb{
 	}},
 }
 
-// populate makes one of everything that the verbs need.
+// populate creates one of each object that the verbs need.
 func populate(t testing.TB, sim *openaitest.Server) ids {
 	t.Helper()
 	sim.KeepAll()
@@ -244,7 +243,7 @@ func populate(t testing.TB, sim *openaitest.Server) ids {
 	return on
 }
 
-// failed is the *Error that a call must have ended with.
+// failed returns the *Error of a call.
 func failed(t testing.TB, err error) *Error {
 	t.Helper()
 	require.Error(t, err)
@@ -253,8 +252,8 @@ func failed(t testing.TB, err error) *Error {
 	return e
 }
 
-// together makes calls at once: most of them only wait, for a back-off or a
-// timeout, and a test should not wait for each in turn.
+// together makes calls concurrently, since most of them only wait for a backoff or a
+// timeout.
 func together(calls map[string]func() error) map[string]error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup

@@ -1,30 +1,30 @@
 package client
 
-// This file owns the keys of service accounts after their account: making more
-// of them, listing, changing and deleting them. The API reaches them through
-// their project, and never tells which scopes a key has (OpenAPI document).
+// This file owns the keys of existing service accounts: creating, listing, updating and
+// deleting them. The API addresses them through their project, and never returns the
+// scopes of a key (OpenAPI document).
 
 import (
 	"context"
 	"time"
 )
 
-// ProjectKey is a key of a project as the API shows it after its creation.
+// ProjectKey is a key of a project as the API returns it after its creation.
 type ProjectKey struct {
 	ID        string // opaque
 	Name      string
 	AccountID string // the owning service account, "" when a user owns it
 	UserID    string // that user
 	CreatedAt time.Time
-	ExpiresAt time.Time // zero = never
-	// LastUsedAt is when the key was last used, zero if it never was or if the
-	// API does not say. How exact it is is undocumented.
+	ExpiresAt time.Time // zero if it does not expire
+	// LastUsedAt is when the key was last used, zero if it never was or if absent. Its
+	// precision is undocumented.
 	LastUsedAt time.Time
 }
 
-// CreateServiceAccountKey makes a key of an existing account. No scopes means
-// all that the account may do; expiry is MinExpiry..MaxExpiry, 0 = never. One
-// request, never repeated: see Error.Ambiguous.
+// CreateServiceAccountKey creates a key of an existing account. Without scopes it has all
+// permissions of the account; expiry is MinExpiry..MaxExpiry, 0 for no expiry. It sends
+// one request and never repeats it; see Error.Ambiguous.
 func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, name string, scopes []string, expiry time.Duration, options ...CallOption) (Key, error) {
 	what := "create key " + name + " of service account " + account + " in project " + project
 	if expiry < 0 {
@@ -45,16 +45,16 @@ func (c *Client) CreateServiceAccountKey(ctx context.Context, project, account, 
 	return got.public(), nil
 }
 
-// ListProjectKeys returns all keys of a project, those included whose owner
-// has lost access to it: without that filter the API may hide live keys.
+// ListProjectKeys returns all keys of a project, including those whose owner has lost
+// access to it: without that filter the API may omit valid keys.
 func (c *Client) ListProjectKeys(ctx context.Context, project string) ([]ProjectKey, error) {
 	return gather(func(each func([]ProjectKey) error) error {
 		return c.EachProjectKey(ctx, project, each)
 	})
 }
 
-// EachProjectKey is ListProjectKeys without holding more than a page. See
-// EachServiceAccount for when it calls each and what nil means.
+// EachProjectKey is ListProjectKeys with one page in memory. It calls each as
+// EachServiceAccount does.
 func (c *Client) EachProjectKey(ctx context.Context, project string, each func([]ProjectKey) error) error {
 	what := "list keys of project " + project
 	return walk(c, what, func(k ProjectKey) string { return k.ID },
@@ -66,27 +66,26 @@ func (c *Client) EachProjectKey(ctx context.Context, project string, each func([
 		}, each)
 }
 
-// GetProjectKey returns one key, expired ones included. IsNotFound holds for an
-// unknown one.
+// GetProjectKey returns one key, even if it has expired. IsNotFound holds for an unknown
+// one.
 func (c *Client) GetProjectKey(ctx context.Context, project, id string) (ProjectKey, error) {
 	got, err := doWithRetry[projectKey](ctx, c, request{operation: getKey, what: "read key " + id + " in project " + project, ids: []string{project, id}})
 	return got.public(), err
 }
 
-// UpdateProjectKey moves a key's end to expiry from now, or replaces its
-// scopes, or both; what is zero stays as it is. An expired key cannot be
-// updated. Making the same call again is harmless: the expiry counts from the
-// last one. It refuses a call that changes nothing and an empty, non-nil list
-// of scopes, which at OpenAI means every scope.
+// UpdateProjectKey sets a key to expire after expiry from now, or replaces its scopes, or
+// both; a zero value is not changed. An expired key cannot be updated. The call is
+// idempotent, and the expiry counts from the last one. It rejects a call that changes
+// nothing and an empty, non-nil list of scopes, which OpenAI treats as all scopes.
 func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scopes []string, expiry time.Duration, options ...CallOption) (ProjectKey, error) {
 	what := "update key " + id + " in project " + project
 	switch {
 	case scopes != nil && len(scopes) == 0:
-		return ProjectKey{}, c.refuse(what, "an empty list of scopes would allow all of them")
+		return ProjectKey{}, c.refuse(what, "the list of scopes must not be empty, which would allow all scopes")
 	case expiry < 0:
 		return ProjectKey{}, c.refuse(what, negative)
 	case scopes == nil && expiry == 0:
-		return ProjectKey{}, c.refuse(what, "neither scopes nor expiry to change")
+		return ProjectKey{}, c.refuse(what, "scopes or expiry must be set")
 	}
 	got, err := doWithRetry[projectKey](ctx, c, request{
 		operation: updateKey, what: what, ids: []string{project, id},
@@ -99,8 +98,8 @@ func (c *Client) UpdateProjectKey(ctx context.Context, project, id string, scope
 	return got.public(), err
 }
 
-// DeleteProjectKey deletes one key; its account and other keys stay. IsNotFound
-// holds for an unknown one.
+// DeleteProjectKey deletes one key, but not its account or other keys. IsNotFound holds
+// for an unknown one.
 func (c *Client) DeleteProjectKey(ctx context.Context, project, id string, options ...CallOption) error {
 	_, err := doWithRetry[deletion](ctx, c, request{
 		operation: deleteKey, what: "delete key " + id + " in project " + project, ids: []string{project, id},
@@ -109,11 +108,11 @@ func (c *Client) DeleteProjectKey(ctx context.Context, project, id string, optio
 	return err
 }
 
-// newKey is a key of an account as it comes once.
+// newKey is a key in the answer to its create.
 type newKey struct {
 	ID        string   `json:"id"`
 	Name      label    `json:"name"`
-	Value     string   `json:"value"` // #nosec G117 -- read here, and never written
+	Value     string   `json:"value"` // #nosec G117 -- decoded only, never encoded
 	CreatedAt unixTime `json:"created_at"`
 	ExpiresAt unixTime `json:"expires_at"`
 }
@@ -124,7 +123,7 @@ func (k newKey) public() Key {
 	return Key{ID: k.ID, Name: string(k.Name), Value: NewSecret(k.Value), CreatedAt: k.CreatedAt.time(), ExpiresAt: k.ExpiresAt.time()}
 }
 
-// projectKey is a key as it comes later.
+// projectKey is a key in later answers.
 type projectKey struct {
 	ID         string   `json:"id"`
 	Name       label    `json:"name"`

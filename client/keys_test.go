@@ -1,7 +1,6 @@
 package client
 
-// What the keys of service accounts promise after their account, and that all
-// listings reach their end.
+// Keys of existing service accounts, and that listings are read to their end.
 
 import (
 	"context"
@@ -15,7 +14,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestProjectKey_LifeFromCreateToDelete(t *testing.T) {
+func TestProjectKey_Lifecycle(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		ctx := context.Background()
@@ -57,8 +56,8 @@ func TestProjectKey_LifeFromCreateToDelete(t *testing.T) {
 	})
 }
 
-// Whoever could not delete a key reads whether it is dead by itself.
-func TestGetProjectKey_KnowsExpiredKeys(t *testing.T) {
+// After a failed delete, a read shows whether the key has expired.
+func TestGetProjectKey_ReturnsExpiredKeys(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	sim := simulate(t, openaitest.Options{})
@@ -74,7 +73,7 @@ func TestGetProjectKey_KnowsExpiredKeys(t *testing.T) {
 	require.True(t, read.ExpiresAt.Before(sim.Now()))
 }
 
-func TestUpdateProjectKey_ChangesOnlyWhatItNames(t *testing.T) {
+func TestUpdateProjectKey_ChangesOnlyGivenFields(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	sim := simulate(t, openaitest.Options{})
@@ -101,7 +100,7 @@ func TestUpdateProjectKey_ChangesOnlyWhatItNames(t *testing.T) {
 		require.False(t, failed(t, err).Retryable())
 	}
 	_, err = c.UpdateProjectKey(ctx, project, key.ID, []string{}, time.Hour)
-	require.ErrorContains(t, failed(t, err), "would allow all of them")
+	require.ErrorContains(t, failed(t, err), "would allow all scopes")
 	require.Equal(t, sent, sim.Count("", ""), "what makes no sense is not sent")
 
 	sim.Advance(3 * time.Hour)
@@ -109,9 +108,9 @@ func TestUpdateProjectKey_ChangesOnlyWhatItNames(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, failed(t, err).Status, "an expired key cannot be revived")
 }
 
-// Without the filter the API hides keys whose account lost its role, which
-// still work for whoever holds them once the role is back.
-func TestListProjectKeys_AsksForKeysOfAnyOwner(t *testing.T) {
+// Without the filter the API omits keys whose account lost its role, which work again once
+// the role is back.
+func TestListProjectKeys_IncludesKeysOfAnyOwner(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	rec := record(sim)
@@ -121,7 +120,7 @@ func TestListProjectKeys_AsksForKeysOfAnyOwner(t *testing.T) {
 	require.Contains(t, rec.last(t).query, "owner_project_access=any")
 }
 
-func TestListings_ReachBeyondTheFirstPage(t *testing.T) {
+func TestListings_ReadAllPages(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	const many = 101

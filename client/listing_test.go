@@ -1,6 +1,6 @@
 package client
 
-// Listings that are read page by page, and what counts as their end.
+// Listings that are read page by page, and their end.
 
 import (
 	"context"
@@ -20,8 +20,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// each reads one of the listings by whose gaps something is deleted, and says
-// which ids each page had.
+// each reads a listing whose absences lead to deletions, and returns the IDs of each page.
 var each = map[string]func(ctx context.Context, c *Client, project string, page func(ids []string) error) error{
 	"EachServiceAccount": func(ctx context.Context, c *Client, project string, page func([]string) error) error {
 		return c.EachServiceAccount(ctx, project, func(accounts []ServiceAccount) error {
@@ -43,7 +42,7 @@ var each = map[string]func(ctx context.Context, c *Client, project string, page 
 	},
 }
 
-func TestEach_ReadsPageByPageWhatAListingHas(t *testing.T) {
+func TestEach_ReadsPageByPage(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	sim := simulate(t, openaitest.Options{})
@@ -88,7 +87,7 @@ func TestEach_ReadsPageByPageWhatAListingHas(t *testing.T) {
 	}
 }
 
-func TestEach_FailsUnlessThePageSaysThatItIsTheLast(t *testing.T) {
+func TestEach_RequiresHasMore(t *testing.T) {
 	t.Parallel()
 	for name, answers := range map[string][]string{
 		"an empty page without has_more":   {`{"data":[]}`},
@@ -118,8 +117,7 @@ func TestEach_FailsUnlessThePageSaysThatItIsTheLast(t *testing.T) {
 	}
 }
 
-// manyPages is a client of a listing of n pages, each item of which has some
-// bytes that are not used.
+// manyPages is a client of a listing of n pages, whose items have some unused bytes.
 func manyPages(t *testing.T, n, items, padding int) *Client {
 	filler := strings.Repeat("x", padding)
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -138,7 +136,7 @@ func manyPages(t *testing.T, n, items, padding int) *Client {
 	})
 }
 
-// 200,000 accounts, at the 100 to a page that are asked for.
+// 200,000 accounts, at 100 per page.
 func TestEach_ReadsTwoThousandPages(t *testing.T) {
 	t.Parallel()
 	const pages = 2000
@@ -160,7 +158,7 @@ func TestListing_WithoutAnEndIsAnError(t *testing.T) {
 	require.Equal(t, maxPages, n)
 }
 
-func TestList_KeepsNothingOfAnAnswerButItsItems(t *testing.T) {
+func TestList_RetainsOnlyItems(t *testing.T) {
 	// Not parallel: it measures the heap.
 	const pages, padding = 20, 1 << 20
 	c := manyPages(t, pages, 2, padding)

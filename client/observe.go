@@ -1,35 +1,30 @@
 package client
 
-// This file owns what others may learn of the calls as they are made, which is
-// enough for counting and timing them. What counts them is not this package's.
+// This file owns the interface through which calls are counted and timed.
 //
-// What must stay true: an observer learns neither a key nor a name nor an ID,
-// so nothing that it does can leak one.
+// What must stay true: an observer gets no key, name or ID, so it cannot leak one.
 
 import (
 	"net/http"
 	"time"
 )
 
-// Observer is told of every attempt at a call, which is named by its endpoint:
-// there are as many names as there are operations. Its methods are called in
-// the middle of requests, by many at once, so they must be quick.
+// Observer gets the attempts of all calls, named by their operation. Its methods are
+// called concurrently and during requests, so they must be fast.
 type Observer interface {
-	// Began is told that an attempt goes out, and how long it has waited for
-	// its turn.
+	// Began is called before an attempt is sent, with the time that it waited for the
+	// rate limiter and a slot.
 	Began(call string, waited time.Duration)
-	// Ended is told what came of it: the HTTP status, or 0 without an
-	// answer that can be read.
+	// Ended is called with the HTTP status, or 0 without a valid answer.
 	Ended(call string, status int, took time.Duration)
-	// Throttled is told of each 429 that waiting clears, and of each call that
-	// is held back, unsent, since the wait for its turn would be too long.
+	// Throttled is called for each temporary 429, and for each call that is not sent
+	// because the wait would be too long.
 	Throttled(call string, heldBack bool)
-	// Repeated is told that a call which has failed is tried again.
+	// Repeated is called when a failed call is repeated.
 	Repeated(call string)
 }
 
-// observed makes an attempt under the observer's eyes; asked is when its wait
-// for its turn began.
+// observed makes an attempt and reports it to the observer; asked is when its wait began.
 func (c *Client) observed(o operation, asked time.Time, attempt func() *Error) *Error {
 	sent := time.Now()
 	c.observer.Began(o.name, sent.Sub(asked))
@@ -39,9 +34,9 @@ func (c *Client) observed(o operation, asked time.Time, attempt func() *Error) *
 	if failure != nil {
 		status = failure.Status
 		if status/100 == 2 {
-			status = 0 // it was not OpenAI's answer
+			status = 0 // not OpenAI's answer
 		}
-		// A project's limit on the inference side is not the Admin API's.
+		// A 429 to a probe is the project's limit, not the Admin API's.
 		if failure.RateLimited() && failure.Retryable() && o != probeKey {
 			c.observer.Throttled(o.name, false)
 		}
@@ -50,10 +45,10 @@ func (c *Client) observed(o operation, asked time.Time, attempt func() *Error) *
 	return failure
 }
 
-// nobody observes nothing.
-type nobody struct{}
+// noObserver ignores all calls.
+type noObserver struct{}
 
-func (nobody) Began(string, time.Duration)      {}
-func (nobody) Ended(string, int, time.Duration) {}
-func (nobody) Throttled(string, bool)           {}
-func (nobody) Repeated(string)                  {}
+func (noObserver) Began(string, time.Duration)      {}
+func (noObserver) Ended(string, int, time.Duration) {}
+func (noObserver) Throttled(string, bool)           {}
+func (noObserver) Repeated(string)                  {}

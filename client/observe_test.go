@@ -12,7 +12,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// diary is an observer that writes down what it is told.
+// diary is an observer that records its calls.
 type diary struct {
 	mu    sync.Mutex
 	lines []string
@@ -29,7 +29,7 @@ func (d *diary) Ended(call string, status int, _ time.Duration) { d.write("%s en
 func (d *diary) Throttled(call string, heldBack bool)           { d.write("%s throttled %t", call, heldBack) }
 func (d *diary) Repeated(call string)                           { d.write("%s repeated", call) }
 
-func TestObserver_IsToldOfEachAttempt(t *testing.T) {
+func TestObserver_GetsEachAttempt(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	d := &diary{}

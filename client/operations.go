@@ -1,10 +1,10 @@
 package client
 
-// This file owns which operations of OpenAI's API the engine uses, and how a
-// request becomes a URL.
+// This file owns the list of OpenAI operations that the engine uses, and the URL of a
+// request.
 //
-// What must stay true: an ID is one segment of the path, whatever it holds, and a
-// request with an empty one is not sent: it would be another operation's.
+// What must stay true: an ID is always one path segment, whatever it contains, and a
+// request with an empty one is not sent, since its URL would be another operation's.
 
 import (
 	"fmt"
@@ -24,6 +24,9 @@ type operation struct {
 const (
 	projectsPath    = "/organization/projects"
 	projectPath     = projectsPath + "/{project_id}"
+	spendLimitPath  = projectPath + "/spend_limit"
+	modelsOfPath    = projectPath + "/model_permissions"
+	rateLimitsPath  = projectPath + "/rate_limits"
 	accountsPath    = projectPath + "/service_accounts"
 	accountPath     = accountsPath + "/{service_account_id}"
 	accountKeysPath = accountPath + "/api_keys"
@@ -31,6 +34,8 @@ const (
 	keyPath         = keysPath + "/{api_key_id}"
 	adminKeysPath   = "/organization/admin_api_keys"
 	adminKeyPath    = adminKeysPath + "/{key_id}"
+	costsPath       = "/organization/costs"
+	usagePath       = "/organization/usage"
 	modelsPath      = "/models" // of the inference side
 )
 
@@ -50,22 +55,32 @@ var (
 	deleteAdminKey       = operation{"delete_admin_key", http.MethodDelete, adminKeyPath}
 	getProject           = operation{"get_project", http.MethodGet, projectPath}
 	listProjects         = operation{"list_projects", http.MethodGet, projectsPath}
+	getCosts             = operation{"get_costs", http.MethodGet, costsPath}
+	getSpendLimit        = operation{"get_spend_limit", http.MethodGet, spendLimitPath}
+	getModelPermissions  = operation{"get_model_permissions", http.MethodGet, modelsOfPath}
+	listRateLimits       = operation{"list_rate_limits", http.MethodGet, rateLimitsPath}
 	probeKey             = operation{"probe_key", http.MethodGet, modelsPath}
 )
 
-// issues reports whether the operation belongs to a credential request. Those
-// leave some of the calls in flight to all others, and the others to those.
+// getUsage is the operation of a kind of usage.
+func getUsage(kind string) operation {
+	return operation{"get_usage_" + kind, http.MethodGet, usagePath + "/" + kind}
+}
+
+// issues reports whether the operation belongs to a credential request. See reserved.
 func (o operation) issues() bool {
 	return o == createServiceAccount || o == createKey || o == probeKey
 }
 
-// request is an operation and what it is applied to.
+// request is an operation with its parameters.
 type request struct {
 	operation
-	what  string     // the phrase for errors, such as "list projects"
-	ids   []string   // the values of the path's parameters, in their order
+	what  string     // for errors, such as "list projects"
+	ids   []string   // the values of the path parameters, in order
 	query url.Values // nil for none
 	body  any        // sent as JSON, nil for none
+	// maxBody bounds the answer; 0 for the default.
+	maxBody int64
 
 	options callOptions
 }
@@ -94,8 +109,8 @@ func (r request) target() (string, error) {
 	return b.String(), nil
 }
 
-// segment escapes an ID. url.PathEscape leaves the two names alone that mean a
-// folder, which a server or a gateway would resolve.
+// segment escapes an ID, including "." and "..", which url.PathEscape does not escape and
+// a server or gateway would resolve.
 func segment(id string) string {
 	if id == "." || id == ".." {
 		return strings.Repeat("%2E", len(id))
@@ -103,8 +118,7 @@ func segment(id string) string {
 	return url.PathEscape(id)
 }
 
-// pageAfter is the query of a page of a listing: the first, or the one after a
-// cursor.
+// pageAfter is the query for the page after a cursor, or for the first page.
 func pageAfter(cursor string) url.Values {
 	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
 	if cursor != "" {

@@ -1,11 +1,11 @@
 package client
 
-// This file owns the one look at the inference side: whether OpenAI accepts a
-// project key by now.
+// This file owns the only call to the inference API: a check whether OpenAI accepts a
+// project key.
 //
-// What must stay true: neither the admin key nor its organization is sent there;
-// its limits, which are each project's own, slow down nothing here; no error
-// quotes the key that is tried.
+// What must stay true: the admin key and its organization are not sent; the rate limits
+// of the inference API, which are per project, do not affect other calls; no error quotes
+// the key.
 
 import (
 	"context"
@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// Probe returns nil once OpenAI accepts a key, also one that may not list the
-// models or whose project is at a limit: only a key that is known can lack a
-// permission. A key of a project with data residency is known as well, and the
-// error's Blame is BlameHost: it is accepted at RightHost. One request, GET models.
+// Probe returns nil if OpenAI accepts a key, even if the key may not list models or its
+// project is at a limit: OpenAI checks permissions and limits only for a valid key. The
+// key of a project with data residency may be valid at another host; the error's Blame is
+// then BlameHost, and RightHost is that host. Probe sends one request, GET models.
 func (c *Client) Probe(ctx context.Context, key Secret) error {
-	const op = "try the new key"
+	const op = "check the new key"
 	asked := time.Now()
 	r := request{operation: probeKey}
 	release, failure := c.acquireSlot(ctx, r.operation)
@@ -28,7 +28,7 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 	}
 	defer release()
 	sender := *c
-	sender.adminKey, sender.organization = key, "" // what is sent, and what texts are cleaned of
+	sender.adminKey, sender.organization = key, "" // the key to send, and to mask in texts
 	failure = c.observed(r.operation, asked, func() *Error {
 		return sender.send(ctx, r, func(body []byte) bool {
 			var models struct {
@@ -44,8 +44,7 @@ func (c *Client) Probe(ctx context.Context, key Secret) error {
 	return failure
 }
 
-// keyIsKnown reports whether a refusal of the inference side says that the key
-// itself is in order.
+// keyIsKnown reports whether an error of the inference API shows that the key is valid.
 func (e *Error) keyIsKnown() bool {
 	return e.missesScope() || e.RateLimited() && (e.Code != "" || e.Type != "")
 }

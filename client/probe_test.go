@@ -1,8 +1,7 @@
 package client
 
-// What the look at a new key promises: which answers mean that OpenAI knows the
-// key, that nothing of the engine's goes where the key goes, and that neither
-// the key nor a project's limit gets any further.
+// The probe of a new key: which answers accept the key, that the admin key is not sent, and
+// that neither the key nor a project's limit affects anything else.
 
 import (
 	"context"
@@ -19,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestProbe_WhichAnswersMeanThatTheKeyIsKnown(t *testing.T) {
+func TestProbe_AnswersThatAcceptTheKey(t *testing.T) {
 	t.Parallel()
 	const missing = "You have insufficient permissions for this operation. Missing scopes: api.model.read."
 	object := func(message, code, kind string) string {
@@ -74,13 +73,13 @@ func TestProbe_WhichAnswersMeanThatTheKeyIsKnown(t *testing.T) {
 			}
 			e := failed(t, err)
 			require.Equal(t, test.status, e.Status)
-			require.ErrorContains(t, e, "try the new key: ")
+			require.ErrorContains(t, e, "check the new key: ")
 			requireFit(t, e, nobodys.value, testKey)
 		})
 	}
 }
 
-func TestProbe_OfTheSimulatorsKeys(t *testing.T) {
+func TestProbe_SimulatorKeys(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		o.ActivationDelay = time.Minute
@@ -100,7 +99,7 @@ func TestProbe_OfTheSimulatorsKeys(t *testing.T) {
 	})
 }
 
-func TestProbe_CarriesNothingOfTheEngines(t *testing.T) {
+func TestProbe_SendsNoAdminKey(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -115,7 +114,7 @@ func TestProbe_CarriesNothingOfTheEngines(t *testing.T) {
 	require.Empty(t, r.body+r.query)
 }
 
-// Whoever answers in OpenAI's place may repeat what it was sent.
+// A server in OpenAI's place may echo the key.
 func TestProbe_NoErrorQuotesTheKey(t *testing.T) {
 	t.Parallel()
 	for _, key := range []string{nobodys.value, "a key of another make: p4ssw0rd!"} {
@@ -144,7 +143,7 @@ func TestProbe_NoErrorQuotesTheKey(t *testing.T) {
 	}
 }
 
-func TestProbe_EndsInTime(t *testing.T) {
+func TestProbe_HonorsItsContext(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -168,9 +167,9 @@ func TestProbe_EndsInTime(t *testing.T) {
 	require.False(t, e.Sent)
 }
 
-// The limits of the inference side are each project's: one that is at its limit
-// must not keep the keys of others from being tried.
-func TestProbe_ALimitThereSlowsDownNothingHere(t *testing.T) {
+// The limits of the inference API are per project: a project at its limit must not delay the
+// probes of others.
+func TestProbe_RateLimitDoesNotAffectOtherCalls(t *testing.T) {
 	t.Parallel()
 	sim := openaitest.Start(t, openaitest.Options{})
 	on := populate(t, sim)
@@ -183,5 +182,5 @@ func TestProbe_ALimitThereSlowsDownNothingHere(t *testing.T) {
 	cancel()
 	require.NoError(t, c.Probe(context.Background(), NewSecret(on.value)))
 	require.Less(t, time.Since(began), 3*time.Second)
-	require.Zero(t, c.pace.Throttled())
+	require.Zero(t, c.rateLimiter.Throttled())
 }

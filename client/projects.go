@@ -11,8 +11,8 @@ type Project struct {
 	Status string // "active" or "archived"; may be empty
 }
 
-// Archived reports whether the project is closed for good: there is no
-// un-archive, and an archived project has no service accounts (OpenAPI document).
+// Archived reports whether the project is archived. That is permanent, and an archived
+// project has no service accounts (OpenAPI document).
 func (p Project) Archived() bool { return p.Status == "archived" }
 
 // GetProject reads one project; IsNotFound holds for an unknown one.
@@ -33,7 +33,7 @@ func (c *Client) ListProjects(ctx context.Context) ([]Project, error) {
 		})
 }
 
-// project is a project as it comes.
+// project is a project in an answer.
 type project struct {
 	ID     string `json:"id"`
 	Name   label  `json:"name"`

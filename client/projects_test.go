@@ -1,6 +1,6 @@
 package client
 
-// What projects promise, and how a listing fails that cannot be read to its end.
+// Projects, and errors of listings that cannot be read to their end.
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestProjects_ArchivedOnesAreListedAsSuch(t *testing.T) {
+func TestListProjects_IncludesArchived(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	sim := simulate(t, openaitest.Options{})
@@ -38,7 +38,7 @@ func TestProjects_ArchivedOnesAreListedAsSuch(t *testing.T) {
 	require.True(t, IsNotFound(err))
 }
 
-// The API declares name and status nullable.
+// In the API, name and status are nullable.
 func TestGetProject_WithoutNameAndStatus(t *testing.T) {
 	t.Parallel()
 	p, err := answering(t, http.StatusOK, nil, `{"id":"p1","object":"organization.project","name":null,"status":null,"created_at":1}`).
@@ -48,9 +48,9 @@ func TestGetProject_WithoutNameAndStatus(t *testing.T) {
 	require.False(t, p.Archived())
 }
 
-// Reconciliation deletes by what a listing shows and gives up by what it does
-// not, so one that is cut short must never look whole.
-func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
+// The WAL worker and tidy rely on presence and absence in a listing, so an incomplete one
+// must be an error.
+func TestListing_IncompleteIsAnError(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{}
 	calls := map[string]func() error{}
@@ -101,7 +101,7 @@ func TestListing_ThatCannotBeReadToItsEndIsAnError(t *testing.T) {
 	}
 }
 
-func TestListing_FollowsLastIDToWhereThereIsNoMore(t *testing.T) {
+func TestListing_FollowsLastID(t *testing.T) {
 	t.Parallel()
 	pages := map[string]string{
 		"":       `{"data":[{"id":"a"}],"has_more":true,"last_id":"cursor"}`,

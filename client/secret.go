@@ -8,16 +8,16 @@ import (
 	"log/slog"
 )
 
-// redacted is all that a Secret ever prints.
+// redacted is the printed form of every Secret.
 const redacted = "***"
 
-// Secret holds a key value that must not reach a log line, an error or a
-// storage key. Whatever prints, formats or encodes it yields "***"; only Reveal
-// hands the value out, so a search for Reveal lists every place that can leak.
+// Secret holds a key value that must not reach a log line, an error or a storage key.
+// Printing, formatting or encoding it yields "***"; only Reveal returns the value, so a
+// search for Reveal lists every place that can leak it.
 //
-// The value sits behind a pointer because fmt walks the unexported fields of
-// an enclosing struct by reflection without calling their methods: it prints
-// a nested pointer as an address, where it would print a nested string.
+// The value is behind a pointer because fmt prints the unexported fields of an enclosing
+// struct by reflection, without calling their methods: a nested pointer prints as an
+// address, a nested string as its value.
 type Secret struct {
 	value *string
 }
@@ -27,7 +27,7 @@ func NewSecret(value string) Secret {
 	return Secret{value: &value}
 }
 
-// Reveal returns the value itself, "" for the zero Secret.
+// Reveal returns the value, "" for the zero Secret.
 func (s Secret) Reveal() string {
 	if s.value == nil {
 		return ""
@@ -49,7 +49,7 @@ func (s Secret) String() string { return redacted }
 // GoString implements fmt.GoStringer.
 func (s Secret) GoString() string { return redacted }
 
-// Format implements fmt.Formatter, so that no verb reaches the value.
+// Format implements fmt.Formatter, so that no verb prints the value.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // MarshalText implements encoding.TextMarshaler (hclog's JSON output uses it).

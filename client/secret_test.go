@@ -1,6 +1,6 @@
 package client
 
-// That nothing but Reveal tells a secret.
+// Only Reveal returns the value of a secret.
 
 import (
 	"bytes"
@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// carriers are the shapes in which a secret travels.
+// carriers are the types that may contain a secret.
 func carriers(s Secret) map[string]any {
 	type hidden struct {
 		name   string
@@ -47,7 +47,7 @@ func carriers(s Secret) map[string]any {
 	}
 }
 
-// requireHidden looks for the value as it is and as encoders would have it.
+// requireHidden searches for the value in plain and encoded form.
 func requireHidden(t *testing.T, text string, secret string) {
 	t.Helper()
 	for _, form := range []string{
@@ -115,7 +115,7 @@ func TestSecret_NoEncoderOrLoggerWritesIt(t *testing.T) {
 	require.JSONEq(t, `{"a":"***","b":"***"}`, string(raw))
 }
 
-func TestSecret_OnlyRevealTellsIt(t *testing.T) {
+func TestSecret_OnlyRevealReturnsTheValue(t *testing.T) {
 	t.Parallel()
 	secret := NewSecret(testKey)
 	require.Equal(t, testKey, secret.Reveal())

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests: all that need nothing, as `make test` does, or with
-# --integration those against OpenAI itself (docs/live-tests.md). What else is
-# given goes to make, such as VAULT_VERSION=all.
+# Runs the tests: `make test`, or with --integration the tests against OpenAI
+# (docs/live-tests.md). Other arguments are passed to make, such as VAULT_VERSION=all.
 #
-# What must stay true: a key reaches a child's environment and nothing else, no
-# argument and no output. Hence tracing goes off first, for children, too, which
-# inherit it by SHELLOPTS.
+# What must stay true: keys are only in the environment of children, never in arguments
+# or output. Therefore tracing is disabled first, also for children, which inherit it
+# through SHELLOPTS.
 set +xv
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -13,7 +12,7 @@ set -euo pipefail
 
 case ${1:-} in
   --integration)
-    [ $# = 1 ] || die "--integration takes nothing after it; VAULT_VERSION and VAULT_BIN are read from the environment" ;;
+    [ $# = 1 ] || die "--integration takes no further arguments; set VAULT_VERSION and VAULT_BIN in the environment" ;;
   -h | --help)
     say "usage: scripts/run_tests.sh [--integration | VARIABLE=value for make...]"
     exit 0 ;;
@@ -21,13 +20,13 @@ case ${1:-} in
 esac
 
 for name in OPENAI_ADMIN_KEY OPENAI_TEST_PROJECT_ID; do
-  [ -n "${!name:-}" ] || die "--integration needs $name in the environment (docs/live-tests.md)"
+  [ -n "${!name:-}" ] || die "--integration requires $name in the environment (docs/live-tests.md)"
 done
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
 
-# A signal ends what runs, which cleans up first, and then all of it. It may have
-# been sent to this script alone, and bash would wait with it for its child.
+# On a signal, stop the child, which cleans up first, and then this script. The signal
+# may go to this script alone, and bash would otherwise wait for the child.
 child='' ended=''
 trap 'ended=1; [ -z "$child" ] || kill "$child" 2>/dev/null || :' INT TERM HUP
 finish() { # pid
@@ -36,15 +35,15 @@ finish() { # pid
   while :; do
     status=0
     wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break # or else the signal has ended only the wait
+    kill -0 "$child" 2>/dev/null || break # otherwise the signal interrupted only the wait
   done
   child=''
   [ -z "$ended" ] || exit 130
   return "$status"
 }
 
-say "== What the engine assumes of OpenAI"
-# The binary is run and not go test, so that a signal reaches what cleans up.
+say "== The engine's assumptions about OpenAI"
+# Run the binary instead of go test, so that signals reach it for its cleanup.
 mkdir -p bin dist
 go test -c -buildvcs=false -tags live -o bin/live.test ./test/live
 failed=0
@@ -52,7 +51,7 @@ LIVE_REPORT=$PWD/dist/live-report.md bin/live.test -test.run '^TestLive$' &
 finish $! || failed=1
 say "The report is in dist/live-report.md."
 
-say "== The life of a key, on a real Vault"
+say "== The lifecycle of a key, on a real Vault"
 OPENAI_PROJECT_ID=$OPENAI_TEST_PROJECT_ID make --no-print-directory demo || failed=1
 [ -z "$ended" ] || exit 130
 exit "$failed"

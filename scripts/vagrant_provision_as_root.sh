@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a machine for the container plugin needs, as root: Go, Docker for
-# one user without root (its daemon is that user's), and gVisor. It can be run
-# again. Everything comes from its maker, checked by signature or checksum.
+# Installs the dependencies of the container plugin, as root: Go, rootless Docker for
+# one user, and gVisor. It is idempotent. Each download comes from its vendor and is
+# checked by signature or checksum.
 #
 # usage: vagrant_provision_as_root.sh USER
 set -euo pipefail
@@ -13,7 +13,7 @@ go_archive() { # machine
   case $1 in
     x86_64) printf 'go%s.linux-amd64.tar.gz\n' "$(pinned_go)" ;;
     aarch64) printf 'go%s.linux-arm64.tar.gz\n' "$(pinned_go)" ;;
-    *) die "no Go for $1 is known here" ;;
+    *) die "unsupported machine $1 for Go" ;;
   esac
 }
 
@@ -36,7 +36,7 @@ install_go() {
   rm -rf /usr/local/go
   tar -C /usr/local -xzf "$folder/$archive"
   rm -rf "$folder"
-  # shellcheck disable=SC2016 # it is for the shells that read the file
+  # shellcheck disable=SC2016 # expanded by the shells that read the file
   printf 'export PATH=$PATH:/usr/local/go/bin\n' >/etc/profile.d/go.sh
 }
 
@@ -44,17 +44,17 @@ install_docker() { # user
   local distribution codename
   # shellcheck source=/dev/null
   distribution=$(. /etc/os-release && printf %s "$ID") codename=$(. /etc/os-release && printf %s "$VERSION_CODENAME")
-  say "Installing Docker, to be run by $1"
+  say "Installing rootless Docker for $1"
   repository docker "https://download.docker.com/linux/$distribution/gpg" \
     "https://download.docker.com/linux/$distribution $codename stable"
   apt-get update -q
   apt-get install -qy docker-ce docker-ce-cli containerd.io docker-ce-rootless-extras uidmap dbus-user-session slirp4netns acl
-  systemctl disable --now docker.service docker.socket # one daemon is enough
-  loginctl enable-linger "$1"                          # the other lives without a session
+  systemctl disable --now docker.service docker.socket # only the user's daemon runs
+  loginctl enable-linger "$1"                          # so that it runs without a session
 }
 
-# install_gvisor may fail, where the maker's packages cannot be had or the kernel
-# is too old: the plugin then runs under runc, which comes with Docker.
+# install_gvisor may fail, if the packages are unavailable or the kernel is too old: the
+# plugin then runs under runc, which is part of Docker.
 install_gvisor() {
   repository gvisor https://gvisor.dev/archive.key "https://storage.googleapis.com/gvisor/releases release main" &&
     apt-get update -q && apt-get install -qy runsc && runsc --version >/dev/null
@@ -62,16 +62,16 @@ install_gvisor() {
 
 main() { # user
   [ $# = 1 ] || die "usage: vagrant_provision_as_root.sh USER"
-  [ "$(id -u)" = 0 ] || die "this installs packages and has to run as root"
+  [ "$(id -u)" = 0 ] || die "this script installs packages and must run as root"
   id "$1" >/dev/null
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q
   apt-get install -qy ca-certificates curl gcc git gnupg jq libc6-dev make
   install_go
   install_docker "$1"
-  # A source that cannot be had would fail each update, and with it the next run.
-  install_gvisor || { rm -f /etc/apt/sources.list.d/gvisor.list; say "gVisor could not be installed: the plugin will run under runc"; }
+  # An unavailable source would fail each update, and with it the next run.
+  install_gvisor || { rm -f /etc/apt/sources.list.d/gvisor.list; say "gVisor could not be installed; the plugin will run under runc"; }
 }
 
-# Sourced, it only defines: so a test can ask single functions.
+# When sourced, it only defines functions, so that tests can call them.
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then main "$@"; fi

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the plugin and its image, starts a Vault in development mode and
-# registers both in it, as the user whose Docker engine it is. It can be run
-# again: the server is started anew, since one in development mode keeps nothing.
+# Builds the plugin and its image, starts a Vault server in dev mode and registers both,
+# as the user of the rootless Docker engine. It is idempotent, but restarts the server,
+# which loses its data in dev mode.
 #
-# Nothing here needs a virtual machine; all that it writes outside of the
-# checkout is in one folder, but for Docker's own settings.
+# It also works outside of a virtual machine. Apart from Docker's own settings, it
+# writes only to the checkout and to one folder.
 #
 # usage: vagrant_provision_as_user.sh [--no-container]
-# STATE is that folder (default ~/vault-openai), LISTEN where the server listens
-# (default 127.0.0.1:8200), VERSION what the plugin says it is.
+# STATE is that folder (default ~/vault-openai), LISTEN the server's address (default
+# 127.0.0.1:8200), VERSION the plugin's version.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -18,9 +18,9 @@ LISTEN=${LISTEN:-127.0.0.1:8200}
 VERSION=${VERSION:-v0.1.0-dev}
 NAME="vault-plugin-secrets-openai"
 
-# start_docker starts the user's own engine, where rootless Docker is installed,
-# and makes gVisor known to it. The two arguments are what plugins need of gVisor:
-# a socket that is the host's, and no control groups, which are not the user's.
+# start_docker starts the user's engine, if rootless Docker is installed, and adds gVisor
+# as a runtime, with the two arguments that plugins need: access to the host's sockets,
+# and no control groups, which the user may not create.
 start_docker() {
   [ "$(id -u)" != 0 ] && command -v dockerd-rootless-setuptool.sh >/dev/null || return 0
   XDG_RUNTIME_DIR=/run/user/$(id -u)
@@ -36,8 +36,8 @@ start_docker() {
   systemctl --user restart docker
 }
 
-# stop_vault ends the server of an earlier run. A number alone proves nothing
-# after a reboot, so the process is asked whether it is that server.
+# stop_vault stops the server of an earlier run. After a reboot another process may have
+# its ID, so the command is checked.
 stop_vault() {
   local pid
   pid=$(cat "$STATE/vault.pid" 2>/dev/null) || return 0
@@ -67,7 +67,7 @@ EOF
     sleep 0.2
   done
   tail -n 20 "$STATE/vault.log" >&2
-  die "Vault does not answer after $tries looks at it, its last lines are above"
+  die "Vault did not answer within $tries attempts; see the end of its log above"
 }
 
 register_process() {
@@ -76,9 +76,9 @@ register_process() {
   vault secrets enable -path=openai "$NAME" >&2
 }
 
-# register_container prefers gVisor. Where there is only runc, an engine without
-# root can give its containers only a root that is the user himself: a container
-# with another user could not make the socket, so the image gets that one.
+# register_container prefers gVisor. Under runc, a rootless engine maps only the
+# container's root to the user: a container with another user could not create the
+# socket, so the image runs as root.
 register_container() {
   local image=$NAME:${VERSION#v} oci=runc rootless=false
   docker info --format '{{json .Runtimes}}' | grep -q '"runsc"' && oci=runsc

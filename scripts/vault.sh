@@ -1,24 +1,23 @@
 #!/usr/bin/env bash
-# Finds the Vault server for the tests, the demo and the development
-# environment, or builds it. The path goes to stdout and nothing else does, so
-# that callers can write VAULT=$(scripts/vault.sh); all talk goes to stderr.
+# Finds the Vault server for the tests, the demo and the development environment, or
+# builds it. It prints only the path on stdout, for VAULT=$(scripts/vault.sh); messages
+# go to stderr.
 #
-# In this order: VAULT_BIN; the vault on PATH; bin/vault-<version> from an
-# earlier build; a build from tools/vault, which pins the newest supported
-# version and takes its sources from the Go module proxy, or from the folder of
-# another version in it. A server is used only after it has been asked what it
-# is: a name on PATH proves nothing, and OpenBao answers to `vault` on some
-# machines.
+# In this order: VAULT_BIN, which may be OpenBao; the vault on PATH; bin/vault-<version> from an earlier
+# build; a build from tools/vault, which pins the newest supported version and gets its
+# sources from the Go module proxy, or from the subfolder of another version. The
+# version of a server is always checked, since `vault` on PATH may be another program,
+# such as OpenBao.
 #
-# VAULT_VERSION asks for one version and passes over a vault on PATH of any
-# other. It may also be oldest or newest, of those that have a recipe here, or
-# all: then each is found or built, and there is a line for each, oldest first.
+# VAULT_VERSION selects a version, and skips a vault on PATH of any other. It may also be
+# oldest or newest, of the versions that can be built here, or all: then each is found or
+# built, and printed on its own line, oldest first.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# progress counts the lines with a prefix against a total: one line rewritten on
-# a terminal, one in every 200 elsewhere, where a log would only fill up.
+# progress counts the lines with a prefix against a total: on a terminal in one line,
+# elsewhere with a line for every 200.
 progress() { # label total prefix
   local count=0 began=$SECONDS line
   while IFS= read -r line; do
@@ -40,8 +39,8 @@ pin() {
 
 if [ -n "${VAULT_BIN:-}" ]; then
   [ -x "$VAULT_BIN" ] || die "VAULT_BIN=$VAULT_BIN is not an executable file"
-  version=$(version_of "$VAULT_BIN") || die "VAULT_BIN=$VAULT_BIN does not answer as a Vault server"
-  say "Vault $version from VAULT_BIN ($VAULT_BIN)"
+  server=$(server_of "$VAULT_BIN") || die "VAULT_BIN=$VAULT_BIN does not answer as a Vault or OpenBao server"
+  say "$server from VAULT_BIN ($VAULT_BIN)"
   printf '%s\n' "$VAULT_BIN"
   exit 0
 fi
@@ -94,15 +93,15 @@ work=$(mktemp -d bin/.vault-build.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 work=$PWD/$work
 
-# Nothing is taken from the caller's environment that could change the server:
-# CGO is off so that the result is the same with and without a C compiler, and
-# it has no version-control stamp since it is not built from our sources.
+# The build does not depend on the caller's environment: CGO is off, so that the result
+# is the same with and without a C compiler, and the version-control stamp is off, since
+# the sources are not ours.
 export CGO_ENABLED=0
 package=github.com/hashicorp/vault
 cd "$recipe"
 
-# The list comes first for its two uses: it makes go fetch what is missing,
-# which it reports line by line, and it is the total for the build.
+# The list comes first: it downloads missing modules, with a line for each, and it is the
+# total for the build's progress.
 modules=$(grep -c '^[[:space:]]*[a-z].* v[0-9]' go.mod)
 go list -deps -tags minimal "$package" 2>&1 >"$work/deps" |
   tee "$work/log" | progress "modules fetched" "$modules" "go: downloading" ||

@@ -1,5 +1,4 @@
-// This file owns service accounts. An account owns its keys: whatever ends the
-// account ends them in the same step.
+// This file owns service accounts. An account's keys are deleted with it in the same step.
 
 package openaitest
 
@@ -19,7 +18,7 @@ type account struct {
 	entity
 	project *project
 	role    string
-	keys    []*apiKey // its own, those of the project are many
+	keys    []*apiKey // separate from those of the project, which are many
 }
 
 func (s *Server) newAccount(p *project, name, role, requestID string) *account {
@@ -33,14 +32,14 @@ func (s *Server) newAccount(p *project, name, role, requestID string) *account {
 	return a
 }
 
-// AddServiceAccount makes an account as a person would: it is kept, and has no
-// key. It panics for a project that does not exist, since the test is wrong.
+// AddServiceAccount creates an account, as a person would in the dashboard: the leak check
+// ignores it, and it has no key. It panics if the project does not exist.
 func (s *Server) AddServiceAccount(projectID, name string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.projects.byID[projectID]
 	if p == nil {
-		panic("openaitest: no project " + projectID)
+		panic("openaitest: project " + projectID + " not found")
 	}
 	return s.addAccount(p, name)
 }
@@ -51,8 +50,8 @@ func (s *Server) addAccount(p *project, name string) string {
 	return a.id
 }
 
-// DeleteServiceAccount deletes an account and its keys as a person would; one
-// that is gone already is no error.
+// DeleteServiceAccount deletes an account and its keys, as a person would in the
+// dashboard. An unknown account is not an error.
 func (s *Server) DeleteServiceAccount(projectID, id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,5 +1,4 @@
-// This file owns admin keys: who may manage the organization, and what a
-// rotation replaces. A deleted or expired one is dead at once.
+// This file owns admin keys. A deleted or expired key is invalid immediately.
 
 package openaitest
 
@@ -19,31 +18,35 @@ const (
 
 type adminKey struct {
 	credential
-	access access
+	access  access
+	noUsage bool
 }
 
 const adminKeyList = "admin keys"
 
-// AdminKeyOption shapes an admin key.
+// AdminKeyOption configures an admin key.
 type AdminKeyOption func(*adminKeyShape)
 
 type adminKeyShape struct {
-	access access
-	value  string
-	life   time.Duration
+	access  access
+	noUsage bool
+	value   string
+	life    time.Duration
 }
 
-// ReadOnly lets the key read; its writes are 403.
+// ReadOnly allows reads only; writes get 403.
 func ReadOnly() AdminKeyOption { return func(k *adminKeyShape) { k.access = accessRead } }
 
-// NoAccess makes a key that is valid but may do nothing.
+// NoAccess creates a valid key without any permission.
 func NoAccess() AdminKeyOption { return func(k *adminKeyShape) { k.access = accessNone } }
 
-// ExpiresIn ends the key after a time, rounded down to seconds but at least one.
+// WithoutUsage takes the permission to read costs and usage from the key.
+func WithoutUsage() AdminKeyOption { return func(k *adminKeyShape) { k.noUsage = true } }
+
+// ExpiresIn sets the key's lifetime, rounded down to seconds but at least one.
 func ExpiresIn(d time.Duration) AdminKeyOption { return func(k *adminKeyShape) { k.life = d } }
 
-// WithValue gives the key a value of the test's choice, for example to make two
-// redacted values alike.
+// WithValue sets the key's value, for example so that two redacted values are equal.
 func WithValue(value string) AdminKeyOption { return func(k *adminKeyShape) { k.value = value } }
 
 func (s *Server) newAdminKey(name, value, requestID string, opts []AdminKeyOption) *adminKey {
@@ -59,7 +62,8 @@ func (s *Server) newAdminKey(name, value, requestID string, opts []AdminKeyOptio
 			entity: s.newEntity(adminKeyList, "key_", name, requestID),
 			value:  shape.value,
 		},
-		access: shape.access,
+		access:  shape.access,
+		noUsage: shape.noUsage,
 	}
 	k.activeAt = k.createdAt
 	if requestID != "" {
@@ -81,11 +85,11 @@ func (s *Server) removeAdminKey(k *adminKey, requestID string) {
 	s.record(EventDeleted, KindAdminKey, k.id, k.name, "", requestID)
 }
 
-// AdminKey is the first admin key. It is kept, and may be deleted.
+// AdminKey is the first admin key. The leak check ignores it; it may be deleted.
 func (s *Server) AdminKey() (id, value string) { return s.rootKey.id, s.rootKey.value }
 
-// AddAdminKey makes an admin key as a person would in the dashboard: it works at
-// once and is kept.
+// AddAdminKey creates an admin key, as a person would in the dashboard: it works
+// immediately, and the leak check ignores it.
 func (s *Server) AddAdminKey(name string, opts ...AdminKeyOption) (id, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,8 +98,8 @@ func (s *Server) AddAdminKey(name string, opts ...AdminKeyOption) (id, value str
 	return k.id, k.value
 }
 
-// DeleteAdminKey deletes an admin key as a person would; one that is gone
-// already is no error.
+// DeleteAdminKey deletes an admin key, as a person would in the dashboard. An unknown key
+// is not an error.
 func (s *Server) DeleteAdminKey(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,8 +108,8 @@ func (s *Server) DeleteAdminKey(id string) {
 	}
 }
 
-// SetAdminKeyUsed says when an admin key was last used, zero for never; a later
-// use counts as ever. How exact OpenAI's own last_used_at is is not published.
+// SetAdminKeyUsed sets when an admin key was last used, zero for never; later uses update
+// it. OpenAI does not publish the precision of its last_used_at.
 func (s *Server) SetAdminKeyUsed(id string, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,9 +118,9 @@ func (s *Server) SetAdminKeyUsed(id string, at time.Time) {
 	}
 }
 
-// SetNewAdminKeys shapes the admin keys made over HTTP from now on. It is not
-// known whether the real API gives a new key its creator's restrictions; with
-// ReadOnly a caller meets the worse case. WithValue makes no sense here.
+// SetNewAdminKeys configures the admin keys that are created over HTTP from now on. It is
+// unknown whether OpenAI gives a new key its creator's restrictions; ReadOnly simulates
+// the worse case. Do not use WithValue here.
 func (s *Server) SetNewAdminKeys(opts ...AdminKeyOption) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,8 +170,8 @@ func (s *Server) getAdminKey(c *call) answer {
 	return ok(s.renderAdminKey(k))
 }
 
-// deleteAdminKey lets a key delete itself: nothing says that it may not, and a
-// caller must survive either.
+// deleteAdminKey allows a key to delete itself: OpenAI does not document whether that is
+// allowed, and callers must handle both.
 func (s *Server) deleteAdminKey(c *call) answer {
 	k, missing := s.adminKey(c)
 	if missing != nil {

@@ -1,5 +1,5 @@
-// This file owns who may call what. Permission is decided before anything is
-// looked up: a caller learns what exists only when it may ask.
+// This file owns authentication and permissions. Permissions are checked before any
+// lookup, so a caller without them cannot find out what exists.
 
 package openaitest
 
@@ -12,10 +12,11 @@ import (
 const (
 	scopeRead  = "api.management.read"
 	scopeWrite = "api.management.write"
+	scopeUsage = "api.usage.read"
 )
 
-// authorize says why the caller may not, or nil. On admin routes it leaves the
-// caller's key in the call.
+// authorize returns an error answer, or nil. On admin routes it stores the caller's key in
+// the call.
 func (s *Server) authorize(c *call) *answer {
 	value := bearer(c.r)
 	if value == "" {
@@ -47,11 +48,13 @@ func (s *Server) authorize(c *call) *answer {
 	}
 }
 
-// authorizeAdmin answers with a bare string under "error", the form in which
-// admin permission failures have been seen on the live API.
+// authorizeAdmin answers with a bare string under "error", the form of admin permission
+// errors that was observed on the live API.
 func authorizeAdmin(c *call, key *adminKey) *answer {
 	missing := ""
 	switch {
+	case c.route.needs == scopeUsage && (key == nil || key.access == accessNone || key.noUsage):
+		missing = scopeUsage
 	case !c.route.writes() && (key == nil || key.access == accessNone):
 		missing = scopeRead
 	case c.route.writes() && (key == nil || key.access != accessAll):
@@ -65,9 +68,9 @@ func authorizeAdmin(c *call, key *adminKey) *answer {
 	return nil
 }
 
-// authorizeInference lets a key in, at the host of its project's region, when it is unrestricted or carries one of the
-// route's scopes, and its account has a role in the project at all. An admin key
-// (nil here) is not for this side.
+// authorizeInference accepts a key at the host of its project's region if it is
+// unrestricted or has one of the route's scopes, and its account has a role in the
+// project. Admin keys (nil here) are rejected.
 func authorizeInference(c *call, key *apiKey) *answer {
 	if key != nil {
 		if host := key.account.project.host(); host != "" && c.r.Host != host {
@@ -85,6 +88,7 @@ func authorizeInference(c *call, key *apiKey) *answer {
 		return &ans
 	}
 	key.lastUsed = c.now
+	c.key = key
 	return nil
 }
 
@@ -93,8 +97,8 @@ func insufficient(scope string) string {
 		". Check that you have the correct role in your organization, and if you're using a restricted API key, that it has the necessary scopes."
 }
 
-// mask shows a wrong key the way OpenAI's 401 does: its start, asterisks, its
-// last four characters.
+// mask masks a wrong key as OpenAI's 401 does: its start, asterisks, and its last four
+// characters.
 func mask(value string) string {
 	const head, tail = 8, 4
 	if len(value) < head+tail+4 {
@@ -103,7 +107,7 @@ func mask(value string) string {
 	return value[:head] + strings.Repeat("*", len(value)-head-tail) + value[len(value)-tail:]
 }
 
-// redact shows a key the way lists do: "sk-admin...a1B2".
+// redact masks a key as lists do: "sk-admin...a1B2".
 func redact(value string) string {
 	const head, tail = 8, 4
 	if len(value) < head+tail {

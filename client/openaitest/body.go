@@ -1,6 +1,5 @@
-// This file owns how strictly requests are read: an unknown field, a wrong
-// type, a value out of bounds and a missing one are all 400s that name the
-// parameter.
+// This file owns the strict decoding of requests: an unknown field, a wrong type, a value
+// out of range and a missing field get a 400 that names the parameter.
 
 package openaitest
 
@@ -21,14 +20,14 @@ import (
 // reference.
 const maxExpiry = 31_536_000
 
-// fields is a JSON object being read; the first thing wrong with it sticks.
+// fields decodes a JSON object and keeps the first error.
 type fields struct {
 	raw map[string]json.RawMessage
 	bad *answer
 }
 
-// fields parses the body as an object with no other fields than known. An empty
-// body counts as an empty object; required fields catch it.
+// fields parses the body as an object that has only known fields. An empty body counts as
+// an empty object, which lacks the required fields.
 func (c *call) fields(known ...string) *fields {
 	f := &fields{raw: map[string]json.RawMessage{}}
 	if len(c.body) == 0 {
@@ -52,8 +51,8 @@ func (c *call) fields(known ...string) *fields {
 	return f
 }
 
-// fields is call.fields for a body with expires_in_seconds, which the API may not
-// know.
+// fields is call.fields for a body with expires_in_seconds, which is unknown with
+// Options.ExpiryUnknown.
 func (s *Server) fields(c *call, known ...string) *fields {
 	if s.opts.ExpiryUnknown {
 		known = slices.DeleteFunc(known, func(name string) bool { return name == "expires_in_seconds" })
@@ -72,7 +71,7 @@ func (f *fields) has(name string) bool { _, given := f.raw[name]; return given }
 
 func (f *fields) null(name string) bool { return string(f.raw[name]) == "null" }
 
-// decode reads a field that is there into target, refusing null.
+// decode reads a field, if present, into target. Null is an error.
 func (f *fields) decode(name, kind string, target any) bool {
 	if !f.has(name) {
 		return false
@@ -84,7 +83,7 @@ func (f *fields) decode(name, kind string, target any) bool {
 	return true
 }
 
-// text reads a string that may be missing but not empty.
+// text reads an optional string that must not be empty.
 func (f *fields) text(name string) string {
 	var s string
 	if f.decode(name, "a string", &s) && s == "" {
@@ -100,7 +99,7 @@ func (f *fields) requiredText(name string) string {
 	return f.text(name)
 }
 
-// nullableText is "" for null and for missing.
+// nullableText is "" for null and for a missing field.
 func (f *fields) nullableText(name string) string {
 	if f.null(name) {
 		return ""
@@ -116,7 +115,7 @@ func (f *fields) nullableFlag(name string) bool {
 	return b
 }
 
-// seconds reads a lifetime of 1..maxExpiry; 0 = not given.
+// seconds reads a lifetime of 1..maxExpiry, 0 if missing.
 func (f *fields) seconds(name string) int64 {
 	var n int64
 	if f.decode(name, "an integer", &n) && (n < 1 || n > maxExpiry) {
@@ -134,8 +133,8 @@ func (f *fields) nullableSeconds(name string) int64 {
 
 var scopeShape = regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$`)
 
-// scopes reads a list; nil = not given. OpenAI publishes no list of scopes, so
-// only the shape that all known ones share is required.
+// scopes reads a list, nil if missing. OpenAI does not publish a list of scopes, so only
+// the form of all known ones is checked.
 func (f *fields) scopes(name string) []string {
 	var list []string
 	if !f.decode(name, "an array of strings", &list) {
@@ -195,7 +194,7 @@ func (c *call) query(extra ...string) (query, *answer) {
 	return q, nil
 }
 
-// choose checks an enumerated query parameter; "" = not given.
+// choose checks an enumerated query parameter, "" if missing.
 func (q query) choose(name string, values ...string) *answer {
 	value, given := q.extra[name]
 	if !given || slices.Contains(values, value) {
@@ -206,8 +205,7 @@ func (q query) choose(name string, values ...string) *answer {
 	return &ans
 }
 
-// page renders one page of a list. show filters; backwards turns the order
-// round.
+// page renders one page of a list. show filters it; backwards reverses the order.
 func page[T interface{ base() *entity }](s *Server, q query, list string, t *table[T], backwards bool, show func(T) bool, render func(T) object) answer {
 	items := t.list
 	if q.after != "" {

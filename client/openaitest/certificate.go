@@ -1,4 +1,4 @@
-// This file owns the certificate of a simulator that somebody else listens for.
+// This file owns the certificate for a simulator in a caller's own http.Server.
 
 package openaitest
 
@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Certificate makes a certificate for loopback, which CACert returns from then
-// on. It is for an http.Server of one's own, as Start has its own.
+// Certificate creates a certificate for loopback, for a caller's own http.Server. CACert
+// returns it from then on. Start does not need it.
 func (s *Server) Certificate() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -6,10 +6,13 @@ package openaitest
 
 import (
 	"io"
+	"maps"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -57,6 +60,33 @@ func TestContract(t *testing.T) {
 	call("GET", one, nil)
 	call("GET", projects+"?limit=1&include_archived=true", nil)
 
+	requireError(t, call("GET", one+"/spend_limit", nil), 404, "spend_limit_not_found", "")
+	requireError(t, call("GET", one+"/model_permissions", nil), 404, "model_permissions_not_found", "")
+	limit := object{"threshold_amount": 10_000, "currency": "USD", "interval": "month"}
+	require.EqualValues(t, 10_000, call("POST", one+"/spend_limit", limit).field("threshold_amount"))
+	require.Equal(t, "inactive", call("GET", one+"/spend_limit", nil).field("enforcement.status"))
+	for field, bad := range map[string]struct {
+		value any
+		code  string
+	}{"threshold_amount": {0, "integer_out_of_range"}, "currency": {"EUR", "invalid_value"}, "interval": {"day", "invalid_value"}} {
+		refused := maps.Clone(limit)
+		refused[field] = bad.value
+		requireError(t, call("POST", one+"/spend_limit", refused), 400, bad.code, field)
+		delete(refused, field)
+		requireError(t, call("POST", one+"/spend_limit", refused), 400, "missing_required_parameter", field)
+	}
+	call("DELETE", one+"/spend_limit", nil)
+	requireError(t, call("DELETE", one+"/spend_limit", nil), 404, "spend_limit_not_found", "")
+	require.Equal(t, "deny_list", call("POST", one+"/model_permissions", object{"mode": "deny_list", "model_ids": []string{"gpt-5-mini"}}).field("mode"))
+	require.Equal(t, "deny_list", call("GET", one+"/model_permissions", nil).field("mode"))
+	requireError(t, call("POST", one+"/model_permissions", object{"mode": "none", "model_ids": []string{}}), 400, "invalid_value", "mode")
+	requireError(t, call("POST", one+"/model_permissions", object{"mode": "allow_list"}), 400, "missing_required_parameter", "model_ids")
+	call("DELETE", one+"/model_permissions", nil)
+	rates := call("GET", one+"/rate_limits?limit=1", nil)
+	require.Equal(t, true, rates.field("has_more"))
+	rate := one + "/rate_limits/" + rates.ids(t)[0]
+	require.EqualValues(t, 7, call("POST", rate, object{"max_requests_per_1_minute": 7}).field("max_requests_per_1_minute"))
+
 	made := call("POST", accounts, object{"name": "a"})
 	account, key := made.text(t, "id"), made.text(t, "api_key.id")
 	call("POST", accounts, object{"name": "b", "create_service_account_only": true, "expires_in_seconds": nil})
@@ -79,10 +109,21 @@ func TestContract(t *testing.T) {
 	call("GET", admins+"/"+admin, nil)
 	call("DELETE", admins+"/"+admin, nil)
 
+	s.AddCost(project, key, "gpt-5-mini, input_tokens", s.Now(), "0.0000123")
+	s.AddCost(project, "", "", s.Now(), "1")
+	s.AddUsage("completions", project, key, "gpt-5-mini", s.Now(), Counts{Requests: 1, Input: 2})
+	s.Configure(func(o *Options) { o.AmountsVary = true })
+	yesterday := strconv.FormatInt(s.Now().Add(-24*time.Hour).Unix(), 10)
+	call("GET", costsRoute+"?start_time="+yesterday+"&group_by[]=api_key_id&group_by[]=line_item&project_ids[]="+project+"&limit=180", nil)
+	call("GET", costsRoute+"?limit=1&start_time="+yesterday, nil)
+	for _, kind := range UsageKinds {
+		call("GET", usageRoute+"/"+kind+"?start_time="+yesterday+"&group_by[]=api_key_id&group_by[]=model", nil)
+	}
+
 	// Each operation refused: without a key, by one that may not, for what is
 	// not there, for a body that is wrong.
 	_, reader := s.AddAdminKey("reader", ReadOnly())
-	fill := strings.NewReplacer("{project_id}", project, "{service_account_id}", "none", "{api_key_id}", "none", "{key_id}", "none")
+	fill := strings.NewReplacer("{project_id}", project, "{service_account_id}", "none", "{api_key_id}", "none", "{key_id}", "none", "{rate_limit_id}", "none")
 	for _, rt := range routes {
 		if rt.admin {
 			path := fill.Replace(rt.template)

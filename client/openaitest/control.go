@@ -1,6 +1,5 @@
-// This file owns the control plane: what a test reads and sets by calling the
-// Server, over HTTP, for those who run the simulator as a command. It never
-// shows a key's value.
+// This file owns the control plane: the Server's methods over HTTP, for the simulator as a
+// command. It never returns a key's value.
 
 package openaitest
 
@@ -12,19 +11,19 @@ import (
 	"time"
 )
 
-// ControlPath precedes the routes of the control plane.
+// ControlPath is the prefix of the control plane's routes.
 const ControlPath = "/_sim/"
 
 // WithControl is the simulator with its control plane:
 //
-//	GET    /_sim/ledger    all that happened
-//	GET    /_sim/alive     accounts with their keys, and admin keys
-//	GET    /_sim/requests  the log of requests
-//	DELETE /_sim/requests  empty it
-//	GET    /_sim/stats     connections, accounts alive, and requests by method, route and status
-//	POST   /_sim/options   change what is named: {"latency":"100ms","rate_per_minute":600,"rate_burst":0,
+//	GET    /_sim/ledger    all events
+//	GET    /_sim/alive     valid accounts with their keys, and admin keys
+//	GET    /_sim/requests  the request log
+//	DELETE /_sim/requests  clear the request log
+//	GET    /_sim/stats     connections, valid accounts, and requests by method, route and status
+//	POST   /_sim/options   change the given options: {"latency":"100ms","rate_per_minute":600,"rate_burst":0,
 //	                       "retry_after":false,"activation_delay":"1s"}
-//	POST   /_sim/accounts  {"project_id":"proj_…","count":5000}: accounts that nobody's lease made
+//	POST   /_sim/accounts  {"project_id":"proj_…","count":5000}: add accounts without a lease
 //	POST   /_sim/faults    install a Fault: {"kind":"status","method":"POST","route":"/organization/*","times":2,
 //	                       "skip":0,"probability":0,"status":503,"body":"","header":{"Retry-After":["1"]},
 //	                       "message":"","code":"","delay":"1s"}
@@ -58,8 +57,8 @@ func (s *Server) WithControl() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("POST "+ControlPath+"clock", s.controlClock)
-	// The mux redirects paths that it finds untidy, which OpenAI's do not; so it
-	// sees its own only.
+	// The mux redirects paths that are not clean, which OpenAI does not, so it gets only
+	// the control plane's.
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, ControlPath) {
 			mux.ServeHTTP(w, r)
@@ -142,7 +141,7 @@ func (s *Server) controlOptions(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// set changes what was named and leaves the rest.
+// set changes only the given options.
 func set[T any](target, value *T) {
 	if value != nil {
 		*target = *value
@@ -188,8 +187,8 @@ func (s *Server) controlClock(w http.ResponseWriter, r *http.Request) {
 	controlReply(w, http.StatusOK, object{"now": s.Now()})
 }
 
-// controlBody reads a body strictly: a mistyped fault that does nothing would
-// make a test pass for the wrong reason.
+// controlBody decodes a body strictly: with a mistyped fault, a test could pass for the
+// wrong reason.
 func controlBody(w http.ResponseWriter, r *http.Request, target any) bool {
 	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 	dec.DisallowUnknownFields()
@@ -203,5 +202,5 @@ func controlBody(w http.ResponseWriter, r *http.Request, target any) bool {
 func controlReply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(answer{body: body}.encode()) // a client that is gone is not our problem
+	_, _ = w.Write(answer{body: body}.encode()) // the client may have disconnected
 }

@@ -1,6 +1,6 @@
-// This file owns what goes wrong on purpose. A fault strikes before the effect
-// or after it, never in between: a request under a fault has either happened
-// whole or not at all, and the ledger says which.
+// This file owns injected faults. A fault strikes before or after the effect of a request,
+// never in between, so the request has either happened completely or not at all, and the
+// ledger shows which.
 
 package openaitest
 
@@ -18,26 +18,25 @@ import (
 	"time"
 )
 
-// FaultKind says what goes wrong, and on which side of the effect.
+// FaultKind is the kind of failure, and whether the request has its effect.
 type FaultKind string
 
-// The kinds of fault. "Effect" is what the request would have done, which may
-// itself be a refusal.
+// The kinds of fault. "Effect" is the result without the fault, which may be an error.
 const (
 	FaultStatus        FaultKind = "status"         // no effect; Status is answered
 	FaultStatusAfter   FaultKind = "status_after"   // effect; Status is answered
 	FaultReset         FaultKind = "reset"          // no effect; the connection is reset
 	FaultLost          FaultKind = "lost"           // effect; the connection is reset
-	FaultHang          FaultKind = "hang"           // no effect; no answer until the client leaves or the server closes
-	FaultHangAfter     FaultKind = "hang_after"     // effect; likewise
+	FaultHang          FaultKind = "hang"           // no effect; no answer until the client disconnects or the server closes
+	FaultHangAfter     FaultKind = "hang_after"     // effect; as FaultHang
 	FaultGarbage       FaultKind = "garbage"        // effect; 200 with Body, or with bytes that are not JSON
-	FaultGarbageBefore FaultKind = "garbage_before" // no effect; likewise
+	FaultGarbageBefore FaultKind = "garbage_before" // no effect; as FaultGarbage
 	FaultEmpty         FaultKind = "empty"          // effect; 200 without a body
 	FaultEmptyObject   FaultKind = "empty_object"   // effect; 200 with {}
-	FaultTruncated     FaultKind = "truncated"      // effect; half of the body under the whole Content-Length
+	FaultTruncated     FaultKind = "truncated"      // effect; half of the body with the full Content-Length
 	FaultHuge          FaultKind = "huge"           // effect; a JSON body of HugeBody bytes
 	FaultHTML          FaultKind = "html"           // no effect; 502 (or Status) with a page
-	FaultSlow          FaultKind = "slow"           // Delay, then as if nothing were wrong, client gone or not
+	FaultSlow          FaultKind = "slow"           // Delay, then the normal answer, even if the client has disconnected
 	FaultRedirect      FaultKind = "redirect"       // no effect; 307 (or Status) to the Location of Header
 	FaultMissingKey    FaultKind = "missing_key"    // effect; a created key's value is missing from the answer
 )
@@ -50,26 +49,25 @@ var faultKinds = []FaultKind{
 	FaultEmpty, FaultEmptyObject, FaultTruncated, FaultHuge, FaultHTML, FaultSlow, FaultRedirect, FaultMissingKey,
 }
 
-// Fault says which requests meet what. Of several faults that fit, the one
-// installed first strikes; a request that met one does not count towards the
-// Skip of the others.
+// Fault selects requests and how they fail. Of several matching faults, the one installed
+// first strikes; the request then does not count towards the Skip of the others.
 type Fault struct {
-	Method      string  // "" = any
-	Route       string  // template, exact path, or prefix of a path ending in "*", each with or without /v1; "" = any
-	Times       int     // how often it strikes; 0 = until cancelled
+	Method      string  // "" for any
+	Route       string  // template, exact path, or prefix of a path ending in "*", each with or without /v1; "" for any
+	Times       int     // how often it strikes; 0 for no limit
 	Skip        int     // how many matching requests pass first
-	Probability float64 // of striking a matching request; 0 = always
+	Probability float64 // of striking a matching request; 0 for always
 
-	Kind    FaultKind     // "" = FaultStatus
-	Status  int           // 0 = 500 for the status kinds
-	Body    string        // literal body; "" = OpenAI's error object from Message and Code
+	Kind    FaultKind     // "" for FaultStatus
+	Status  int           // 0 for 500, for the status kinds
+	Body    string        // literal body; "" for OpenAI's error object from Message and Code
 	Header  http.Header   // set on the answer, if there is one
 	Message string        // of the error object
 	Code    string        // of the error object
 	Delay   time.Duration // of FaultSlow
 
 	Match    func(*http.Request) bool // further condition; may read the body
-	OnStrike func(*http.Request)      // called in the request's goroutine at the moment of striking
+	OnStrike func(*http.Request)      // called in the request's goroutine when the fault strikes
 }
 
 type installed struct {
@@ -77,23 +75,23 @@ type installed struct {
 	gone bool
 }
 
-// check finds what would make a fault silently never strike, or net/http panic.
+// check returns an error for a fault that would never strike, or make net/http panic.
 func (f *Fault) check() error {
 	switch {
 	case f.Kind != "" && !slices.Contains(faultKinds, f.Kind):
-		return fmt.Errorf("unknown kind of fault %q (known: %q)", f.Kind, faultKinds)
+		return fmt.Errorf("unknown fault kind %q; use one of %q", f.Kind, faultKinds)
 	case f.Status != 0 && (f.Status < 200 || f.Status > 599):
-		return fmt.Errorf("status %d is not between 200 and 599", f.Status)
+		return fmt.Errorf("status must be between 200 and 599, not %d", f.Status)
 	case f.Times < 0 || f.Skip < 0 || f.Delay < 0:
 		return errors.New("times, skip and delay must not be negative")
 	case f.Probability < 0 || f.Probability > 1:
-		return fmt.Errorf("probability %v is not between 0 and 1", f.Probability)
+		return fmt.Errorf("probability must be between 0 and 1, not %v", f.Probability)
 	}
 	return nil
 }
 
-// Fail installs a fault; cancel removes it. It panics for a fault that makes no
-// sense, such as an unknown kind: the test is wrong.
+// Fail installs a fault; cancel removes it. It panics for an invalid fault, such as an
+// unknown kind.
 func (s *Server) Fail(f Fault) (cancel func()) {
 	if err := f.check(); err != nil {
 		panic("openaitest: " + err.Error())
@@ -115,7 +113,7 @@ func (s *Server) Fail(f Fault) (cancel func()) {
 	}
 }
 
-// ClearFaults removes every fault. Requests that hang already go on hanging.
+// ClearFaults removes every fault. Requests that already hang are not released.
 func (s *Server) ClearFaults() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,8 +127,8 @@ func (s *Server) uninstall(f *installed) {
 	s.faults = slices.DeleteFunc(s.faults, func(other *installed) bool { return other == f })
 }
 
-// strike finds the fault that this request meets, if any. Match and OnStrike
-// belong to the test and may call the simulator, so they run without the lock.
+// strike finds the fault for a request, if any. Match and OnStrike are the test's and may
+// call the simulator, so they run without the lock.
 func (s *Server) strike(c *call) *Fault {
 	s.mu.Lock()
 	candidates := slices.Clone(s.faults)
@@ -146,7 +144,7 @@ func (s *Server) strike(c *call) *Fault {
 	return nil
 }
 
-// take uses up one strike, unless the fault is spent or lets this one pass.
+// take uses up one strike, and reports whether the fault strikes.
 func (s *Server) take(c *call, f *installed) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +154,7 @@ func (s *Server) take(c *call, f *installed) bool {
 	case f.Skip > 0:
 		f.Skip--
 		return false
-	case f.Probability > 0 && rand.Float64() >= f.Probability: // chance, not secrecy
+	case f.Probability > 0 && rand.Float64() >= f.Probability: // not a secret
 		return false
 	}
 	if f.Times > 0 {
@@ -194,13 +192,14 @@ func (f *installed) fitsRoute(c *call) bool {
 	}
 }
 
-// withBody is the request with its body unread.
+// withBody returns the request with its body unread.
 func (c *call) withBody() *http.Request {
 	c.r.Body = io.NopCloser(bytes.NewReader(c.body))
 	return c.r
 }
 
-// playBefore plays a fault that precedes the effect; false = go on.
+// playBefore applies a fault that precedes the effect. It returns false if the request
+// continues.
 func (s *Server) playBefore(w http.ResponseWriter, c *call, f *Fault) bool {
 	switch f.Kind {
 	case FaultStatus:
@@ -228,7 +227,8 @@ func (s *Server) playBefore(w http.ResponseWriter, c *call, f *Fault) bool {
 	return true
 }
 
-// playAfter plays a fault that follows the effect; false = answer as usual.
+// playAfter applies a fault that follows the effect. It returns false for the normal
+// answer.
 func (s *Server) playAfter(w http.ResponseWriter, c *call, f *Fault, ans answer) bool {
 	switch f.Kind {
 	case FaultStatusAfter:
@@ -246,7 +246,7 @@ func (s *Server) playAfter(w http.ResponseWriter, c *call, f *Fault, ans answer)
 	case FaultTruncated:
 		body := ans.encode()
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		// net/http sees the promise broken and closes the connection.
+		// net/http closes the connection because the body is shorter than declared.
 		s.spoil(w, c, f, ans.status, body[:len(body)/2])
 	case FaultHuge:
 		body := append([]byte(`{"padding":"`), bytes.Repeat([]byte("A"), HugeBody)...)
@@ -259,8 +259,8 @@ func (s *Server) playAfter(w http.ResponseWriter, c *call, f *Fault, ans answer)
 	return true
 }
 
-// spoil answers what the fault says. Such answers are nobody's contract, so
-// observers do not see them.
+// spoil writes the fault's answer, which observers do not get since it need not match
+// OpenAI's document.
 func (s *Server) spoil(w http.ResponseWriter, c *call, f *Fault, status int, body []byte) {
 	kind := w.Header().Get("Content-Type")
 	s.head(w, c, answer{header: f.Header})
@@ -269,11 +269,11 @@ func (s *Server) spoil(w http.ResponseWriter, c *call, f *Fault, status int, bod
 	}
 	s.done(c, status)
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // the client may be gone, by design
+	_, _ = w.Write(body) // the client may have disconnected
 }
 
-// reset ends the connection with a TCP reset where there is one to reset, and
-// with an aborted stream elsewhere (HTTP/2, a recorder).
+// reset closes the connection with a TCP reset, or aborts the stream if there is no such
+// connection (HTTP/2, a recorder).
 func (s *Server) reset(w http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -285,7 +285,7 @@ func (s *Server) reset(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
-// hang holds the request until its client leaves or the simulator closes.
+// hang blocks until the client disconnects or the simulator closes.
 func (s *Server) hang(w http.ResponseWriter, c *call) {
 	select {
 	case <-c.r.Context().Done():
@@ -313,7 +313,7 @@ func (f *Fault) garbage() []byte {
 	for i := range raw {
 		raw[i] = byte(rand.IntN(256))
 	}
-	return append([]byte{0xff}, raw...) // no JSON starts so
+	return append([]byte{0xff}, raw...) // not JSON
 }
 
 func (f *Fault) page() string {
@@ -331,8 +331,8 @@ func orStatus(status, otherwise int) int {
 	return status
 }
 
-// withoutKey is an answer from which the new key's value is gone: null for a
-// key within an account, no value for a key by itself.
+// withoutKey removes the new key's value from an answer: the key is null in the answer to
+// an account's create, and has no value in the answer to its own.
 func withoutKey(ans answer) answer {
 	o, isObject := ans.body.(object)
 	if !isObject {

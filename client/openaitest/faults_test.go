@@ -220,7 +220,7 @@ func TestFaultTimesUnderParallelRequests(t *testing.T) {
 }
 
 // A client that leaves does not undo what it asked for.
-func TestSlowCommitsWithoutItsClient(t *testing.T) {
+func TestSlowFaultCommitsWithoutItsClient(t *testing.T) {
 	s := start(t, Options{})
 	s.KeepAll()
 	_, key := s.AdminKey()

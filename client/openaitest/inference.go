@@ -1,6 +1,5 @@
-// This file owns the inference side: just enough to see whether a key works and
-// for what. Bodies are not judged beyond being JSON, since no test here is about
-// models.
+// This file owns the inference API, as far as needed to check what a key may do. Bodies
+// must only be JSON, since no test here is about models.
 
 package openaitest
 
@@ -9,15 +8,20 @@ import (
 	"net/http"
 )
 
-// defaultModel is answered when a request names no model.
+// defaultModel is the model in the answer to a request without one.
 const defaultModel = "gpt-5-mini"
 
-func (s *Server) listModels(*call) answer {
+// models is encoded once, because tests in simulated time read it most.
+var models = func() answer {
 	model := func(id string) object {
 		return object{"id": id, "object": "model", "created": int64(1_754_425_777), "owned_by": "system"}
 	}
-	return ok(object{"object": "list", "data": []object{model(defaultModel), model("text-embedding-3-small")}})
-}
+	list := ok(object{"object": "list", "data": []object{model(defaultModel), model("text-embedding-3-small")}})
+	list.encoded = list.encode()
+	return list
+}()
+
+func (s *Server) listModels(*call) answer { return models }
 
 func (c *call) model() (string, *answer) {
 	var body struct {
@@ -38,7 +42,8 @@ func (s *Server) createResponse(c *call) answer {
 	if bad != nil {
 		return *bad
 	}
-	return ok(object{
+	s.charge(c, "completions", model, 8, 5)
+	return answer{status: http.StatusOK, stream: c.streamed(), body: object{
 		"id":         "resp_" + randomHex(24),
 		"object":     "response",
 		"created_at": c.now.Unix(),
@@ -55,7 +60,7 @@ func (s *Server) createResponse(c *call) answer {
 			}},
 		}},
 		"usage": object{"input_tokens": 8, "output_tokens": 5, "total_tokens": 13},
-	})
+	}}
 }
 
 func (s *Server) createChatCompletion(c *call) answer {
@@ -63,6 +68,7 @@ func (s *Server) createChatCompletion(c *call) answer {
 	if bad != nil {
 		return *bad
 	}
+	s.charge(c, "completions", model, 8, 5)
 	return ok(object{
 		"id":      "chatcmpl-" + alnum(29),
 		"object":  "chat.completion",
@@ -82,6 +88,7 @@ func (s *Server) createEmbedding(c *call) answer {
 	if bad != nil {
 		return *bad
 	}
+	s.charge(c, "embeddings", model, 8, 0)
 	return ok(object{
 		"object": "list",
 		"data":   []object{{"object": "embedding", "index": 0, "embedding": []float64{0.25, -0.5, 0.75}}},

@@ -1,5 +1,5 @@
-// This file owns project keys, all of which belong to service accounts here. A
-// value leaves the simulator once, in the answer to the key's creation.
+// This file owns project keys, all of which belong to service accounts. A key's value is
+// returned only in the answer to its create.
 
 package openaitest
 
@@ -13,11 +13,11 @@ import (
 type apiKey struct {
 	credential
 	account *account
-	scopes  []string // empty = all that the account may do
+	scopes  []string // empty for all permissions of the account
 }
 
-// defaultKeyName is the name of a key that was given none, as in the example of
-// the API reference.
+// defaultKeyName is the name of a key created without one, as in the API reference's
+// example.
 const defaultKeyName = "Secret Key"
 
 func (s *Server) newKey(a *account, name string, scopes []string, seconds int64, requestID string) *apiKey {
@@ -49,16 +49,16 @@ func (s *Server) removeKey(k *apiKey, requestID string) {
 	s.record(EventDeleted, KindKey, k.id, k.name, k.account.project.id, requestID)
 }
 
-// SetKeyCreationDisabled turns the organization's policy against new project
-// keys on or off; the refusal is a 403.
+// SetKeyCreationDisabled sets whether the organization's policy forbids new project keys;
+// the error is a 403.
 func (s *Server) SetKeyCreationDisabled(disabled bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.creationDisabled = disabled
 }
 
-// keyPolicy says why a key with that lifetime is not allowed, or nil. Statuses
-// and codes of these refusals are not published.
+// keyPolicy returns an error answer if a key with that lifetime is not allowed. OpenAI does
+// not publish the statuses and codes of these errors.
 func (s *Server) keyPolicy(seconds int64, creating bool) *answer {
 	limit := int64(s.opts.MaxKeyLifetime / time.Second)
 	var ans answer
@@ -185,7 +185,7 @@ func (s *Server) deleteKey(c *call) answer {
 	return ok(object{"object": "organization.project.api_key.deleted", "id": k.id, "deleted": true})
 }
 
-// renderNew is the only rendering with the value.
+// renderNew is the only rendering that includes the value.
 func (k *apiKey) renderNew() object {
 	return object{
 		"object":     "organization.project.service_account.api_key",

@@ -1,5 +1,5 @@
-// This file owns what tests can see: the ledger of all that ever happened to a
-// credential, the log of requests, what is alive, and the leak check.
+// This file owns the views for tests: the ledger of all events of a credential, the request
+// log, the valid accounts and keys, and the leak check.
 
 package openaitest
 
@@ -15,13 +15,13 @@ import (
 // The events of the ledger.
 const (
 	EventCreated  = "created"
-	EventDeleted  = "deleted" // by whatever cause: a call, its account, its project
+	EventDeleted  = "deleted" // by a call, or with its account or project
 	EventExpired  = "expired"
 	EventUpdated  = "updated"
 	EventArchived = "archived" // projects only
 )
 
-// The kinds of things in the ledger.
+// The kinds of objects in the ledger.
 const (
 	KindAccount  = "service_account"
 	KindKey      = "api_key"
@@ -29,8 +29,8 @@ const (
 	KindProject  = "project"
 )
 
-// Entry is one line of the ledger. RequestID is empty for what a test did by
-// hand and for expiry, whose At is the moment of expiry.
+// Entry is one event in the ledger. RequestID is empty for a test's own changes and for an
+// expiry, whose At is the time of expiry.
 type Entry struct {
 	At        time.Time `json:"at"`
 	Event     string    `json:"event"`
@@ -41,14 +41,14 @@ type Entry struct {
 	RequestID string    `json:"request_id,omitempty"`
 }
 
-// Request is one request that reached the simulator. Status is 0 until it is
-// answered, and stays 0 when a fault left it without an answer. AuthKeyID is
-// the id of the key it carried, dead ones included.
+// Request is one request that reached the simulator. Status is 0 until it is answered, and
+// stays 0 if a fault prevents the answer. AuthKeyID is the ID of the key that was sent,
+// even if it is invalid.
 type Request struct {
 	At         time.Time `json:"at"`
 	Method     string    `json:"method"`
 	Path       string    `json:"path"`
-	Route      string    `json:"route"` // template without /v1; "" = no such route
+	Route      string    `json:"route"` // template without /v1; "" if unknown
 	Status     int       `json:"status"`
 	Fault      FaultKind `json:"fault,omitempty"`
 	UserAgent  string    `json:"user_agent"`
@@ -57,7 +57,7 @@ type Request struct {
 	RemoteAddr string    `json:"remote_addr"`
 }
 
-// Account is a service account that is alive, with all its keys that are.
+// Account is a service account that exists, with its valid keys.
 type Account struct {
 	ProjectID string    `json:"project_id"`
 	ID        string    `json:"id"`
@@ -73,7 +73,7 @@ type Key struct {
 	Name      string    `json:"name"`
 	AccountID string    `json:"account_id"`
 	ProjectID string    `json:"project_id"`
-	Scopes    []string  `json:"scopes,omitempty"` // empty = all
+	Scopes    []string  `json:"scopes,omitempty"` // empty for all
 	CreatedAt time.Time `json:"created_at"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero = never
 	Value     string    `json:"-"`
@@ -94,7 +94,7 @@ func (s *Server) record(event, kind, id, name, projectID, requestID string) {
 	})
 }
 
-// Ledger is all that happened so far, in the order in which it was noticed.
+// Ledger returns all events, in the order in which they were recorded.
 func (s *Server) Ledger() []Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,15 +102,15 @@ func (s *Server) Ledger() []Entry {
 	return slices.Clone(s.ledger)
 }
 
-// Secrets is every key value that the simulator made or was given, those whose
-// answer was lost included.
+// Secrets returns every key value that the simulator generated or was given, including
+// those whose answer was lost.
 func (s *Server) Secrets() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Sorted(maps.Keys(s.idByValue))
 }
 
-// Requests is the log of requests in their order of arrival.
+// Requests returns the request log, in order of arrival.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,15 +121,15 @@ func (s *Server) Requests() []Request {
 	return out
 }
 
-// ResetRequests empties the log of requests.
+// ResetRequests clears the request log.
 func (s *Server) ResetRequests() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = nil
 }
 
-// Count is how many requests reached the simulator for a method and a route
-// template (without /v1), those that met a fault or a limit included; "" = any.
+// Count returns how many requests reached the simulator for a method and a route template
+// (without /v1), "" for any, including those with a fault or over the rate limit.
 func (s *Server) Count(method, route string) int {
 	n := 0
 	for _, r := range s.Requests() {
@@ -140,16 +140,14 @@ func (s *Server) Count(method, route string) int {
 	return n
 }
 
-// Stats are the numbers of a run, for those who would otherwise have to read
-// all that happened.
+// Stats are the totals of a run.
 type Stats struct {
 	Connections int     `json:"connections"` // accepted since the start
-	Accounts    int     `json:"accounts"`    // service accounts alive
-	Calls       []Calls `json:"calls"`       // since the log of requests was last emptied
+	Accounts    int     `json:"accounts"`    // service accounts that exist
+	Calls       []Calls `json:"calls"`       // since the request log was cleared
 }
 
-// Calls is how many requests had the same method, route and status; the
-// fields are those of Request.
+// Calls counts the requests with the same method, route and status, as in Request.
 type Calls struct {
 	Method string `json:"method"`
 	Route  string `json:"route"`
@@ -157,7 +155,7 @@ type Calls struct {
 	Count  int    `json:"count"`
 }
 
-// Stats counts what there is.
+// Stats returns the current totals.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +177,7 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
-// Accounts is every service account alive, oldest first within its project.
+// Accounts returns all service accounts, oldest first within each project.
 func (s *Server) Accounts() []Account {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,7 +197,7 @@ func (s *Server) Accounts() []Account {
 	return out
 }
 
-// Keys is every project key alive.
+// Keys returns all valid project keys.
 func (s *Server) Keys() []Key {
 	out := []Key{}
 	for _, a := range s.Accounts() {
@@ -215,7 +213,7 @@ func (k *apiKey) view() Key {
 	}
 }
 
-// AdminKeys is every admin key alive, oldest first.
+// AdminKeys returns all valid admin keys, oldest first.
 func (s *Server) AdminKeys() []AdminKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,8 +227,8 @@ func (s *Server) AdminKeys() []AdminKey {
 	return out
 }
 
-// Keep names accounts, keys and admin keys that the test leaves on purpose.
-// Keeping an account does not keep its keys.
+// Keep excludes accounts, keys and admin keys from the leak check, by ID. An account's keys
+// must be kept separately.
 func (s *Server) Keep(ids ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -239,16 +237,15 @@ func (s *Server) Keep(ids ...string) {
 	}
 }
 
-// KeepAll turns the leak check off.
+// KeepAll disables the leak check.
 func (s *Server) KeepAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keepAll = true
 }
 
-// Leaks is what the check at the end of a test complains about, one line each:
-// accounts, keys and admin keys alive that were made over HTTP and not kept. A
-// key is not told apart from its account when the account is a leak already.
+// Leaks returns one line for each leak: a valid account, key or admin key that was created
+// over HTTP and not kept. The keys of a leaked account are part of its line.
 func (s *Server) Leaks() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

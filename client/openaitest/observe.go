@@ -1,12 +1,12 @@
-// This file owns how answers are watched: Validate and the contract test see
-// every whole exchange, and none that a fault spoilt.
+// This file owns the observation of answers: Validate and the contract test get every
+// exchange that no fault changed.
 
 package openaitest
 
 import "net/http"
 
 type exchange struct {
-	request *http.Request // its body unread
+	request *http.Request // with its body unread
 	route   *route
 	vars    map[string]string
 	status  int

@@ -1,5 +1,5 @@
-// This file owns projects. A project is never deleted; archiving it ends its
-// accounts and their keys, and nothing under it can be used afterwards.
+// This file owns projects. A project is never deleted; archiving it deletes its accounts
+// and their keys.
 
 package openaitest
 
@@ -14,11 +14,14 @@ import (
 
 type project struct {
 	entity
-	archivedAt  time.Time // zero = active
+	archivedAt  time.Time // zero if active
 	residency   string
 	externalKey string
 	accounts    table[*account]
 	keys        table[*apiKey]
+	spendLimit  *spendLimit       // nil for none
+	models      *modelPermissions // nil for none
+	rateLimits  table[*rateLimit]
 }
 
 const projectList = "projects"
@@ -29,21 +32,22 @@ func (s *Server) newProject(name, requestID string) *project {
 		accounts: newTable[*account](),
 		keys:     newTable[*apiKey](),
 	}
+	s.addRateLimits(p)
 	s.projects.add(p)
 	s.record(EventCreated, KindProject, p.id, p.name, p.id, requestID)
 	return p
 }
 
-// AddProject makes a project as a person would; the id is returned.
+// AddProject creates a project, as a person would in the dashboard, and returns its ID.
 func (s *Server) AddProject(name string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.newProject(name, "").id
 }
 
-// SetResidency puts a project into a region, such as "EU_STORAGE_PROCESSING": the inference side
-// then serves its keys at eu.api.openai.com only and refuses them elsewhere, with
-// a 401. "" is none.
+// SetResidency sets a project's region, such as "EU_STORAGE_PROCESSING", "" for none: the
+// inference API then accepts its keys only at eu.api.openai.com, and answers elsewhere
+// with a 401.
 func (s *Server) SetResidency(id, region string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,7 +56,7 @@ func (s *Server) SetResidency(id, region string) {
 	}
 }
 
-// host is the only one that serves the project's keys, "" for any.
+// host is the only host that accepts the project's keys, "" for any.
 func (p *project) host() string {
 	region, _, _ := strings.Cut(strings.ToLower(p.residency), "_")
 	if region == "" || region == "global" {
@@ -61,7 +65,8 @@ func (p *project) host() string {
 	return region + ".api.openai.com"
 }
 
-// ArchiveProject ends a project's accounts and keys, as a person would.
+// ArchiveProject archives a project, as a person would in the dashboard, which deletes its
+// accounts and keys.
 func (s *Server) ArchiveProject(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +83,7 @@ func (s *Server) archive(p *project, requestID string) {
 	s.record(EventArchived, KindProject, p.id, p.name, p.id, requestID)
 }
 
-// project finds the project of the path, archived or not.
+// project finds the project of the path, even if archived.
 func (s *Server) project(c *call) (*project, *answer) {
 	id := c.vars["project_id"]
 	p := s.projects.byID[id]

@@ -1,6 +1,5 @@
-// This file owns the table of routes: every operation of the simulator is one
-// line here. Path parameters carry the names that OpenAI's document gives them,
-// since the contract test looks operations up by template.
+// This file owns the table of routes, with one line per operation. Path parameters have
+// the names of OpenAI's document, since the contract test finds operations by template.
 
 package openaitest
 
@@ -15,8 +14,10 @@ type route struct {
 	method   string
 	template string // without /v1
 	admin    bool
-	scopes   []string // inference: any of these lets a restricted key in
+	scopes   []string // inference: a restricted key needs one of these
+	needs    string   // admin: the permission, "" for that of its method
 	handle   func(*Server, *call) answer
+	discard  bool // the body is counted and not kept
 
 	segments []string
 }
@@ -25,6 +26,9 @@ const (
 	projectsRoute    = "/organization/projects"
 	projectRoute     = projectsRoute + "/{project_id}"
 	archiveRoute     = projectRoute + "/archive"
+	spendLimitRoute  = projectRoute + "/spend_limit"
+	modelsOfRoute    = projectRoute + "/model_permissions"
+	rateLimitsRoute  = projectRoute + "/rate_limits"
 	accountsRoute    = projectRoute + "/service_accounts"
 	accountRoute     = accountsRoute + "/{service_account_id}"
 	accountKeysRoute = accountRoute + "/api_keys"
@@ -32,15 +36,26 @@ const (
 	keyRoute         = keysRoute + "/{api_key_id}"
 	adminKeysRoute   = "/organization/admin_api_keys"
 	adminKeyRoute    = adminKeysRoute + "/{key_id}"
+	costsRoute       = "/organization/costs"
+	usageRoute       = "/organization/usage"
 	modelsRoute      = "/models"
 )
 
-var routes = prepare([]*route{
+var routes = prepare(append([]*route{
 	admin(http.MethodGet, projectsRoute, (*Server).listProjects),
 	admin(http.MethodPost, projectsRoute, (*Server).createProject),
 	admin(http.MethodGet, projectRoute, (*Server).getProject),
 	admin(http.MethodPost, projectRoute, (*Server).updateProject),
 	admin(http.MethodPost, archiveRoute, (*Server).archiveProject),
+
+	admin(http.MethodGet, spendLimitRoute, (*Server).getSpendLimit),
+	admin(http.MethodPost, spendLimitRoute, (*Server).setSpendLimit),
+	admin(http.MethodDelete, spendLimitRoute, (*Server).deleteSpendLimit),
+	admin(http.MethodGet, modelsOfRoute, (*Server).getModelPermissions),
+	admin(http.MethodPost, modelsOfRoute, (*Server).setModelPermissions),
+	admin(http.MethodDelete, modelsOfRoute, (*Server).deleteModelPermissions),
+	admin(http.MethodGet, rateLimitsRoute, (*Server).listRateLimits),
+	admin(http.MethodPost, rateLimitsRoute+"/{rate_limit_id}", (*Server).updateRateLimit),
 
 	admin(http.MethodGet, accountsRoute, (*Server).listAccounts),
 	admin(http.MethodPost, accountsRoute, (*Server).createAccount),
@@ -59,11 +74,26 @@ var routes = prepare([]*route{
 	admin(http.MethodGet, adminKeyRoute, (*Server).getAdminKey),
 	admin(http.MethodDelete, adminKeyRoute, (*Server).deleteAdminKey),
 
+	usage(costsRoute, (*Server).listCosts),
+
 	inference(http.MethodGet, modelsRoute, (*Server).listModels, "api.model.read", "model.read", "api.all.read"),
 	inference(http.MethodPost, "/responses", (*Server).createResponse, "api.responses.write"),
 	inference(http.MethodPost, "/chat/completions", (*Server).createChatCompletion, "api.model.request", "model.request"),
 	inference(http.MethodPost, "/embeddings", (*Server).createEmbedding, "api.model.request", "model.request"),
-})
+}, slices.Concat(usageRoutes(), streamRoutes)...))
+
+// usageRoutes has a route for each kind of usage.
+func usageRoutes() (all []*route) {
+	for _, kind := range UsageKinds {
+		all = append(all, usage(usageRoute+"/"+kind, listUsage(kind)))
+	}
+	return all
+}
+
+// usage is a route that needs a permission of its own.
+func usage(template string, handle func(*Server, *call) answer) *route {
+	return &route{method: http.MethodGet, template: template, admin: true, handle: handle, needs: scopeUsage}
+}
 
 func admin(method, template string, handle func(*Server, *call) answer) *route {
 	return &route{method: method, template: template, admin: true, handle: handle}
@@ -80,9 +110,8 @@ func prepare(table []*route) []*route {
 	return table
 }
 
-// match finds the route of an escaped path, or the methods that the path would
-// take. Segments are unescaped one by one, so that an id with an escaped slash
-// stays one id.
+// match finds the route of an escaped path, or the methods of the path. Segments are
+// unescaped separately, so that an ID with an escaped slash stays one ID.
 func match(method, escaped string) (*route, map[string]string, string) {
 	path, under := strings.CutPrefix(escaped, basePath)
 	if !under {
@@ -107,7 +136,7 @@ func (rt *route) fit(segments []string) (map[string]string, bool) {
 	if len(segments) != len(rt.segments) {
 		return nil, false
 	}
-	// Most routes are ruled out by a word, before anything is made.
+	// Most routes are excluded by one segment, before any allocation.
 	for i, want := range rt.segments {
 		if !strings.HasPrefix(want, "{") && want != segments[i] && !strings.Contains(segments[i], "%") {
 			return nil, false

@@ -1,6 +1,6 @@
-// This file owns the server's life and the path of one request through it.
-// The mutex guards all state and is never held while sleeping, hanging,
-// writing to a connection or calling a test's function.
+// This file owns the server and the handling of a request. The mutex guards all state and
+// is never held while sleeping, hanging, writing to a connection or calling a test's
+// function.
 
 package openaitest
 
@@ -14,6 +14,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -27,45 +28,46 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// basePath precedes every route, as in https://api.openai.com/v1.
+// basePath is the prefix of every route, as in https://api.openai.com/v1.
 const basePath = "/v1"
 
-// maxBody bounds request bodies, in bytes. OpenAI publishes no bound for the
-// Admin API; its largest documented body is far smaller.
+// maxBody bounds request bodies, in bytes. OpenAI publishes no limit for the Admin API; its
+// largest documented body is far smaller.
 const maxBody = 1 << 20
 
-// Options configures a Server; the zero value is one organization with one
-// admin key and no project.
+// Options configures a Server; the zero value is an organization with one admin key and no
+// project.
 type Options struct {
-	AdminKey       string        // value of the first admin key; "" = generated
-	OrganizationID string        // "" = generated; a request naming another organization is a 401
+	AdminKey       string        // value of the first admin key; generated if ""
+	OrganizationID string        // generated if ""; a request for another organization is a 401
 	TLS            bool          // Start serves HTTPS with HTTP/2; see CACert
 	Latency        time.Duration // added to each answer, half before its effect and half after
 
-	// RatePerMinute limits each admin endpoint (method and route template) by a
-	// token bucket; 0 = unlimited. The inference side is not limited: its real
-	// limits are orders of magnitude higher.
+	// RatePerMinute limits each admin endpoint (method and route template) with a token
+	// bucket; 0 for no limit. The inference API is not limited: its real limits are
+	// orders of magnitude higher.
 	RatePerMinute int
-	// RateBurst is the size of the bucket; 0 = the smaller of RatePerMinute and
-	// 10, which is what has been measured on the real API (7 to 10 calls pass,
-	// then the minute's pace holds).
+	// RateBurst is the size of the bucket; 0 for the smaller of RatePerMinute and 10. On
+	// the real API, 7 to 10 calls were measured to pass before the limit applied.
 	RateBurst  int
 	RetryAfter bool // send Retry-After, in whole seconds, with a 429
 
-	ActivationDelay      time.Duration // a new project key is an invalid_api_key on the inference side until then
-	AdminActivationDelay time.Duration // the same for new admin keys on the Admin API
+	StreamDelay          time.Duration // between the events of a streamed response
+	ActivationDelay      time.Duration // until a new project key works on the inference API; before, invalid_api_key
+	AdminActivationDelay time.Duration // until a new admin key works on the Admin API
 
-	MaxKeyLifetime                 time.Duration // new project keys must expire within it; 0 = no policy
+	MaxKeyLifetime                 time.Duration // new project keys must expire within it; 0 for no policy
 	ExpiryUnknown                  bool          // expires_in_seconds is an unknown parameter, as before September 2026 and at gateways
 	DeleteServiceAccountKeyRefused bool          // DELETE of a service account's key is a 400, as documented until August
+	AmountsVary                    bool          // costs are numbers, strings and numbers with an exponent in turn, as seen live
 
-	// Clock replaces time.Now; Advance adds to either. It is called under the
-	// lock and must not call the Server. It moves expiry,
-	// activation and the rate limit, not the real sleeps of latency and faults.
+	// Clock replaces time.Now; Advance adds to either. It is called with the lock held
+	// and must not call the Server. It applies to expiry, activation and the rate limit,
+	// but not to the sleeps of latency and faults.
 	Clock func() time.Time
 }
 
-// Server is the simulator. It is an http.Handler and safe for parallel use.
+// Server is the simulator. It is an http.Handler and safe for concurrent use.
 type Server struct {
 	mu     sync.Mutex
 	opts   Options
@@ -80,9 +82,13 @@ type Server struct {
 
 	keyByValue   map[string]*apiKey   // project keys that were not deleted
 	adminByValue map[string]*adminKey // admin keys that were not deleted
-	idByValue    map[string]string    // every key value ever seen, and its id
-	places       map[string]place     // every id ever listed, for page cursors
-	nextExpiry   time.Time            // no key expires before; zero = none does
+	idByValue    map[string]string    // every key value ever seen, and its ID
+	places       map[string]place     // every ID ever listed, for page cursors
+	nextExpiry   time.Time            // no key expires before; zero if none does
+
+	costs   map[costCell]*big.Rat
+	usage   map[usageCell]Counts
+	amounts int // rendered
 
 	creationDisabled bool
 	newAdminKeys     []AdminKeyOption
@@ -104,7 +110,7 @@ type Server struct {
 	closing     chan struct{}
 }
 
-// New makes a simulator that does not listen.
+// New returns a simulator that does not listen.
 func New(opts Options) *Server {
 	s := &Server{
 		opts:         opts,
@@ -116,6 +122,8 @@ func New(opts Options) *Server {
 		adminByValue: map[string]*adminKey{},
 		idByValue:    map[string]string{},
 		places:       map[string]place{},
+		costs:        map[costCell]*big.Rat{},
+		usage:        map[usageCell]Counts{},
 		limiters:     map[string]*rate.Limiter{},
 		observers:    map[int]func(exchange){},
 		kept:         map[string]bool{},
@@ -129,16 +137,16 @@ func New(opts Options) *Server {
 	return s
 }
 
-// Start serves a new simulator on loopback until the end of the test, and then
-// fails the test for everything alive that it did not keep.
+// Start serves a new simulator on loopback until the end of the test, and then fails the
+// test if there are Leaks.
 func Start(t testing.TB, opts Options) *Server {
 	t.Helper()
 	s := New(opts)
 	hs := httptest.NewUnstartedServer(s)
 	s.listener = hs
 	hs.Config.ConnState = s.ConnState
-	// Faults tear connections down on purpose; net/http's remarks on that would
-	// drown the output of the test.
+	// Faults close connections on purpose; net/http's log lines about that would flood
+	// the output of the test.
 	hs.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if opts.TLS {
 		hs.EnableHTTP2 = true
@@ -152,14 +160,14 @@ func Start(t testing.TB, opts Options) *Server {
 		s.Close()
 		hs.Close()
 		for _, leak := range s.Leaks() {
-			t.Errorf("left alive at the simulated OpenAI: %s", leak)
+			t.Errorf("leaked at the simulated OpenAI: %s", leak)
 		}
 	})
 	return s
 }
 
-// Close lets go of every request that hangs or sleeps, now and from now on, so
-// that the listener can be closed. It does not close the listener.
+// Close releases every request that hangs or sleeps, including later ones, so that the
+// listener can be closed. It does not close the listener.
 func (s *Server) Close() { s.closeOnce.Do(func() { close(s.closing) }) }
 
 // URL is the base URL, with /v1.
@@ -169,7 +177,7 @@ func (s *Server) URL() string {
 	return s.url
 }
 
-// SetURL says where the simulator is reached, for those who listen themselves.
+// SetURL sets the base URL of a simulator in a caller's own http.Server.
 func (s *Server) SetURL(base string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,12 +192,12 @@ func (s *Server) CACert() string {
 	return s.caCert
 }
 
-// OrganizationID is the id of the one organization.
+// OrganizationID is the ID of the organization.
 func (s *Server) OrganizationID() string { return s.orgID }
 
-// Configure changes the options of a running simulator. AdminKey,
-// OrganizationID and TLS have no effect any more; rate limits start afresh.
-// change runs under the lock and must not call the Server.
+// Configure changes the options of a running simulator. Changes of AdminKey, OrganizationID
+// and TLS have no effect; rate limits are reset. change is called with the lock held and
+// must not call the Server.
 func (s *Server) Configure(change func(*Options)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,35 +227,35 @@ func (s *Server) now() time.Time {
 	return time.Now().Add(s.offset)
 }
 
-// ConnState counts connections; install it in an http.Server of one's own.
+// ConnState counts connections; set it in a caller's own http.Server.
 func (s *Server) ConnState(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.connections.Add(1)
 		s.open.Add(1)
-	case http.StateClosed, http.StateHijacked: // what is hijacked here is closed
+	case http.StateClosed, http.StateHijacked: // hijacked connections are closed
 		s.open.Add(-1)
 	case http.StateActive, http.StateIdle:
 	}
 }
 
-// Connections is how many connections were accepted since the start.
+// Connections returns how many connections were accepted since the start.
 func (s *Server) Connections() int { return int(s.connections.Load()) }
 
-// CloseConnections returns when all that was sent to a simulator that Start serves has
-// had its effect, and its connections are closed: a client that went away may have left
-// a request in one. A request that hangs ends with its client.
+// CloseConnections waits, for a simulator from Start, until all sent requests had their
+// effect and closes the connections: a client that disconnected may have left a request in
+// one. A request that hangs ends with its client.
 func (s *Server) CloseConnections(ctx context.Context) error {
-	// Connections are accepted in order, so after the answer to this one no earlier
-	// one waits for it. net/http itself answers what is no HTTP.
+	// Connections are accepted in order, so after the answer on this one all earlier ones
+	// are accepted. net/http answers even an invalid request.
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", s.listener.Listener.Addr().String())
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }() // all was read
+	defer func() { _ = conn.Close() }() // only read
 	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline) // a failure shows in what follows
+		_ = conn.SetDeadline(deadline) // on failure the calls below fail
 	}
 	if _, err := io.WriteString(conn, "\r\n\r\n"); err != nil {
 		return err
@@ -270,24 +278,29 @@ func (s *Server) CloseConnections(ctx context.Context) error {
 // call is one request on its way through the simulator.
 type call struct {
 	r     *http.Request
-	route *route // nil when nothing matches
-	allow string // methods of the path, when only the method is wrong
+	route *route // nil if none matches
+	allow string // the methods of the path, if only the method is wrong
 	vars  map[string]string
 	body  []byte
+	size  int64 // of a body that was not kept
 	id    string
 	log   *Request
 	began time.Time
 
-	now   time.Time // set when the effect happens
+	now   time.Time // of the effect
 	admin *adminKey // the caller, on admin routes
+	key   *apiKey   // the caller, on inference routes
 }
 
-// answer is what a handler decided. The body is marshalled after the lock is
-// released, so handlers build it from copies.
+// answer is the result of a handler. The body is marshaled after the lock is released, so
+// handlers build it from copies.
 type answer struct {
 	status int
 	body   any
 	header http.Header
+	stream bool // as server-sent events
+	// encoded is the body if it never changes.
+	encoded []byte
 }
 
 // ServeHTTP answers one request.
@@ -302,7 +315,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	limited := s.limit(c)
 	s.mu.Unlock()
 	s.pause(half)
-	// Timers are late by a millisecond or so, of which one is enough.
+	// Timers are late by about a millisecond, so one sleep replaces two.
 	rest := func() { s.pause(time.Until(c.began.Add(2 * half))) }
 	if limited != nil {
 		rest()
@@ -322,8 +335,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, c, result)
 }
 
-// accept reads the request and writes it down before anything can go wrong with
-// it. An answer means that it goes no further.
+// accept reads and logs the request before any fault. A returned answer ends its handling.
 func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*call, *answer) {
 	c := &call{r: r, id: "req_" + randomHex(16), began: time.Now()}
 	c.route, c.vars, c.allow = match(r.Method, r.URL.EscapedPath())
@@ -344,8 +356,14 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*call, *answer)
 	s.requests = append(s.requests, c.log)
 	s.mu.Unlock()
 
-	if r.Body == nil { // a request that came by a direct call
+	if r.Body == nil { // called directly
 		r.Body = http.NoBody
+	}
+	if c.route != nil && c.route.discard {
+		var err error
+		if c.size, err = io.Copy(io.Discard, r.Body); err != nil {
+			panic(http.ErrAbortHandler) // as below
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
@@ -354,14 +372,14 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (*call, *answer)
 		ans := fail(http.StatusRequestEntityTooLarge, "request_too_large", "", "The request body is larger than 1 MiB.")
 		return c, &ans
 	case err != nil:
-		// The client went away in the middle of its body: nobody is left to answer.
+		// The client disconnected during its body.
 		panic(http.ErrAbortHandler)
 	}
 	c.body = body
 	return c, nil
 }
 
-// perform is the only place where a request has an effect.
+// perform executes a request. No other function has an effect.
 func (s *Server) perform(c *call) answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -382,7 +400,7 @@ func (s *Server) perform(c *call) answer {
 	return c.route.handle(s, c)
 }
 
-// limit takes a token from the endpoint's bucket, or says why there is none.
+// limit takes a token from the endpoint's bucket, or returns a 429.
 func (s *Server) limit(c *call) *answer {
 	if s.opts.RatePerMinute <= 0 || c.route == nil || !c.route.admin {
 		return nil
@@ -410,17 +428,25 @@ func (s *Server) limit(c *call) *answer {
 	return &ans
 }
 
-// reply writes a whole answer, and tells those who watch.
+// reply writes a complete answer, and calls the observers.
 func (s *Server) reply(w http.ResponseWriter, c *call, ans answer) {
+	switch {
+	case ans.status == http.StatusSwitchingProtocols:
+		s.upgrade(w, c, ans)
+		return
+	case ans.stream:
+		s.stream(w, c, ans)
+		return
+	}
 	body := ans.encode()
 	s.head(w, c, ans)
 	s.done(c, ans.status)
 	s.observe(c, ans.status, w.Header(), body)
 	w.WriteHeader(ans.status)
-	_, _ = w.Write(body) // a client that is gone is not the simulator's problem
+	_, _ = w.Write(body) // the client may have disconnected
 }
 
-// head sets the headers of every answer, faulted ones included.
+// head sets the headers of every answer, including those of faults.
 func (s *Server) head(w http.ResponseWriter, c *call, ans answer) {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
@@ -434,15 +460,15 @@ func (s *Server) head(w http.ResponseWriter, c *call, ans answer) {
 	}
 }
 
-// done records the status that the client is about to see; 0 stands for none.
+// done records the status of the answer, 0 for none.
 func (s *Server) done(c *call, status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.log.Status = status
 }
 
-// pause sleeps in real time, cut short only by Close: a client that leaves does
-// not stop a real server from doing what it was asked.
+// pause sleeps in real time until Close: a real server also continues after its client
+// disconnected.
 func (s *Server) pause(d time.Duration) {
 	if d <= 0 {
 		return
@@ -456,12 +482,15 @@ func (s *Server) pause(d time.Duration) {
 }
 
 func (a answer) encode() []byte {
+	if a.encoded != nil {
+		return a.encoded
+	}
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(a.body); err != nil {
-		panic(err) // bodies are built from maps, strings and numbers only
+		panic(err) // bodies have only maps, strings and numbers
 	}
 	return buf.Bytes()
 }
@@ -504,7 +533,7 @@ func bearer(r *http.Request) string {
 
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
-// alnum is n random letters and digits, the alphabet of the ids seen live.
+// alnum returns n random letters and digits, the alphabet of IDs observed on the live API.
 func alnum(n int) string {
 	raw := make([]byte, n)
 	_, _ = rand.Read(raw) // never fails

@@ -1,7 +1,6 @@
-// This file owns the simulator's things and their order. Every thing has a
-// sequence number that is never reused, lists are sorted by it, and an id that
-// was ever listed keeps its place, so that a page cursor survives the deletion
-// of what it points at.
+// This file owns the simulator's objects and their order. Every object has a sequence
+// number that is never reused, and lists are sorted by it. An ID that was listed keeps its
+// place, so that a page cursor remains valid after its object was deleted.
 
 package openaitest
 
@@ -10,13 +9,13 @@ import (
 	"time"
 )
 
-// entity is what projects, accounts and keys have in common.
+// entity is the common part of projects, accounts and keys.
 type entity struct {
 	id        string
 	seq       uint64
 	name      string
 	createdAt time.Time
-	overHTTP  bool // made by a caller, hence a leak unless kept
+	overHTTP  bool // created by a caller, hence a leak unless kept
 }
 
 func (e *entity) base() *entity { return e }
@@ -41,7 +40,7 @@ func (t *table[T]) remove(item T) {
 	t.list = slices.Delete(t.list, i, i+1)
 }
 
-// after is the index of the first item beyond a sequence number.
+// after is the index of the first item after a sequence number.
 func (t *table[T]) after(seq uint64) int {
 	i, _ := slices.BinarySearchFunc(t.list, seq+1, func(item T, target uint64) int {
 		switch have := item.base().seq; {
@@ -55,7 +54,7 @@ func (t *table[T]) after(seq uint64) int {
 	return i
 }
 
-// place is where an id stands, or stood, in its list.
+// place is the current or former position of an ID in its list.
 type place struct {
 	list string
 	seq  uint64
@@ -74,14 +73,14 @@ func (s *Server) newEntity(list, prefix, name, requestID string) entity {
 	return e
 }
 
-// credential is what admin keys and project keys have in common.
+// credential is the common part of admin keys and project keys.
 type credential struct {
 	entity
 	value     string
 	activeAt  time.Time
-	expiresAt time.Time // zero = never
-	lastUsed  time.Time // zero = never
-	expired   bool      // its end is in the ledger
+	expiresAt time.Time // zero if it does not expire
+	lastUsed  time.Time // zero if never
+	expired   bool      // its expiry is in the ledger
 }
 
 func (k *credential) alive(now time.Time) bool {
@@ -92,8 +91,8 @@ func (k *credential) working(now time.Time) bool {
 	return k.alive(now) && !now.Before(k.activeAt)
 }
 
-// setExpiry ends the key so many seconds after the second that now is in; 0 =
-// never.
+// setExpiry sets the key to expire that many seconds after now, truncated to seconds; 0
+// for no expiry.
 func (s *Server) setExpiry(k *credential, seconds int64) {
 	if seconds == 0 {
 		return
@@ -104,9 +103,8 @@ func (s *Server) setExpiry(k *credential, seconds int64) {
 	}
 }
 
-// expire writes the end of every key that has passed its expiry into the
-// ledger, with the time at which it ended. It looks at the keys only when one
-// of them may have.
+// expire records every newly expired key in the ledger, with the time of its expiry. It
+// checks the keys only when one of them may have expired.
 func (s *Server) expire() {
 	now := s.now()
 	if s.nextExpiry.IsZero() || now.Before(s.nextExpiry) {

@@ -1,6 +1,6 @@
-// This file owns the contract: every whole exchange is held against OpenAI's
-// published document. The document is not part of this project; where it is
-// missing nothing is checked, and that is said.
+// This file owns the contract test's validation of exchanges against OpenAI's published
+// document. The document is not part of this project; without it, validation is skipped
+// with a message.
 
 package openaitest
 
@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,7 +24,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 )
 
-// SpecEnv names the OpenAPI document of the Admin API.
+// SpecEnv is the environment variable with the path of the Admin API's OpenAPI document.
 const SpecEnv = "OPENAI_OPENAPI_SPEC"
 
 // contract checks exchanges against the document.
@@ -31,8 +32,8 @@ type contract struct {
 	doc *openapi3.T
 }
 
-// errNoSpec says what is not checked, and why.
-var errNoSpec = errors.New("no OpenAPI document: requests and answers are not checked against OpenAI's contract (set " + SpecEnv + ")")
+// errNoSpec is returned without a document.
+var errNoSpec = errors.New("contract validation skipped: no OpenAPI document; set " + SpecEnv)
 
 // Parsing the document takes most of a second, so a test binary does it once.
 var loadContract = sync.OnceValues(readContract)
@@ -53,9 +54,8 @@ func readContract() (*contract, error) {
 	return newContract(doc), nil
 }
 
-// newContract adds to the document of the Admin API the one operation of the
-// inference side that the engine uses, as the API reference has it. A document of
-// the whole API has its own.
+// newContract adds the only inference operation that the engine uses to the document of
+// the Admin API, as in the API reference, unless the document includes it.
 func newContract(doc *openapi3.T) *contract {
 	if doc.Paths.Value(modelsRoute) == nil {
 		model := openapi3.NewObjectSchema().
@@ -74,14 +74,50 @@ func newContract(doc *openapi3.T) *contract {
 			})),
 		}})
 	}
+	addUsage(doc)
 	return &contract{doc: doc}
 }
 
-// Validate fails the test for every request that was accepted and every answer
-// that was given against OpenAI's document, until the test ends. Requests that
-// were refused and answers that a fault spoilt are not the contract's business,
-// nor is what a document of the Admin API does not have of the inference side.
-// Without a document the test log says so.
+// addUsage adds the kinds of usage that the document lacks, with the parameters of
+// completions, and amounts as strings, which OpenAI sends, too.
+func addUsage(doc *openapi3.T) {
+	if costs := doc.Components.Schemas["CostsResult"]; costs != nil {
+		number := openapi3.NewSchemaRef("", openapi3.NewFloat64Schema())
+		text := openapi3.NewSchemaRef("", openapi3.NewStringSchema())
+		costs.Value.Properties["amount"].Value.Properties["value"] = openapi3.NewSchemaRef("", &openapi3.Schema{AnyOf: openapi3.SchemaRefs{number, text}})
+	}
+	completions := doc.Paths.Value(usageRoute + "/completions")
+	if completions == nil {
+		return
+	}
+	result := openapi3.NewObjectSchema().WithProperty("object", openapi3.NewStringSchema()).WithRequired([]string{"object"})
+	bucket := openapi3.NewObjectSchema().
+		WithProperty("object", openapi3.NewStringSchema().WithEnum("bucket")).
+		WithProperty("start_time", openapi3.NewIntegerSchema()).
+		WithProperty("end_time", openapi3.NewIntegerSchema()).
+		WithProperty("results", openapi3.NewArraySchema().WithItems(result)).
+		WithRequired([]string{"object", "start_time", "end_time", "results"})
+	page := openapi3.NewObjectSchema().
+		WithProperty("object", openapi3.NewStringSchema().WithEnum("page")).
+		WithProperty("data", openapi3.NewArraySchema().WithItems(bucket)).
+		WithProperty("has_more", openapi3.NewBoolSchema()).
+		WithRequired([]string{"object", "data", "has_more"})
+	for _, kind := range UsageKinds {
+		if doc.Paths.Value(usageRoute+"/"+kind) == nil {
+			doc.Paths.Set(usageRoute+"/"+kind, &openapi3.PathItem{Get: &openapi3.Operation{
+				Parameters: slices.Clone(completions.Get.Parameters),
+				Responses: openapi3.NewResponses(openapi3.WithStatus(http.StatusOK, &openapi3.ResponseRef{
+					Value: openapi3.NewResponse().WithDescription("OK").WithJSONSchema(page),
+				})),
+			}})
+		}
+	}
+}
+
+// Validate fails the test for every accepted request and every answer that violates
+// OpenAI's document, until the test ends. Rejected requests, answers that a fault changed,
+// and inference operations that the document lacks are not validated. Without a document,
+// Validate only logs that.
 func (s *Server) Validate(t testing.TB) {
 	t.Helper()
 	rules, err := loadContract()
@@ -136,8 +172,8 @@ func (k *contract) check(x exchange) error {
 			Method: x.route.method, Operation: item.GetOperation(x.route.method),
 		},
 		Options: &openapi3filter.Options{
-			// The simulator's own tests are about who may call; the document only
-			// says that a bearer token is needed.
+			// The simulator's own tests cover authentication; the document only requires
+			// a bearer token.
 			AuthenticationFunc: openapi3filter.NoopAuthenticationFunc,
 		},
 	}
@@ -149,8 +185,8 @@ func (k *contract) check(x exchange) error {
 	return k.checkAnswer(name, in, x)
 }
 
-// checkAnswer uses the operation's schema where it declares the status, and
-// the document's error object for other failures.
+// checkAnswer uses the operation's schema for a declared status, and otherwise the
+// document's error object.
 func (k *contract) checkAnswer(name string, in *openapi3filter.RequestValidationInput, x exchange) error {
 	if media := x.header.Get("Content-Type"); !strings.HasPrefix(media, "application/json") {
 		return fmt.Errorf("%s: %d with content type %q", name, x.status, media)

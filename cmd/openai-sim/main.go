@@ -1,10 +1,9 @@
 // Command openai-sim serves the simulator of OpenAI's Admin API on loopback, for
 // the demo, for development and for benchmarks.
 //
-// It prints one line of JSON on standard output when it is ready, and nothing
-// after it. The control plane under /_sim/ has no authentication, and the line
-// carries an admin key: both are why it listens on loopback unless told
-// otherwise.
+// When it is ready, it prints one line of JSON on standard output. The control plane under
+// /_sim/ has no authentication, and the line contains an admin key, so it listens only on
+// loopback by default.
 package main
 
 import (
@@ -27,14 +26,14 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// drainTime bounds the wait for requests in flight at the end.
+// drainTime bounds the wait for requests in flight at shutdown.
 const drainTime = 3 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// It remembers all that happened, and what is measured against it shares its
-	// cores: memory is the cheaper of the two.
+	// It keeps all events in memory, and benchmarks share its CPU cores, so memory is
+	// traded for CPU.
 	debug.SetGCPercent(400)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
@@ -59,22 +58,22 @@ func parse(args []string, errOut io.Writer) (settings, error) {
 	fs.SetOutput(errOut)
 	fs.StringVar(&in.listen, "listen", "127.0.0.1:0", "`address` to listen on; port 0 picks a free one")
 	fs.BoolVar(&in.allowRemote, "allow-remote", false, "allow an address that is not loopback")
-	fs.BoolVar(&in.tls, "tls", false, "serve HTTPS with HTTP/2, under a certificate made for this run, which the line carries")
+	fs.BoolVar(&in.tls, "tls", false, "serve HTTPS with HTTP/2, with a new certificate that is part of the output")
 	fs.StringVar(&in.options.AdminKey, "admin-key", "", "`value` of the first admin key (default: generated)")
 	fs.Func("project", "`name` of a project; may be repeated (default: one named demo)", func(name string) error {
 		if name == "" {
-			return errors.New("a project needs a name")
+			return errors.New("project name must not be empty")
 		}
 		in.projects = append(in.projects, name)
 		return nil
 	})
-	fs.DurationVar(&in.options.Latency, "latency", 0, "added to each answer")
-	fs.IntVar(&in.options.RatePerMinute, "rate-per-minute", 0, "requests a minute per endpoint of the Admin API (default: no limit)")
-	fs.IntVar(&in.options.RateBurst, "rate-burst", 0, "requests that pass at once under -rate-per-minute (default: the smaller of it and 10)")
+	fs.DurationVar(&in.options.Latency, "latency", 0, "latency to add to each answer")
+	fs.IntVar(&in.options.RatePerMinute, "rate-per-minute", 0, "requests per minute and endpoint of the Admin API (default: no limit)")
+	fs.IntVar(&in.options.RateBurst, "rate-burst", 0, "burst size for -rate-per-minute (default: the smaller of it and 10)")
 	fs.BoolVar(&in.options.RetryAfter, "retry-after", false, "send Retry-After with a 429")
 	fs.DurationVar(&in.options.ActivationDelay, "activation-delay", 0, "time until a new project key works")
 	fs.DurationVar(&in.options.AdminActivationDelay, "admin-activation-delay", 0, "time until a new admin key works")
-	fs.DurationVar(&in.options.MaxKeyLifetime, "max-key-lifetime", 0, "longest lifetime of a new project key, which then must have one (default: no policy)")
+	fs.DurationVar(&in.options.MaxKeyLifetime, "max-key-lifetime", 0, "maximum lifetime of a new project key; keys without expiry are rejected (default: no policy)")
 	if err := fs.Parse(args); err != nil {
 		return in, err
 	}
@@ -141,7 +140,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	served := make(chan error, 1)
 	go func() { served <- serve() }()
 	if err := json.NewEncoder(out).Encode(line); err != nil {
-		_ = server.Close() // the error to report is the one of the line
+		_ = server.Close() // err is the error to report
 		return err
 	}
 	select {
@@ -150,7 +149,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	case <-ctx.Done():
 	}
 
-	sim.Close() // else a request that hangs would outlast the drain
+	sim.Close() // releases requests that hang
 	drained, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	if err := server.Shutdown(drained); err != nil {
@@ -159,8 +158,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	return nil
 }
 
-// listen refuses addresses that other machines can reach. It looks at the
-// address that was bound, so that no name can hide what it stands for.
+// listen rejects addresses that other machines can reach. It checks the bound address,
+// since a host name may resolve to any.
 func listen(ctx context.Context, address string, allowRemote bool) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
@@ -168,8 +167,8 @@ func listen(ctx context.Context, address string, allowRemote bool) (net.Listener
 	}
 	bound, isTCP := listener.Addr().(*net.TCPAddr)
 	if !allowRemote && (!isTCP || !bound.IP.IsLoopback()) {
-		_ = listener.Close() // nothing was served on it
-		return nil, fmt.Errorf("%s is not a loopback address: whoever reaches the simulator controls it (use -allow-remote to serve it anyway)", address)
+		_ = listener.Close() // unused so far
+		return nil, fmt.Errorf("%s is not a loopback address, and the simulator has no authentication; set -allow-remote to allow it", address)
 	}
 	return listener, nil
 }

@@ -88,7 +88,7 @@ func TestCommand(t *testing.T) {
 	<-hung
 }
 
-func TestServesHTTP2WithACertificateOfItsOwn(t *testing.T) {
+func TestServesHTTP2WithItsOwnCertificate(t *testing.T) {
 	line, stop := start(t, "-tls")
 	pool := x509.NewCertPool()
 	require.True(t, pool.AppendCertsFromPEM([]byte(line.CACert)))

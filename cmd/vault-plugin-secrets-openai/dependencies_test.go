@@ -12,7 +12,7 @@ import (
 
 // Whatever is linked runs beside the admin key, so each module has its reason in
 // CONTRIBUTING.md before it is linked, and its row goes when it is not any more.
-func TestDependencies_EachModuleThatIsLinkedHasItsReason(t *testing.T) {
+func TestDependencies_EachLinkedModuleHasAReason(t *testing.T) {
 	t.Parallel()
 	listed := dependencies(t)
 	linked := map[string]string{} // and on which system

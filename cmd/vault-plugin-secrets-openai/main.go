@@ -1,21 +1,26 @@
-// Command vault-plugin-secrets-openai is the OpenAI secrets engine as a Vault
-// plugin. Vault starts it; run by hand it only tells its version.
+// Command vault-plugin-secrets-openai is the OpenAI secrets engine as a Vault plugin. Vault
+// starts it; with -version it prints its version.
 package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/vault/api"
-	"github.com/hashicorp/vault/sdk/plugin"
+	"github.com/hashicorp/vault/sdk/helper/pluginutil"
+	backend "github.com/hashicorp/vault/sdk/plugin"
+	"google.golang.org/grpc"
 
-	// Public CA roots for where the system has none, as in an image FROM
-	// scratch. Wherever it has some, those of SSL_CERT_FILE included, they rule.
+	// Public CA roots for systems without any, such as an image FROM scratch. The roots of
+	// the system or of SSL_CERT_FILE take precedence.
 	_ "golang.org/x/crypto/x509roots/fallback"
 
 	openaisecrets "vault-plugin-secrets-openai"
+	"vault-plugin-secrets-openai/internal/parent"
 )
 
 func main() {
@@ -24,13 +29,13 @@ func main() {
 		return
 	}
 	if err := serve(os.Args[1:]); err != nil {
-		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin ends", "error", err)
+		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin stopped", "error", err)
 		os.Exit(1)
 	}
 }
 
-// serve runs the plugin until Vault ends it. The TLS provider serves Vault
-// servers that do not do mutual TLS by themselves.
+// serve runs the plugin until Vault stops it. The TLS provider is for Vault servers without
+// automatic mutual TLS.
 func serve(args []string) error {
 	meta := &api.PluginAPIClientMeta{}
 	if err := meta.FlagSet().Parse(args); err != nil {
@@ -39,8 +44,26 @@ func serve(args []string) error {
 	if err := mayLockMemory(); err != nil {
 		return fmt.Errorf("raising cap_ipc_lock: %w", err)
 	}
-	return plugin.ServeMultiplex(&plugin.ServeOpts{
-		BackendFactoryFunc: openaisecrets.Factory,
-		TLSProviderFunc:    api.VaultPluginTLSProvider(meta.GetTLSConfig()),
+	if err := pluginutil.OptionallyEnableMlock(); err != nil {
+		return err
+	}
+	// Nothing is cleaned up at a server's end: what was in progress has WAL entries.
+	connections := parent.Watch(func() { os.Exit(0) })
+	log := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, JSONFormat: true})
+	served := func(multiplexed bool) plugin.PluginSet {
+		return plugin.PluginSet{backend.BackendPluginName: &backend.GRPCBackendPlugin{
+			Factory: openaisecrets.Factory, MultiplexingSupport: multiplexed, Logger: log,
+		}}
+	}
+	// As the SDK's ServeMultiplex, which has no place for the handler of connections.
+	plugin.Serve(&plugin.ServeConfig{
+		HandshakeConfig:  backend.HandshakeConfig,
+		VersionedPlugins: map[int]plugin.PluginSet{3: served(false), 4: served(false), 5: served(true)},
+		TLSProvider:      api.VaultPluginTLSProvider(meta.GetTLSConfig()),
+		Logger:           log,
+		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
+			return plugin.DefaultGRPCServer(append(opts, grpc.MaxRecvMsgSize(math.MaxInt32), grpc.MaxSendMsgSize(math.MaxInt32), grpc.StatsHandler(connections)))
+		},
 	})
+	return nil
 }

@@ -20,7 +20,7 @@ import (
 
 // Go reads the system's roots once, so each environment takes a process of its
 // own: this test starts itself with the certificate to be judged.
-func TestRootsComeWithTheBinaryAndGiveWayToTheSystems(t *testing.T) {
+func TestRoots_EmbeddedYieldToTheSystems(t *testing.T) {
 	if path := os.Getenv("TEST_JUDGE"); path != "" {
 		if _, err := readCertificate(t, path).Verify(x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 			t.Log("NOT TRUSTED: ", err)
@@ -50,7 +50,7 @@ func TestRootsComeWithTheBinaryAndGiveWayToTheSystems(t *testing.T) {
 		{"system roots alone count", private, public, "NOT TRUSTED"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestRootsComeWithTheBinaryAndGiveWayToTheSystems$", "-test.v")
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestRoots_EmbeddedYieldToTheSystems$", "-test.v")
 			cmd.Env = append(os.Environ(), "TEST_JUDGE="+c.judged, "SSL_CERT_FILE="+c.system, "SSL_CERT_DIR="+nowhere)
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, string(out))

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mayLockMemory puts cap_ipc_lock into force where Vault wants the plugin's
-// memory locked and the process is permitted to use the capability without yet
-// having it in force, as in our image (tools/release/image says why it is
-// made so). Locking covers memory that any thread asks for later, so all of them
-// need it. Where it cannot be had nothing is lost: locking itself then says why it fails.
+// mayLockMemory makes cap_ipc_lock effective if Vault wants the plugin's memory locked and
+// the capability is permitted but not effective, as in our image (see
+// tools/release/image). All threads need it, since the lock covers memory that any of them
+// allocates later. If it is not permitted, locking the memory later fails with its own
+// error.
 func mayLockMemory() error {
 	if os.Getenv(pluginutil.PluginMlockEnabled) != "true" {
 		return nil
@@ -29,9 +29,9 @@ func mayLockMemory() error {
 		return nil
 	}
 	data[0].Effective |= missing
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0) //nolint:gosec // x/sys has capset for one thread only
+	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0) //nolint:gosec // x/sys has capset only for one thread
 	if errno == syscall.ENOTSUP {
-		return errors.New("a binary with cgo cannot do this for all of its threads")
+		return errors.New("not supported for all threads of a binary with cgo; build with CGO_ENABLED=0")
 	}
 	if errno != 0 {
 		return errno

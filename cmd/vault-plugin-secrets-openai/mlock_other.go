@@ -2,5 +2,5 @@
 
 package main
 
-// mayLockMemory has nothing to do where there are no capabilities.
+// mayLockMemory does nothing on systems without capabilities.
 func mayLockMemory() error { return nil }

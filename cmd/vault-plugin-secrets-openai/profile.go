@@ -2,22 +2,22 @@
 
 package main
 
-// Profiles for the benchmark. Only a binary built with the tag bench has this,
-// and no release is: who can read profiles can read memory.
+// Profiles for the benchmark, only in a binary built with the tag bench. Releases do not
+// have the tag, since profiles expose memory.
 
 import (
 	"context"
 	"fmt"
 	"net"
 	"net/http"
-	_ "net/http/pprof" //nolint:gosec // that is what the tag is for, and it listens on a socket in a folder of the benchmark's
+	_ "net/http/pprof" //nolint:gosec // only with the tag, on a socket in the benchmark's folder
 	"os"
 	"path/filepath"
 	"runtime"
 	"time"
 )
 
-// Each process has a socket of its own there: Vault may run several.
+// Each process has its own socket in this folder, since Vault may run several.
 const envProfileDir = "VAULT_OPENAI_PROFILE_DIR"
 
 func init() {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Has the audit log show the names that the engine gives to things, which are no
-# secrets and by which an investigation joins the log with OpenAI's own. All
-# other values stay hashed, api_key and admin_api_key above all: never list them.
+# Makes the audit log show names and IDs, which are no secrets, so that its
+# entries can be joined with OpenAI's. All other values stay hashed. Never add
+# api_key or admin_api_key.
 #
-# Each option replaces the whole list, so name all of them each time.
+# Each option replaces the whole list.
 set -euo pipefail
 
 response=(api_key_id service_account service_account_id project_id expires_at

@@ -1,10 +1,9 @@
-# consul-template: keeps a working key in a file, where a token is at hand and
-# the Agent's login is not needed.
+# consul-template: keeps a working key in a file, with a token that it is given.
 #
 #   VAULT_TOKEN=… consul-template -config=config.hcl
 #
-# It renews its token and the lease, and reads a new credential shortly before
-# the old one ends.
+# It renews its token and the lease, and reads a new credential before the old
+# one ends. Use a periodic token.
 
 vault {
   address      = "https://vault.example.com:8200"
@@ -12,7 +11,7 @@ vault {
   unwrap_token = false
 
   retry {
-    # For ever: a file that nobody updates is worse than a late one.
+    # Retry without limit: the file is of use only while it is updated.
     attempts = 0
   }
 }
@@ -22,6 +21,6 @@ template {
   destination = "/run/openai/api-key"
   perms       = "0600"
 
-  # Tells the program that the key has changed:
+  # To notify a program of a new key:
   # exec { command = ["systemctl", "reload", "my-app"] }
 }

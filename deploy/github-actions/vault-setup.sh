@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# Vault's side of the GitHub Actions job: who may log in, and as what. Run once,
-# by somebody who may enable auth methods. The policy is deploy/policies/ci.hcl:
-#
-#   vault policy write openai-ci ci.hcl
+# Vault's side of the GitHub Actions job: which jobs may log in. Run it once,
+# with a token that may enable auth methods, after writing the policy openai-ci.
 set -euo pipefail
 
 vault auth enable -path=github jwt
@@ -10,9 +8,9 @@ vault write auth/github/config \
   oidc_discovery_url=https://token.actions.githubusercontent.com \
   bound_issuer=https://token.actions.githubusercontent.com
 
-# The claims are what keeps other repositories out: GitHub signs for everybody.
-# A service token, since only such a one can be revoked at the end of the job;
-# its longest life is the bound for a job that is killed before that.
+# The claims keep other repositories out: GitHub signs tokens for every
+# repository. The token is a service token so that the job can revoke it; its max
+# TTL is the limit for a job that is killed before that.
 vault write auth/github/role/openai-ci - <<'JSON'
 {
   "role_type": "jwt",

@@ -1,13 +1,13 @@
-# An application: keys of its one role, and nothing else of the engine.
+# An application: reads keys of its one role.
 #
-# Vault's `default` policy, which tokens have unless made without it, adds what
-# every holder of a lease needs: to renew it and to look it up.
+# Vault's `default` policy, which a token has unless it is created without it,
+# allows renewing and looking up the leases.
 
 path "openai/creds/my-app" {
   capabilities = ["read"]
 }
 
-# A role with a fixed identity, if the application has one.
+# A static role, if the application has one.
 path "openai/static-creds/my-app" {
   capabilities = ["read"]
 }

@@ -1,7 +1,7 @@
-# What hands keys to jobs that cannot log in themselves: it may read the role,
-# but only wrapped, so that no key is in its answers or logs by accident, and
-# the wrapping must be opened within ten minutes. It can open what it has
-# wrapped: trust it like a reader of the role.
+# A dispatcher for jobs that cannot log in: it reads the role only wrapped, so
+# that no key is in its output by accident, and the job must open the wrapping
+# within ten minutes. The dispatcher can open what it wrapped: trust it like a
+# reader of the role.
 
 path "openai/creds/ci" {
   capabilities     = ["read"]

@@ -1,6 +1,5 @@
-# A CI job: keys of one short-lived role. The token that a job logs in with is
-# revoked at its end, and its keys with it; that right is in Vault's `default`
-# policy.
+# A CI job: reads keys of one role with a short TTL. The job revokes its token at
+# the end, and its keys with it; Vault's `default` policy allows that.
 
 path "openai/creds/ci" {
   capabilities = ["read"]

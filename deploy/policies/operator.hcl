@@ -1,7 +1,7 @@
-# An operator: configures and repairs the engine, and takes no keys. Anyone with
+# An operator: configures and repairs the engine, and reads no keys. Anyone with
 # write access to roles controls what their keys can reach, so give this policy
-# and those of the applications to different people. It does not tune the mount:
-# tuning can show keys in the audit log (docs/tools/audit.md).
+# and those of the applications to different people. It does not allow tuning the
+# mount, which can make the audit log show keys (docs/tools/audit.md).
 
 path "openai/config" {
   capabilities = ["create", "read", "update", "delete"]
@@ -43,6 +43,10 @@ path "openai/projects/" {
   capabilities = ["list"]
 }
 
+path "openai/projects/*" {
+  capabilities = ["read"]
+}
+
 path "openai/tidy" {
   capabilities = ["update"]
 }
@@ -59,7 +63,7 @@ path "openai/metrics" {
   capabilities = ["read"]
 }
 
-# The leases of this engine, and the end of all of them when a key has leaked.
+# List, look up and revoke the leases of this engine.
 path "sys/leases/lookup/openai/creds/*" {
   capabilities = ["list", "sudo"]
 }
@@ -68,9 +72,8 @@ path "sys/leases/lookup" {
   capabilities = ["update"]
 }
 
-# The command `vault lease revoke` puts the lease's ID into the path. Vault
-# would prefer an ID in the body, which can be of any mount: only `sync` may be
-# there.
+# The command `vault lease revoke` puts the lease's ID into the path. An ID in the
+# body would override it and can be of any mount, so only `sync` is allowed there.
 path "sys/leases/revoke/openai/creds/*" {
   capabilities       = ["update"]
   allowed_parameters = { "sync" = [] }

@@ -1,8 +1,8 @@
-# A key for the run itself, which is in no state and no plan file. The provider
-# opens it in each plan and each apply, which makes a credential each time, and
-# neither renews nor revokes it: the ttl in data_json is how long it lives.
+# A key for the run, which is in no state and no plan file. The provider reads it
+# in each plan and each apply, which creates a service account each time, and
+# neither renews nor revokes the lease: it expires after the ttl in data_json.
 #
-# To give a running application its key, use an agent or an operator instead.
+# For the key of a running application, use Vault Agent or an operator instead.
 
 ephemeral "vault_generic_endpoint" "openai" {
   path         = "openai/creds/my-app"

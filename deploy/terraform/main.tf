@@ -1,8 +1,7 @@
 # The engine's roles and policies as code, with the hashicorp/vault provider.
 #
-# Not openai/config: whatever Terraform writes there it keeps in its state, and
-# would write again after each change, over an admin key that the engine has
-# rotated since. Configure the engine by hand once and rotate (README).
+# Not openai/config: the state would contain the admin key, and after a rotation
+# the next apply would write the deleted one. Configure the engine by hand.
 
 terraform {
   required_version = ">= 1.10"
@@ -20,11 +19,11 @@ provider "vault" {
 
 variable "project_id" {
   type        = string
-  description = "The OpenAI project whose keys the role gives out."
+  description = "The OpenAI project of the role's keys."
 }
 
-# Durations in seconds, as the engine answers with them: "1h" would be a change
-# in every plan.
+# Durations in seconds, as the engine returns them: "1h" would be a change in
+# every plan.
 resource "vault_generic_endpoint" "role" {
   path                 = "openai/roles/my-app"
   ignore_absent_fields = true

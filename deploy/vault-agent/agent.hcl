@@ -2,9 +2,8 @@
 #
 #   vault agent -config=agent.hcl
 #
-# The Agent renews the lease for as long as it can and reads a new credential
-# shortly before it ends, so that the file always holds a key that works. Read
-# the file for each request, or at least after a 401; do not keep the key.
+# The Agent renews the lease as long as possible and reads a new credential
+# before it ends. Programs read the file for each request.
 
 vault {
   address = "https://vault.example.com:8200"
@@ -15,15 +14,15 @@ auto_auth {
     config = {
       role_id_file_path   = "/etc/openai-agent/role-id"
       secret_id_file_path = "/etc/openai-agent/secret-id"
-      # It is read again after a restart of the Agent.
+      # The Agent needs the file again after a restart.
       remove_secret_id_file_after_reading = false
     }
   }
 }
 
 template_config {
-  # Without this the Agent gives up after a few failures and the file grows old
-  # in silence. As a service that is restarted, it tries again from the start.
+  # Without this the Agent stops retrying after a few failures and keeps running
+  # with an old file. With it the Agent exits, and its supervisor restarts it.
   exit_on_retry_failure = true
 }
 

@@ -1,10 +1,10 @@
-# Vault Agent as a supervisor: runs a program that takes its key from the
-# environment, and starts it anew with a new key before the old one ends.
+# Vault Agent as a supervisor: runs a program with a key in its environment and
+# restarts it with a new key before the old one ends.
 #
 #   vault agent -config=exec.hcl
 #
-# Nothing is written to disk. A restart comes at most once per max_ttl of the
-# role, since renewing a lease does not change the key.
+# The key is not written to disk. Renewals do not change the key, so a restart
+# happens about once per max_ttl of the role.
 
 vault {
   address = "https://vault.example.com:8200"

@@ -1,11 +1,11 @@
-# Vault Proxy: one login and one lease for all programs of a machine.
+# Vault Proxy: one login and one lease for all programs of a server.
 #
 #   vault proxy -config=proxy.hcl
 #   VAULT_ADDR=http://127.0.0.1:8100 vault read -field=api_key openai/creds/my-app
 #
 # The cache answers every read of the same path with the same lease and renews
-# it, so that asking often makes no new accounts. Whoever reaches the listener
-# has the Proxy's rights: keep it on loopback or on a socket.
+# it. Anyone who can reach the listener has the rights of the Proxy's login: keep
+# it on loopback or on a socket.
 
 vault {
   address = "https://vault.example.com:8200"
@@ -31,8 +31,7 @@ listener "tcp" {
   address     = "127.0.0.1:8100"
   tls_disable = true
 
-  # A web page or a forged redirect can send requests to loopback, but cannot add
-  # the header that this asks for. Vault's CLI and API clients send it; others
-  # send X-Vault-Request: true.
+  # A web page can make a browser send requests to loopback, but cannot add this
+  # header. Vault's clients send it; other clients send X-Vault-Request: true.
   require_request_header = true
 }

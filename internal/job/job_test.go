@@ -3,12 +3,14 @@ package job
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-func TestJob_HasOneRunAtATime(t *testing.T) {
+func TestJob_RunsOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j, runs := New(), 0
 		run := func(context.Context) {
@@ -32,7 +34,7 @@ func TestJob_HasOneRunAtATime(t *testing.T) {
 	})
 }
 
-func TestJob_EndEndsTheRunInProgress(t *testing.T) {
+func TestJob_EndCancelsTheRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := New()
 		var ended error
@@ -51,7 +53,7 @@ func TestJob_EndEndsTheRunInProgress(t *testing.T) {
 	})
 }
 
-func TestJob_TheWaitForTheEndHonoursItsContext(t *testing.T) {
+func TestJob_EndHonorsItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := New()
 		j.Start(t.Context(), func(context.Context) { time.Sleep(time.Hour) })
@@ -64,7 +66,7 @@ func TestJob_TheWaitForTheEndHonoursItsContext(t *testing.T) {
 	})
 }
 
-func TestNameLocks_KeepOneNameToOneHolderAndForgetIt(t *testing.T) {
+func TestNameLocks_OneHolderPerName(t *testing.T) {
 	l := NewNameLocks()
 	unlock, err := l.Lock(t.Context(), "a")
 	if err != nil {
@@ -84,4 +86,82 @@ func TestNameLocks_KeepOneNameToOneHolderAndForgetIt(t *testing.T) {
 	if len(l.held) != 0 {
 		t.Errorf("locks are left: %v", l.held)
 	}
+}
+
+func TestSharedLocks_ManyShareOrOneHoldsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewSharedLocks()
+		take := func(take func(context.Context, string) (func(), error), name string) func() {
+			release, err := take(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return release
+		}
+		first, second := take(l.Share, "a"), take(l.Share, "a")
+		take(l.Alone, "b")() // another name's
+		var mu sync.Mutex
+		var order []string
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
+		noted := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(order)
+		}
+		go func() {
+			release := take(l.Alone, "a")
+			note("alone")
+			time.Sleep(time.Second)
+			release()
+		}()
+		synctest.Wait()
+		go func() { // after the one that waits
+			release := take(l.Share, "a")
+			note("shared")
+			release()
+		}()
+		synctest.Wait()
+		first()
+		synctest.Wait()
+		if order := noted(); len(order) != 0 {
+			t.Fatal("held alone while it is shared", order)
+		}
+		second()
+		synctest.Wait()
+		if order := noted(); len(order) != 1 || order[0] != "alone" {
+			t.Fatal(order)
+		}
+		time.Sleep(2 * time.Second)
+		if order := noted(); len(order) != 2 || len(l.Held()) != 0 {
+			t.Fatal(order, l.Held())
+		}
+	})
+}
+
+func TestSharedLocks_TheWaitHonoursItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewSharedLocks()
+		release, err := l.Share(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := l.Alone(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		again, err := l.Share(t.Context(), "a") // the waiting caller has gone
+		if err != nil {
+			t.Fatal(err)
+		}
+		again()
+		release()
+		if len(l.Held()) != 0 {
+			t.Fatal(l.Held())
+		}
+	})
 }

@@ -1,15 +1,14 @@
 package naming
 
-// This file owns what a name template may do. It has the syntax of Vault's
-// username templates (sdk/helper/template) and gives the same text, but only a
-// part of the language is allowed: whoever can write a role could otherwise
-// stop the plugin process, which serves every mount of this plugin.
+// This file owns the language of name templates. It has the syntax and results of Vault's
+// username templates (sdk/helper/template), but allows only a part of the language:
+// otherwise anyone with write access to a role could stop the plugin process, which serves
+// every mount of this plugin.
 //
-// What must stay true: no template is executed before its whole parse tree has
-// been checked, whoever stored it. Nothing in the allowed part repeats, so the
-// length of the text bounds its time. Every function that can return more than
-// it is given refuses to return more than maxText bytes, and does not
-// allocate much more than that to find out.
+// What must stay true: no template is executed before its complete parse tree has been
+// checked, even if it comes from storage. The allowed part has no loops, so the length of
+// the text bounds its time. Every function that can return more than it is given fails
+// beyond maxText bytes, and does not allocate much more than that.
 
 import (
 	"crypto/sha256"
@@ -31,10 +30,10 @@ import (
 )
 
 const (
-	// maxText bounds, in bytes, each value inside a template and a name
-	// before it is cut.
+	// maxText bounds, in bytes, each value inside a template and a name before it is
+	// truncated.
 	maxText = 4 << 10
-	// maxPrintf bounds what printf may allocate before its result is measured.
+	// maxPrintf bounds the allocation of printf.
 	maxPrintf = 32 * maxText
 	// maxWidth is the largest width or precision of printf.
 	maxWidth = MaxLength
@@ -44,8 +43,8 @@ const (
 // template of the same name, so this name is longer than a template can spell.
 var templateName = strings.Repeat("x", text.MaxLen+1)
 
-// functions are the allowed functions; builtins are those of the
-// template language itself that return nothing larger than what they are given.
+// functions and builtins are the allowed functions. The builtins are those of the template
+// language that return nothing larger than their arguments.
 var (
 	functions = template.FuncMap{
 		"random":          shortRandom,
@@ -65,18 +64,18 @@ var (
 	fields   = []string{"RoleName", "DisplayName", "ProjectID", "UnixTime", "RandomSuffix"}
 )
 
-// nameTemplate is a template that has passed the check.
+// nameTemplate is a valid template.
 type nameTemplate struct{ checked *template.Template }
 
 // parseTemplate checks a template without executing any of it.
 func parseTemplate(source string) (nameTemplate, error) {
-	// First, since the parser recurses as deep as the text nests.
+	// Before it is parsed, since the parser recurses as deep as the text nests.
 	if len(source) > text.MaxLen {
 		return nameTemplate{}, fmt.Errorf("the template is %d bytes long; the limit is %d", len(source), text.MaxLen)
 	}
 	trees := map[string]*parse.Tree{}
 	tree := parse.New(templateName)
-	tree.Mode = parse.SkipFuncCheck // checkNode says more
+	tree.Mode = parse.SkipFuncCheck // checkNode has better errors
 	if _, err := tree.Parse(source, "", "", trees); err != nil {
 		return nameTemplate{}, readable(err)
 	}
@@ -92,7 +91,7 @@ func parseTemplate(source string) (nameTemplate, error) {
 
 // render executes the template.
 func (t nameTemplate) render(data Data) (string, error) {
-	// A caller's display name has no limit of its own.
+	// The length of a caller's display name is not limited.
 	for _, field := range []*string{&data.RoleName, &data.DisplayName, &data.ProjectID} {
 		*field = (*field)[:min(len(*field), text.MaxLen)]
 	}
@@ -103,9 +102,8 @@ func (t nameTemplate) render(data Data) (string, error) {
 	return string(out.text), nil
 }
 
-// everyBranchNames reports whether each way through the template's branches
-// comes past RandomSuffix. It cannot see whether a function changes the suffix,
-// so each name is checked as well.
+// everyBranchNames reports whether RandomSuffix is on each path through the template's
+// branches. A function may still change the suffix, so each name is also checked.
 func (t nameTemplate) everyBranchNames() bool { return everyBranchNames(t.checked.Root) }
 
 func everyBranchNames(list *parse.ListNode) bool {
@@ -120,8 +118,35 @@ func everyBranchNames(list *parse.ListNode) bool {
 	})
 }
 
-// checkNode returns an error that names the first part of a tree that is not
-// allowed. A kind of node that it does not know is not allowed.
+// Uses reports whether a template contains a field. A template that cannot be parsed
+// contains none.
+func Uses(source, field string) bool {
+	parsed, err := parseCached(source)
+	return err == nil && uses(parsed.checked.Root, field)
+}
+
+// uses knows the kinds of nodes that checkNode allows.
+func uses(node parse.Node, field string) bool {
+	some := func(nodes ...parse.Node) bool {
+		return slices.ContainsFunc(nodes, func(n parse.Node) bool { return uses(n, field) })
+	}
+	switch n := node.(type) {
+	case *parse.ListNode:
+		return n != nil && some(n.Nodes...)
+	case *parse.ActionNode:
+		return uses(n.Pipe, field)
+	case *parse.IfNode:
+		return some(n.Pipe, n.List, n.ElseList)
+	case *parse.PipeNode:
+		return slices.ContainsFunc(n.Cmds, func(c *parse.CommandNode) bool { return some(c.Args...) })
+	case *parse.FieldNode:
+		return slices.Contains(n.Ident, field)
+	}
+	return false
+}
+
+// checkNode returns an error for the first part of a tree that is not allowed, including
+// all unknown kinds of nodes.
 func checkNode(node parse.Node) error {
 	switch n := node.(type) {
 	case *parse.TextNode, *parse.CommentNode, *parse.StringNode, *parse.NumberNode, *parse.BoolNode:
@@ -176,7 +201,7 @@ func checkNodes[N parse.Node](nodes []N) error {
 }
 
 func forbidden(construct string) error {
-	return fmt.Errorf("%.80s is not allowed in a name template; it can use text, {{if}}, {{else}}, the fields .%s and the functions %s",
+	return fmt.Errorf("%.80s is not allowed in a name template; use only text, {{if}}, {{else}}, the fields .%s and the functions %s",
 		construct, strings.Join(fields, ", ."), strings.Join(allowedFunctions(), ", "))
 }
 
@@ -189,40 +214,40 @@ func allowedFunctions() []string {
 	return names
 }
 
-// longAction is how the template package quotes the action that failed.
+// longAction matches the template package's quote of the action that failed.
 var longAction = regexp.MustCompile(`at <(.{60}).*>: `)
 
-// readable is an error of the template packages without the template's name and
-// without most of a long action.
+// readable removes the template's name from an error of the template packages, and
+// truncates a long action.
 func readable(err error) error {
 	text := strings.ReplaceAll(err.Error(), "template: "+templateName+":", "line ")
 	text = strings.ReplaceAll(text, fmt.Sprintf("executing %q ", templateName), "")
 	return errors.New(longAction.ReplaceAllString(text, "at <$1...>: "))
 }
 
-// boundedWriter takes maxText bytes, and ends the execution with the next.
+// boundedWriter fails after maxText bytes, which stops the execution.
 type boundedWriter struct{ text []byte }
 
 func (w *boundedWriter) Write(text []byte) (int, error) {
 	if len(w.text)+len(text) > maxText {
-		return 0, fmt.Errorf("the name before its cut to %d characters is longer than %d bytes", MaxLength, maxText)
+		return 0, fmt.Errorf("the name is longer than %d bytes before it is truncated to %d characters", maxText, MaxLength)
 	}
 	w.text = append(w.text, text...)
 	return len(text), nil
 }
 
-// bounded passes on what a function returns, unless it is too large.
+// bounded returns the result of a function, unless it is too large.
 func bounded(function, text string) (string, error) {
 	if len(text) > maxText {
-		return "", fmt.Errorf("%s gives more than %d bytes", function, maxText)
+		return "", fmt.Errorf("%s returns more than %d bytes", function, maxText)
 	}
 	return text, nil
 }
 
-// shortRandom is for as much as fits a name.
+// shortRandom limits the length to that of a name.
 func shortRandom(length int) (string, error) {
 	if length < 1 || length > MaxLength {
-		return "", fmt.Errorf("random takes a length between 1 and %d", MaxLength)
+		return "", fmt.Errorf("random requires a length between 1 and %d", MaxLength)
 	}
 	return base62.Random(length)
 }
@@ -234,7 +259,7 @@ func truncate(length int, text string) (string, error) {
 	return text[:min(len(text), length)], nil
 }
 
-// truncateSHA256 puts eight digits of the hash of what it cuts in its place.
+// truncateSHA256 replaces the text beyond length by eight digits of its hash.
 func truncateSHA256(length int, text string) (string, error) {
 	const digits = 8
 	if length <= digits {
@@ -252,17 +277,17 @@ func hexSHA256(text string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// boundedReplace measures its result before making it: one call can multiply
-// the length by a thousand.
+// boundedReplace computes the length before it allocates: one call can multiply the length
+// by a thousand.
 func boundedReplace(find, by, text string) (string, error) {
 	if len(text)+strings.Count(text, find)*(len(by)-len(find)) > maxText {
-		return "", fmt.Errorf("replace gives more than %d bytes", maxText)
+		return "", fmt.Errorf("replace returns more than %d bytes", maxText)
 	}
 	return strings.ReplaceAll(text, find, by), nil
 }
 
-// boundedPrintf looks at the format that it is given and not at the one in the
-// template, which may be computed or come from the caller's display name.
+// boundedPrintf checks the format at run time, since it may be computed or come from the
+// caller's display name.
 func boundedPrintf(format string, args ...any) (string, error) {
 	directives, star := 0, false
 	for rest := format; ; {
@@ -270,13 +295,13 @@ func boundedPrintf(format string, args ...any) (string, error) {
 		if !found {
 			break
 		}
-		// All that can stand between % and the verb. It may be more than fmt takes
-		// for it, but no directive of fmt's begins inside it.
+		// Everything that can be between % and the verb. It may be more than fmt
+		// accepts, but no directive begins inside it.
 		rest = strings.TrimLeft(after, "-+# 0123456789.*[]")
 		options := after[:len(after)-len(rest)]
 		if strings.HasPrefix(rest, "%") {
-			if options != "" { // fmt may see the next directive here
-				return "", fmt.Errorf("printf takes no options in %%%s%%", options[:min(len(options), maxWidth)])
+			if options != "" { // fmt may parse the next directive here
+				return "", fmt.Errorf("printf does not allow options in %%%s%%", options[:min(len(options), maxWidth)])
 			}
 			rest = rest[1:]
 			continue
@@ -295,25 +320,25 @@ func boundedPrintf(format string, args ...any) (string, error) {
 		case string:
 			longest = max(longest, len(arg))
 		case int:
-			// With * any of the arguments may be a width.
+			// With * any argument may be a width.
 			if star && max(arg, -arg) > maxWidth {
 				return "", errWidth
 			}
-		case int64: // UnixTime, which is not meant as one and too large for fmt
+		case int64: // UnixTime, which is too large for a width
 			if wide := max(arg, -arg); star && wide > maxWidth && wide <= maxFmtWidth {
 				return "", errWidth
 			}
 		}
 	}
-	// %# x makes five bytes of one, a float has some 300 digits, and fmt adds the
-	// arguments that no directive used.
+	// %# x writes five bytes per byte, a float has up to about 300 digits, and fmt adds
+	// unused arguments.
 	if len(format)+(directives+len(args))*(5*longest+1024) > maxPrintf {
-		return "", fmt.Errorf("printf could give more than %d bytes", maxPrintf)
+		return "", fmt.Errorf("printf may return more than %d bytes", maxPrintf)
 	}
 	return bounded("printf", fmt.Sprintf(format, args...))
 }
 
-// maxFmtWidth is the width beyond which fmt takes a * argument for an error.
+// maxFmtWidth is the width beyond which fmt treats a * argument as an error.
 const maxFmtWidth = 1_000_000
 
-var errWidth = fmt.Errorf("printf takes widths, precisions and argument numbers up to %d", maxWidth)
+var errWidth = fmt.Errorf("printf widths, precisions and argument numbers must be at most %d", maxWidth)

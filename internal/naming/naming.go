@@ -1,8 +1,8 @@
-// Package naming says how what is made at OpenAI is named, and which names are a
-// mount's own; name_template.go owns what a template may do.
+// Package naming generates the names of accounts and keys at OpenAI, and recognizes a
+// mount's own names; name_template.go owns the templates.
 //
-// What must stay true: a name always carries the mount's tag and a random tail,
-// whatever is cut; what the journal and the sweep look for is exactly this.
+// What must stay true: a name always contains the complete mount tag and random suffix,
+// even if the rest is truncated, since the WAL and tidy search for them.
 package naming
 
 import (
@@ -16,33 +16,30 @@ import (
 )
 
 const (
-	// RandomLength is how many random characters follow the mount's tag in
+	// RandomLength is how many random characters follow the mount tag in
 	// .RandomSuffix: about fifty bits.
 	RandomLength = 10
-	// MaxLength bounds an account's name, in characters. OpenAI publishes
-	// no limit; this is what the tools around it use.
+	// MaxLength bounds an account's name, in characters. OpenAI publishes no limit;
+	// other tools use this one.
 	MaxLength = 64
-	// maxParsed is for the roles of a mount that have a template of their
-	// own, which are few.
+	// maxParsed covers the roles with their own template, which are few.
 	maxParsed = 256
 )
 
-// parsedTemplates are the templates last used, by their text: to parse one costs
-// more than to render it. Only those that passed the check are kept, so none is
-// longer than text.MaxLen.
+// parsedTemplates caches valid templates by their text, since parsing one costs more than
+// rendering it.
 var parsedTemplates, _ = lru.New[string, nameTemplate](maxParsed) // its only error is a size below 1
 
-// Data is what a name template can use.
+// Data has the fields of a name template.
 type Data struct {
 	RoleName, DisplayName, ProjectID string
 	UnixTime                         int64
-	// RandomSuffix is the mount's tag and RandomLength random characters.
+	// RandomSuffix is the mount tag and RandomLength random characters.
 	RandomSuffix string
 }
 
-// Name renders a name of at most MaxLength characters in which
-// RandomSuffix stands whole. An error says what the template gave, or what in it
-// is not allowed.
+// Name renders a name of at most MaxLength characters that contains the complete
+// RandomSuffix.
 func Name(text string, data Data) (string, error) {
 	parsed, err := parseCached(text)
 	if err != nil {
@@ -54,19 +51,19 @@ func Name(text string, data Data) (string, error) {
 	}
 	before, after, found := strings.Cut(rendered, data.RandomSuffix)
 	if !found {
-		return "", fmt.Errorf("it must contain {{.RandomSuffix}} unchanged, which makes each name unique; it gives %.80q", rendered)
+		return "", fmt.Errorf("the template must contain {{.RandomSuffix}} unchanged, so that each name is unique; it renders as %.80q", rendered)
 	}
-	// No space at either end, which OpenAI might trim: the journal finds an
-	// account by exactly this name.
+	// OpenAI might trim spaces at the ends, but the WAL finds an account by its exact
+	// name.
 	before, after = strings.TrimLeft(plain(before), " "), strings.TrimRight(plain(after), " ")
-	// What follows the suffix is cut before what precedes it.
+	// The text after the suffix is truncated before the text that precedes it.
 	room := MaxLength - len(data.RandomSuffix)
 	before = before[:min(len(before), room)]
 	after = after[:min(len(after), room-len(before))]
 	return before + data.RandomSuffix + strings.TrimRight(after, " "), nil
 }
 
-// parseCached returns a template that has passed the check.
+// parseCached returns a valid template.
 func parseCached(text string) (nameTemplate, error) {
 	parsed, known := parsedTemplates.Get(text)
 	if known {
@@ -79,9 +76,9 @@ func parseCached(text string) (nameTemplate, error) {
 	return parsed, err
 }
 
-// Check says what is wrong with the template of a role. Two samples
-// that differ in all but the role show a template that depends on one of them.
-// Nothing here is a promise for all data: each name is checked when it is made.
+// Check returns an error for an invalid template of a role. It renders two samples that
+// differ in all fields but the role. That does not cover all data, so each name is checked
+// again when it is generated.
 func Check(text, roleName, project string) error {
 	for _, sample := range []Data{
 		{RoleName: roleName, DisplayName: "token", ProjectID: project, UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn"},
@@ -93,13 +90,13 @@ func Check(text, roleName, project string) error {
 	}
 	parsed, err := parseCached(text)
 	if err == nil && !parsed.everyBranchNames() {
-		err = errors.New("a branch of {{if}} has no {{.RandomSuffix}}, which makes each name unique; put it into every branch or outside of them")
+		err = errors.New("a branch of {{if}} lacks {{.RandomSuffix}}, which makes each name unique; add it to every branch or outside of {{if}}")
 	}
 	return err
 }
 
-// plain replaces all that is not sure to be allowed in a name, one dash
-// for each character, so that the result is ASCII.
+// plain replaces each character that may not be allowed in a name by a dash, so that the
+// result is ASCII.
 func plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(" ._@-", r) {
@@ -109,23 +106,20 @@ func plain(text string) string {
 	}, text)
 }
 
-const (
-	// TagLength is how many characters a mount's tag has.
-	TagLength = 5
-)
+// TagLength is how many characters a mount tag has.
+const TagLength = 5
 
-// Random returns n random lower-case letters and digits, about five bits
-// each.
+// Random returns n random lower-case letters and digits, of about five bits each.
 func Random(n int) (string, error) {
 	text, err := base62.Random(n)
 	return strings.ToLower(text), err
 }
 
-// BearsTag returns what tells this mount's names: the tag and the random
-// characters that follow it, wherever a template has put them.
+// BearsTag returns a function that recognizes this mount's names: the tag followed by
+// RandomLength random characters, at any position.
 func BearsTag(tag string) (func(name string) bool, error) {
 	if len(tag) != TagLength {
-		return nil, fmt.Errorf("the mount's tag has %d characters instead of %d, so no name is known to be this mount's", len(tag), TagLength)
+		return nil, fmt.Errorf("invalid mount tag: it has %d characters instead of %d", len(tag), TagLength)
 	}
 	pattern, err := regexp.Compile(regexp.QuoteMeta(tag) + fmt.Sprintf("[a-z0-9]{%d}", RandomLength))
 	if err != nil {
@@ -135,8 +129,8 @@ func BearsTag(tag string) (func(name string) bool, error) {
 }
 
 const (
-	// DefaultTemplate names what is made for a role, unless it has its own.
+	// DefaultTemplate is for roles without their own template.
 	DefaultTemplate = "vault-{{.RoleName}}-{{.RandomSuffix}}"
-	// StaticTemplate names what is made for a static role.
+	// StaticTemplate is for static roles.
 	StaticTemplate = "vault-static-{{.RoleName}}-{{.RandomSuffix}}"
 )

@@ -39,7 +39,7 @@ var allowedTemplates = []string{
 	"vault-é世界-{{.RandomSuffix}}",
 }
 
-func TestNameTemplate_GivesTheTextOfVaultsOwnTemplates(t *testing.T) {
+func TestNameTemplate_MatchesVaultsTemplates(t *testing.T) {
 	t.Parallel()
 	for _, data := range []Data{
 		{RoleName: "app", DisplayName: "oidc-Zoë@example.com", ProjectID: "proj_1", UnixTime: 1767225600, RandomSuffix: "ab3defghij4klmn"},
@@ -75,7 +75,7 @@ func TestNameTemplate_GivesTheTextOfVaultsOwnTemplates(t *testing.T) {
 
 // fmt takes a width that is larger for an error, which is why UnixTime beside a
 // * is harmless.
-func TestNameTemplate_FmtHasALargestWidth(t *testing.T) {
+func TestNameTemplate_FmtWidthLimit(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, "%!(BADWIDTH)1", fmt.Sprintf("%*d", maxFmtWidth+1, 1))
 	require.Equal(t, "%!(BADWIDTH)1", fmt.Sprintf("%*d", -maxFmtWidth-1, 1))
@@ -83,7 +83,7 @@ func TestNameTemplate_FmtHasALargestWidth(t *testing.T) {
 
 // The templates that take most are the longest, with values as large as allowed
 // or just too large at each step.
-func TestNameTemplate_TheWorstIsCheap(t *testing.T) { // not parallel: what others allocate counts as well
+func TestNameTemplate_WorstCaseIsCheap(t *testing.T) { // not parallel: what others allocate counts as well
 	fill := func(before, step, after string) string {
 		return before + strings.Repeat(step, (text.MaxLen-len(before)-len(after)-len("{{.RandomSuffix}}"))/len(step)) + after + "{{.RandomSuffix}}"
 	}
@@ -128,7 +128,7 @@ func TestNameTemplate_TheWorstIsCheap(t *testing.T) { // not parallel: what othe
 	}
 }
 
-func TestNameTemplate_WhatIsNotAllowedIsRefusedByName(t *testing.T) {
+func TestNameTemplate_RejectsForbiddenConstructs(t *testing.T) {
 	t.Parallel()
 	for template, said := range forbiddenTemplates() {
 		err := Check(template, "app", "proj_1")
@@ -222,9 +222,9 @@ func forbiddenTemplates() map[string]string {
 	return map[string]string{
 		nestedDefine(): `"define"`,
 		`{{if ne .UnixTime 1767225600}}{{range 1500000000}}{{end}}{{end}}` + suffix: `"range"`,
-		`{{printf "%1000000s" .RoleName}}` + suffix:                                 "printf takes",
-		`{{replace "" "aaaaaaaaaa" .RoleName | replace "" "` + long + `"}}` + suffix + `{{.RoleName | replace "" "` + long + `" | replace "" "` + long + `"}}`: "replace gives",
-		`{{.RoleName` + strings.Repeat(" | base64", 40) + `}}` + suffix:                                                                                        "base64 gives",
+		`{{printf "%1000000s" .RoleName}}` + suffix:                                 "printf widths",
+		`{{replace "" "aaaaaaaaaa" .RoleName | replace "" "` + long + `"}}` + suffix + `{{.RoleName | replace "" "` + long + `" | replace "" "` + long + `"}}`: "replace returns",
+		`{{.RoleName` + strings.Repeat(" | base64", 40) + `}}` + suffix:                                                                                        "base64 returns",
 
 		// Loops, other templates and variables.
 		`{{range 3}}x{{end}}` + suffix:                                     `"range"`,
@@ -276,26 +276,26 @@ func forbiddenTemplates() map[string]string {
 		`{{if and false (index .RoleName 9)}}x{{end}}` + suffix: `function "index"`,
 
 		// Sizes.
-		`{{.RoleName | printf "%*d" 1000000}}` + suffix:                                                         "printf takes",
-		`{{printf "%[1]*d" 1000000}}` + suffix:                                                                  "printf takes",
-		`{{printf "%[2]*[1]d" 1 65}}` + suffix:                                                                  "printf takes",
-		`{{printf "%.*d" 999999 1}}` + suffix:                                                                   "printf takes",
-		`{{printf "%.1000000d" 1}}` + suffix:                                                                    "printf takes",
-		`{{printf "%-065d" 1}}` + suffix:                                                                        "printf takes",
-		`{{printf "%99999999999999999999d" 1}}` + suffix:                                                        "printf takes",
-		`{{printf "%5%%1000000d" 1}}` + suffix:                                                                  "printf takes",
-		`{{printf "%5-%%%1000000d" 1}}` + suffix:                                                                "printf takes",
-		`{{printf "%+-# 0.1000000f" 1.5}}` + suffix:                                                             "printf takes",
-		`{{printf (printf "%%%dd" 1000000) 1}}` + suffix:                                                        "printf takes",
-		`{{len (printf "%1000000s" "")}}` + suffix:                                                              "printf takes",
-		`{{if eq (printf "%1000000d" 1) (printf "%1000000d" 2)}}x{{end}}` + suffix:                              "printf takes",
-		`{{printf "` + strings.Repeat("%[1]s", 150) + `" .RandomSuffix}}` + suffix:                              "printf could give",
-		`{{printf "` + strings.Repeat("%64[1]d", 70) + `" 1}}` + suffix:                                         "printf gives",
-		`{{random 65}}` + suffix:                                                                                "random takes a length",
-		`{{random -1}}` + suffix:                                                                                "random takes a length",
-		strings.Repeat(`{{random 64}}`, 74) + suffix:                                                            "the name before its cut",
-		`{{replace "a" "` + strings.Repeat("a", 100) + `" "` + strings.Repeat("a", 100) + `"}}` + suffix:        "replace gives",
-		`{{replace .RoleName (replace "" "` + long + `" "` + long + `") .RoleName | replace "" "xx"}}` + suffix: "replace gives",
+		`{{.RoleName | printf "%*d" 1000000}}` + suffix:                                                         "printf widths",
+		`{{printf "%[1]*d" 1000000}}` + suffix:                                                                  "printf widths",
+		`{{printf "%[2]*[1]d" 1 65}}` + suffix:                                                                  "printf widths",
+		`{{printf "%.*d" 999999 1}}` + suffix:                                                                   "printf widths",
+		`{{printf "%.1000000d" 1}}` + suffix:                                                                    "printf widths",
+		`{{printf "%-065d" 1}}` + suffix:                                                                        "printf widths",
+		`{{printf "%99999999999999999999d" 1}}` + suffix:                                                        "printf widths",
+		`{{printf "%5%%1000000d" 1}}` + suffix:                                                                  "printf does not allow options",
+		`{{printf "%5-%%%1000000d" 1}}` + suffix:                                                                "printf does not allow options",
+		`{{printf "%+-# 0.1000000f" 1.5}}` + suffix:                                                             "printf widths",
+		`{{printf (printf "%%%dd" 1000000) 1}}` + suffix:                                                        "printf widths",
+		`{{len (printf "%1000000s" "")}}` + suffix:                                                              "printf widths",
+		`{{if eq (printf "%1000000d" 1) (printf "%1000000d" 2)}}x{{end}}` + suffix:                              "printf widths",
+		`{{printf "` + strings.Repeat("%[1]s", 150) + `" .RandomSuffix}}` + suffix:                              "printf may return",
+		`{{printf "` + strings.Repeat("%64[1]d", 70) + `" 1}}` + suffix:                                         "printf returns",
+		`{{random 65}}` + suffix:                                                                                "random requires a length",
+		`{{random -1}}` + suffix:                                                                                "random requires a length",
+		strings.Repeat(`{{random 64}}`, 74) + suffix:                                                            "the name is longer than",
+		`{{replace "a" "` + strings.Repeat("a", 100) + `" "` + strings.Repeat("a", 100) + `"}}` + suffix:        "replace returns",
+		`{{replace .RoleName (replace "" "` + long + `" "` + long + `") .RoleName | replace "" "xx"}}` + suffix: "replace returns",
 		`{{truncate 0 .RoleName}}` + suffix:                                                                     "max length must be > 0",
 		`{{truncate 99999999999999999999 .RoleName}}` + suffix:                                                  "99999999999999999999",
 		`{{truncate_sha256 8 .RoleName}}` + suffix:                                                              "max length must be > 8",
@@ -315,5 +315,24 @@ func forbiddenTemplates() map[string]string {
 		`{{.RandomSuffix | uppercase}}`:                                                   "must contain",
 		`{{.RandomSuffix | truncate 4}}`:                                                  "must contain",
 		`{{"{{.RandomSuffix}}"}}`:                                                         "must contain",
+	}
+}
+
+func TestUses(t *testing.T) {
+	for text, want := range map[string]bool{
+		"{{.RandomSuffix}}-{{.DisplayName}}":                                     true,
+		"{{.RandomSuffix}}-{{ truncate 5 (lowercase .DisplayName) }}":            true,
+		"{{if .DisplayName}}a-{{.RandomSuffix}}{{else}}{{.RandomSuffix}}{{end}}": true,
+		"{{.RandomSuffix}}{{if .RoleName}}{{.DisplayName}}{{end}}":               true,
+		"{{.RandomSuffix}}{{if .RoleName}}a{{else}}{{.DisplayName}}{{end}}":      true,
+		"{{.RandomSuffix}}-DisplayName":                                          false,
+		"{{.RandomSuffix}}-{{\".DisplayName\"}}":                                 false,
+		"{{.RandomSuffix}}{{/* .DisplayName */}}":                                false,
+		DefaultTemplate:  false,
+		"{{.DisplayName": false,
+	} {
+		if Uses(text, "DisplayName") != want {
+			t.Errorf("%s: %t", text, !want)
+		}
 	}
 }

@@ -1,12 +1,12 @@
-// Package sysview owns what is asked of Vault for every request: the replication
-// state, by the framework, and the mount's longest lease, by an issue. Each is a
-// round trip through the plugin protocol.
+// Package sysview caches the values that every request reads from Vault: the
+// replication state, for the framework, and the mount's lease TTLs, for credential
+// requests. Each read is a round trip through the plugin protocol.
 //
-// What must stay true: no answer is older than staleAfter, nor, unless the next is
-// on its way, than FreshFor, since Vault does not tell a plugin when one changes.
-// An older replication state would do no harm, as Vault refuses what a node may
-// not write; an older maximum would give a key a longer life at OpenAI than its
-// mount now allows, not a longer lease.
+// What must stay true: no value is older than staleAfter, nor, unless a refresh is in
+// progress, than FreshFor, since Vault does not notify a plugin of changes. An older
+// replication state would be harmless, as Vault rejects writes that a node may not
+// make; an older maximum would give a key a longer lifetime at OpenAI than its mount
+// now allows, but not a longer lease.
 package sysview
 
 import (
@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// FreshFor is shorter than it takes a person, or a program over a network, to
-	// tune a mount and then to use it.
+	// FreshFor is shorter than the time between tuning a mount and using it, for a
+	// person or a program over a network.
 	FreshFor = 20 * time.Millisecond
-	// staleAfter is longer than Vault takes to answer on a busy machine.
+	// staleAfter is longer than a response of Vault takes on a busy machine.
 	staleAfter = 500 * time.Millisecond
 )
 
-// CachedView is Vault's system view, less often asked.
+// CachedView is Vault's system view with cached values.
 type CachedView struct {
 	logical.SystemView
 	replication cachedValue[consts.ReplicationState]
@@ -47,39 +47,39 @@ func (v *CachedView) DefaultLeaseTTL() time.Duration {
 	return v.leaseTTL.get(v.SystemView.DefaultLeaseTTL)
 }
 
-// cachedValue is an answer, which one caller asks for anew while the others go on with
-// the one there is: that all of them wait for Vault together, many times a second,
-// costs more than it saves.
+// cachedValue is a value that one caller refreshes while the others use the current
+// one: if all of them waited for Vault, many times a second, the cache would cost more
+// than it saves.
 type cachedValue[T any] struct {
-	known  atomic.Pointer[timedValue[T]]
-	asking sync.Mutex
+	current    atomic.Pointer[timedValue[T]]
+	refreshing sync.Mutex
 }
 
 type timedValue[T any] struct {
-	answer T
-	asked  time.Time
+	value     T
+	requested time.Time
 }
 
-func (d *timedValue[T]) fresherThan(than time.Duration) bool {
-	return d != nil && time.Since(d.asked) < than
+func (v *timedValue[T]) fresherThan(age time.Duration) bool {
+	return v != nil && time.Since(v.requested) < age
 }
 
-func (r *cachedValue[T]) get(ask func() T) T {
-	known := r.known.Load()
+func (c *cachedValue[T]) get(read func() T) T {
+	current := c.current.Load()
 	switch {
-	case known.fresherThan(FreshFor):
-		return known.answer
-	case !known.fresherThan(staleAfter):
-		r.asking.Lock()
-	case !r.asking.TryLock():
-		return known.answer
+	case current.fresherThan(FreshFor):
+		return current.value
+	case !current.fresherThan(staleAfter):
+		c.refreshing.Lock()
+	case !c.refreshing.TryLock():
+		return current.value
 	}
-	defer r.asking.Unlock()
-	if known = r.known.Load(); known.fresherThan(FreshFor) { // while this one waited
-		return known.answer
+	defer c.refreshing.Unlock()
+	if current = c.current.Load(); current.fresherThan(FreshFor) { // refreshed during the wait
+		return current.value
 	}
-	asked := time.Now()
-	known = &timedValue[T]{ask(), asked}
-	r.known.Store(known)
-	return known.answer
+	requested := time.Now()
+	current = &timedValue[T]{read(), requested}
+	c.current.Store(current)
+	return current.value
 }

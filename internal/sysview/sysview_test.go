@@ -1,6 +1,6 @@
 package sysview
 
-// What is asked of Vault for every request, and how seldom.
+// The cache of the values that every request reads from Vault.
 
 import (
 	"sync"
@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// countedView counts the questions, and answers with what it is set to.
+// countedView counts the reads and returns a settable value.
 type countedView struct {
 	logical.StaticSystemView
 	asked atomic.Int64
@@ -30,7 +30,7 @@ func (v *countedView) ReplicationState() consts.ReplicationState {
 	return consts.ReplicationPerformancePrimary
 }
 
-// slowView holds up an answer when told to.
+// slowView can block one read.
 type slowView struct {
 	countedView
 	next atomic.Pointer[pause]
@@ -38,27 +38,27 @@ type slowView struct {
 
 func (v *slowView) MaxLeaseTTL() time.Duration {
 	if h := v.next.Swap(nil); h != nil {
-		h.up()
+		h.wait()
 	}
 	return v.countedView.MaxLeaseTTL()
 }
 
-func TestSystemView_NobodyWaitsForAnAnswerThatIsAskedForInTime(t *testing.T) {
+func TestCachedView_ServesTheCurrentValueDuringARefresh(t *testing.T) {
 	t.Parallel()
 	for attempt := 0; ; attempt++ {
-		require.Less(t, attempt, 10, "this machine never comes back within %s", staleAfter)
+		require.Less(t, attempt, 10, "this machine is too slow for %s", staleAfter)
 		v := &slowView{}
-		calm := &CachedView{SystemView: v}
-		calm.MaxLeaseTTL()
+		cached := &CachedView{SystemView: v}
+		cached.MaxLeaseTTL()
 		time.Sleep(FreshFor)
 		held := newPause()
 		v.next.Store(held)
 		var asking sync.WaitGroup
-		asking.Go(func() { calm.MaxLeaseTTL() })
+		asking.Go(func() { cached.MaxLeaseTTL() })
 		<-held.entered
 		served := make(chan struct{})
 		go func() {
-			calm.MaxLeaseTTL()
+			cached.MaxLeaseTTL()
 			close(served)
 		}()
 		inTime := false
@@ -76,35 +76,35 @@ func TestSystemView_NobodyWaitsForAnAnswerThatIsAskedForInTime(t *testing.T) {
 	}
 }
 
-func TestSystemView_NoAnswerIsOlderThanItsLimit(t *testing.T) {
+func TestCachedView_WaitsForARefreshOfAStaleValue(t *testing.T) {
 	t.Parallel()
 	v := &slowView{}
-	calm := &CachedView{SystemView: v}
-	calm.MaxLeaseTTL()
+	cached := &CachedView{SystemView: v}
+	cached.MaxLeaseTTL()
 	time.Sleep(staleAfter)
 	v.ttl.Store(int64(time.Hour))
 	held := newPause()
 	v.next.Store(held)
 	var asking sync.WaitGroup
-	asking.Go(func() { calm.MaxLeaseTTL() })
+	asking.Go(func() { cached.MaxLeaseTTL() })
 	<-held.entered
 	time.AfterFunc(50*time.Millisecond, func() { close(held.release) })
-	require.Equal(t, time.Hour, calm.MaxLeaseTTL(), "who comes while it is asked for waits")
+	require.Equal(t, time.Hour, cached.MaxLeaseTTL(), "a read during the refresh returned a stale value")
 	asking.Wait()
 }
 
-func TestSystemView_IsAskedOnceForMany(t *testing.T) {
+func TestCachedView_ReadsOnceForConcurrentCallers(t *testing.T) {
 	t.Parallel()
 	v := &countedView{}
 	v.ttl.Store(int64(time.Hour))
-	calm := &CachedView{SystemView: v}
+	cached := &CachedView{SystemView: v}
 	began := time.Now()
 	var many sync.WaitGroup
 	for range 16 {
 		many.Go(func() {
 			for range 1000 {
-				if calm.MaxLeaseTTL() != time.Hour || calm.ReplicationState() != consts.ReplicationPerformancePrimary {
-					t.Error("a wrong answer")
+				if cached.MaxLeaseTTL() != time.Hour || cached.ReplicationState() != consts.ReplicationPerformancePrimary {
+					t.Error("wrong value")
 				}
 			}
 		})
@@ -114,21 +114,21 @@ func TestSystemView_IsAskedOnceForMany(t *testing.T) {
 
 	v.ttl.Store(int64(2 * time.Hour))
 	changed := time.Now()
-	for calm.MaxLeaseTTL() != 2*time.Hour {
-		require.Less(t, time.Since(changed), FreshFor+10*time.Second, "a tune is never seen")
+	for cached.MaxLeaseTTL() != 2*time.Hour {
+		require.Less(t, time.Since(changed), FreshFor+10*time.Second, "the new value is never read")
 	}
 	time.Sleep(FreshFor)
 	v.ttl.Store(int64(3 * time.Hour))
 	time.Sleep(FreshFor)
-	require.Equal(t, 3*time.Hour, calm.MaxLeaseTTL(), "an answer older than viewAge is asked for anew")
+	require.Equal(t, 3*time.Hour, cached.MaxLeaseTTL(), "a value older than FreshFor was not refreshed")
 }
 
-// pause is where somebody is held up, once.
+// pause blocks one caller until it is released.
 type pause struct{ entered, release chan struct{} }
 
 func newPause() *pause { return &pause{make(chan struct{}), make(chan struct{})} }
 
-func (p *pause) up() {
+func (p *pause) wait() {
 	close(p.entered)
 	<-p.release
 }

@@ -1,4 +1,4 @@
-// Package text checks texts from outside and shows times, alike on every path.
+// Package text validates input strings and formats times, consistently on every path.
 package text
 
 import (
@@ -14,32 +14,32 @@ const (
 	MaxLen = 1024
 )
 
-// Check says what is wrong with a one-line field, "" when nothing is.
+// Check returns the problem with a one-line field, "" if there is none.
 func Check(field, value string) string {
 	switch {
 	case len(value) > MaxLen:
 		return fmt.Sprintf("%s is %d bytes long; the limit is %d", field, len(value), MaxLen)
 	case !utf8.ValidString(value) || strings.ContainsRune(value, utf8.RuneError):
-		return field + " is not valid UTF-8"
+		return field + " must be valid UTF-8"
 	case strings.ContainsFunc(value, unicode.IsControl):
-		return field + " contains a control character or a line break"
+		return field + " must not contain control characters or line breaks"
 	}
 	return ""
 }
 
-// CheckID is Check for an identifier of OpenAI's, which is opaque but goes
-// into URL paths and listings.
+// CheckID is Check for an OpenAI identifier, which is opaque but becomes part of URL
+// paths and listings.
 func CheckID(field, value string) string {
 	if problem := Check(field, value); problem != "" {
 		return problem
 	}
 	if strings.ContainsFunc(value, unicode.IsSpace) || strings.ContainsAny(value, "/?#%") || value == "." || value == ".." {
-		return fmt.Sprintf("%s %.64q is not an identifier: it contains a space or one of / ? # %%", field, value)
+		return fmt.Sprintf("%s %.64q is not a valid ID: it must not contain spaces or any of / ? # %%", field, value)
 	}
 	return ""
 }
 
-// Time shows a time as every answer does: RFC 3339, empty for none.
+// Time formats a time for responses: RFC 3339, "" if it is zero.
 func Time(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -47,7 +47,7 @@ func Time(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-// TimeOrNull shows a time as every answer does: RFC 3339, null for none.
+// TimeOrNull formats a time for responses: RFC 3339, null if it is zero.
 func TimeOrNull(t time.Time) any {
 	if t.IsZero() {
 		return nil

@@ -81,7 +81,7 @@ func issue(ctx context.Context, l *lab) error {
 			return err
 		}
 	}
-	return nil
+	return issuePooled(ctx, l, s)
 }
 
 // warmUp opens connections and lets the runtimes find their sizes.
@@ -156,7 +156,7 @@ func (m *mount) costs(section string, r measured) {
 	note("cpu/load", "CPU per credential, load generator", "ms", r.cpuEach(r.self))
 }
 
-// timed measures a load of issues by itself and clears up.
+// timed measures a load of credential requests alone, and revokes the leases.
 func (m *mount) timed(ctx context.Context, id, title string, load load) (measured, error) {
 	r, err := m.measure(ctx, load)
 	if err != nil {

@@ -202,7 +202,7 @@ func limit(ctx context.Context, l *lab) error {
 	return m.gone(ctx)
 }
 
-// static reads the key in force of a static role.
+// static reads the active key of a static role.
 func static(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
 	if err != nil {

@@ -55,6 +55,7 @@ type section struct {
 
 var sections = []section{
 	{"issue", issue},
+	{"burst", burst},
 	{"leases", leases},
 	{"static", static},
 	{"crowd", crowd},

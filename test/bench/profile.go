@@ -5,7 +5,7 @@ package main
 // load stays cheap.
 //
 // What must stay true: nothing is measured on such a plugin, whose counting of
-// locks and waits costs time by itself.
+// locks and waits takes time, too.
 
 import (
 	"bytes"

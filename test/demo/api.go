@@ -1,8 +1,7 @@
 package main
 
-// The Admin API as the demo's user would see it, from outside of Vault. It is
-// written by hand and not with the engine's client, since a check that shares
-// the code that it checks proves little.
+// The Admin API as a user sees it, from outside of Vault. It does not use the
+// engine's client: a check that shares the code that it checks proves little.
 
 import (
 	"bytes"
@@ -32,8 +31,8 @@ func newAPI(base, key, project string) *api {
 	}
 }
 
-// call makes one request with a bearer key. A status of 400 and above is not an
-// error here: some steps are about those.
+// call sends one request with a bearer key. A status of 400 and above is not an
+// error here: some steps expect one.
 func (a *api) call(ctx context.Context, key, method, path string, body, answer any) (int, error) {
 	var payload io.Reader
 	if body != nil {
@@ -60,13 +59,13 @@ func (a *api) call(ctx context.Context, key, method, path string, body, answer a
 	}
 	if answer != nil && resp.StatusCode < 300 {
 		if err := json.Unmarshal(content, answer); err != nil {
-			return 0, fmt.Errorf("%s %s answered something else than JSON: %w", method, path, err)
+			return 0, fmt.Errorf("%s %s: the response is not JSON: %w", method, path, err)
 		}
 	}
 	return resp.StatusCode, nil
 }
 
-// item is what lists are searched for.
+// item is an entry of a list.
 type item struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
@@ -86,7 +85,7 @@ func (a *api) list(ctx context.Context, path string) ([]item, error) {
 			return nil, err
 		}
 		if status != http.StatusOK {
-			return nil, fmt.Errorf("GET %s answered %d", path, status)
+			return nil, fmt.Errorf("GET %s: status %d", path, status)
 		}
 		all = append(all, page.Data...)
 		if !page.HasMore || len(page.Data) == 0 {
@@ -104,32 +103,35 @@ func (a *api) adminKeys(ctx context.Context) ([]item, error) {
 	return a.list(ctx, "/organization/admin_api_keys")
 }
 
-// makeAdminKey makes an admin key that ends by itself within the hour, should
-// the demo be stopped in a way that lets nobody clean up.
-func (a *api) makeAdminKey(ctx context.Context, name string) (id, value string, err error) {
-	var made struct {
+// createAdminKey creates an admin key. An expiry of 0 is none; a key with one
+// makes the engine warn.
+func (a *api) createAdminKey(ctx context.Context, name string, expiry time.Duration) (id, value string, err error) {
+	var created struct {
 		ID    string `json:"id"`
 		Value string `json:"value"`
 	}
-	body := map[string]any{"name": name, "expires_in_seconds": 3600}
-	status, err := a.call(ctx, a.key, http.MethodPost, "/organization/admin_api_keys", body, &made)
+	body := map[string]any{"name": name}
+	if expiry > 0 {
+		body["expires_in_seconds"] = int(expiry.Seconds())
+	}
+	status, err := a.call(ctx, a.key, http.MethodPost, "/organization/admin_api_keys", body, &created)
 	if err != nil {
 		return "", "", err
 	}
-	if status >= 300 || made.Value == "" {
-		return "", "", fmt.Errorf("making an admin key for the demo: the API answered %d (does OPENAI_ADMIN_KEY have the permission to manage admin keys?)", status)
+	if status >= 300 || created.Value == "" {
+		return "", "", fmt.Errorf("creating an admin key for the demo: status %d; OPENAI_ADMIN_KEY needs the permission to manage admin keys", status)
 	}
-	return made.ID, made.Value, nil
+	return created.ID, created.Value, nil
 }
 
-// deleteAdminKey deletes an admin key; one that is gone already is fine.
+// deleteAdminKey deletes an admin key; a deleted key is not an error.
 func (a *api) deleteAdminKey(ctx context.Context, id string) error {
 	status, err := a.call(ctx, a.key, http.MethodDelete, "/organization/admin_api_keys/"+url.PathEscape(id), nil, nil)
 	if err != nil {
 		return err
 	}
 	if status >= 300 && status != http.StatusNotFound {
-		return fmt.Errorf("deleting admin key %s: the API answered %d", id, status)
+		return fmt.Errorf("deleting admin key %s: status %d", id, status)
 	}
 	return nil
 }

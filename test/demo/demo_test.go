@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/test/devenv"
 )
 
 func TestTheRealAPIIsUsedOnlyWithAProject(t *testing.T) {
@@ -33,4 +35,19 @@ func TestNoKeyIsShownInFull(t *testing.T) {
 	require.NotContains(t, out.String(), untold)
 	require.NotContains(t, out.String(), "short")
 	require.Contains(t, out.String(), "sk-svcacct-to…")
+}
+
+func TestAUserOfDevLearnsWhichKeyARotationDeletes(t *testing.T) {
+	var out strings.Builder
+	d := &demo{out: &out, vault: &devenv.Vault{}, api: newAPI("http://127.0.0.1:1/v1", "sk-admin-mine", "proj_1")}
+	d.printExports()
+	require.Contains(t, out.String(), "export OPENAI_ADMIN_KEY=sk-admin-mine\n")
+	require.Contains(t, out.String(), rotatable)
+	require.Contains(t, out.String(), createKeyCommand)
+
+	out.Reset()
+	d.live = true
+	d.printExports()
+	require.NotContains(t, out.String(), "sk-admin-mine", "the user's own key")
+	require.Contains(t, out.String(), rotatable)
 }

@@ -1,7 +1,7 @@
 package main
 
-// The play itself: what is started, which commands are typed, what each must
-// answer, and how everything goes away again.
+// The steps of the demo: what it starts, which commands it runs, the result
+// that each must have, and the cleanup.
 
 import (
 	"context"
@@ -23,22 +23,22 @@ import (
 type demo struct {
 	out   io.Writer
 	live  bool
-	env   []string // what the typed commands see
+	env   []string // of the commands
 	api   *api     // with the user's own admin key
 	vault *devenv.Vault
 	sim   *devenv.Simulator
 
 	plugin    devenv.Plugin
 	mounted   bool
-	keyName   string   // of the admin key that the demo makes for Vault
+	keyName   string   // of the admin key that the demo creates for Vault
 	adminKeys []string // IDs of all admin keys that exist because of the demo
-	accounts  []string // IDs of all service accounts that Vault made
+	accounts  []string // IDs of all service accounts that Vault created
 	secrets   []string // never printed in full
-	bin       string   // folder of what was built for the demo
+	bin       string   // folder of the binaries that the demo built
 }
 
-// start builds and starts what the play needs: plugin, Vault, simulator, and an
-// admin key for Vault to use up.
+// start builds and starts the plugin, Vault and the simulator, and creates an
+// admin key for Vault, which will rotate it.
 func (d *demo) start(ctx context.Context, user *api) (err error) {
 	fmt.Fprintln(d.out, "Finding a Vault server.")
 	vaultBin, err := devenv.FindVault(ctx)
@@ -49,7 +49,7 @@ func (d *demo) start(ctx context.Context, user *api) (err error) {
 		return err
 	}
 	if user == nil {
-		fmt.Fprintln(d.out, "Building and starting the simulator, which stands in for OpenAI.")
+		fmt.Fprintln(d.out, "Building and starting the simulator of OpenAI's API.")
 		bin := filepath.Join(d.bin, "openai-sim")
 		if err := devenv.Build(ctx, bin, "./cmd/openai-sim"); err != nil {
 			return err
@@ -59,7 +59,7 @@ func (d *demo) start(ctx context.Context, user *api) (err error) {
 		}
 		user = newAPI(d.sim.URL, d.sim.AdminKey, d.sim.Projects[0].ID)
 	} else {
-		fmt.Fprintf(d.out, "OPENAI_ADMIN_KEY is set: this runs against %s, project %s.\n", user.base, user.project)
+		fmt.Fprintf(d.out, "OPENAI_ADMIN_KEY is set: using %s, project %s.\n", user.base, user.project)
 	}
 	d.api = user
 	d.secrets = append(d.secrets, user.key)
@@ -73,15 +73,23 @@ func (d *demo) start(ctx context.Context, user *api) (err error) {
 	}
 
 	d.keyName = "vault-demo-" + strings.ToLower(rand.Text()[:6])
-	// Seen to its end, also when interrupted: what is broken off may come to be
-	// after all was cleaned up.
-	id, value, err := user.makeAdminKey(context.WithoutCancel(ctx), d.keyName)
+	// An interrupt does not cancel this request: OpenAI could still create the
+	// key, after the cleanup.
+	var expiry time.Duration
+	if d.live { // in case the demo is killed
+		expiry = time.Hour
+	}
+	id, value, err := user.createAdminKey(context.WithoutCancel(ctx), d.keyName, expiry)
 	if err != nil {
 		return err
 	}
 	d.adminKeys = append(d.adminKeys, id)
 	d.secrets = append(d.secrets, value)
-	fmt.Fprintf(d.out, "Made an admin key for Vault (%s, %s, ends within the hour): Vault will rotate it, and yours stays yours.\n", d.keyName, id)
+	if d.live {
+		fmt.Fprintf(d.out, "Created an admin key for Vault (%s, %s). It expires in an hour in case this program is killed. Yours is not rotated.\n", d.keyName, id)
+	} else {
+		fmt.Fprintf(d.out, "Created an admin key for Vault (%s, %s).\n", d.keyName, id)
+	}
 
 	cli, err := d.vault.CLIEnv()
 	if err != nil {
@@ -91,11 +99,11 @@ func (d *demo) start(ctx context.Context, user *api) (err error) {
 	d.set("OPENAI_BASE_URL", user.base)
 	d.set("OPENAI_PROJECT_ID", user.project)
 	d.set("OPENAI_ADMIN_KEY", value)
-	fmt.Fprintf(d.out, "\nVault %s at %s, the API at %s. In what follows, keys are shortened; all else is as it came.\n", d.vault.Version, d.vault.Addr, user.base)
+	fmt.Fprintf(d.out, "\n%s at %s, the API at %s. Keys are shortened below; output is otherwise unmodified.\n", d.vault, d.vault.Addr, user.base)
 	return nil
 }
 
-// configure does what an operator does once.
+// configure runs the operator's commands.
 func (d *demo) configure(ctx context.Context) error {
 	if _, err := d.run(ctx, "Register the plugin by its checksum and version",
 		fmt.Sprintf("vault plugin register -sha256=%s -version=%s secret %s", d.plugin.SHA256, d.plugin.Version, devenv.PluginName)); err != nil {
@@ -105,7 +113,7 @@ func (d *demo) configure(ctx context.Context) error {
 		return err
 	}
 	d.mounted = true
-	if _, err := d.run(ctx, "Give it the admin key; which one it is, it finds by itself",
+	if _, err := d.run(ctx, "Configure the admin key; the engine looks up its ID",
 		`printf %s "$OPENAI_ADMIN_KEY" | vault write openai/config admin_api_key=- api_endpoint="$OPENAI_BASE_URL" rotation_grace_period=5s`); err != nil {
 		return err
 	}
@@ -116,33 +124,36 @@ func (d *demo) configure(ctx context.Context) error {
 	if err := want(config["admin_api_key_id"] == d.adminKeys[0], "the config to name admin key %s, not %q", d.adminKeys[0], config["admin_api_key_id"]); err != nil {
 		return err
 	}
-	projects, err := d.run(ctx, "The projects that this key can see", "vault list -detailed openai/projects")
+	projects, err := d.run(ctx, "List the projects that the key can access", "vault list -detailed openai/projects")
 	if err != nil {
 		return err
 	}
 	if err := want(d.live || projects[d.api.project] != "", "project %s in the list", d.api.project); err != nil {
 		return err
 	}
-	_, err = d.run(ctx, "A role: whoever may read it gets a key for this project",
+	_, err = d.run(ctx, "Create a role; anyone who can read openai/creds/demo gets a key for this project",
 		`vault write openai/roles/demo project_id="$OPENAI_PROJECT_ID" ttl=1h max_ttl=24h`)
 	return err
 }
 
-// lifeOfAKey is issue, use, renewal, rotation beneath it, and revocation.
-func (d *demo) lifeOfAKey(ctx context.Context) error {
-	first, err := d.read(ctx, "A key, for an hour", "vault read openai/creds/demo", "1h")
+// lifecycle reads, uses and renews a key, rotates the admin key, and revokes.
+func (d *demo) lifecycle(ctx context.Context) error {
+	first, err := d.read(ctx, "Get a key with a lease of one hour", "vault read openai/creds/demo", "1h")
 	if err != nil {
 		return err
 	}
-	if err := d.infer(ctx, "It works", first["api_key"], 200); err != nil {
+	if err := d.infer(ctx, "Use the key", first["api_key"], 200); err != nil {
 		return err
 	}
-	if _, err := d.read(ctx, "Another one, for half an hour", "vault read openai/creds/demo ttl=30m", "30m"); err != nil {
+	if err := d.report(ctx, first["api_key"]); err != nil {
+		return err
+	}
+	if _, err := d.read(ctx, "Get another key, with a lease of 30 minutes", "vault read openai/creds/demo ttl=30m", "30m"); err != nil {
 		return err
 	}
 
 	d.set("LEASE_ID", first["lease_id"])
-	renewed, err := d.run(ctx, "The first is needed for longer", `vault lease renew -increment=2h "$LEASE_ID"`)
+	renewed, err := d.run(ctx, "Renew the first lease", `vault lease renew -increment=2h "$LEASE_ID"`)
 	if err != nil {
 		return err
 	}
@@ -150,7 +161,7 @@ func (d *demo) lifeOfAKey(ctx context.Context) error {
 		return err
 	}
 
-	rotated, err := d.run(ctx, "Replace the admin key. Nobody will know the new one, and nobody waits for it", "vault write -f openai/config/rotate")
+	rotated, err := d.run(ctx, "Rotate the admin key. Only Vault knows the new key, and requests continue meanwhile", "vault write -f openai/config/rotate")
 	if err != nil {
 		return err
 	}
@@ -166,24 +177,24 @@ func (d *demo) lifeOfAKey(ctx context.Context) error {
 	if err := want(rotated["admin_api_key_id"] == current, "rotate to have named the new key %s, not %q", current, rotated["admin_api_key_id"]); err != nil {
 		return err
 	}
-	if err := want(config["retired_admin_keys"] == "1" || config["retired_admin_keys"] == "0", "the old key to be counted as retired or gone, not %q", config["retired_admin_keys"]); err != nil {
+	if err := want(config["superseded_admin_keys"] == "1" || config["superseded_admin_keys"] == "0", "the old key to be counted as superseded or deleted, not %q", config["superseded_admin_keys"]); err != nil {
 		return err
 	}
-	if _, err := d.read(ctx, "Keys are issued as before", "vault read openai/creds/demo", "1h"); err != nil {
+	if _, err := d.read(ctx, "Get a key after the rotation", "vault read openai/creds/demo", "1h"); err != nil {
 		return err
 	}
 
-	if _, err := d.run(ctx, "The first key is done with", `vault lease revoke -sync "$LEASE_ID"`); err != nil {
+	if _, err := d.run(ctx, "Revoke the first lease", `vault lease revoke -sync "$LEASE_ID"`); err != nil {
 		return err
 	}
-	if err := d.infer(ctx, "It is dead", first["api_key"], 401); err != nil {
+	if err := d.infer(ctx, "The key is invalid", first["api_key"], 401); err != nil {
 		return err
 	}
-	_, err = d.run(ctx, "And so are, with one command, all keys of the role", "vault lease revoke -prefix -sync openai/creds/demo")
+	_, err = d.run(ctx, "Revoke all leases of the role", "vault lease revoke -prefix -sync openai/creds/demo")
 	return err
 }
 
-// read runs a command that reads a credential, and checks what came.
+// read runs a command that reads a credential, and checks the response.
 func (d *demo) read(ctx context.Context, title, command, duration string) (map[string]string, error) {
 	cred, err := d.run(ctx, title, command)
 	if err != nil {
@@ -196,8 +207,8 @@ func (d *demo) read(ctx context.Context, title, command, duration string) (map[s
 	return cred, want(cred["lease_duration"] == duration, "a lease of %s, not of %s", duration, cred["lease_duration"])
 }
 
-// infer calls the inference side with a key. At the real API a change may take
-// a moment to reach every server, so it is asked again for a while.
+// infer calls the inference API with a key. At the real API a change can take
+// a moment to reach every server, so it repeats the request for a while.
 func (d *demo) infer(ctx context.Context, title, key string, status int) error {
 	d.set("OPENAI_API_KEY", key)
 	command := `curl -sS -w '\nHTTP %{http_code}\n' -H "Authorization: Bearer $OPENAI_API_KEY" "$OPENAI_BASE_URL/models"`
@@ -211,7 +222,7 @@ func (d *demo) infer(ctx context.Context, title, key string, status int) error {
 			}
 		} else {
 			got, err = d.api.call(ctx, key, "GET", "/models", nil, nil)
-			output = fmt.Sprintf("HTTP %d   (curl is not on PATH: the same request, made by this program)\n", got)
+			output = fmt.Sprintf("HTTP %d   (curl is not on the PATH; this program sent the same request)\n", got)
 		}
 		if err != nil {
 			d.show(title, command, output)
@@ -223,19 +234,36 @@ func (d *demo) infer(ctx context.Context, title, key string, status int) error {
 		time.Sleep(time.Second)
 	}
 	d.show(title, command, output)
-	return want(got == status, "%d from the inference side, not %d", status, got)
+	return want(got == status, "status %d from the inference API, not %d", status, got)
 }
 
-// nothingIsLeft disables the engine, removes the demo's admin keys and looks
-// for whatever may have survived.
+// report spends a little with a key, and reads which role did. At the real API, costs
+// arrive hours later.
+func (d *demo) report(ctx context.Context, key string) error {
+	if d.live {
+		_, err := d.run(ctx, "Read what each role has cost. OpenAI reports the costs of this demo later", "vault read openai/usage")
+		return err
+	}
+	if status, err := d.api.call(ctx, key, "POST", "/responses", map[string]any{"input": "hello"}, nil); err != nil || status != 200 {
+		return fmt.Errorf("a request with the key: status %d: %w", status, err)
+	}
+	costs, err := d.run(ctx, "After a request to a model, read what each role has cost", "vault read openai/usage")
+	if err != nil {
+		return err
+	}
+	return want(costs["cost_demo"] == "0.000056" && costs["total"] == costs["cost_demo"], "the cost of one request, not %q of %q", costs["cost_demo"], costs["total"])
+}
+
+// nothingIsLeft disables the engine, deletes the demo's admin keys and checks
+// that no account and no key is left.
 func (d *demo) nothingIsLeft(ctx context.Context) error {
 	left, err := d.remainingAccounts(ctx)
 	if err != nil {
 		return err
 	}
-	d.show("What is left at the API", asked("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
-		fmt.Sprintf("%d of the %d service accounts that Vault made\n", len(left), len(d.accounts)))
-	if err := want(len(left) == 0, "no account, not %v", left); err != nil {
+	d.show("Check which service accounts are left", asked("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
+		fmt.Sprintf("%d of the %d service accounts that Vault created\n", len(left), len(d.accounts)))
+	if err := want(len(left) == 0, "no account left, not %v", left); err != nil {
 		return err
 	}
 	if _, err := d.run(ctx, "Disable the engine", "vault secrets disable openai"); err != nil {
@@ -251,9 +279,9 @@ func (d *demo) nothingIsLeft(ctx context.Context) error {
 		return err
 	}
 	remaining := slices.DeleteFunc(keys, func(k item) bool { return !d.isOurs(k) })
-	d.show("Remove, with the user's own key, the admin keys that the demo leaves", asked("DELETE …/organization/admin_api_keys/$ID, GET …/organization/admin_api_keys"),
-		fmt.Sprintf("%d of the %d admin keys that the demo made\n", len(remaining), made))
-	return want(len(remaining) == 0, "no admin key of the demo, not %v", remaining)
+	d.show("Delete the admin keys of the demo with the user's own key", asked("DELETE …/organization/admin_api_keys/$ID, GET …/organization/admin_api_keys"),
+		fmt.Sprintf("%d of the %d admin keys of the demo are left\n", len(remaining), made))
+	return want(len(remaining) == 0, "no admin key of the demo left, not %v", remaining)
 }
 
 func (d *demo) isOurs(k item) bool {
@@ -273,22 +301,22 @@ func (d *demo) removeAdminKeys(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// cleanUp puts an end to whatever is still there. After a good run that is only
-// the processes; after a failure it is what matters most at the real API.
+// cleanUp deletes and stops everything that still exists. After a good run that
+// is only the processes.
 func (d *demo) cleanUp(ctx context.Context) error {
 	var errs []error
 	if d.mounted {
-		// Disabling revokes all leases. The current admin key is asked for first:
-		// it may have been rotated since we last looked.
+		// Disabling revokes all leases. Read the ID of the current admin key first:
+		// it may have been rotated in the meantime.
 		if out, err := d.shell(ctx, "vault read -field=admin_api_key_id openai/config"); err == nil {
 			d.adminKeys = append(d.adminKeys, strings.TrimSpace(out))
 		}
 		if out, err := d.shell(ctx, "vault secrets disable openai"); err != nil {
-			errs = append(errs, fmt.Errorf("disabling the engine, so that its leases end: %w\n%s", err, d.shorten(out)))
+			errs = append(errs, fmt.Errorf("disabling the engine to revoke its leases: %w\n%s", err, d.shorten(out)))
 		}
 	}
 	if d.live && d.keyName != "" {
-		// By name, too: an answer that was lost has told no ID.
+		// By name, too: the ID of a key is unknown if the response was lost.
 		keys, err := d.api.adminKeys(ctx)
 		errs = append(errs, err)
 		for _, k := range keys {
@@ -318,17 +346,33 @@ func (d *demo) cleanUp(ctx context.Context) error {
 }
 
 func (d *demo) printExports() {
-	fmt.Fprintf(d.out, "\nReady, until Ctrl-C. To use it from another terminal, paste:\n\n")
+	fmt.Fprintf(d.out, "\nReady. Press Ctrl-C to stop. To use it from another terminal, paste:\n\n")
 	fmt.Fprintf(d.out, "export VAULT_ADDR=%s\nexport VAULT_TOKEN=%s\n", d.vault.Addr, d.vault.RootToken)
 	if _, err := exec.LookPath("vault"); err != nil {
 		fmt.Fprintf(d.out, "export PATH=%q:$PATH\n", filepath.Join(d.vault.Dir, "bin"))
 	}
 	fmt.Fprintf(d.out, "export OPENAI_BASE_URL=%s\nexport OPENAI_PROJECT_ID=%s\n", d.api.base, d.api.project)
-	if !d.live { // a real one is not ours to print
+	if !d.live { // the user has a real one already
 		fmt.Fprintf(d.out, "export OPENAI_ADMIN_KEY=%s\n", d.api.key)
 	}
 	fmt.Fprintf(d.out, "\n  vault read openai/creds/demo\n  vault path-help openai\n\nVault's log: %s\n", d.vault.LogPath)
+	fmt.Fprint(d.out, rotatable)
+	if d.live {
+		fmt.Fprint(d.out, "\nTo configure another mount, create another admin key.\n")
+		return
+	}
+	fmt.Fprintf(d.out, "\nTo configure another mount, create an admin key for it:\n\n  %s\n", createKeyCommand)
 }
+
+// rotatable tells a user of -dev which admin key a rotation deletes.
+const rotatable = `
+Safe to rotate: the admin key of the mount openai/, with "vault write -f openai/config/rotate".
+Do not write OPENAI_ADMIN_KEY to a config: the mount's first rotation deletes the key
+that it was configured with, and the variables above stop working.
+`
+
+// createKeyCommand prints the value of a new admin key.
+const createKeyCommand = `curl -sS -H "Authorization: Bearer $OPENAI_ADMIN_KEY" -H 'Content-Type: application/json' -d '{"name":"my-mount"}' "$OPENAI_BASE_URL/organization/admin_api_keys"`
 
 // run runs a command in a shell exactly as it is shown, prints its output, and
 // returns the output's table of keys and values.
@@ -353,14 +397,14 @@ func (d *demo) run(ctx context.Context, title, command string) (map[string]strin
 func (d *demo) shell(ctx context.Context, command string) (string, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.Env = d.env
-	cmd.WaitDelay = 5 * time.Second // for what an interrupted shell has left running
+	cmd.WaitDelay = 5 * time.Second // for processes of an interrupted shell
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
 func (d *demo) set(name, value string) { d.env = append(d.env, name+"="+value) }
 
-// show prints a step. Long answers are cut: the list of models, for one.
+// show prints a step. It shortens long output, such as the list of models.
 func (d *demo) show(title, command, output string) {
 	if title != "" {
 		fmt.Fprintf(d.out, "\n# %s\n", title)
@@ -379,16 +423,16 @@ func (d *demo) show(title, command, output string) {
 	}
 }
 
-// asked is the line to show for requests that this program makes by itself:
-// nobody should take them for something to type.
+// asked is the line to show for a request that this program sends itself, so
+// that it does not look like a command to type.
 func asked(requests string) string { return askedMark + requests }
 
-const askedMark = "(asked by this program, with the user's own admin key) "
+const askedMark = "(sent by this program with the user's own admin key) "
 
-// looksLikeAKey catches keys that nobody told us about, in an error say.
+// looksLikeAKey finds keys that the demo does not know, for example in an error.
 var looksLikeAKey = regexp.MustCompile(`\bsk-[A-Za-z0-9_-]{16,}`)
 
-// shorten leaves of each key what identifies it and no more.
+// shorten keeps the part of each key that identifies it.
 func (d *demo) shorten(s string) string {
 	for _, secret := range d.secrets {
 		s = strings.ReplaceAll(s, secret, secret[:min(14, len(secret)/2)]+"…")
@@ -396,10 +440,10 @@ func (d *demo) shorten(s string) string {
 	return looksLikeAKey.ReplaceAllStringFunc(s, func(key string) string { return key[:14] + "…" })
 }
 
-// want is an error that says what a step should have shown.
+// want is an error that names the result that a step should have had.
 func want(ok bool, format string, args ...any) error {
 	if ok {
 		return nil
 	}
-	return fmt.Errorf("the step above should have shown "+format, args...)
+	return fmt.Errorf("unexpected result of the step above: want "+format, args...)
 }

@@ -88,6 +88,23 @@ func (c *Cluster) Leader(ctx context.Context) (leader *Vault, err error) {
 	return leader, err
 }
 
+// WaitMounted returns when each node answers a read of a path in a mount. A node of
+// OpenBao serves reads itself, and learns of a mount some time after the active one.
+func (c *Cluster) WaitMounted(ctx context.Context, path string) error {
+	for _, node := range c.Nodes {
+		if err := poll(ctx, startTimeout, "the mount on "+node.Addr, func() error {
+			secret, err := node.Client().Logical().ReadWithContext(ctx, path)
+			if err == nil && secret == nil {
+				err = errors.New("it is not there")
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Register enters a plugin in the catalog, after copying it to every node.
 func (c *Cluster) Register(ctx context.Context, p Plugin) error {
 	for _, node := range c.Nodes {

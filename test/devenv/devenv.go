@@ -25,11 +25,10 @@ import (
 // its command package's.
 const PluginName = "vault-plugin-secrets-openai"
 
-// IsolateEnv removes from this process's environment what Vault's API client
-// and OpenAI's SDK would read by themselves. Programs that use this package
-// call it first: VAULT_TOKEN or VAULT_NAMESPACE of the developer's own Vault
-// would otherwise travel with every request of a test. What chooses the server
-// to test on stays.
+// IsolateEnv removes the variables from this process's environment that Vault's API client
+// and OpenAI's SDK read. Programs that use this package call it first. Otherwise every
+// request of a test would carry VAULT_TOKEN or VAULT_NAMESPACE of the developer's own
+// Vault. The variables that choose the server for the tests stay.
 func IsolateEnv() {
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")

@@ -77,7 +77,7 @@ func TestOnlyOwnProcessesAreEnded(t *testing.T) {
 	require.NoError(t, killOwn(found[0], p.pid()), "one that has ended is no error")
 }
 
-// A Vault that dies by itself leaves its plugins to whoever stops it.
+// A Vault that crashes leaves its plugins running; Stop ends them.
 func TestTheProgramsOfAFolderAreFound(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("there is no /proc")

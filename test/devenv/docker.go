@@ -75,7 +75,7 @@ func MakeImage(ctx context.Context, dir, version string, env ...string) (Image, 
 	if err != nil {
 		return Image{}, err
 	}
-	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "image", "VERSION="+version, "DIST="+dir)
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "image", "PROGRAMS="+PluginName, "VERSION="+version, "DIST="+dir)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {

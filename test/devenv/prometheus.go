@@ -16,7 +16,7 @@ import (
 )
 
 // ErrNoPrometheus says that this machine has no Prometheus and no way to one.
-var ErrNoPrometheus = errors.New("no Prometheus server here, and none to be had")
+var ErrNoPrometheus = errors.New("no Prometheus server found, and none could be built")
 
 // FindPrometheus returns the folder that holds prometheus and promtool; the
 // rules are scripts/prometheus.sh's.

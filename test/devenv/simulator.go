@@ -51,7 +51,7 @@ func StartSimulator(ctx context.Context, bin, project string, flags ...string) (
 		if lines.Scan() {
 			introduced <- json.Unmarshal(lines.Bytes(), s)
 		} else {
-			introduced <- fmt.Errorf("%s ended without a word", bin)
+			introduced <- fmt.Errorf("%s exited without printing its address", bin)
 		}
 		for lines.Scan() { // what it says later must not block it
 		}
@@ -61,10 +61,10 @@ func StartSimulator(ctx context.Context, bin, project string, flags ...string) (
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-time.After(10 * time.Second):
-		err = fmt.Errorf("%s did not introduce itself within 10 s", bin)
+		err = fmt.Errorf("%s did not print its address within 10 s", bin)
 	}
 	if err == nil && (s.URL == "" || s.AdminKey == "" || len(s.Projects) == 0) {
-		err = fmt.Errorf("%s did not say its url, admin_key and projects", bin)
+		err = fmt.Errorf("%s did not print its url, admin_key and projects", bin)
 	}
 	if err != nil {
 		p.terminate()

@@ -43,6 +43,7 @@ type Options struct {
 type Vault struct {
 	Addr      string
 	RootToken string
+	Product   Product
 	Version   string // as the server says it
 	Dir       string // everything it writes
 	PluginDir string
@@ -76,6 +77,13 @@ func start(ctx context.Context, opts Options, node string, ready func(*Vault, co
 			return nil, err
 		}
 	}
+	product, _, err := identify(ctx, opts.VaultBin)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Mlock && product.Lacks(Mlock) {
+		return nil, fmt.Errorf("%s does not lock its memory", product)
+	}
 	dir, err := os.MkdirTemp("", "vault-openai-")
 	if err != nil {
 		return nil, err
@@ -86,6 +94,7 @@ func start(ctx context.Context, opts Options, node string, ready func(*Vault, co
 		return nil, err
 	}
 	v := &Vault{
+		Product:   product,
 		Dir:       dir,
 		PluginDir: filepath.Join(dir, "plugins"),
 		LogPath:   filepath.Join(dir, "vault.log"),
@@ -146,11 +155,10 @@ listener "tcp" {
 
 api_addr         = %q
 cluster_addr     = "http://127.0.0.1:%d"
-disable_mlock    = %t
 plugin_directory = %q
-
 %s
-`, storage, ports[0], ports[1], v.Addr, ports[1], !v.opts.Mlock, v.PluginDir, v.opts.Config)
+%s
+`, storage, ports[0], ports[1], v.Addr, ports[1], v.PluginDir, v.Product.configFor(v.opts.Mlock), v.opts.Config)
 	return os.WriteFile(v.configPath(), []byte(config), 0o600)
 }
 
@@ -238,8 +246,11 @@ func (v *Vault) ClientFor(token string) *api.Client {
 	return client
 }
 
-// CLIEnv is the environment in which a shell talks to this server: the vault
-// command is on its PATH, whatever the file is called.
+// String names the server: its product and version.
+func (v *Vault) String() string { return string(v.Product) + " " + v.Version }
+
+// CLIEnv is the environment in which a shell talks to this server: its command is on
+// the PATH as vault, whatever the file is called, and under its product's own name.
 func (v *Vault) CLIEnv() ([]string, error) {
 	bin := filepath.Join(v.Dir, "bin")
 	if err := os.MkdirAll(bin, 0o700); err != nil {
@@ -249,8 +260,10 @@ func (v *Vault) CLIEnv() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Symlink(target, filepath.Join(bin, "vault")); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, err
+	for _, name := range []string{"vault", v.Product.CLI()} {
+		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
 	}
 	return append(serverEnv(nil),
 		"PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"),
@@ -369,7 +382,7 @@ func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) erro
 // Stop ends the server and removes what it wrote.
 func (v *Vault) Stop() error {
 	if v.process != nil {
-		// One that has died by itself, for want of memory or so, left its plugins.
+		// A server that crashed, for example out of memory, left its plugins running.
 		for _, pid := range runningFrom(v.PluginDir) {
 			v.orphans = append(v.orphans, orphan{pid, v.process.pid()})
 		}

@@ -85,7 +85,7 @@ func TestTenRotationsUnderFourReadersFailNoRead(t *testing.T) {
 	config := m.read("config").Data
 	require.Eventually(t, func() bool { return len(m.sim.AdminKeys()) == 1 }, 140*time.Second, time.Second, "the replaced admin keys, after the grace")
 	require.Equal(t, config["admin_api_key_id"], m.sim.AdminKeys()[0].ID)
-	require.Equal(t, "0", fmt.Sprint(m.read("config").Data["retired_admin_keys"]))
+	require.Equal(t, "0", fmt.Sprint(m.read("config").Data["superseded_admin_keys"]))
 	m.creds("r")
 }
 

@@ -81,19 +81,26 @@ func TestTheBenchmarkMeasuresEverything(t *testing.T) {
 			targets++
 		}
 	}
-	require.Equal(t, 8, targets, "figures with a target")
+	require.Equal(t, 15, targets, "figures with a target")
 
 	page, err := os.ReadFile(filepath.Join(written, "bench.md"))
 	require.NoError(t, err)
-	require.Equal(t, 34+4, strings.Count(string(page), "\n"), "a figure that the documentation shows is missing: %s", page)
+	require.Equal(t, 52+4, strings.Count(string(page), "\n"), "a figure that the documentation shows is missing: %s", page)
 
 	// What can be known beforehand.
 	for _, section := range []string{"issue", "raft"} {
 		require.Equal(t, 1.0, engine[section+"/admin_calls"], section)
 		require.Zero(t, floor[section+"/admin_calls"], "the null engine calls nobody")
 		require.InDelta(t, 2, floor[section+"/storage/put"], 0.1, "a lease and its index")
-		require.InDelta(t, 3, engine[section+"/storage/put"], 0.1, "and the journal's entry")
+		require.InDelta(t, 3, engine[section+"/storage/put"], 0.1, "and the WAL's entry")
 		require.InDelta(t, 1, engine[section+"/storage/delete"], 0.1, "which goes")
+	}
+	require.Zero(t, engine["issue/pool/c1/calls"])
+	require.InDelta(t, 1, engine["issue/pool/c1/storage"]-floor["issue/pool/c1/storage"], 0.1, "the WAL's entry goes")
+	for _, id := range []string{"burst/20", "burst/100"} {
+		require.Zero(t, engine[id+"/pool/failed"], id)
+		require.Positive(t, engine[id+"/pool/all"], id)
+		require.GreaterOrEqual(t, engine[id+"/none/p50"], 1500.0, "each key is activated")
 	}
 	require.Equal(t, 1.0, engine["leases/revoke/admin_calls"])
 	require.Zero(t, engine["leases/renew/admin_calls"])

@@ -47,6 +47,7 @@ func TestContainer(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("NOT TESTED: the plugin as a container, which Vault runs on Linux only")
 	}
+	needs(t, devenv.ContainerPlugins)
 	engine, err := devenv.FindDocker(t.Context())
 	if err != nil {
 		t.Skipf("NOT TESTED: the plugin as a container, since no Docker engine answers here: %v", err)
@@ -299,7 +300,8 @@ func containerVault(t *testing.T, oci string, mlock bool) *devenv.Vault {
 }
 
 // requireNoContainers waits for the containers of a server that has ended to
-// end, too, and removes those that do not.
+// end, too, and removes those that do not. A plugin waits half a minute for its
+// server to connect again.
 func requireNoContainers(t *testing.T, v *devenv.Vault) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
@@ -310,7 +312,7 @@ func requireNoContainers(t *testing.T, v *devenv.Vault) {
 		if len(left) == 0 {
 			return
 		}
-		if time.Since(began) > 20*time.Second {
+		if time.Since(began) > 40*time.Second {
 			_, err := devenv.Docker(ctx, append([]string{"rm", "--force"}, left...)...)
 			require.Failf(t, "containers outlive their Vault", "%v; removing them: %v", left, err)
 		}
@@ -371,19 +373,19 @@ func startProxy(t *testing.T, sim *openaitest.Server) *proxy {
 		p.tunnels.Add(1)
 		p.host.Store(r.Host)
 		w.WriteHeader(http.StatusOK)
-		client, _, err := w.(http.Hijacker).Hijack()
+		client, buffered, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			api.Close()
 			return
 		}
 		// Each direction ends the other, so that nothing outlives the test.
-		for from, to := range map[net.Conn]net.Conn{api: client, client: api} {
-			go func() {
-				_, _ = io.Copy(to, from)
-				_ = to.Close()
-				_ = from.Close()
-			}()
+		tunnel := func(to io.Writer, from io.Reader) {
+			_, _ = io.Copy(to, from)
+			_ = client.Close()
+			_ = api.Close()
 		}
+		go tunnel(client, api)
+		go tunnel(api, buffered) // which may hold what the client has sent already
 	}))
 	return p
 }

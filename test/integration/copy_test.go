@@ -158,11 +158,11 @@ func (m *mount) restored(snapshot []byte) *mount {
 }
 
 // Two copies beside their original: one goes on with the admin key that it was
-// restored with, the other is given one of its own. Nothing of the original ends by
-// what the copies' engine does by itself or at a rotation, a sweep or a config
-// write. What their Vault revokes cannot be told apart, and is counted.
+// restored with, the other is given one of its own. The periodic work of the copies'
+// engines, and their rotations, tidy runs and config writes, delete nothing of the
+// original. Revocations by their Vaults look like the original's, and are counted.
 func TestACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
-	p := &production{mount: newMountOn(t, ownVault(t), sweeping(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
+	p := &production{mount: newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
 	p.role("app", "24h", "48h")
 	p.static("seldom", map[string]any{"rotation_period": "24h", "revocation_delay": "2m"})
 	p.static("often", map[string]any{"rotation_period": "40s", "revocation_delay": "30s"})
@@ -207,10 +207,10 @@ func TestACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 
 	for name, c := range copies {
 		for what, words := range map[string][]string{
-			"the admin key":      {"superseded admin key is kept", originals, "another Vault"},
-			"the static key":     {"superseded key kept", "static_role=seldom", key, "last_used_at"},
-			"what a create made": {"WAL entry not executed", "its key has been used since", caught.account, "last used at"},
-			"a sweep":            {"sweep ended", "automatic=true", "apply=true", "deleted=0", "errors=0"},
+			"the admin key":      {"superseded admin key retained", originals, "this Vault"},
+			"the static key":     {"superseded key retained", "static_role=seldom", key, "last_used_at"},
+			"what a create made": {"WAL entry retained", "its key was used after the create", caught.account, "last used at"},
+			"a tidy run":         {"tidy run finished", "automatic=true", "apply=true", "deleted=0", "errors=0"},
 		} {
 			require.Eventually(t, func() bool { return len(c.lines(words...)) > 0 || len(p.failures()) > 0 }, grace+2*aTick, 500*time.Millisecond,
 				"%s: the log of the copy %s", what, name)

@@ -4,7 +4,7 @@ package integration
 
 // What is left when the plugin, the server or the client goes away in the
 // middle of anything: nothing, after the time that a key's own end and the
-// sweep take. The numbers are in the log of each test (go test -v).
+// tidy run take. The numbers are in the log of each test (go test -v).
 
 import (
 	"context"
@@ -39,8 +39,8 @@ const (
 	calm = 10 * time.Second
 )
 
-// sweeping is a config under which the sweep comes as often as it can.
-func sweeping() map[string]any {
+// frequentTidy is a config with the shortest tidy_interval.
+func frequentTidy() map[string]any {
 	return map[string]any{"tidy_interval": "60s", "tidy_safety_buffer": "30s"}
 }
 
@@ -168,7 +168,7 @@ func (l later) String() string { return strings.Join(l(), ", ") }
 type fate struct {
 	made     int
 	outlived int           // alive after the last revoke, their keys received by nobody
-	swept    int           // of all: they outlived their keys, which only the sweep looks for
+	tidied   int           // of all: they outlived their keys, which only the tidy run looks for
 	last     time.Duration // from the last revoke to the end of the last account
 }
 
@@ -187,15 +187,15 @@ func (m *mount) requireNothingLeft(role string, received map[string]bool) fate {
 	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, time.Until(revoked.Add(allGone)), 250*time.Millisecond,
 		"alive %s after the last revoke: %v", allGone, later(m.alive))
 	f := fate{outlived: len(outlived), last: time.Since(revoked)}
-	f.made, f.swept = m.accountsMade()
-	m.t.Logf("%d accounts made, %d keys received; %d leases at the end, revoked in %s; %d accounts outlived that, whose keys no client received; none alive %s later; %d of all left to the sweep",
-		f.made, len(received), leased, took.Round(time.Millisecond), f.outlived, f.last.Round(time.Second), f.swept)
+	f.made, f.tidied = m.accountsMade()
+	m.t.Logf("%d accounts made, %d keys received; %d leases at the end, revoked in %s; %d accounts outlived that, whose keys no client received; none alive %s later; %d of all left to the tidy run",
+		f.made, len(received), leased, took.Round(time.Millisecond), f.outlived, f.last.Round(time.Second), f.tidied)
 	return f
 }
 
 // accountsMade says how many accounts were made over HTTP, and how many of
-// them lived longer than their keys: whatever Vault or the journal ends, ends
-// sooner, so those were left to the sweep.
+// them lived longer than their keys: whatever Vault or the WAL ends, ends
+// sooner, so those were left to the tidy run.
 func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 	created, expired := map[string]bool{}, map[string]bool{}
 	for _, e := range m.sim.Ledger() {
@@ -210,7 +210,7 @@ func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 }
 
 func TestNothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
-	m := newMountOn(t, ownVault(t), sweeping())
+	m := newMountOn(t, ownVault(t), frequentTidy())
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
 	m.role("r", "60s", "120s")
 
@@ -247,13 +247,13 @@ func TestNothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
 }
 
 func TestNothingOutlivesClientsThatLeave(t *testing.T) {
-	// What is left to the sweep is a matter of the microseconds that an answer
+	// What is left to the tidy run is a matter of the microseconds that an answer
 	// takes from the engine to Vault. The race detector and a busy machine make
 	// milliseconds of them, so this goes without the one, and alone until the
 	// waiting begins.
 	plain, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{})
 	require.NoError(t, err)
-	m := newMountOn(t, ownVaultWith(t, plain), sweeping())
+	m := newMountOn(t, ownVaultWith(t, plain), frequentTidy())
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
 	m.role("r", "60s", "120s")
 	const leave, workers = 500, 8
@@ -306,7 +306,7 @@ func TestNothingOutlivesClientsThatLeave(t *testing.T) {
 
 	t.Parallel()
 	f := m.requireNothingLeft("r", r.receivedAccounts())
-	require.LessOrEqual(t, f.swept*50, f.made, "accounts left to the sweep")
+	require.LessOrEqual(t, f.tidied*50, f.made, "accounts left to the tidy run")
 }
 
 // parallel runs what n times at once and returns when all have ended.

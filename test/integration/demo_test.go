@@ -6,11 +6,14 @@ package integration
 // the way that it goes against the real API, with an account of the user's.
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,9 +50,88 @@ func tryDemo(t *testing.T, env ...string) (string, error) {
 func TestTheDemoGoesThrough(t *testing.T) {
 	t.Parallel()
 	out := demo(t)
-	require.Contains(t, out, "Every step did what it said")
+	require.Contains(t, out, "All steps passed")
 	require.Contains(t, out, "HTTP 200")
 	require.Contains(t, out, "HTTP 401")
+	require.Contains(t, out, "OPENAI_API_KEY=sk-broker-")
+
+	require.True(t, strings.HasPrefix(out, "This program builds "), "the plan comes first:\n%s", out)
+	plan, _, found := strings.Cut(out, "Finding a Vault server.")
+	require.True(t, found)
+	for _, text := range []string{"a minute", "VAULT_BIN", "PATH", "four minutes", "once"} {
+		require.Contains(t, plan, text)
+	}
+	require.Contains(t, out, "vault write openai/config")
+	warned := strings.Split(out, "WARNING!")
+	require.Len(t, warned, 2, "a warning besides that of the report of costs")
+	require.Contains(t, warned[1], "OpenAI may still change the figures of")
+}
+
+// What -dev says of its keys is true: the mount's own key may be rotated, and
+// another mount with a key of its own leaves OPENAI_ADMIN_KEY alone.
+func TestDevRunsUntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	program := filepath.Join(t.TempDir(), "demo")
+	require.NoError(t, devenv.Build(t.Context(), program, "./test/demo"))
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "-dev")
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	cmd.Dir = root
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	ended := false
+	defer func() {
+		if !ended {
+			_ = cmd.Process.Signal(os.Interrupt)
+			_ = cmd.Wait()
+		}
+	}()
+	var exports, create string
+	lines := bufio.NewScanner(stdout)
+	for create == "" {
+		require.True(t, lines.Scan(), "it ended early")
+		line := lines.Text()
+		if strings.HasPrefix(line, "export ") {
+			exports += line + "\n"
+		}
+		if strings.HasPrefix(line, "  curl ") {
+			create = strings.TrimSpace(line)
+		}
+	}
+	user := func(script string) string {
+		t.Helper()
+		shell := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", exports+script)
+		out, err := shell.CombinedOutput()
+		require.NoError(t, err, "%s\n%s", script, out)
+		return string(out)
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Log("no curl here: the command that creates an admin key was not run")
+	} else {
+		var created struct{ Value string }
+		require.NoError(t, json.Unmarshal([]byte(user(create)), &created))
+		answer := user(`vault write -f openai/config/rotate
+vault secrets enable -path=second vault-plugin-secrets-openai
+vault write second/config admin_api_key=` + created.Value + ` api_endpoint="$OPENAI_BASE_URL" rotation_grace_period=0
+vault write -f second/config/rotate
+curl -sS -o /dev/null -w 'HTTP %{http_code}\n' -H "Authorization: Bearer $OPENAI_ADMIN_KEY" "$OPENAI_BASE_URL/organization/admin_api_keys"`)
+		require.Contains(t, answer, "HTTP 200")
+		user("vault read openai/creds/demo")
+	}
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	var rest strings.Builder
+	for lines.Scan() {
+		rest.WriteString(lines.Text() + "\n")
+	}
+	ended = true
+	require.NoError(t, cmd.Wait())
+	require.Contains(t, rest.String(), "Stopping.")
 }
 
 func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {

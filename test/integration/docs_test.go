@@ -8,6 +8,10 @@ package integration
 //
 //	<!-- not run: the reason -->
 //	<!-- run by: TestOfThatName -->
+//
+// The sample output of a block that is run has the form of the real one: the first
+// column of each line begins a line of the real output. An ellipsis stands for the
+// rest of a line, or for other lines.
 
 import (
 	"context"
@@ -54,6 +58,8 @@ type docsBlock struct {
 	line   int
 	mark   string // what is said before it, "" when nothing is
 	script string
+	// shown are the lines of sample output.
+	shown []string
 	// foreign is the first command that is not one of vault's.
 	foreign string
 }
@@ -106,6 +112,8 @@ func docsBlocks(t *testing.T, page, text string) []docsBlock {
 			}
 			current.script += command + "\n"
 			continued = strings.HasSuffix(command, `\`)
+		} else if current != nil {
+			current.shown = append(current.shown, strings.TrimSpace(line))
 		}
 	}
 	return blocks
@@ -187,7 +195,13 @@ func TestTheDocumentedCommandsRun(t *testing.T) {
 			})
 			for _, block := range blocks {
 				if block.mark == "" && block.foreign == "" {
-					p.run(t, fmt.Sprintf("%s:%d", page, block.line), block.script)
+					at := fmt.Sprintf("%s:%d", page, block.line)
+					out := p.run(t, at, block.script)
+					for _, line := range block.shown {
+						if want := p.substitute(firstColumn(line)); !beginsALine(out, want) {
+							t.Errorf("%s: no line of the output begins with %q:\n%s", at, want, out)
+						}
+					}
 				}
 			}
 		})
@@ -199,6 +213,8 @@ func newDocsPage(t *testing.T, v *devenv.Vault, plugin devenv.Plugin, work strin
 	t.Helper()
 	p := &docsPage{sim: openaitest.Start(t, openaitest.Options{}), dir: work, env: env}
 	p.project = p.sim.AddProject("apps")
+	p.sim.SetSpendLimit(p.project, 10_000)
+	p.sim.SetModelPermissions(p.project, "allow_list", "gpt-5-mini")
 	p.account = p.sim.AddServiceAccount(p.project, "batch")
 	p.newAdminKey(t)
 	require.NoError(t, v.Register(t.Context(), plugin)) // a page may have taken it out
@@ -244,8 +260,32 @@ func (p *docsPage) deleteLeftAdminKeys() {
 	}
 }
 
-// run runs a block as one script, in which any failure is one.
-func (p *docsPage) run(t *testing.T, at, script string) {
+// firstColumn is what the real output must have of a line of sample output: up to
+// two spaces, an ellipsis or the value of a JSON field. Random parts are not sampled.
+func firstColumn(line string) string {
+	end := len(line)
+	for _, mark := range []string{"  ", "…", "...", "\": "} {
+		if i := strings.Index(line, mark); i >= 0 {
+			end = min(end, i)
+		}
+	}
+	return line[:end]
+}
+
+// beginsALine reports whether a line of a block's output begins with want. "vault read
+// -field" ends without a newline.
+func beginsALine(text, want string) bool {
+	text = strings.ReplaceAll(text, "Success! ", "\nSuccess! ")
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(strings.TrimSpace(line), want) {
+			return true
+		}
+	}
+	return want == ""
+}
+
+// run runs a block as one script, in which any failure is one, and returns its output.
+func (p *docsPage) run(t *testing.T, at, script string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 	defer cancel()
@@ -256,4 +296,5 @@ func (p *docsPage) run(t *testing.T, at, script string) {
 	if err != nil {
 		t.Errorf("%s: %v\n%s\n%s", at, err, script, out)
 	}
+	return string(out)
 }

@@ -38,7 +38,7 @@ func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	require.NoError(t, cluster.Register(ctx, plugin))
 	leader, err := cluster.Leader(ctx)
 	require.NoError(t, err)
-	m := newMountOn(t, leader, sweeping())
+	m := newMountOn(t, leader, frequentTidy())
 	t.Cleanup(func() {
 		for _, node := range cluster.Nodes {
 			m.vault = node
@@ -49,6 +49,7 @@ func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	// The readers see each failure; what the test itself asks for outlasts an
 	// election, which a busy cluster may hold at any time.
 	m.client.SetMaxRetries(10)
+	require.NoError(t, cluster.WaitMounted(ctx, m.path+"/config"))
 	m.role("r", "60s", "120s")
 	m.role("long", "1h", "24h")
 	old := m.creds("long")

@@ -42,7 +42,7 @@ func (c *tries) note(what string, err error) {
 }
 
 func TestEverythingAtOnce(t *testing.T) {
-	m := newMountOn(t, ownVault(t), sweeping(), map[string]any{"rotation_grace_period": "30s"})
+	m := newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": "30s"})
 	m.role("r", "1h", "24h")
 	ctx, cancel := context.WithTimeout(t.Context(), hammerTime)
 	defer cancel()
@@ -199,10 +199,10 @@ func hammerAndDisable(t *testing.T, m *mount, n int, count *tries) (unreceived i
 			t.Error(err)
 		}
 	}
-	// The admin key in force outlives the mount: nobody else can say whose it is.
+	// The admin active key outlives the mount: nobody else can say whose it is.
 	keys := sim.AdminKeys()
 	if len(keys) != 1 {
-		t.Errorf("%d admin keys after the mount was disabled, the last known in force is %v", len(keys), current.Load())
+		t.Errorf("%d admin keys after the mount was disabled, the last known active is %v", len(keys), current.Load())
 	}
 	for _, k := range keys {
 		sim.Keep(k.ID)

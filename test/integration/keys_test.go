@@ -89,7 +89,7 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 	before := len(m.alive())
 	_, err := m.client.Logical().Read(m.path + "/creds/r")
 	requireStatus(t, http.StatusBadGateway, err)
-	require.ErrorContains(t, err, "does not accept the new key after 1s")
+	require.ErrorContains(t, err, "did not accept the new key within 1s")
 	require.Len(t, m.alive(), before, "a key that does not work is destroyed")
 	m.write("roles/r", map[string]any{"activation_timeout": 0})
 	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, m.creds("r").key), "handed out untried")
@@ -104,16 +104,16 @@ func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
 		status int
 		says   string
 	}{
-		"the admin key":          {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, http.StatusInternalServerError, "the engine's admin key is refused"},
-		"a missing permission":   {openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.write"}`}, http.StatusInternalServerError, "the engine's admin key lacks a permission"},
+		"the admin key":          {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, http.StatusInternalServerError, "rejects the engine's admin key"},
+		"a missing permission":   {openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.write"}`}, http.StatusInternalServerError, "the engine's admin key requires the permission"},
 		"a firewall":             {openaitest.Fault{Status: 403, Body: "<html><title>Blocked by rule 7</title></html>"}, http.StatusBadGateway, "Blocked by rule 7"},
 		"a proxy":                {openaitest.Fault{Status: 407, Body: "<html></html>"}, http.StatusBadGateway, "the HTTP proxy"},
-		"a project's setting":    {openaitest.Fault{Status: 403, Code: "key_creation_disabled", Message: "disabled"}, http.StatusBadGateway, "a setting of the organization or the project"},
+		"a project's setting":    {openaitest.Fault{Status: 403, Code: "key_creation_disabled", Message: "disabled"}, http.StatusBadGateway, "a setting of the organization or project"},
 		"an organization":        {openaitest.Fault{Status: 401, Code: "mismatched_organization", Message: "no"}, http.StatusBadGateway, "organization_id"},
 		"a host":                 {openaitest.Fault{Status: 401, Code: "incorrect_hostname", Message: "use eu.api.openai.com"}, http.StatusBadGateway, "which is eu.api.openai.com"},
 		"an address":             {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "no"}, http.StatusBadGateway, "IP address"},
-		"a reason that is new":   {openaitest.Fault{Status: 403, Code: "teapot", Message: "short and stout"}, http.StatusBadGateway, "refused by 127.0.0.1"},
-		"a policy on a lifetime": {openaitest.Fault{Status: 403, Message: "Keys must expire within a day."}, http.StatusBadRequest, "shorten the role's max_ttl"},
+		"a reason that is new":   {openaitest.Fault{Status: 403, Code: "teapot", Message: "short and stout"}, http.StatusBadGateway, "127.0.0.1"},
+		"a policy on a lifetime": {openaitest.Fault{Status: 403, Message: "Keys must expire within a day."}, http.StatusBadRequest, "reduce max_ttl"},
 	} {
 		test.fault.Route = "/organization/*"
 		cancel := m.sim.Fail(test.fault)
@@ -140,7 +140,7 @@ func TestAKeyIsHandedOutDuringAnOutageIfTheRoleSaysSo(t *testing.T) {
 	m.sim.Fail(openaitest.Fault{Route: "/models", Status: http.StatusServiceUnavailable, Message: "down"})
 	_, err := m.client.Logical().Read(m.path + "/creds/r")
 	requireStatus(t, http.StatusBadGateway, err)
-	require.ErrorContains(t, err, "it is unknown after 1s whether OpenAI accepts the new key")
+	require.ErrorContains(t, err, "could not verify within 1s that OpenAI accepts the new key")
 	m.write("roles/r", map[string]any{"activation_failure": "warn"})
 	require.Equal(t, "warn", m.read("roles/r").Data["activation_failure"])
 	require.Contains(t, strings.Join(m.read("creds/r").Warnings, "\n"), "activation_failure=warn")
@@ -157,10 +157,10 @@ func TestUnderAMaximumLifetimeOfKeys(t *testing.T) {
 		why    string
 	}{
 		"short":    {map[string]any{"max_ttl": "1h"}, ""},
-		"long":     {map[string]any{"max_ttl": "24h"}, "shorten the role's max_ttl"},
+		"long":     {map[string]any{"max_ttl": "24h"}, "reduce max_ttl"},
 		"follows":  {map[string]any{"max_ttl": "24h", "key_expiry": "ttl"}, ""},
-		"long ttl": {map[string]any{"ttl": "3h", "max_ttl": "24h", "key_expiry": "ttl"}, "with key_expiry=ttl, its ttl"},
-		"endless":  {map[string]any{"max_ttl": "1h", "key_expiry": "none"}, "use key_expiry=max_ttl or ttl"},
+		"long ttl": {map[string]any{"ttl": "3h", "max_ttl": "24h", "key_expiry": "ttl"}, "with key_expiry=ttl, ttl"},
+		"endless":  {map[string]any{"max_ttl": "1h", "key_expiry": "none"}, "set key_expiry=max_ttl or ttl"},
 	} {
 		for _, kind := range []string{"service_account", "api_key"} {
 			test.fields["project_id"], test.fields["credential_type"] = m.project, kind
@@ -192,7 +192,7 @@ func TestUnderAMaximumLifetimeOfKeys(t *testing.T) {
 	static := map[string]any{"project_id": m.project, "rotation_period": "10m"}
 	_, err := m.client.Logical().Write(m.path+"/static-roles/s", static)
 	requireStatus(t, http.StatusBadRequest, err)
-	require.ErrorContains(t, err, "set the role's key_ttl")
+	require.ErrorContains(t, err, "reduce key_ttl")
 	static["key_ttl"] = "2h"
 	m.write("static-roles/s", static)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, m.read("static-creds/s").Data["api_key"].(string)))
@@ -347,7 +347,7 @@ func TestTheReadmesRoleWorks(t *testing.T) {
 	require.NoError(t, err, help)
 	role := regexp.MustCompile(`(?s)write openai/roles/my-app [^$]*?scopes=(\S+)`)
 	texts := map[string]string{"path-help": help}
-	for _, page := range []string{"README.md", "docs/roles.md"} {
+	for _, page := range []string{"README.md", "docs/roles.md", "docs/use-a-key.md"} {
 		content, err := os.ReadFile(filepath.Join(root, page))
 		require.NoError(t, err)
 		texts[page] = string(content)

@@ -43,7 +43,7 @@ func TestReadingAConfigThatIsNotThereExitsWith2(t *testing.T) {
 	require.ErrorAs(t, err, &exit, out)
 	require.Equal(t, 2, exit.ExitCode(), out)
 	_, err = m.client.Logical().List(m.path + "/projects")
-	require.ErrorContains(t, err, "vault write "+m.path+"/config admin_api_key=@admin-key.txt")
+	require.ErrorContains(t, err, server.Product.CLI()+" write "+m.path+"/config admin_api_key=@admin-key.txt")
 }
 
 func TestPathHelpTeaches(t *testing.T) {

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	// processor, so the number of those is no measure.
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = flag.Set("test.parallel", "12") // a number that it takes
+		_ = flag.Set("test.parallel", "16") // a number that it takes
 	}
 	os.Exit(run(m))
 }
@@ -62,7 +62,7 @@ func run(m *testing.M) (code int) {
 	if server, err = startVault(ctx, plugin); err != nil {
 		return fail(err)
 	}
-	fmt.Printf("Vault %s, plugin %s (race detector: %t)\n", server.Version, plugin.Version, race)
+	fmt.Printf("%s, plugin %s (race detector: %t)\n", server, plugin.Version, race)
 	defer func() {
 		if err := server.Stop(); err != nil {
 			code = fail(err)
@@ -79,8 +79,8 @@ func serverOptions() devenv.Options {
 	return devenv.Options{
 		LogLevel: "trace",
 		Audit:    true,
-		// Where the plugin's race detector reports: what a plugin writes to its
-		// standard error reaches Vault's log only with luck.
+		// Where the plugin's race detector reports: Vault's log may lack
+		// what a plugin writes to its standard error.
 		Env: []string{"GORACE=log_path=" + filepath.Join(bin, "race")},
 	}
 }

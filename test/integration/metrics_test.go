@@ -6,8 +6,10 @@ package integration
 // token that may do nothing else, from the files under deploy/.
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,7 +17,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,7 +68,8 @@ func deployed(t *testing.T, path ...string) string {
 func TestTheAlertsFireAndAreDocumented(t *testing.T) {
 	t.Parallel()
 	bin := prometheusBin(t)
-	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), "11 rules found")
+	rules := strings.Count(deployed(t, "prometheus", "openai-alerts.yml"), "- alert: ")
+	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), fmt.Sprintf("%d rules found", rules))
 	promtool(t, bin, "test", "rules", "openai-alerts.test.yml")
 	root, err := devenv.Root()
 	require.NoError(t, err)
@@ -169,6 +174,7 @@ func TestMetricsCommandsOfTheDocumentationWork(t *testing.T) {
 }
 
 func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
+	needs(t, devenv.RegisterEnvFlag)
 	m := newMount(t) // for its server
 	heard, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -193,9 +199,11 @@ func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
 	}
 }
 
-func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T) {
-	bin := prometheusBin(t)
-	m := newMount(t, map[string]any{"tidy_interval": 0})
+// scraped starts a Prometheus that scrapes the mount once a second, with the example's
+// configuration. The caller must Stop it.
+func (m *mount) scraped(bin string) *devenv.Prometheus {
+	t := m.t
+	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "vault-token"), []byte(m.scraper()+"\n"), 0o600))
 	// The example as it is, but for what its comment tells to change.
@@ -217,12 +225,18 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 	promtool(t, bin, "check", "config", path)
 	prom, err := devenv.StartPrometheus(t.Context(), bin, path, dir)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, prom.Stop()) }()
-
 	require.Eventually(t, func() bool {
 		samples, err := prom.Query(t.Context(), `up{job="vault-openai"} == 1`)
 		return err == nil && len(samples) == 1
 	}, time.Minute, 200*time.Millisecond, "no scrape has succeeded")
+	return prom
+}
+
+func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T) {
+	bin := prometheusBin(t)
+	m := newMount(t, map[string]any{"tidy_interval": 0})
+	prom := m.scraped(bin)
+	defer func() { require.NoError(t, prom.Stop()) }()
 
 	// Twice, with scrapes between, since a rate takes a change.
 	m.role("app", "5m", "10m")
@@ -273,13 +287,32 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 				return false
 			}
 		}
-		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == 11
+		return len(rules.Groups) == 1 && len(rules.Groups[0].Rules) == strings.Count(deployed(t, "prometheus", "openai-alerts.yml"), "- alert: ")
 	}, time.Minute, 200*time.Millisecond, "%+v", &rules)
 	for _, r := range rules.Groups[0].Rules {
 		require.NotEqual(t, "firing", r.State, r.Name)
 	}
 
+	m.overspend(prom)
 	m.dashboard(prom)
+}
+
+// overspend blocks a role by the costs of its key, which the next tick reads.
+func (m *mount) overspend(prom *devenv.Prometheus) {
+	m.t.Helper()
+	m.write("config", map[string]any{"usage_interval": "5m"})
+	m.write("roles/spender", map[string]any{"project_id": m.project, "ttl": "5m", "max_ttl": "10m", "spend_limit": "1", "spend_action": "block"})
+	l := m.creds("spender")
+	for _, key := range m.sim.Keys() {
+		if key.AccountID == l.account {
+			m.sim.AddCost(m.project, key.ID, "gpt-5-mini, input_tokens", m.sim.Now(), "1.5")
+		}
+	}
+	require.Eventually(m.t, func() bool {
+		samples, err := prom.Query(m.t.Context(), `vault_openai_role_blocked{mount_point="`+m.path+`/", role="spender"} == 1`)
+		return err == nil && len(samples) == 1
+	}, 2*aTick, 200*time.Millisecond, "the role is not blocked")
+	require.NoError(m.t, m.revoke(l))
 }
 
 // traffic does once what there is to count.
@@ -347,4 +380,101 @@ func (m *mount) dashboard(prom *devenv.Prometheus) {
 	samples, err := prom.Query(t.Context(), "group by ("+label+") ("+metric+")")
 	require.NoError(t, err)
 	require.Equal(t, m.path+"/", samples[0].Metric["mount_point"])
+}
+
+// TestTheDashboardIsDrawn draws docs/dashboard.png, when DRAW_DASHBOARD names a file:
+// a load of seven minutes on a real Vault, with a rate limit and an outage of OpenAI,
+// scraped by a real Prometheus, whose answers to the dashboard's queries tools/plot
+// draws.
+func TestTheDashboardIsDrawn(t *testing.T) {
+	picture := os.Getenv("DRAW_DASHBOARD")
+	if picture == "" {
+		t.Skip("draws docs/dashboard.png in ten minutes if DRAW_DASHBOARD names the file")
+	}
+	root, err := devenv.Root()
+	require.NoError(t, err)
+	if !filepath.IsAbs(picture) {
+		picture = filepath.Join(root, picture)
+	}
+	bin := prometheusBin(t)
+	m := newMount(t, map[string]any{"tidy_interval": 0, "rotation_period": "720h"})
+	m.sim.Configure(func(o *openaitest.Options) { o.Latency, o.ActivationDelay = 40*time.Millisecond, 150*time.Millisecond })
+	roles := []string{"app", "ci", "agent"}
+	for _, role := range roles {
+		m.role(role, "5m", "10m")
+	}
+	m.write("static-roles/batch", map[string]any{"project_id": m.project, "rotation_period": "1h", "revocation_delay": 0})
+	defer func() { // mounts leave what static roles hold
+		_, err := m.client.Logical().Delete(m.path + "/static-roles/batch")
+		require.NoError(t, err)
+	}()
+	prom := m.scraped(bin)
+	defer func() { require.NoError(t, prom.Stop()) }()
+
+	const length = 7 * time.Minute
+	begin := time.Now()
+	ctx, cancel := context.WithDeadline(t.Context(), begin.Add(length))
+	defer cancel()
+	var work sync.WaitGroup
+	for i, role := range roles {
+		work.Go(func() { m.live(ctx, role, time.Duration(400+300*i)*time.Millisecond) })
+	}
+	at := func(after time.Duration, do func()) {
+		work.Go(func() {
+			select {
+			case <-time.After(time.Until(begin.Add(after))):
+				do()
+			case <-ctx.Done():
+			}
+		})
+	}
+	accounts := "/organization/projects/{project_id}/service_accounts"
+	at(50*time.Second, func() {
+		end := m.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: accounts, Status: http.StatusTooManyRequests, Probability: 0.2})
+		time.AfterFunc(15*time.Second, end)
+	})
+	at(110*time.Second, func() {
+		end := m.sim.Fail(openaitest.Fault{Status: http.StatusServiceUnavailable})
+		time.AfterFunc(45*time.Second, end)
+	})
+	for _, after := range []time.Duration{30 * time.Second, 200 * time.Second} {
+		at(after, func() {
+			m.write("config/rotate", nil)
+			m.write("rotate-role/batch", nil)
+			m.write("tidy", map[string]any{"apply": true})
+		})
+	}
+	work.Wait()
+
+	const rows = "65" // of the grid; the panels below are of static roles and versions
+	cmd := exec.CommandContext(t.Context(), "go", "run", ".", "-prometheus", prom.Addr, "-dashboard", filepath.Join(root, "deploy", "grafana", "openai.json"),
+		"-start", strconv.FormatInt(begin.Unix(), 10), "-end", strconv.FormatInt(begin.Add(length).Unix(), 10),
+		"-set", "mount_point="+m.path+"/", "-rename", m.path+"/=openai/", "-rows", rows, "-out", picture)
+	cmd.Dir = filepath.Join(root, "tools", "plot")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	info, err := os.Stat(picture)
+	require.NoError(t, err)
+	require.Less(t, info.Size(), int64(300<<10))
+}
+
+// live uses a role as programs do, until the context ends: leases, renewals and
+// revocations, some of which fail in an outage.
+func (m *mount) live(ctx context.Context, role string, pause time.Duration) {
+	var held []string
+	for ctx.Err() == nil {
+		if secret, err := m.client.Logical().ReadWithContext(ctx, m.path+"/creds/"+role); err == nil && secret != nil {
+			held = append(held, secret.LeaseID)
+		}
+		if len(held) > 4 {
+			_, _ = m.client.Sys().RenewWithContext(ctx, held[1], 60)
+			_ = m.client.Sys().RevokeWithContext(ctx, held[0])
+			held = held[1:]
+		}
+		_, _ = m.client.Logical().ReadWithContext(ctx, m.path+"/static-creds/batch")
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
 }

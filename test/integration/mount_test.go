@@ -44,6 +44,16 @@ func newMount(t *testing.T, extra ...map[string]any) *mount {
 	return newMountOn(t, server, extra...)
 }
 
+// needs skips a test of what the server does not have.
+func needs(t *testing.T, features ...devenv.Feature) {
+	t.Helper()
+	for _, f := range features {
+		if server.Product.Lacks(f) {
+			t.Skipf("NOT TESTED on %s, which does not have: %s", server, f)
+		}
+	}
+}
+
 var mounts struct {
 	sync.Mutex
 	n int
@@ -59,12 +69,17 @@ func newMountOn(t *testing.T, v *devenv.Vault, extra ...map[string]any) *mount {
 // mountPlugin mounts the engine by its name in the catalog, for a simulator.
 func mountPlugin(t *testing.T, v *devenv.Vault, name string, sim *openaitest.Server, extra ...map[string]any) *mount {
 	t.Helper()
-	t.Logf("on Vault %s", v.Version)
 	mounts.Lock()
 	mounts.n++
 	path := notInAPath.ReplaceAllString(strings.ToLower(t.Name()), "-") + "-" + time.Now().Format("150405") + "-" + string(rune('a'+mounts.n%26))
 	mounts.Unlock()
+	return mountAt(t, v, name, path, sim, extra...)
+}
 
+// mountAt is mountPlugin at a path of the caller's choice.
+func mountAt(t *testing.T, v *devenv.Vault, name, path string, sim *openaitest.Server, extra ...map[string]any) *mount {
+	t.Helper()
+	t.Logf("on %s", v)
 	m := &mount{t: t, vault: v, client: v.Client(), path: path, sim: sim}
 	m.project = m.sim.AddProject("project of " + t.Name())
 	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: name}))

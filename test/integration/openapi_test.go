@@ -35,6 +35,8 @@ var operationIDs = map[string]string{
 	"GET roles/{name}":           "openai-read-role",
 	"POST roles/{name}":          "openai-write-role",
 	"DELETE roles/{name}":        "openai-delete-role",
+	"GET projects/{id}":          "openai-read-project",
+	"GET usage":                  "openai-read-usage",
 	"GET creds/{name}":           "openai-issue-credentials",
 	"POST creds/{name}":          "openai-issue-credentials-with-parameters",
 	"GET static-roles/":          "openai-list-static-roles",

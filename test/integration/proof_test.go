@@ -94,7 +94,7 @@ func TestWhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 		"that is throttled": {Status: http.StatusTooManyRequests, Message: "Rate limit reached"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMount(t, sweeping(), map[string]any{"rotation_grace_period": "1s"})
+			m := newMount(t, frequentTidy(), map[string]any{"rotation_grace_period": "1s"})
 			account := m.adopted("team")
 			m.role("waits", "1h", "24h")
 			m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": account})
@@ -158,7 +158,7 @@ func (m *mount) expiringKey(account string) (id string) {
 	name := ""
 	for _, a := range m.sim.Accounts() {
 		if a.ID != account {
-			name = "vault-lost-" + a.Name[strings.LastIndex(a.Name, "-")+1:] // with the mount's tag
+			name = "vault-lost-" + a.Name[strings.LastIndex(a.Name, "-")+1:] // with the mount tag
 		}
 	}
 	require.NotEmpty(m.t, name)

@@ -36,13 +36,13 @@ func TestTheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
 			for range 2 {
 				require.Eventually(t, func() bool {
 					return m.read("config").Data["admin_api_key_id"] != seen[len(seen)-1]
-				}, 150*time.Second, 500*time.Millisecond, "rotation %d by itself", len(seen))
+				}, 150*time.Second, 500*time.Millisecond, "automatic rotation %d", len(seen))
 				after := m.read("config").Data
 				require.NotContains(t, seen, after["admin_api_key_id"])
 				require.NotEmpty(t, after["last_rotated"])
 				require.NotEmpty(t, after["admin_api_key_expires_at"])
 				require.Empty(t, after["last_rotation_error"])
-				t.Logf("rotated by itself %s after the config was written, next at %s", time.Since(began).Round(time.Second), after["next_rotation"])
+				t.Logf("rotated automatically %s after the config was written, next at %s", time.Since(began).Round(time.Second), after["next_rotation"])
 				seen = append(seen, after["admin_api_key_id"])
 				r.wait(t, 4, "after a rotation")
 			}
@@ -52,7 +52,7 @@ func TestTheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
 			t.Logf("%d reads meanwhile", r.answered.Load())
 			require.Zero(t, r.failed.Load(), "%v", r.failuresSoFar())
 			require.Eventually(t, func() bool {
-				return m.read("config").Data["retired_admin_keys"] == json.Number("0")
+				return m.read("config").Data["superseded_admin_keys"] == json.Number("0")
 			}, 150*time.Second, 500*time.Millisecond, "the replaced admin keys")
 			require.Len(t, m.sim.AdminKeys(), 1)
 		})

@@ -45,7 +45,7 @@ func TestRunTests_AgainstTheAPINeverPrintsTheKey(t *testing.T) {
 	}, "bash", "-xv", "scripts/run_tests.sh", "--integration")
 	require.NoError(t, err, out)
 	require.Contains(t, out, "| calls made |")
-	require.Contains(t, out, "Every step did what it said")
+	require.Contains(t, out, "All steps passed")
 	for _, secret := range sim.Secrets() {
 		require.NotContains(t, out, secret)
 	}
@@ -55,10 +55,10 @@ func TestRunTests_SaysWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	out, err := script(t, []string{"OPENAI_ADMIN_KEY=", "OPENAI_TEST_PROJECT_ID="}, "scripts/run_tests.sh", "--integration")
 	require.Error(t, err)
-	require.Contains(t, out, "needs OPENAI_ADMIN_KEY")
+	require.Contains(t, out, "requires OPENAI_ADMIN_KEY")
 	out, err = script(t, nil, "scripts/run_tests.sh", "--integration", "VAULT_VERSION=oldest")
 	require.Error(t, err, "it must not drop what it is given")
-	require.Contains(t, out, "takes nothing after it")
+	require.Contains(t, out, "takes no further arguments")
 }
 
 func TestLiveTests_CleanUpOnASignal(t *testing.T) {
@@ -90,7 +90,7 @@ func TestLiveTests_CleanUpOnASignal(t *testing.T) {
 			require.NoError(t, cmd.Process.Signal(c.signal))
 			require.Error(t, cmd.Wait())
 			require.Contains(t, out.String(), "cut short")
-			require.NotContains(t, out.String(), "The life of a key", "what comes after")
+			require.NotContains(t, out.String(), "The lifecycle of a key", "later parts do not run")
 			require.NotContains(t, out.String(), key)
 		})
 	}

@@ -101,7 +101,7 @@ func TestDisablingTheMountInAnOutageNamesWhatIsLeft(t *testing.T) {
 	require.Less(t, time.Since(began), 90*time.Second)
 	require.Less(t, slowest, 25*time.Second, "another mount of the process, within the 15 s that the end of static roles may take")
 	cancel()
-	require.NotZero(t, m.inLog("is left at OpenAI", "static_role=batch", left))
+	require.NotZero(t, m.inLog("remains at OpenAI", "static_role=batch", left))
 	other.write("rotate-role/batch", nil)
 	m.sim.DeleteServiceAccount(m.project, left)
 }

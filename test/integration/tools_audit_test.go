@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/test/devenv"
 )
 
 type auditLine struct {
@@ -61,6 +63,9 @@ func TestTheAuditLogShowsNamesAndNoKeys(t *testing.T) {
 	before := m.audited(m.path + "/creds/my-app")
 	require.Len(t, before, 1)
 	for name, value := range before[0].Response.Data {
+		if name == "expires_at" && server.Product.Lacks(devenv.HashedAuditTimes) {
+			continue
+		}
 		require.Contains(t, value, "hmac-sha256:", "%s, before", name)
 	}
 
@@ -124,7 +129,7 @@ func TestAKeysIDLeadsToItsHolderAndItsLease(t *testing.T) {
 	// renewal had it in its body.
 	require.Equal(t, []string{m.path + "/creds/my-app", "sys/leases/renew", "sys/leases/revoke/" + l.id}, paths)
 	_, err = m.script(m.vault.RootToken, who, "key_nobody_has", m.vault.AuditPath)
-	require.ErrorContains(t, err, "has no answer")
+	require.ErrorContains(t, err, "no response in")
 }
 
 func TestARateLimitQuotaStopsALoopBeforeTheEngine(t *testing.T) {

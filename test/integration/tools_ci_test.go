@@ -2,17 +2,17 @@
 
 package integration
 
-// The scripts for CI jobs and for programs that take their key from a command.
+// The scripts for CI jobs.
 
 import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/test/devenv"
@@ -26,7 +26,7 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 	for command, ok := range map[string]bool{
 		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"`:                                                                                       true,
 		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"; exit 7`:                                                                               false,
-		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"; kill -TERM "$PPID"; sleep 3`:                                                          false,
+		`printf '%s %s' "$OPENAI_API_KEY" "${VAULT_TOKEN-none}"; kill -TERM "$PPID"; exec sleep 600`:                                                   false,
 		`curl -sf -o "` + dir + `/models" -H "Authorization: Bearer $OPENAI_API_KEY" "` + m.sim.URL() + `/models"; printf '%s none' "$OPENAI_API_KEY"`: true,
 	} {
 		token := m.tokenOf("ci")
@@ -41,6 +41,23 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "models")); err != nil {
 		t.Log("no curl here: that the key works inside the job was not tried")
+	}
+
+	// Tokens that it must not revoke, or cannot: no command is run, no key read.
+	batch, err := m.client.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{m.policy("ci")}, Type: "batch", TTL: "10m"})
+	require.NoError(t, err)
+	for token, message := range map[string]string{
+		m.vault.RootToken:      "is a root token",
+		batch.Auth.ClientToken: "is not a service token",
+		"":                     "set it to a token of this job",
+	} {
+		out, err := m.script(token, script, "ci", "echo", "ran")
+		require.ErrorContains(t, err, message)
+		require.Empty(t, out)
+		if token != "" {
+			_, err = m.vault.ClientFor(token).Auth().Token().LookupSelf()
+			require.NoError(t, err, "the token")
+		}
 	}
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
 }
@@ -93,27 +110,6 @@ func TestAWrappedKeyThatNobodyOpensEndsWithItsDispatcher(t *testing.T) {
 	require.Len(t, m.alive(), 1)
 	require.NoError(t, m.client.Auth().Token().RevokeTree(dispatcher))
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
-}
-
-// The command of the coding agent's configuration, as that would run it.
-func TestAKeyHelperPrintsAKeyAndEachCallIsALease(t *testing.T) {
-	m := newMount(t)
-	m.role("my-app", "1h", "2h")
-	helper := m.exampleFile("coding-agents/openai-key", t.TempDir())
-	config := m.example("coding-agents/codex.toml", "", "https://api.openai.com/v1", m.sim.URL())
-	command := regexp.MustCompile(`(?m)^command = "(.*)"\nargs = \["(.*)"\]`).FindStringSubmatch(config)
-	require.Equal(t, filepath.Base(helper), command[1])
-	token := m.tokenOf("application")
-	seen := map[string]bool{}
-	for n := 1; n <= 2; n++ {
-		key, err := m.script(token, helper, command[2])
-		require.NoError(t, err)
-		require.Equal(t, http.StatusOK, infer(t, m.sim, key))
-		require.NotContains(t, key, "\n")
-		seen[key] = true
-		require.Len(t, seen, n)
-		require.Len(t, m.alive(), n)
-	}
 }
 
 // jq is the program of that name, or the one in Go, so that the tests run on a

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,43 +131,19 @@ func (m *mount) renewAsTheOperator(l lease) (seconds int) {
 	return renewed.LeaseDuration
 }
 
-// The job's three requests: the action's login and read, and the last step. Only
-// the signature is not GitHub's.
+// The GitHub job's three requests: the action's login and read, and the last
+// step. Only the signature is not GitHub's.
 func TestTheGitHubJobLogsInAndEndsItsKey(t *testing.T) {
 	m := newMount(t)
 	m.role("ci", "1h", "2h")
-	signer, err := rsa.GenerateKey(rand.Reader, 2048)
-	require.NoError(t, err)
-	public, err := x509.MarshalPKIXPublicKey(&signer.PublicKey)
-	require.NoError(t, err)
-	dir := t.TempDir()
-	keys := filepath.Join(dir, "github.pem")
-	require.NoError(t, os.WriteFile(keys, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600))
-	auth := m.path + "-github"
-	setup := m.exampleFile("github-actions/vault-setup.sh", dir,
-		"oidc_discovery_url=https://token.actions.githubusercontent.com", "jwt_validation_pubkeys=@"+keys,
-		"-path=github", "-path="+auth, "auth/github/", "auth/"+auth+"/",
-		`["openai-ci"]`, `["`+m.policy("ci")+`"]`)
-	_, err = m.script(m.vault.RootToken, setup)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, m.client.Sys().DisableAuth(auth)) })
-
-	login := func(claims map[string]any) (*api.Secret, error) {
-		all := map[string]any{"iss": "https://token.actions.githubusercontent.com", "aud": m.vault.Addr,
-			"sub": "repo:my-org/my-repo:ref:refs/heads/main", "repository": "my-org/my-repo", "ref": "refs/heads/main",
-			"iat": time.Now().Unix(), "exp": time.Now().Add(5 * time.Minute).Unix()}
-		maps.Copy(all, claims)
-		return m.vault.ClientFor("").Logical().Write("auth/"+auth+"/login", map[string]any{"role": "openai-ci", "jwt": sign(t, signer, all)})
-	}
-	for name, claims := range map[string]map[string]any{
+	p := m.provider("github", "https://token.actions.githubusercontent.com",
+		map[string]any{"sub": "repo:my-org/my-repo:ref:refs/heads/main", "repository": "my-org/my-repo", "ref": "refs/heads/main"})
+	p.requireOnly(map[string]map[string]any{
 		"another repository": {"repository": "my-org/another"},
 		"another branch":     {"ref": "refs/heads/feature"},
 		"another audience":   {"aud": "https://elsewhere"},
-	} {
-		_, err := login(claims)
-		require.Error(t, err, name)
-	}
-	session, err := login(nil)
+	})
+	session, err := p.login(nil)
 	require.NoError(t, err)
 	job := m.vault.ClientFor(session.Auth.ClientToken)
 	secret, err := job.Logical().Read(m.path + "/creds/ci")
@@ -176,7 +153,100 @@ func TestTheGitHubJobLogsInAndEndsItsKey(t *testing.T) {
 	require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key, after the job")
 }
 
-// sign makes a JWT as GitHub would.
+// The GitLab job's own script, with the page's copy of with-openai-key. Only the
+// signature is not GitLab's.
+func TestTheGitLabJobLogsInAndEndsItsKey(t *testing.T) {
+	m := newMount(t)
+	m.role("ci", "1h", "2h")
+	p := m.provider("gitlab", "https://gitlab.com",
+		map[string]any{"sub": "project_path:my-group/my-project:ref_type:branch:ref:main", "project_path": "my-group/my-project", "ref_type": "branch", "ref": "main"})
+	p.requireOnly(map[string]map[string]any{
+		"another project":  {"project_path": "my-group/another"},
+		"another branch":   {"ref": "feature"},
+		"a tag":            {"ref_type": "tag"},
+		"another audience": {"aud": "https://elsewhere"},
+	})
+
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "deploy", "ci"), 0o700))
+	m.exampleFile("ci/with-openai-key", filepath.Join(dir, "deploy", "ci"))
+	_, job, found := strings.Cut(m.example("gitlab-ci/openai.yml", "",
+		"auth/gitlab/", "auth/"+p.auth+"/", "https://api.openai.com/v1", m.sim.URL()), "\n  script:\n")
+	require.True(t, found)
+	job = regexp.MustCompile(`(?m)^    - (\|\n)?`).ReplaceAllString(job, "")
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("NOT TESTED: GitLab's job, since there is no curl")
+	}
+	var copied string
+	for _, b := range pageBlocks(t, "docs/tools/ci.md") {
+		if commands := b.commands(); b.heading == "GitLab CI" && strings.HasPrefix(commands[0], "install ") {
+			copied = commands[0]
+		}
+	}
+	require.NotEmpty(t, copied)
+	env, err := m.vault.CLIEnv()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), "sh", "-euc", copied+"\n"+job)
+	cmd.Dir, cmd.Env = dir, append(env, "VAULT_TOKEN=", "VAULT_ID_TOKEN="+p.jwt(nil))
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond, "accounts, after the job")
+	require.NotEmpty(t, m.sim.Secrets(), "a key was read")
+}
+
+// provider is a CI system as Vault sees it: an issuer with a key.
+type provider struct {
+	m            *mount
+	auth, issuer string
+	claims       map[string]any // of the job that may log in
+	signer       *rsa.PrivateKey
+}
+
+// provider runs the example's vault-setup.sh for a signer of the test's.
+func (m *mount) provider(name, issuer string, claims map[string]any) *provider {
+	m.t.Helper()
+	signer, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(m.t, err)
+	public, err := x509.MarshalPKIXPublicKey(&signer.PublicKey)
+	require.NoError(m.t, err)
+	dir := m.t.TempDir()
+	keys := filepath.Join(dir, name+".pem")
+	require.NoError(m.t, os.WriteFile(keys, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600))
+	p := &provider{m: m, auth: m.path + "-" + name, issuer: issuer, claims: claims, signer: signer}
+	folder := map[string]string{"github": "github-actions", "gitlab": "gitlab-ci"}[name]
+	setup := m.exampleFile(folder+"/vault-setup.sh", dir,
+		"oidc_discovery_url="+issuer, "jwt_validation_pubkeys=@"+keys,
+		"-path="+name, "-path="+p.auth, "auth/"+name+"/", "auth/"+p.auth+"/",
+		`["openai-ci"]`, `["`+m.policy("ci")+`"]`)
+	_, err = m.script(m.vault.RootToken, setup)
+	require.NoError(m.t, err)
+	m.t.Cleanup(func() { require.NoError(m.t, m.client.Sys().DisableAuth(p.auth)) })
+	return p
+}
+
+// jwt is a token of the job's, with other claims where they are given.
+func (p *provider) jwt(claims map[string]any) string {
+	p.m.t.Helper()
+	all := map[string]any{"iss": p.issuer, "aud": p.m.vault.Addr,
+		"iat": time.Now().Unix(), "exp": time.Now().Add(5 * time.Minute).Unix()}
+	maps.Copy(all, p.claims)
+	maps.Copy(all, claims)
+	return sign(p.m.t, p.signer, all)
+}
+
+func (p *provider) login(claims map[string]any) (*api.Secret, error) {
+	return p.m.vault.ClientFor("").Logical().Write("auth/"+p.auth+"/login", map[string]any{"role": "openai-ci", "jwt": p.jwt(claims)})
+}
+
+func (p *provider) requireOnly(others map[string]map[string]any) {
+	p.m.t.Helper()
+	for name, claims := range others {
+		_, err := p.login(claims)
+		require.Error(p.m.t, err, name)
+	}
+}
+
+// sign makes a JWT as the CI systems do.
 func sign(t *testing.T, key *rsa.PrivateKey, claims map[string]any) string {
 	t.Helper()
 	payload, err := json.Marshal(claims)

@@ -22,7 +22,7 @@ import (
 
 // doors are the engine's paths and Vault's around it, and who may go through:
 // o the operator, a the application, c the CI job, d its dispatcher (whose right
-// to read wrapped has a test of its own), t a team (whose writes have one).
+// to read wrapped has a test of its own), t a team (whose writes have one), f finance.
 var doors = []struct{ method, path, who string }{
 	{"GET", "config", "o"},
 	{"PUT", "config", "o"},
@@ -42,10 +42,12 @@ var doors = []struct{ method, path, who string }{
 	{"DELETE", "static-roles/my-app", "o"},
 	{"PUT", "rotate-role/my-app", "o"},
 	{"LIST", "projects", "o"},
+	{"GET", "projects/proj_abc", "o"},
 	{"PUT", "tidy", "o"},
 	{"GET", "tidy-status", "o"},
 	{"PUT", "tidy-cancel", "o"},
 	{"GET", "metrics", "o"},
+	{"GET", "usage", "f"},
 
 	{"GET", "creds/my-app", "a"},
 	{"PUT", "creds/my-app", ""},
@@ -55,9 +57,9 @@ var doors = []struct{ method, path, who string }{
 	{"GET", "static-creds/another", ""},
 
 	{"LIST", "/sys/leases/lookup/%s/creds/my-app", "o"},
-	{"PUT", "/sys/leases/lookup", "oacdt"}, // by the lease's ID, in Vault's default policy
-	{"PUT", "/sys/leases/renew", "oacdt"},  // likewise
-	{"PUT", "/sys/leases/revoke", ""},      // of any mount
+	{"PUT", "/sys/leases/lookup", "oacdtf"}, // by the lease's ID, in Vault's default policy
+	{"PUT", "/sys/leases/renew", "oacdtf"},  // also by the ID
+	{"PUT", "/sys/leases/revoke", ""},       // of any mount
 	{"PUT", "/sys/leases/revoke/%s/creds/my-app/id", "o"},
 	{"PUT", "/sys/leases/revoke/another/creds/my-app/id", ""},
 	{"PUT", "/sys/leases/revoke-prefix/%s/creds/my-app", "o"},
@@ -66,13 +68,13 @@ var doors = []struct{ method, path, who string }{
 	{"GET", "/sys/mounts/%s/tune", ""},
 	{"PUT", "/sys/mounts/%s/tune", ""},
 	{"DELETE", "/sys/mounts/%s", ""},
-	{"PUT", "/auth/token/revoke-self", "oacdt"},
+	{"PUT", "/auth/token/revoke-self", "oacdtf"},
 }
 
 func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 	m := newMount(t)
 	clients := map[string]func() *api.Client{}
-	for who, policy := range map[string]string{"o": "operator", "a": "application", "c": "ci", "d": "ci-dispatcher", "t": "team"} {
+	for who, policy := range map[string]string{"o": "operator", "a": "application", "c": "ci", "d": "ci-dispatcher", "t": "team", "f": "finance"} {
 		name := m.policy(policy)
 		// A token for each try, since one of the doors ends it; and none that
 		// could make a key, as no role and no config is there.

@@ -115,8 +115,8 @@ func (m *mount) tool(dir string, env []string, program string, args ...string) *
 	return tool
 }
 
-// script runs an example's script as a user would, in a shell that talks to
-// Vault with a token, and returns what it printed to standard output.
+// script runs an example's script as a user does, with a token for Vault, and
+// returns its standard output.
 func (m *mount) script(token, path string, args ...string) (string, error) {
 	m.t.Helper()
 	env, err := m.vault.CLIEnv()
@@ -124,7 +124,7 @@ func (m *mount) script(token, path string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
 	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, "bash", append([]string{path}, args...)...)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(env, "VAULT_TOKEN="+token)
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = 5 * time.Second
@@ -171,7 +171,7 @@ func (m *mount) watch(what string, keys int, atMost time.Duration, current func(
 			continue
 		}
 		if !down.IsZero() && starts <= 3 && stalled(down.Add(-longestTTL)) {
-			m.t.Logf("%s: the key was dead for %s, and Vault stalled; watched anew", what, time.Since(down).Round(10*time.Millisecond))
+			m.t.Logf("%s: the key was dead for %s, and Vault stalled; watched again", what, time.Since(down).Round(10*time.Millisecond))
 			began, down, looks = time.Now(), time.Time{}, 0
 			starts++
 			clear(seen)

@@ -101,7 +101,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 		// The reason for cleaning up may well be that the context has ended.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		proxy.Close() // not before all that is under way has ended
+		proxy.Close() // not before all that is in progress has ended
 		if cleanupErr := r.cleanUp(ctx); cleanupErr != nil {
 			err = errors.Join(err, fmt.Errorf("what may be left has a name that begins with %s: %w", r.prefix, cleanupErr))
 		}

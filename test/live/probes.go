@@ -172,7 +172,7 @@ func (r *run) deleteKey(ctx context.Context) error {
 	r.report.expect(3, "A second key of an account works", works, shown(works, after))
 	err = r.api.DeleteProjectKey(ctx, r.Project, k.ID)
 	deleted := time.Now()
-	r.report.expect(2, "A service account's key can be deleted by itself", err == nil, r.said(err))
+	r.report.expect(2, "A service account's key can be deleted alone", err == nil, r.said(err))
 	if err == nil {
 		ended, after := r.becomes(ctx, deleted, k.Value, exchange.refused)
 		r.report.expect(3, "A deleted key stops working", ended, shown(ended, after))

@@ -38,7 +38,7 @@ func TestRun_FindsWhatTheSimulatorDoes(t *testing.T) {
 	t.Log("\n" + text)
 	assert.Empty(t, report.Differences(), "the engine assumes something else than its own simulator does")
 	for _, part := range []string{
-		"| 2 | A service account's key can be deleted by itself | as assumed | accepted |",
+		"| 2 | A service account's key can be deleted alone | as assumed | accepted |",
 		"| 8 | A key for a year and a second | learned | 400, error is an object",
 		"| 3 | A key of 2s stops working at its expires_at, give or take a minute | as assumed | yes, ",
 		"| 1 | Permissions are judged before existence",
@@ -62,7 +62,7 @@ func TestRun_NoticesWhatDiffers(t *testing.T) {
 	for _, f := range report.Differences() {
 		about = append(about, f.About)
 	}
-	assert.Contains(t, about, "A service account's key can be deleted by itself")
+	assert.Contains(t, about, "A service account's key can be deleted alone")
 }
 
 func TestRun_CleansUpHoweverItEnds(t *testing.T) {

@@ -6,11 +6,13 @@ package simulation
 // What must stay true: a check that excuses something says why.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -33,9 +35,17 @@ const (
 	fewCalls     = "calls stay within a bound"
 	staysNarrow  = "a narrowed role never issues wide"
 	noSecrets    = "no secret is in a log, an error or a storage key"
-	walEmpties   = "the WAL is worked off"
 	soonDeleted  = "what nobody holds is soon deleted"
 	graceKept    = "a replaced key lives on for its grace"
+	poolsBounded = "pools hold what their roles allow"
+
+	blocksHold   = "a block holds"
+	blocksRight  = "only what is spent blocks"
+	switchRight  = "the switch deletes only keys of its role"
+	guarded      = "a guardrail holds"
+	reportsRight = "reports are right to the digit"
+
+	recreatedRightly = "only what is missing is created again"
 )
 
 // invariants says what each means.
@@ -51,9 +61,17 @@ var invariants = map[string]string{
 	fewCalls:     "The calls to OpenAI and to storage are bounded by what was asked of the plugin.",
 	staysNarrow:  "A key that is issued after a role was narrowed has no more scopes than the role.",
 	noSecrets:    "No key is in a log line, in an error, in a warning, or in a storage key.",
-	walEmpties:   "Once OpenAI and storage work again, each WAL entry is worked off.",
 	soonDeleted:  "Nothing that the mount has made outlives its last holder by half an hour in which OpenAI, storage and Vault work, unless nobody could know.",
 	graceKept:    "An admin key is deleted no sooner than rotation_grace_period after its successor was stored, a static role's key no sooner than revocation_delay.",
+	poolsBounded: "In calm, no more credentials wait for a role than its pool_size, and none longer than its pool_max_age; none is ever leased that has waited longer.",
+
+	blocksHold:   "From the moment at which a block is complete to the end of its window or a raised limit, its role issues and renews nothing, and static-creds returns nothing.",
+	blocksRight:  "A block says no more than what the keys of its role have cost in the window, and that is its limit or more.",
+	switchRight:  "spend_action=revoke deletes keys of roles that have reached their limit, and no other.",
+	guarded:      "With a guardrail on, no key is returned for a project that OpenAI has never said to be bounded, nor for one that was refused until OpenAI says yes; one that has it is not refused.",
+	reportsRight: "In a usage report, rows, unattributed and other roles add up to what OpenAI has charged, and no key is of another role than the one that had it.",
+
+	recreatedRightly: "A static role's key or account is created again only if a person has deleted it or two proofs say so, and at most once a day.",
 }
 
 const (
@@ -79,6 +97,7 @@ type thing struct {
 	scopes         []string
 	by             *process // nil: a person
 	at             time.Time
+	lost           bool // the answer of its create was, of an admin key
 	goneBy         *process
 	gone           bool
 	owed
@@ -94,6 +113,8 @@ type ledger struct {
 	trouble    time.Time
 	scopes     map[string][]scopesOf // by role, of the original
 	graces     map[string]grace      // by the ID of a key that was replaced
+	crowded    map[string]int        // by role: looks in a row at too full or old a pool
+	recreated  map[string]recreation // by static role
 }
 
 // scopesOf is one state of a role, from a write's beginning on.
@@ -106,6 +127,7 @@ type scopesOf struct {
 type load struct {
 	began            time.Time
 	calls, ops, asks int
+	pooled           int // creates for pools
 }
 
 func (l *ledger) leased(*lease) { l.mu.Lock(); l.issued++; l.mu.Unlock() }
@@ -128,9 +150,6 @@ func (l *ledger) hand(ids ...string) {
 }
 
 func (l *ledger) mark(id string) {
-	if l.byHand == nil {
-		l.byHand = map[string]bool{}
-	}
 	l.byHand[id] = true
 }
 
@@ -138,6 +157,14 @@ func (l *ledger) handed(ids ...string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.ContainsFunc(ids, func(id string) bool { return l.byHand[id] })
+}
+
+// byPerson reports whether a person has ended one of these, or their project.
+func (l *ledger) byPerson(ids ...string) bool {
+	return l.handed(ids...) || slices.ContainsFunc(ids, func(id string) bool {
+		t := l.thing(id)
+		return t != nil && l.handed(t.project)
+	})
 }
 
 // forgotten notes that a restored Vault knows nothing of what it has made since. Of that,
@@ -153,7 +180,7 @@ func (l *ledger) forgotten(since time.Time) {
 }
 
 // note takes note of what a call has done, and checks it.
-func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest.ResponseRecorder) {
+func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest.ResponseRecorder, lost bool) {
 	if answer.Code != http.StatusOK || r.Method == http.MethodGet {
 		return
 	}
@@ -176,10 +203,8 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 		return
 	}
 	last := segments[len(segments)-1]
+	jumped := p.v.jumped(time.Now().Add(-2 * time.Minute))
 	l.mu.Lock()
-	if l.things == nil {
-		l.things = map[string]*thing{}
-	}
 	switch {
 	case r.Method == http.MethodPost && last == "service_accounts":
 		l.things[got.ID] = &thing{id: got.ID, kind: "account", name: got.Name, project: project, by: p, at: time.Now()}
@@ -193,7 +218,7 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 			t.scopes = asked.Scopes
 		}
 	case r.Method == http.MethodPost && last == "admin_api_keys":
-		l.things[got.ID] = &thing{id: got.ID, kind: "admin key", name: got.Name, by: p, at: time.Now()}
+		l.things[got.ID] = &thing{id: got.ID, kind: "admin key", name: got.Name, by: p, at: time.Now(), lost: lost}
 	case r.Method == http.MethodDelete:
 		t := l.things[last]
 		known := t != nil || l.configured[last]
@@ -210,19 +235,26 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 		p.w.checkDeletion(p, last)
 		return
 	}
+	if t := l.things[got.ID]; t != nil && t.at.Equal(time.Now()) && t.kind != "admin key" && jumped {
+		t.aged = true
+		if got.APIKey != nil {
+			l.things[got.APIKey.ID].aged = true
+		}
+	}
 	l.mu.Unlock()
 }
 
 // isYoung reports whether a call is for something made just now.
 func (l *ledger) isYoung(r *http.Request, age time.Duration) bool {
-	if r.Method == http.MethodPost {
-		return false
-	}
-	id := r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	t := l.things[id]
-	return t != nil && time.Since(t.at) < age
+	return r.Method != http.MethodPost && l.youngerThan(path.Base(r.URL.Path), age)
+}
+
+// lags reports whether a listing may not show something yet. The engine takes a listing
+// for up to five minutes old, and counts that from before the create, except for admin
+// keys, for which it takes a second look.
+func (l *ledger) lags(id string) bool {
+	t := l.thing(id)
+	return t != nil && (time.Since(t.at) < youngestKnown || t.kind == "admin key" && time.Since(t.at) < 5*time.Minute)
 }
 
 // youngerThan reports whether something was made so recently.
@@ -253,16 +285,20 @@ func (w *world) checkDeletion(p *process, id string) {
 			continue
 		}
 		switch {
-		case p.v.jumped(w.began)+v.jumped(w.began) > 0 && w.openai.keysExpired(id): // checkLease's to judge
+		case (p.v.jumped(w.began) || v.jumped(w.began)) && w.openai.keysExpired(id): // checkLease's to judge
 		case !own:
 			if !p.v.asked(id) {
 				w.violate(copyHarmless, []string{id}, "%s deleted %s, which the original holds: %s", p.name, id, holder)
 			}
-		case p.deposed.Load(): // it sees the storage of a moment ago
+		case w.money.isDoomed(id): // its role has spent too much
+		case p.deposed.Load() != nil && v.asked(id): // the replaced node was asked for it
+		case p.loads != p.v.loads.Load(): // it was on its way when an older storage was restored
 		case w.openai.expired(id): // its end is another matter: checkLease's
 		default:
 			invariant := leaseWorks
-			if strings.HasPrefix(holder, "static") {
+			if w.money.switches(p.v) {
+				invariant = switchRight
+			} else if strings.HasPrefix(holder, "static") {
 				invariant = staticWorks
 			} else if strings.HasPrefix(holder, "config") {
 				invariant = adminWorks
@@ -285,14 +321,16 @@ func (v *vault) holder(id string) string {
 	for _, l := range v.leases {
 		if (l.account() == id || l.keyID() == id) && !l.revoking && time.Now().Add(v.offset).Before(l.expire) {
 			v.mu.Unlock()
-			if v.w.openai.expired(l.keyID()) { // its end is another matter: checkLease's
+			// Its end is another matter: checkLease's. And an account without the key that a
+			// person has deleted shows no use of it.
+			if v.w.openai.expired(l.keyID()) || v.w.ledger.handed(l.keyID()) {
 				return ""
 			}
 			return "lease " + l.id
 		}
 	}
 	v.mu.Unlock()
-	if v.tainted.Load() { // static roles end with their mount
+	if v.ends() { // static roles end with their mount
 		return ""
 	}
 	for name, r := range v.staticRoles() {
@@ -308,16 +346,19 @@ func (v *vault) holder(id string) string {
 
 // storedStatic is what is read here of a static role's entry.
 type storedStatic struct {
-	Account string `json:"service_account_id"`
-	Adopted bool   `json:"adopted"`
-	Current struct {
+	Project   string    `json:"project_id"`
+	Account   string    `json:"service_account_id"`
+	Adopted   bool      `json:"adopted"`
+	Recreated time.Time `json:"recreated_at"`
+	Next      time.Time `json:"next_rotation"`
+	Current   struct {
 		ID string `json:"id"`
 	} `json:"current_key"`
-	Retired []struct {
+	Superseded []struct {
 		ID          string    `json:"id"`
 		DeleteAfter time.Time `json:"delete_after"`
 		KeptAt      time.Time `json:"kept_at"`
-	} `json:"retired_keys"`
+	} `json:"superseded_keys"`
 }
 
 func (v *vault) staticRoles() map[string]storedStatic {
@@ -326,7 +367,7 @@ func (v *vault) staticRoles() map[string]storedStatic {
 	names, _ := store.List(context.Background(), "static-role/") // in memory, nothing fails
 	for _, name := range names {
 		var r storedStatic
-		if v.entry("static-role/"+name, &r) {
+		if entry(v, "static-role/"+name, &r) {
 			all[name] = r
 		}
 	}
@@ -339,29 +380,49 @@ func (v *vault) storage() *logical.InmemStorage {
 	return v.store
 }
 
-// entry reads an entry of storage into target, if there is one.
-func (v *vault) entry(key string, target any) bool {
-	entry, err := v.storage().Get(context.Background(), key)
-	return err == nil && entry != nil && json.Unmarshal(entry.Value, target) == nil
+// entry reads an entry of storage into target, if there is one. It is decoded again only
+// if it has changed.
+func entry[T any](v *vault, key string, target *T) bool {
+	stored, err := v.storage().Get(context.Background(), key)
+	if err != nil || stored == nil {
+		return false
+	}
+	if last, ok := v.decoded.Load(key); ok && bytes.Equal(last.(decoded).raw, stored.Value) {
+		if value, same := last.(decoded).value.(T); same {
+			*target = value
+			return true
+		}
+	}
+	if json.Unmarshal(stored.Value, target) != nil {
+		return false
+	}
+	v.decoded.Store(key, decoded{stored.Value, *target})
+	return true
+}
+
+// decoded is an entry, and what it says. Nobody changes that.
+type decoded struct {
+	raw   []byte
+	value any
 }
 
 // storedConfig is what is read here of the config's entry.
 type storedConfig struct {
-	ID      string `json:"admin_api_key_id"`
-	Key     string `json:"admin_api_key"`
-	Retired []struct {
+	ID         string `json:"admin_api_key_id"`
+	Key        string `json:"admin_api_key"`
+	Superseded []struct {
 		ID          string    `json:"id"`
 		DeleteAfter time.Time `json:"delete_after"`
 		Kept        string    `json:"kept"`
 		Elsewhere   bool      `json:"elsewhere"` // no list has shown it: looked for once an hour
 		Unchecked   bool      `json:"not_checked"`
-		Hurried     bool      `json:"regardless_of_use"` // its time was moved
-	} `json:"retired_admin_keys"`
+		Hurried     bool      `json:"delete_even_if_used"` // its time was moved
+	} `json:"superseded_admin_keys"`
 }
 
 func (v *vault) adminKeyID() string {
 	var c storedConfig
-	v.entry("config", &c)
+	entry(v, "config", &c)
 	return c.ID
 }
 
@@ -382,22 +443,26 @@ func (w *world) checkLease(v *vault, l *lease) {
 func (w *world) checkKey(v *vault, l *lease) {
 	ends := v.now().Before(v.endOf(l))
 	status := w.openai.use(l.key())
+	if status == http.StatusOK {
+		w.uses(v, l.role, l.keyID(), l.issued["project_id"])
+	}
 	if status == http.StatusOK || status == http.StatusForbidden || ends && !v.living(l) {
 		return
 	}
-	t := w.ledger.thing(l.keyID())
 	switch {
-	case w.ledger.handed(l.account(), l.keyID()) || (t != nil && w.ledger.handed(t.project)):
-		return // a person has ended it
+	case w.ledger.byPerson(l.account(), l.keyID()):
+		return
+	case w.money.isDoomed(l.account(), l.keyID()): // its role has spent too much
+		return
 	case v.asked(l.account()) || v.asked(l.keyID()): // a restored lease that had ended
 		return
-	case v.jumped(l.began) > 0: // OpenAI's clock did not
-		return
-	case t != nil && t.goneBy != nil && t.goneBy.v != v && t.goneBy.v.asked(t.id): // the copy was told to
+	case v.jumped(l.began): // OpenAI's clock did not
 		return
 	}
-	if other := w.ledger.thing(l.account()); other != nil && other.goneBy != nil && other.goneBy.v != v && other.goneBy.v.asked(other.id) {
-		return // likewise
+	for _, id := range []string{l.account(), l.keyID()} {
+		if t := w.ledger.thing(id); t != nil && t.goneBy != nil && t.goneBy.v != v && t.goneBy.v.asked(id) {
+			return // the copy's Vault has asked for it
+		}
 	}
 	w.violate(leaseWorks, []string{l.account(), l.keyID()}, "the key %s of lease %s, which lasts until %s, is refused with %d", l.keyID(), l.id, v.endOf(l).UTC().Format(time.DateTime), status)
 }
@@ -416,18 +481,21 @@ func (w *world) checkStatic(v *vault, name string, data map[string]any) {
 	id, _ := data["api_key_id"].(string)
 	account, _ := data["service_account_id"].(string)
 	status := w.openai.use(key)
+	if status == http.StatusOK {
+		w.uses(v, "static-roles/"+name, id, data["project_id"])
+	}
 	if status == http.StatusOK || status == http.StatusForbidden {
 		return
 	}
-	t := w.ledger.thing(id)
+	deleted := func(id string) bool { t := w.ledger.thing(id); return t != nil && t.goneBy != nil && t.goneBy.v == v }
 	switch {
-	case w.ledger.handed(account, id) || (t != nil && w.ledger.handed(t.project)):
-		return // a person has ended it
-	case t != nil && t.goneBy != nil && t.goneBy.v == v && v.loads.Load() > 0 && v.staticRoles()[name].Current.ID == id:
+	case w.ledger.byPerson(account, id):
+		return
+	case (deleted(id) || deleted(account)) && v.loads.Load() > 0 && v.staticRoles()[name].Current.ID == id:
 		return // replaced and deleted, and then restored from a snapshot of before that
 	case v.staticRoles()[name].Current.ID != id:
 		return // replaced since it was read, however long that took
-	case v.jumped(w.began) > 0:
+	case v.jumped(w.began):
 		return // the key has ended by OpenAI's clock
 	}
 	w.violate(staticWorks, []string{id, account}, "the key %s of static role %s is refused with %d", id, name, status)
@@ -473,8 +541,8 @@ func (p *process) counts(add func(*load)) {
 	add(&p.load)
 	l := p.load
 	p.mu.Unlock()
-	if l.calls > callsAtRest+callsForEach*l.asks || l.ops > opsAtRest+100*l.asks {
-		p.w.violate(fewCalls, nil, "%s made %d calls and %d storage operations in %s, for %d requests", p.name, l.calls, l.ops, time.Since(l.began), l.asks)
+	if l.calls > callsAtRest+callsForEach*l.asks || l.ops > opsAtRest+100*l.asks || l.pooled > pooledAtRest+2*l.asks {
+		p.w.violate(fewCalls, nil, "%s made %d calls, %d creates for pools and %d storage operations in %s, for %d requests", p.name, l.calls, l.pooled, l.ops, time.Since(l.began), l.asks)
 		time.Sleep(10 * time.Second)
 	}
 }
@@ -484,9 +552,6 @@ func (p *process) counts(add func(*load)) {
 func (l *ledger) wrote(role string, scopes []string) (done func(ok bool)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.scopes == nil {
-		l.scopes = map[string][]scopesOf{}
-	}
 	before := len(l.scopes[role])
 	l.scopes[role] = append(l.scopes[role], scopesOf{from: time.Now(), scopes: scopes})
 	return func(ok bool) {
@@ -512,9 +577,9 @@ func (l *ledger) anyScopes() {
 	}
 }
 
-// checkScopes checks that a key has no more scopes than its role at any time between
-// the beginning of the request and now.
-func (w *world) checkScopes(role, keyID string, began time.Time) {
+// checkScopes checks that a key has no more scopes than its role had when the plugin
+// answered with it, whenever the request began.
+func (w *world) checkScopes(role, keyID string, answered time.Time) {
 	t := w.ledger.thing(keyID)
 	if t == nil {
 		return
@@ -526,7 +591,7 @@ func (w *world) checkScopes(role, keyID string, began time.Time) {
 		return
 	}
 	for _, s := range states {
-		if !s.until.IsZero() && s.until.Before(began) {
+		if !s.until.IsZero() && s.until.Before(answered) {
 			continue
 		}
 		if len(s.scopes) == 0 || (len(t.scopes) > 0 && !slices.ContainsFunc(t.scopes, func(scope string) bool { return !slices.Contains(s.scopes, scope) })) {
@@ -567,7 +632,7 @@ func (w *world) left() (all []string, ids []string) {
 	add := func(id, format string, args ...any) {
 		all, ids = append(all, fmt.Sprintf(format, args...)), append(ids, id)
 	}
-	held := map[string]bool{}
+	held, entries := v.stock()
 	v.mu.Lock()
 	for _, l := range v.leases {
 		held[l.account()], held[l.keyID()] = true, true
@@ -578,14 +643,14 @@ func (w *world) left() (all []string, ids []string) {
 	v.mu.Unlock()
 	for _, r := range v.staticRoles() {
 		held[r.Account], held[r.Current.ID] = true, true
-		for _, k := range r.Retired {
+		for _, k := range r.Superseded {
 			held[k.ID] = true
 		}
 	}
 	var c storedConfig
-	v.entry("config", &c)
+	entry(v, "config", &c)
 	held[c.ID] = true
-	for _, k := range c.Retired {
+	for _, k := range c.Superseded {
 		held[k.ID] = true
 	}
 	foreign := func(t *thing) bool { // a copy's that has no end of its own
@@ -614,8 +679,8 @@ func (w *world) left() (all []string, ids []string) {
 			add(k.ID, "admin key %s %s", k.ID, k.Name)
 		}
 	}
-	if wal, _ := v.storage().List(context.Background(), "wal/"); len(wal) > 0 { // in memory, nothing fails
-		add("", "%d WAL entries", len(wal))
+	if entries > 0 {
+		add("", "%d WAL entries", entries)
 	}
 	return all, ids
 }

@@ -8,16 +8,16 @@ package simulation
 // knows what is five minutes old; a listing omits the same thing once, not always).
 
 import (
+	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
+	"fmt"
 	"io"
-	"log"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -31,132 +31,126 @@ import (
 const endpoint = "http://127.0.0.1:1/v1"
 
 type openai struct {
-	w        *world
-	sim      *openaitest.Server
-	server   http.Server
-	accepted chan net.Conn
-	closed   chan struct{}
-	weather  *weather
-	count    atomic.Int64
+	w       *world
+	sim     *openaitest.Server
+	closed  chan struct{}
+	weather *weather
+	count   atomic.Int64
 
 	mu       sync.Mutex
 	projects []string
-	listings map[string]listing   // by URL: what it answered some minutes ago
-	omitted  map[string]time.Time // when a listing last left an ID out
+
+	personKey string               // an admin key
+	listings  map[string]listing   // by URL: what it answered some minutes ago
+	omitted   map[string]time.Time // when a listing last left an ID out
+	short     string               // what the next listing that has it leaves out
+	vanished  map[string]time.Time // since when an ID is not known
+	knowsAll  bool                 // nothing vanishes now
 }
 
 // listing is an answer of a list call.
 type listing struct {
 	at   time.Time
-	body map[string]any
+	body []byte
 }
-
-type processKey struct{}
 
 func newOpenAI(w *world) *openai {
 	o := &openai{
-		w: w, accepted: make(chan net.Conn), closed: make(chan struct{}),
-		listings: map[string]listing{}, omitted: map[string]time.Time{},
+		w: w, closed: make(chan struct{}),
+		listings: map[string]listing{}, omitted: map[string]time.Time{}, vanished: map[string]time.Time{},
 	}
 	o.weather = newWeather(w, o)
 	o.sim = openaitest.New(openaitest.Options{})
 	o.sim.SetURL(endpoint)
+	_, o.personKey = o.sim.AddAdminKey("of a person")
 	o.projects = []string{o.sim.AddProject("apps"), o.sim.AddProject("jobs"), o.sim.AddProject("old")}
-	o.server = http.Server{
-		Handler: o, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, processKey{}, c.(*conn).p)
-		},
-	}
-	go func() { _ = o.server.Serve(o) }() // it ends with close
 	return o
 }
-
-// Accept, Close and Addr make it the listener of its server.
-func (o *openai) Accept() (net.Conn, error) {
-	select {
-	case c := <-o.accepted:
-		return c, nil
-	case <-o.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (o *openai) Close() error   { return nil }
-func (o *openai) Addr() net.Addr { return &net.IPAddr{} }
 
 func (o *openai) close() {
 	close(o.closed)
 	o.sim.Close()
-	_ = o.server.Close() // what is open is closed
+}
+
+// serve answers the calls of a connection until that is closed, in less time than
+// net/http's server would.
+func (o *openai) serve(c *conn, far net.Conn) {
+	defer func() { _ = far.Close() }() // net.Pipe's never fails
+	in := bufio.NewReader(far)
+	for {
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		answer := o.answer(c, r)
+		if answer == nil {
+			return
+		}
+		var out bytes.Buffer
+		fmt.Fprintf(&out, "HTTP/1.1 %03d %s\r\nContent-Length: %d\r\n", answer.Code, http.StatusText(answer.Code), answer.Body.Len())
+		_ = answer.Header().Write(&out) // in memory, nothing fails
+		out.WriteString("\r\n")
+		out.Write(answer.Body.Bytes())
+		if _, err := far.Write(out.Bytes()); err != nil {
+			return
+		}
+	}
 }
 
 func (o *openai) calls() int { return int(o.count.Load()) }
 
-// ServeHTTP answers one call of a process, under the weather.
-func (o *openai) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	defer func() { // net/http would swallow a mistake of this world's
-		if mistake := recover(); mistake != nil && mistake != any(http.ErrAbortHandler) {
-			go panic(mistake)
-		} else if mistake != nil {
-			panic(mistake)
-		}
-	}()
-	p := r.Context().Value(processKey{}).(*process)
+// answer answers one call of a process, under the weather; nil resets its connection.
+func (o *openai) answer(c *conn, r *http.Request) *httptest.ResponseRecorder {
+	p := c.p
 	o.count.Add(1)
 	p.called()
 	p.mayDie()
 	what := r.Method + " " + strings.TrimPrefix(r.URL.Path, "/v1")
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		panic(http.ErrAbortHandler)
+		return nil
 	}
 	f := o.weather.strike(r)
+	if !f.before && o.unknown(r.URL.Path) {
+		f = notKnown
+	}
 	if f.slow > 0 {
-		o.wait(r, f.slow)
+		o.wait(c, f.slow)
 	}
 	if f.before {
 		o.w.tell(p.name, "%s -> %s, without effect", what, f)
-		o.wrong(rw, r, f)
-		return
+		return o.wrong(c, f)
 	}
 	answer := httptest.NewRecorder()
-	sent := r.Clone(r.Context())
-	sent.Body = io.NopCloser(bytes.NewReader(body))
-	o.sim.ServeHTTP(answer, sent)
-	o.w.ledger.note(p, r, body, answer)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	o.sim.ServeHTTP(answer, r)
+	o.w.ledger.note(p, r, body, answer, f.after)
 	if r.Method == http.MethodGet && answer.Code == http.StatusOK {
 		o.list(p, r, f, answer)
 	}
 	p.mayDie()
 	if f.after {
-		o.w.tell(p.name, "%s -> %d %s, but %s", what, answer.Code, told{r, body, answer}, f)
-		o.wrong(rw, r, f)
-		return
+		o.w.tell(p.name, "%s -> %d %s, but %s", what, answer.Code, told{body, answer.Body.Bytes()}, f)
+		return o.wrong(c, f)
 	}
-	o.w.tell(p.name, "%s -> %d %s", what, answer.Code, told{r, body, answer})
-	for name, values := range answer.Header() {
-		rw.Header()[name] = values
+	o.w.tell(p.name, "%s -> %d %s", what, answer.Code, told{body, answer.Body.Bytes()})
+	if answer.Code == http.StatusOK && strings.Contains(r.URL.Path, "/organization/") {
+		p.knowsTime.Store(true)
 	}
-	rw.WriteHeader(answer.Code)
-	_, _ = rw.Write(answer.Body.Bytes()) // a client that is gone is its own loss
+	return answer
 }
 
 // wait waits, unless the client goes.
-func (o *openai) wait(r *http.Request, d time.Duration) {
+func (o *openai) wait(c *conn, d time.Duration) {
 	select {
 	case <-time.After(d):
-	case <-r.Context().Done():
+	case <-c.gone:
 	case <-o.closed:
 	}
 }
 
 // told is what the story says of an answer: names and IDs, no keys.
-type told struct {
-	r      *http.Request
-	body   []byte
-	answer *httptest.ResponseRecorder
-}
+type told struct{ body, answer []byte }
 
 func (t told) String() string {
 	var in, out struct {
@@ -167,7 +161,7 @@ func (t told) String() string {
 		HasMore        bool `json:"has_more"`
 	}
 	_ = json.Unmarshal(t.body, &in) // what is not there stays empty
-	_ = json.Unmarshal(t.answer.Body.Bytes(), &out)
+	_ = json.Unmarshal(t.answer, &out)
 	var parts []string
 	for _, s := range []string{in.Name, out.ID, out.APIKey.ID} {
 		if s != "" {
@@ -185,13 +179,14 @@ func (t told) String() string {
 }
 
 // wrong answers with what a fault is.
-func (o *openai) wrong(rw http.ResponseWriter, r *http.Request, f fault) {
+func (o *openai) wrong(c *conn, f fault) *httptest.ResponseRecorder {
+	rw := httptest.NewRecorder()
 	switch {
 	case f.hang:
-		o.wait(r, 10*time.Minute)
-		panic(http.ErrAbortHandler)
+		o.wait(c, 10*time.Minute)
+		return nil
 	case f.status == 0:
-		panic(http.ErrAbortHandler)
+		return nil
 	case f.retryAfter != "":
 		rw.Header().Set("Retry-After", f.retryAfter)
 	}
@@ -202,77 +197,110 @@ func (o *openai) wrong(rw http.ResponseWriter, r *http.Request, f fault) {
 	}
 	rw.Header().Set("X-Request-Id", "req_wrong")
 	rw.WriteHeader(f.status)
-	_, _ = io.WriteString(rw, f.body)
+	_, _ = rw.WriteString(f.body) // in memory, nothing fails
+	return rw
 }
 
 // list makes a listing lag or fall short, as the weather has it, and remembers it.
 func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.ResponseRecorder) {
-	var body map[string]any
-	if json.Unmarshal(answer.Body.Bytes(), &body) != nil || body["object"] != "list" || body["data"] == nil {
+	body := slices.Clone(answer.Body.Bytes())
+	if !bytes.Contains(body, []byte(`"object": "list"`)) {
 		return
 	}
-	url := r.URL.String()
+	page := r.URL.String()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	before, known := o.listings[url]
+	before, known := o.listings[page]
 	if !known || time.Since(before.at) > 4*time.Minute {
-		o.listings[url] = listing{time.Now(), body}
+		o.listings[page] = listing{time.Now(), body}
 	}
-	switch f.listing {
-	case lagging:
-		// The engine takes a listing for up to five minutes old; its times are in seconds.
-		if known && time.Since(before.at) < 5*time.Minute-2*time.Second {
-			body = before.body
-		}
-	case short:
-		if items := body["data"].([]any); len(items) > 0 {
-			idOf := func(i int) string { id, _ := items[i].(map[string]any)["id"].(string); return id }
-			i := p.pick(len(items))
-			if p.chance(2) { // the youngest of which lag is no excuse any more
-				for i = len(items) - 1; i > 0 && o.w.ledger.youngerThan(idOf(i), 5*time.Minute); i-- {
-				}
-			}
-			id := idOf(i)
-			if o.w.ledger.youngerThan(id, 5*time.Minute) {
-				return // lagging is for those
-			}
-			// Twice the same thing would be no lag but a loss.
-			if time.Since(o.omitted[id]) > 24*time.Hour {
-				o.omitted[id] = time.Now()
-				o.w.ledger.excuseOmitted(id)
-				body = maps.Clone(body) // what is remembered stays whole
-				body["data"] = append(append([]any{}, items[:i]...), items[i+1:]...)
-			}
-		}
-	default:
+	omitted := ""
+	if f.omits || o.short != "" {
+		omitted = o.omit(p, body, f.omits)
+	}
+	if !f.lags && omitted == "" && len(o.vanished) == 0 {
 		return
 	}
+	if f.lags && known && time.Since(before.at) < youngestKnown && p.chance(2) {
+		body = before.body // with what has been deleted since
+	}
+	answer.Body.Reset()
+	answer.Body.Write(without(body, func(id string) bool {
+		return id == omitted || !o.vanished[id].IsZero() || f.lags && o.w.ledger.lags(id)
+	}))
+	if f.lags || omitted != "" {
+		o.w.tell(p.name, "the next listing lags (%t), or leaves something out (%s)", f.lags, omitted)
+	}
+}
+
+// omit chooses what a listing leaves out, "" for nothing: what is chosen already or, with
+// any, something. Lagging is for what is younger than five minutes, and twice the same thing
+// would be no lag but a loss.
+func (o *openai) omit(p *process, listing []byte, any bool) string {
+	var body struct{ Data []struct{ ID string } }
+	_ = json.Unmarshal(listing, &body) // the simulator writes JSON
+	var old []string
+	for _, item := range body.Data {
+		if !o.w.ledger.youngerThan(item.ID, 5*time.Minute) && time.Since(o.omitted[item.ID]) > 24*time.Hour {
+			old = append(old, item.ID)
+		}
+	}
+	has := slices.Contains(old, o.short)
+	if len(old) == 0 || !has && !any {
+		return ""
+	}
+	chosen := old[p.pick(len(old))]
+	if has {
+		chosen, o.short = o.short, ""
+	} else if p.chance(2) { // the youngest, or what only the WAL knows
+		chosen = old[len(old)-1]
+		for _, id := range old {
+			if t := o.w.ledger.thing(id); t != nil && t.lost {
+				chosen = id
+			}
+		}
+	}
+	o.omitted[chosen] = time.Now()
+	o.w.ledger.excuseOmitted(chosen)
+	return chosen
+}
+
+// without is a listing without some of its things.
+func without(listing []byte, leaves func(id string) bool) []byte {
+	var body map[string]any
+	if err := json.Unmarshal(listing, &body); err != nil {
+		panic(err) // the simulator writes JSON
+	}
+	body["data"] = slices.DeleteFunc(body["data"].([]any), func(item any) bool {
+		id, _ := item.(map[string]any)["id"].(string)
+		return leaves(id)
+	})
 	text, err := json.Marshal(body)
 	if err != nil {
 		panic(err) // it was JSON
 	}
-	answer.Body.Reset()
-	answer.Body.Write(text)
-	o.w.tell(p.name, "the next listing %s", f.listing)
+	return text
 }
 
 // use uses a key as a program does, on the inference side, and returns the status.
 func (o *openai) use(key string) int {
-	r := httptest.NewRequest(http.MethodGet, endpoint+"/models", nil)
-	r.Header.Set("Authorization", "Bearer "+key)
-	answer := httptest.NewRecorder()
-	o.sim.ServeHTTP(answer, r)
-	return answer.Code
+	return o.direct(http.MethodGet, "/models", key, "").Code
 }
 
-// person is who acts at OpenAI by hand, with the organization's first admin key.
+// direct is a call that no process makes, and that no weather touches.
+func (o *openai) direct(method, path, key, body string) *httptest.ResponseRecorder {
+	r := &http.Request{
+		Method: method, URL: &url.URL{Path: "/v1" + path}, Body: io.NopCloser(strings.NewReader(body)),
+		Header: http.Header{"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}},
+	}
+	answer := httptest.NewRecorder()
+	o.sim.ServeHTTP(answer, r)
+	return answer
+}
+
+// person is who acts at OpenAI by hand, with an admin key that no Vault knows.
 func (o *openai) person(method, path, body string) (status int, answer string) {
-	_, key := o.sim.AdminKey()
-	r := httptest.NewRequest(method, endpoint+path, strings.NewReader(body))
-	r.Header.Set("Authorization", "Bearer "+key)
-	r.Header.Set("Content-Type", "application/json")
-	rec := httptest.NewRecorder()
-	o.sim.ServeHTTP(rec, r)
+	rec := o.direct(method, path, o.personKey, body)
 	return rec.Code, rec.Body.String()
 }
 
@@ -284,18 +312,15 @@ type fault struct {
 	body          string
 	retryAfter    string
 	slow          time.Duration
-	listing       wrongListing
+	lags, omits   bool // of a listing
 	name          string
 }
 
 func (f fault) String() string { return f.name }
 
-type wrongListing string
-
-const (
-	lagging wrongListing = "is one of some minutes ago"
-	short   wrongListing = "leaves one out"
-)
+// notKnown is the answer of a replica that does not know something yet, or any more.
+var notKnown = fault{before: true, status: 404, name: "404 of a replica",
+	body: `{"error":{"message":"No such thing was found in this project.","type":"invalid_request_error","param":null,"code":"not_found"}}`}
 
 // answers are the wrong answers that a call may have.
 var answers = []fault{
@@ -328,11 +353,14 @@ type weather struct {
 	odds   int           // one call in so many goes wrong; 0 = none
 	route  string        // only calls with this in their path; "" = all
 	only   *fault        // what then happens; nil = anything
-	lists  bool          // listings lag and fall short
-	hides  bool          // listings fall short
+	lists  bool          // listings lag and fall short now and then
+	hides  bool          // the same, and those of admin keys all lag
 	young  bool          // replicas do not know what is new
+	loses  int           // so many creates from now, the answer of one is lost; 0 = none
 	longer time.Duration // by up to this each call of the Admin API takes longer
 	delays time.Duration // by up to this each operation of storage does
+	writes time.Duration // or only those that write: reads are the node's own
+	reads  time.Duration // or only those that read: what was written is answered at once
 	rests  bool          // for good: nothing is slow either
 	bad    bool          // until the next calm, which began at since
 	since  time.Time
@@ -362,51 +390,34 @@ func (x *weather) adminCalmFor(d time.Duration) bool {
 	return !x.admin.IsZero() && time.Since(x.admin) >= d
 }
 
-// touched begins a calm anew. The caller holds mu.
-func (x *weather) touched() {
+// set changes something for a while. What goes wrong meanwhile is no calm.
+func (x *weather) set(change func(x *weather)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	change(x)
 	x.since = time.Now()
 	if !x.admin.IsZero() {
 		x.admin = x.since
 	}
 }
 
-// disturbed notes that a person has kept the engine from its work.
-func (x *weather) disturbed() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.touched()
-}
-
-// hide has listings fall short, or ends that.
-func (x *weather) hide(hides bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.hides = hides
-	x.touched()
-}
-
-// delay has each operation of storage take up to d.
-func (x *weather) delay(d time.Duration) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.delays = d
-}
-
 // burst has one call in so many go wrong from now on, none with 0.
 func (x *weather) burst(odds int) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.touched(); !x.bad { // it is bad enough
-		x.odds = odds
-	}
+	x.set(func(x *weather) {
+		if !x.bad { // it is bad enough
+			x.odds = odds
+		}
+	})
 }
 
 // slow has each call of the Admin API take up to d longer.
-func (x *weather) slow(d time.Duration) {
+func (x *weather) slow(d time.Duration) { x.set(func(x *weather) { x.longer = d }) }
+
+// storesWell reports whether no operation of storage fails.
+func (x *weather) storesWell() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.longer = d
-	x.touched()
+	return x.stores == 0
 }
 
 // calmFor reports whether it has been calm for so long.
@@ -414,15 +425,6 @@ func (x *weather) calmFor(d time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return !x.bad && x.odds == 0 && !x.hides && x.longer == 0 && time.Since(x.since) >= d
-}
-
-// begin begins an outage that was put off.
-func (x *weather) begin() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.route != "" {
-		x.odds = 1
-	}
 }
 
 // change is the weather of a life: calm and trouble in turns.
@@ -474,12 +476,16 @@ func (x *weather) change() {
 		}
 		x.o.sim.Configure(func(o *openaitest.Options) {
 			o.RatePerMinute, o.RetryAfter = limit, r.IntN(2) == 0
-			o.ActivationDelay = []time.Duration{0, time.Second, 8 * time.Second}[r.IntN(3)]
+			o.ActivationDelay = []time.Duration{0, 0, time.Second, time.Second, 3 * time.Second, 8 * time.Second}[r.IntN(6)]
 			o.AdminActivationDelay = []time.Duration{0, 0, 3 * time.Second, 10 * time.Second}[r.IntN(4)]
 		})
 		if crowded {
 			x.w.sleep(time.Minute)
-			x.begin()
+			x.set(func(x *weather) {
+				if x.route != "" { // the outage was put off
+					x.odds = 1
+				}
+			})
 		}
 		x.w.tell("weather", "%s for %s", name, lasts.Round(time.Second))
 		if limit > 0 || name == "outage" || x.route != "" {
@@ -496,16 +502,17 @@ func (x *weather) change() {
 func (x *weather) strike(r *http.Request) (f fault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.lists && r.Method == http.MethodGet {
-		f.listing = []wrongListing{"", lagging, lagging, short}[x.dice.IntN(4)]
-	}
-	if x.hides && r.Method == http.MethodGet && x.dice.IntN(2) == 0 {
-		f.listing = short
+	if r.Method == http.MethodGet && (x.lists || x.hides) && !strings.HasSuffix(r.URL.Path, "/models") {
+		f.lags, f.omits = x.dice.IntN(2) == 0, x.dice.IntN(2) == 0
+		f.lags = f.lags || x.hides && strings.HasSuffix(r.URL.Path, "/admin_api_keys")
 	}
 	if x.young && x.dice.IntN(2) == 0 && x.w.ledger.isYoung(r, 4*time.Minute) {
-		f = fault{before: true, status: 404, name: "404 of a replica",
-			body: `{"error":{"message":"No such thing was found in this project.","type":"invalid_request_error","param":null,"code":"not_found"}}`}
-		return f
+		return notKnown
+	}
+	if x.loses > 0 && r.Method == http.MethodPost && !strings.Contains(r.URL.Path, "/api_keys/") {
+		if x.loses--; x.loses == 0 {
+			return fault{after: true, name: "reset"}
+		}
 	}
 	if !x.rests && x.dice.IntN(200) == 0 {
 		f.slow = time.Duration(x.dice.Int64N(int64(20 * time.Second)))
@@ -526,7 +533,7 @@ func (x *weather) strike(r *http.Request) (f fault) {
 	if chosen.status == 429 && strings.HasSuffix(r.URL.Path, "/models") {
 		return f // OpenAI limits the rate of a key that it knows
 	}
-	chosen.listing, chosen.slow = f.listing, f.slow
+	chosen.lags, chosen.omits, chosen.slow = f.lags, f.omits, f.slow
 	// A refusal comes before the effect; the rest on either side.
 	refusal := chosen.status == 429 || chosen.status == 404 || chosen.status == 403
 	if chosen.before = refusal || x.dice.IntN(2) == 0; !chosen.before {
@@ -541,11 +548,17 @@ type storageFault struct {
 	slow          time.Duration
 }
 
-func (x *weather) storage(*process) (f storageFault) {
+func (x *weather) storage(write bool) (f storageFault) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.delays > 0 {
 		f.slow = time.Duration(x.dice.Int64N(int64(x.delays)))
+	}
+	if write && x.writes > 0 {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.writes)))
+	}
+	if !write && x.reads > 0 {
+		f.slow = time.Duration(x.dice.Int64N(int64(x.reads)))
 	}
 	if x.stores == 0 || x.dice.IntN(x.stores) > 0 {
 		return f

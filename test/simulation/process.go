@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -43,13 +44,18 @@ type process struct {
 	died    chan struct{}
 	broken  error // what Initialize has said
 	unloads atomic.Bool
-	deposed atomic.Bool // another node is active: writes fail
-	log     logBuffer
+	// knowsTime says that OpenAI has answered it, and so told it the time.
+	knowsTime atomic.Bool
+	loads     int64 // how many restores its Vault had seen when it began
+	log       logBuffer
+
+	// deposed is what a node sees that believes that it is active, while another is.
+	deposed atomic.Pointer[deposed]
 
 	mu    sync.Mutex
 	end   time.Time // when it died
 	dice  *rand.Rand
-	conns map[net.Conn]struct{}
+	conns map[*conn]struct{}
 	// killAt counts the storage operations and calls until it is killed; 0 = not.
 	killAt int
 	// failAt counts the writes of storage until one fails; 0 = none.
@@ -61,13 +67,39 @@ type process struct {
 	load    load
 }
 
-// spawn starts a process on the Vault's storage, as Vault does when a mount is
+// deposed is the storage of a moment ago, to which nothing can be written, and how far
+// the node's clock is off.
+type deposed struct {
+	store  *logical.InmemStorage
+	offset time.Duration
+}
+
+// storage is what the process reads, and now its node's time.
+func (p *process) storage() *logical.InmemStorage {
+	if d := p.deposed.Load(); d != nil {
+		return d.store
+	}
+	return p.store
+}
+
+func (p *process) now() time.Time {
+	if d := p.deposed.Load(); d != nil {
+		return time.Now().Add(d.offset)
+	}
+	return p.v.now()
+}
+
+// spawnNext starts a process on the Vault's storage, as Vault does when a mount is
 // first used, and after its process has died.
-func (v *vault) spawn(name string) *process {
-	p := &process{w: v.w, v: v, name: name, began: time.Now(), store: v.store, died: make(chan struct{}), conns: map[net.Conn]struct{}{}, dice: v.w.dice(name)}
+func (v *vault) spawnNext() *process {
+	v.mu.Lock()
+	v.count++
+	name := fmt.Sprintf("%s/%d", v.name, v.count)
+	v.mu.Unlock()
+	p := &process{w: v.w, v: v, name: name, began: time.Now(), store: v.store, loads: v.loads.Load(), died: make(chan struct{}), conns: map[*conn]struct{}{}, dice: v.w.dice(name)}
 	p.log.p = p
 	ctx := context.Background()
-	factory := openaisecrets.World{Now: v.now, Dial: p.dial}.Factory
+	factory := openaisecrets.World{Now: p.now, Dial: p.dial, Getenv: v.w.getenv}.Factory
 	if v.plugin != nil {
 		factory = v.plugin(p)
 	}
@@ -103,8 +135,8 @@ func (p *process) kill() {
 	if p.doubt != "" && time.Since(p.doubted) < 5*time.Second {
 		p.w.ledger.excuseNamed(p.doubt)
 	}
-	for conn := range p.conns {
-		_ = conn.Close() // net.Pipe's never fails
+	for c := range p.conns {
+		c.end()
 	}
 	p.mu.Unlock()
 	p.w.tell(p.name, "is killed")
@@ -116,17 +148,20 @@ func (p *process) diedAt() time.Time {
 	return p.end
 }
 
-// unload is Vault's Cleanup of a mount that it unloads.
-func (p *process) unload() {
+// unload is Vault's Cleanup of a mount that it unloads. It reports whether the process
+// lived to its end.
+func (p *process) unload() bool {
 	if p.unloads.Swap(true) {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	began := time.Now()
 	p.b.Cleanup(ctx)
 	p.w.bounded(p.name+": Cleanup", began, unloadBound)
+	whole := !p.dead.Load()
 	p.kill() // what is left of it has no effect
+	return whole
 }
 
 // mayDie kills the process if its time has come, at a storage operation or a call.
@@ -162,36 +197,40 @@ func (p *process) chance(n int) bool {
 }
 
 // dial connects the process with OpenAI.
-func (p *process) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (p *process) dial(context.Context, string, string) (net.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.dead.Load() {
 		return nil, errDied
 	}
 	near, far := net.Pipe()
-	p.conns[near] = struct{}{}
-	select {
-	case p.w.openai.accepted <- &conn{Conn: far, p: p}:
-		return &conn{Conn: near, p: p, near: true}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	c := &conn{Conn: near, p: p, gone: make(chan struct{})}
+	p.conns[c] = struct{}{}
+	go p.w.openai.serve(c, far)
+	return c, nil
 }
 
-// conn is an end of a connection. It knows whose it is.
+// conn is a process's end of a connection.
 type conn struct {
 	net.Conn
 	p    *process
-	near bool
+	gone chan struct{} // closed with it
 }
 
 func (c *conn) Close() error {
-	if c.near {
-		c.p.mu.Lock()
-		delete(c.p.conns, c.Conn)
-		c.p.mu.Unlock()
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.end()
+	return nil
+}
+
+// end closes the connection. The caller holds the process's mu.
+func (c *conn) end() {
+	if _, open := c.p.conns[c]; open {
+		delete(c.p.conns, c)
+		close(c.gone)
+		_ = c.Conn.Close() // net.Pipe's never fails
 	}
-	return c.Conn.Close()
 }
 
 // view is the storage as a process sees it.
@@ -208,18 +247,19 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 	if err := ctx.Err(); err != nil {
 		return err // as over Vault's plugin protocol
 	}
-	if write && p.deposed.Load() {
+	if write && p.deposed.Load() != nil {
 		return errReadOnly
 	}
-	faults := p.w.openai.weather.storage(p)
+	faults := p.w.openai.weather.storage(write)
 	if write {
 		p.failing(&faults)
 	}
-	if faults.slow > 0 {
-		time.Sleep(faults.slow)
+	if faults.slow > 0 { // before the effect, or on the way back
+		time.Sleep(faults.slow / 2)
 		if p.dead.Load() {
 			return errDied
 		}
+		defer time.Sleep(faults.slow / 2)
 	}
 	if faults.before {
 		p.w.tell(p.name, "storage fails before %s (write %t)", key, write)
@@ -239,8 +279,13 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 }
 
 func (s view) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	if s.p.w.Pools && bytes.Contains(entry.Value, []byte(`"type":"pooled_`)) {
+		s.p.counts(func(l *load) { l.pooled++ })
+	}
 	return s.step(ctx, true, entry.Key, func() error {
 		s.p.replaced(entry)
+		s.p.w.willPut(s.p, entry.Key, false)
+		defer s.p.w.put(s.p, entry)
 		return s.p.store.Put(ctx, entry)
 	})
 }
@@ -251,6 +296,7 @@ func (s view) Delete(ctx context.Context, key string) error {
 		if entry, _ := s.p.store.Get(ctx, key); entry != nil && strings.HasPrefix(key, "wal/") { // in memory, nothing fails
 			deleted = string(entry.Value)
 		}
+		s.p.w.willPut(s.p, key, true)
 		return s.p.store.Delete(ctx, key)
 	})
 	if deleted != "" && err != nil { // what the entry names must be noted again first
@@ -265,7 +311,7 @@ func (s view) Delete(ctx context.Context, key string) error {
 }
 
 func (s view) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {
-	err = s.step(ctx, false, key, func() (err error) { entry, err = s.p.store.Get(ctx, key); return err })
+	err = s.step(ctx, false, key, func() (err error) { entry, err = s.p.storage().Get(ctx, key); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +319,7 @@ func (s view) Get(ctx context.Context, key string) (entry *logical.StorageEntry,
 }
 
 func (s view) List(ctx context.Context, prefix string) (keys []string, err error) {
-	err = s.step(ctx, false, prefix, func() (err error) { keys, err = s.p.store.List(ctx, prefix); return err })
+	err = s.step(ctx, false, prefix, func() (err error) { keys, err = s.p.storage().List(ctx, prefix); return err })
 	if err != nil {
 		return nil, err
 	}

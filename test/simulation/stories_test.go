@@ -198,10 +198,8 @@ type modelStage struct {
 }
 
 func newModelStage() *modelStage {
-	m := &modelStage{w: &world{Settings: Settings{Seed: 1}, began: time.Now()}, leases: map[string]*lease{}, tokens: map[string]*token{}}
-	m.w.openai = newOpenAI(m.w)
-	m.v = newVault(m.w, "vault")
-	m.w.vault = m.v
+	m := &modelStage{w: newWorld(Settings{Seed: 1}), leases: map[string]*lease{}, tokens: map[string]*token{}}
+	m.v = m.w.vault
 	m.v.plugin = func(p *process) logical.Factory {
 		return probe.Options{
 			Record: func(call string) {
@@ -223,6 +221,7 @@ func newModelStage() *modelStage {
 func (m *modelStage) end() {
 	m.v.end()
 	m.w.openai.close()
+	close(m.w.ended)
 }
 
 func (m *modelStage) calls() []string {

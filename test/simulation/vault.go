@@ -38,6 +38,7 @@ const (
 	irrevocableTry = 24 * time.Hour
 	noticeAfter    = 100 * time.Millisecond // that a plugin's process has died
 	stepDownDrain  = 90 * time.Second       // ha.go
+	nodeSkew       = 25 * time.Second       // of a node's clock, as far as the engine is built for it
 )
 
 var (
@@ -55,9 +56,11 @@ type vault struct {
 	store     *logical.InmemStorage
 	leases    map[string]*lease // as stored
 	mounted   bool
+	cutShort  bool  // the process died while its mount was disabled
 	term      *term // nil while sealed
 	processes []*process
-	offset    time.Duration   // of its clock
+	offset    time.Duration   // of the active node's clock
+	skew      time.Duration   // what of it is that node's
 	ended     map[string]bool // IDs whose revocation this Vault has asked for
 	dice      *rand.Rand
 	count     int
@@ -65,8 +68,10 @@ type vault struct {
 	spawning  chan struct{} // one slot: a new process
 	changing  chan struct{} // one slot: a change of the mount; crashes come in between
 	powering  chan struct{} // one slot: a change of the active node
+	decoded   sync.Map      // by key of storage
 
 	tainted atomic.Bool
+	sealing atomic.Bool                    // the taint is of a namespace that is sealed
 	moved   atomic.Int64                   // restores and the like, by which leases may be lost
 	loads   atomic.Int64                   // restores
 	maxTTL  atomic.Int64                   // the mount's max_lease_ttl
@@ -97,7 +102,7 @@ type lease struct {
 	secret        *logical.Secret
 	data, issued  map[string]any
 	issue, expire time.Time // by this Vault's clock
-	began         time.Time // by the world's
+	asked, began  time.Time // by the world's: before and after the request
 	renewable     bool
 	token         *token
 	attempts      int           // to revoke it, in this term
@@ -141,8 +146,19 @@ func newVault(w *world, name string) *vault {
 		mounted: true, ended: map[string]bool{}, dice: w.dice(name),
 		spawning: make(chan struct{}, 1), changing: make(chan struct{}, 1), powering: make(chan struct{}, 1),
 	}
+	if w.Namespace {
+		v.path = "team/openai/"
+	}
 	v.maxTTL.Store(int64(768 * time.Hour))
 	return v
+}
+
+// at is a path for the mount, in its namespace.
+func (v *vault) at(path string) string {
+	if v.w.Namespace {
+		return "team/" + path
+	}
+	return path
 }
 
 // now is the time by this Vault's clock.
@@ -163,21 +179,28 @@ func (v *vault) real(t time.Time) time.Time {
 // setClock steps the clock.
 func (v *vault) setClock(by time.Duration) {
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.offset += by
 	v.jumps = append(v.jumps, jump{time.Now(), by})
+	v.mu.Unlock()
+	if by.Abs() > 2*nodeSkew {
+		v.w.ledger.excuseAged(v)
+	}
 }
 
-// jumped is by how much the clock was set since then, in either direction.
-func (v *vault) jumped(since time.Time) (sum time.Duration) {
+// jumped reports whether the clock has been set since then by more than the clocks of
+// two nodes may differ.
+func (v *vault) jumped(since time.Time) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, j := range v.jumps {
-		if !j.at.Before(since) {
-			sum += j.by.Abs()
+	var by, least, most time.Duration // before now
+	for _, j := range slices.Backward(v.jumps) {
+		if j.at.Before(since) {
+			break
 		}
+		by -= j.by
+		least, most = min(least, by), max(most, by)
 	}
-	return sum
+	return most-least > 2*nodeSkew
 }
 
 func (v *vault) roll(n int) int {
@@ -193,20 +216,24 @@ func (v *vault) start() {
 	t := &term{ctx: ctx, cancel: cancel, slots: make(chan struct{}, revokeWorkers)}
 	v.mu.Lock()
 	mounted := v.mounted
-	v.count++
-	name := fmt.Sprintf("%s/%d", v.name, v.count)
 	v.mu.Unlock()
 	if mounted {
-		t.p = v.spawn(name)
+		t.p = v.spawnNext()
 	}
 	v.mu.Lock()
 	v.term = t
+	v.scheduleAll(t)
+	v.mu.Unlock()
+	go v.ticks(t)
+}
+
+// scheduleAll has all leases end at their time, and be tried again from the beginning.
+// The caller holds mu.
+func (v *vault) scheduleAll(t *term) {
 	for _, l := range v.leases {
 		l.attempts = 0 // they are counted in memory
 		v.schedule(t, l)
 	}
-	v.mu.Unlock()
-	go v.ticks(t)
 }
 
 // stop ends the active node's term. Gracefully it first waits for what is in
@@ -264,7 +291,7 @@ func (v *vault) active() (*term, *process, error) {
 	return t, t.p, nil
 }
 
-// serving is the active term and its process, which is started anew if it has died and
+// serving is the active term and its process, which is replaced if it has died and
 // Vault has noticed. Until then all that is asked fails (measured: a disable fails at its
 // first lease if the plugin dies of the rollback before).
 func (v *vault) serving() (*term, *process, error) {
@@ -286,12 +313,8 @@ func (v *vault) respawn(t *term, p *process) (*term, *process, error) {
 	if t, now, err := v.active(); err != nil || now != p { // another request was first
 		return t, now, err
 	}
-	v.mu.Lock()
-	v.count++
-	name := fmt.Sprintf("%s/%d", v.name, v.count)
-	v.mu.Unlock()
 	go p.b.Cleanup(context.Background()) // its goroutines end
-	next := v.spawn(name)
+	next := v.spawnNext()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if t.p != p { // the mount has ended meanwhile
@@ -358,7 +381,7 @@ func (v *vault) send(ctx context.Context, t *term, p *process, req *logical.Requ
 	defer context.AfterFunc(ctx, func() { now := time.Now(); gone.Store(&now) })()
 	t.busy.Add(1)
 	p.asked(req)
-	go func() {
+	v.w.run(func() {
 		defer t.busy.Done()
 		if req.Operation == logical.UpdateOperation {
 			if checked, exists, err := p.b.HandleExistenceCheck(ctx, req); err == nil && checked && !exists {
@@ -367,11 +390,12 @@ func (v *vault) send(ctx context.Context, t *term, p *process, req *logical.Requ
 		}
 		resp, err := p.b.HandleRequest(ctx, req)
 		v.w.bounded(fmt.Sprintf("%s: %s %s", p.name, req.Operation, req.Path), began, callBound)
+		v.w.checkSpending(p, req, began, resp, err)
 		if at := gone.Load(); err == nil && req.Operation != logical.RenewOperation {
 			v.w.ledger.answered(resp, at != nil && time.Since(*at) > 0)
 		}
 		done <- result{resp, err}
-	}()
+	})
 	select {
 	case r := <-done:
 		if p.dead.Load() {
@@ -424,6 +448,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 	v.mu.Lock()
 	t := v.term
 	v.mu.Unlock()
+	asked, maxAge := time.Now(), v.maxAge(role)
 	resp, err := v.request(ctx, logical.ReadOperation, path, data)
 	if err == nil && resp.IsError() {
 		err = resp.Error()
@@ -438,7 +463,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 		return nil, resp, errors.New("no secret")
 	}
 	now := v.now()
-	l := &lease{role: role, path: path, token: by, lock: make(chan struct{}, 1), issue: now, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
+	l := &lease{role: role, path: path, token: by, lock: make(chan struct{}, 1), issue: now, asked: asked, began: time.Now(), renewable: resp.Secret.Renewable, data: throughJSON(resp.Data)}
 	l.issued = l.data
 	l.secret = stored(resp.Secret)
 	l.secret.IssueTime = v.real(now)
@@ -447,12 +472,15 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 		return nil, resp, err
 	}
 	l.expire = l.until(now.Add(ttl))
-	time.Sleep(time.Duration(1+v.roll(40)) * time.Millisecond) // the gap: Vault may die in it
+	if v.w.Trouble && v.roll(100) == 0 { // in the gap, of which nobody knows
+		v.w.act(func() { v.restart(true, time.Minute) })
+	}
+	time.Sleep(time.Duration(1+v.roll(40)) * time.Millisecond)
 	v.mu.Lock()
 	alive := v.term == t && t != nil && t.ctx.Err() == nil
 	l.id = fmt.Sprintf("%screds/%s/%d", v.path, role, v.dice.Int64())
-	fails := v.w.Trouble && v.dice.IntN(300) == 0
-	if alive && !fails {
+	fails, kept := v.w.Trouble && v.dice.IntN(60) == 0, v.dice.IntN(3) == 0
+	if alive && (!fails || kept) {
 		v.leases[l.id] = l
 		v.schedule(t, l)
 	}
@@ -461,14 +489,26 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 		v.w.tell(v.name, "dies before it has stored the lease of %s %s", l.account(), l.keyID())
 		return nil, resp, errSealed
 	}
-	if fails { // Vault revokes at once, and forgets
+	// Vault revokes at once, once, and forgets (expiration.go, Register). If its storage
+	// has failed after the effect, and again as it deletes the entry, the lease is there
+	// again after a restart.
+	if fails {
 		v.w.tell(v.name, "cannot store the lease of %s %s, and revokes", l.account(), l.keyID())
 		v.note(l)
-		_ = v.revokeCall(t.ctx, l)
+		calm := v.w.openai.weather.storesWell()
+		err := v.revokeCall(t.ctx, l)
+		v.w.tell(v.name, "has revoked %s %s: %v", l.account(), l.keyID(), err)
+		if calm && !errors.Is(err, errDied) && !errors.Is(err, errSealed) && !errors.Is(err, errNoMount) { // the plugin knows
+			v.w.ledger.excuse(false, l.account(), l.keyID())
+		}
 		return nil, resp, errStorage
 	}
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, v.endOf(l).UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
+	if v == v.w.vault {
+		v.w.checkScopes(role, l.keyID(), l.began)
+		v.w.checkAge(l, maxAge)
+	}
 	v.w.ledger.excuse(false, l.account(), l.keyID())
 	return l, resp, nil
 }
@@ -566,6 +606,13 @@ func (v *vault) revokeLease(ctx context.Context, l *lease) error {
 	return nil
 }
 
+// drop forgets a lease although nobody has ended its key.
+func (v *vault) drop(l *lease) {
+	v.w.tell(v.name, "forgets lease %s of %s %s by force", l.id, l.account(), l.keyID())
+	v.w.ledger.excuse(true, l.account(), l.keyID())
+	v.forget(l)
+}
+
 // forget deletes a lease from the lease store.
 func (v *vault) forget(l *lease) {
 	v.mu.Lock()
@@ -614,7 +661,7 @@ func (v *vault) lookup(id string) *lease {
 func (v *vault) revoke(id string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if l := v.leases[id]; l != nil && v.term != nil && !l.irrevocable {
+	if l := v.leases[id]; l != nil && v.term != nil && v.mounted && !l.irrevocable {
 		l.expire = time.Now().Add(v.offset)
 		v.schedule(v.term, l)
 	}
@@ -660,9 +707,7 @@ func (v *vault) revokeRole(ctx context.Context, role string, force bool) error {
 			return fmt.Errorf("failed to revoke %q: %w", l.id, err)
 		}
 		if err != nil { // forgotten all the same
-			v.w.tell(v.name, "forgets lease %s of %s %s by force", l.id, l.account(), l.keyID())
-			v.w.ledger.excuse(true, l.account(), l.keyID())
-			v.forget(l)
+			v.drop(l)
 		}
 	}
 	return nil
@@ -726,6 +771,12 @@ func (v *vault) change() (done func()) {
 	return func() { <-v.changing }
 }
 
+// power waits for its turn to change the active node.
+func (v *vault) power() (done func()) {
+	v.powering <- struct{}{}
+	return func() { <-v.powering }
+}
+
 // goesOn reports whether a term has not ended.
 func (v *vault) goesOn(t *term) bool {
 	v.mu.Lock()
@@ -733,8 +784,7 @@ func (v *vault) goesOn(t *term) bool {
 	return v.term == t && t.ctx.Err() == nil
 }
 
-// disable unmounts: taint, one rollback, the leases one by one, the mount is unloaded,
-// its storage wiped. A failure leaves it tainted. A process that has died is first
+// disable unmounts: after the taint the mount is unloaded, and its storage wiped. A process that has died is first
 // replaced by the rollback, and so begins with the taint.
 func (v *vault) disable() error {
 	defer v.change()()
@@ -742,11 +792,7 @@ func (v *vault) disable() error {
 	if err != nil {
 		return err
 	}
-	v.w.tell(v.name, "disables the mount")
-	v.tainted.Store(true)
-	v.rollback(t.ctx)
-	if err := v.revokePrefix(t.ctx, false); err != nil {
-		v.w.tell(v.name, "cannot disable the mount: %v", err)
+	if err := v.taint(t, "disables the mount"); err != nil {
 		return err
 	}
 	_, p, err := v.active()
@@ -756,12 +802,25 @@ func (v *vault) disable() error {
 	v.mu.Lock()
 	v.mounted = false
 	v.mu.Unlock()
-	p.unload()
+	whole := p.unload()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	t.p = nil
+	t.p, v.cutShort = nil, !whole
 	v.store = &logical.InmemStorage{}
 	return nil
+}
+
+// taint begins a disable or a move: the taint, one rollback, the leases one by one. A
+// failure leaves the mount tainted.
+func (v *vault) taint(t *term, what string) error {
+	v.w.tell(v.name, "%s", what)
+	v.tainted.Store(true)
+	v.rollback(t.ctx)
+	err := v.revokePrefix(t.ctx, false)
+	if err != nil {
+		v.w.tell(v.name, "has failed, and leaves the taint: %v", err)
+	}
+	return err
 }
 
 // enable mounts a new engine.
@@ -775,7 +834,7 @@ func (v *vault) enable() {
 	}
 	v.tainted.Store(false)
 	v.mount.Add(1)
-	p := v.spawn(fmt.Sprintf("%s/new%d", v.name, v.roll(1<<20)))
+	p := v.spawnNext()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	t.p, v.mounted = p, true
@@ -790,11 +849,7 @@ func (v *vault) move(to string, fails bool) error {
 	if err != nil {
 		return err
 	}
-	v.w.tell(v.name, "moves the mount to %s", to)
-	v.tainted.Store(true)
-	v.rollback(t.ctx)
-	if err := v.revokePrefix(t.ctx, false); err != nil {
-		v.w.tell(v.name, "cannot move the mount: %v", err)
+	if err := v.taint(t, "moves the mount to "+to); err != nil {
 		return err
 	}
 	if fails || !v.goesOn(t) {
@@ -812,6 +867,7 @@ func (v *vault) move(to string, fails bool) error {
 	v.mu.Lock()
 	v.path = to
 	v.mu.Unlock()
+	v.w.openai.weather.set(func(*weather) {}) // the taint has kept the engine from its work
 	v.tainted.Store(false)
 	return nil
 }
@@ -831,8 +887,7 @@ func (v *vault) reload() {
 // seal and unseal, crash, and a step-down to another node, after which the old one
 // believes for a while that it is active.
 func (v *vault) restart(crash bool, pause time.Duration) {
-	v.powering <- struct{}{}
-	defer func() { <-v.powering }()
+	defer v.power()()
 	if crash {
 		v.w.tell(v.name, "is killed")
 	} else {
@@ -845,9 +900,47 @@ func (v *vault) restart(crash bool, pause time.Duration) {
 	v.start()
 }
 
+// sealNamespace seals the mount's namespace, as OpenBao does, and unseals it: the mount is
+// tainted in memory, rolled back and unloaded, and its leases and storage stay
+// (openbao vault/namespace_store.go, clearNamespaceResources; vault/mount.go,
+// unmountInternal).
+func (v *vault) sealNamespace(pause time.Duration) {
+	defer v.change()()
+	defer v.power()()
+	t, _, err := v.active()
+	if err != nil || v.tainted.Load() {
+		return
+	}
+	v.w.tell(v.name, "seals the namespace for %s", pause)
+	v.sealing.Store(true)
+	v.tainted.Store(true)
+	v.rollback(t.ctx)
+	_, p, err := v.active()
+	v.mu.Lock()
+	v.mounted = false
+	for _, l := range v.leases {
+		l.timer.Stop()
+	}
+	v.mu.Unlock()
+	if err == nil {
+		p.unload()
+	}
+	time.Sleep(pause)
+	v.w.tell(v.name, "unseals the namespace")
+	v.sealing.Store(false)
+	v.tainted.Store(false)
+	next := v.spawnNext()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	t.p, v.mounted = next, true
+	v.scheduleAll(t)
+}
+
+// ends reports whether the mount's end has begun.
+func (v *vault) ends() bool { return v.tainted.Load() && !v.sealing.Load() }
+
 func (v *vault) stepDown(overlap time.Duration) {
-	v.powering <- struct{}{}
-	defer func() { <-v.powering }()
+	defer v.power()()
 	t, p, err := v.serving()
 	if err != nil {
 		return
@@ -864,13 +957,75 @@ func (v *vault) stepDown(overlap time.Duration) {
 		l.timer.Stop()
 	}
 	v.term = nil
+	p.deposed.Store(&deposed{clone(v.store), v.offset})
+	skew := time.Duration(v.dice.Int64N(int64(2*nodeSkew))) - nodeSkew
+	by := skew - v.skew
+	v.skew = skew
 	v.mu.Unlock()
+	v.setClock(by)
 	t.ends.Store(true)
-	p.deposed.Store(true)
 	v.start()
-	time.Sleep(overlap)
+	v.lastRequests(t, p, overlap)
 	t.cancel()
 	p.unload()
+}
+
+// lastRequests is what a node does that does not know yet that it is not active any more:
+// Vault's own work, and that of clients which have not been sent away.
+func (v *vault) lastRequests(t *term, p *process, lasts time.Duration) {
+	send := func(op logical.Operation, path string, l *lease) {
+		req := &logical.Request{Operation: op, Path: path, ID: fmt.Sprintf("req-%d", v.roll(1<<30)), MountPoint: v.mountPoint(), DisplayName: "userpass-alice"}
+		ctx, cancel := context.WithTimeout(t.ctx, revokeTimeout)
+		defer cancel()
+		before := false
+		if l != nil {
+			v.mu.Lock()
+			before = l.revoking
+			req.Secret, req.Data = stored(l.secret), throughJSON(l.data)
+			v.mu.Unlock()
+			v.note(l)
+		}
+		resp, err := v.send(ctx, t, p, req)
+		if l != nil && (err != nil || resp.IsError()) { // the lease lives on
+			v.mu.Lock()
+			l.revoking = before
+			v.mu.Unlock()
+		}
+		if op == logical.ReadOperation && err == nil && resp != nil && !resp.IsError() && resp.Secret == nil {
+			v.w.checkStatic(v, "made", resp.Data)
+		}
+		v.w.tell(v.name, "whose node is not active any more, has asked for %s %s: %v", op, path, err)
+	}
+	// Its storage is the node's own copy, and a write needs the cluster
+	// (physical/raft/raft.go, Get and applyLog); a request may last until the drain's end
+	// (ha.go, "Stop Active Duty").
+	for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(time.Duration(v.roll(int(10 * time.Second)))) {
+		switch v.roll(4) {
+		case 0:
+			go send(logical.RollbackOperation, "", nil)
+		case 1:
+			go send(logical.ReadOperation, "creds/app", nil)
+		case 2:
+			go send(logical.ReadOperation, "static-creds/made", nil)
+		case 3: // which ends now, or whose client asks for that; the other node keeps it
+			if ids := v.leaseIDs(); len(ids) > 0 {
+				if l := v.lookup(ids[v.roll(len(ids))]); l != nil {
+					go send(logical.RevokeOperation, l.path, l)
+				}
+			}
+		}
+	}
+}
+
+// clone is a copy of a storage.
+func clone(store *logical.InmemStorage) *logical.InmemStorage {
+	ctx, copied := context.Background(), &logical.InmemStorage{}
+	_ = logical.ScanView(ctx, store, func(key string) { // in memory, nothing fails
+		if entry, err := store.Get(ctx, key); err == nil && entry != nil {
+			_ = copied.Put(ctx, entry)
+		}
+	})
+	return copied
 }
 
 // snapshot is a copy of all that Vault stores.
@@ -886,13 +1041,7 @@ type snapshot struct {
 func (v *vault) snapshot() *snapshot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	s := &snapshot{store: &logical.InmemStorage{}, leases: map[string]lease{}, path: v.path, at: time.Now(), taint: v.tainted.Load(), mount: v.mount.Load()}
-	ctx := context.Background()
-	_ = logical.ScanView(ctx, v.store, func(key string) { // in memory, nothing fails
-		if entry, err := v.store.Get(ctx, key); err == nil && entry != nil {
-			_ = s.store.Put(ctx, entry)
-		}
-	})
+	s := &snapshot{store: clone(v.store), leases: map[string]lease{}, path: v.path, at: time.Now(), taint: v.tainted.Load(), mount: v.mount.Load()}
 	for id, l := range v.leases {
 		s.leases[id] = *l
 	}
@@ -902,8 +1051,7 @@ func (v *vault) snapshot() *snapshot {
 // restore puts a snapshot in place. Meanwhile the mount is unloaded as by sealing
 // (logical_system_raft.go, handleStorageRaftSnapshotWrite).
 func (v *vault) restore(s *snapshot) {
-	v.powering <- struct{}{}
-	defer func() { <-v.powering }()
+	defer v.power()()
 	v.w.tell(v.name, "is restored from a snapshot of %s ago", time.Since(s.at).Round(time.Second))
 	v.stop(true)
 	v.load(s)
@@ -917,14 +1065,8 @@ func (v *vault) load(s *snapshot) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	// From storage again, since it may be restored twice.
-	v.store, v.leases, v.path, v.mounted = &logical.InmemStorage{}, map[string]*lease{}, s.path, true
+	v.store, v.leases, v.path, v.mounted = clone(s.store), map[string]*lease{}, s.path, true
 	v.tainted.Store(s.taint)
-	ctx := context.Background()
-	_ = logical.ScanView(ctx, s.store, func(key string) {
-		if entry, err := s.store.Get(ctx, key); err == nil && entry != nil {
-			_ = v.store.Put(ctx, entry)
-		}
-	})
 	for id, l := range s.leases {
 		copied := l
 		copied.timer, copied.revoking, copied.lock = nil, false, make(chan struct{}, 1)
@@ -954,6 +1096,17 @@ func stored(s *logical.Secret) *logical.Secret {
 
 // throughJSON is what data looks like after a trip through storage or the wire.
 func throughJSON(data map[string]any) map[string]any {
+	changes := false
+	for _, v := range data {
+		switch v.(type) {
+		case string, bool, json.Number:
+		default:
+			changes = true
+		}
+	}
+	if !changes {
+		return maps.Clone(data)
+	}
 	encoded, err := json.Marshal(data)
 	if err != nil {
 		panic(err) // responses are JSON

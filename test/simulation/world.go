@@ -34,6 +34,9 @@ type Settings struct {
 	Faults    int  // 0 to 3: how bad OpenAI and storage get
 	Clocks    bool // differ and jump
 	Copy      bool // a second Vault restored from a snapshot
+	Namespace bool // of OpenBao, which seals it
+	Pools     bool // of roles
+	Spending  bool // keys cost money, which is limited
 }
 
 // SettingsOf chooses a life's settings by its seed. Of days 0, they are chosen, too.
@@ -46,20 +49,23 @@ func SettingsOf(seed uint64, days int) Settings {
 	}
 	if long := r.IntN(100); days == 0 {
 		switch {
-		case long < 80:
+		case long < 90:
 			s.Days = 1
-		case long < 98:
+		case long < 99:
 			s.Days = 2 + r.IntN(4)
 		default:
 			s.Days = 10 + r.IntN(21)
 		}
 	}
+	s.Namespace = r.IntN(6) == 0
+	s.Pools = r.IntN(2) == 0 && !s.Copy    // a copy ends them: docs/failures.md
+	s.Spending = r.IntN(3) == 0 && !s.Copy // a copy knows no limit that was raised since
 	return s
 }
 
 func (s Settings) String() string {
-	return fmt.Sprintf("seed %d: %d days, %d programs, %d readers, operators %t, people %t, trouble %t, faults %d, clocks %t, copy %t",
-		s.Seed, s.Days, s.Programs, s.Readers, s.Operators, s.People, s.Trouble, s.Faults, s.Clocks, s.Copy)
+	return fmt.Sprintf("seed %d: %d days, %d programs, %d readers, operators %t, people %t, trouble %t, faults %d, clocks %t, copy %t, namespace %t, pools %t, spending %t",
+		s.Seed, s.Days, s.Programs, s.Readers, s.Operators, s.People, s.Trouble, s.Faults, s.Clocks, s.Copy, s.Namespace, s.Pools, s.Spending)
 }
 
 // smaller are settings with less of one thing, the greatest cuts first.
@@ -73,6 +79,9 @@ func (s Settings) smaller() (all []Settings) {
 	}
 	try(func(s *Settings) { s.Days = max(1, s.Days/2) })
 	try(func(s *Settings) { s.Copy = false })
+	try(func(s *Settings) { s.Namespace = false })
+	try(func(s *Settings) { s.Pools = false })
+	try(func(s *Settings) { s.Spending = false })
 	try(func(s *Settings) { s.People = false })
 	try(func(s *Settings) { s.Clocks = false })
 	try(func(s *Settings) { s.Trouble = false })
@@ -98,7 +107,7 @@ type Result struct {
 	Calls  int    // to OpenAI
 	Leases int
 	Lived  time.Duration // of simulated time
-	Log    []string      // all events, for the comparison of two runs
+	story  []event
 }
 
 // event is one line of the story. It is put into words when somebody reads it.
@@ -127,7 +136,47 @@ type world struct {
 	vault  *vault   // the original
 	copies []*vault // its copies
 	actors sync.WaitGroup
+	idle   chan func() // to goroutines that have nothing to do
+	ended  chan struct{}
 	ledger ledger
+	money  *money
+}
+
+func newWorld(s Settings) *world {
+	w := &world{Settings: s, began: time.Now(), idle: make(chan func()), ended: make(chan struct{}), ledger: ledger{
+		things: map[string]*thing{}, byHand: map[string]bool{}, configured: map[string]bool{},
+		scopes: map[string][]scopesOf{}, graces: map[string]grace{}, crowded: map[string]int{}, recreated: map[string]recreation{},
+	}}
+	w.money = newMoney(w)
+	w.openai = newOpenAI(w)
+	w.vault = newVault(w, "vault")
+	return w
+}
+
+// getenv is the environment of the server, which is OpenBao if it has namespaces.
+func (w *world) getenv(name string) string {
+	if name == "BAO_VERSION" && w.Namespace {
+		return "2.6.2"
+	}
+	return ""
+}
+
+// run is a goroutine for do, on a stack that others have grown.
+func (w *world) run(do func()) {
+	select {
+	case w.idle <- do:
+	default:
+		go func() {
+			for {
+				do()
+				select {
+				case do = <-w.idle:
+				case <-w.ended:
+					return
+				}
+			}
+		}()
+	}
 }
 
 func (w *world) dice(name string) *rand.Rand { return stream(w.Seed, name) }
@@ -170,27 +219,27 @@ func (w *world) act(do func()) { w.actors.Go(do) }
 func Live(t *testing.T, s Settings) (result Result) {
 	result.Settings = s
 	synctest.Test(t, func(*testing.T) {
-		w := &world{Settings: s, began: time.Now()}
+		time.Sleep(s.begins())
+		w := newWorld(s)
 		w.live()
 		result.Lived = time.Since(w.began)
 		result.Calls, result.Leases = w.openai.calls(), w.ledger.leases()
 		if w.broken != nil {
 			result.Broken, result.Story = w.broken.who, w.report()
 		}
-		for _, e := range w.story {
-			result.Log = append(result.Log, e.String())
-		}
+		result.story = w.story
 	})
 	return result
 }
 
 func (w *world) live() {
-	w.openai = newOpenAI(w)
 	defer w.openai.close()
-	w.vault = newVault(w, "vault")
 	w.vault.start()
 	w.actorsOfLife()
 	w.sleep(time.Duration(w.Days) * 24 * time.Hour)
+	if w.People && w.Readers > 0 {
+		w.sleep(time.Hour) // in which the engine compares its static roles with OpenAI
+	}
 	broken := w.isBroken()
 	w.over.Store(true)
 	w.actors.Wait()
@@ -202,6 +251,7 @@ func (w *world) live() {
 	for _, v := range append([]*vault{w.vault}, w.copies...) {
 		v.end()
 	}
+	close(w.ended)
 }
 
 func (w *world) isBroken() bool {
@@ -217,6 +267,9 @@ func (w *world) report() string {
 	fmt.Fprintf(&b, "BROKEN: %s\n  %s\n  %s\n", w.broken.who, invariants[w.broken.who], *w.broken)
 	var hits, last []event
 	for _, e := range w.story {
+		if e.at.After(w.broken.at) {
+			break // what the actors still did
+		}
 		line := e.String()
 		for _, id := range w.about {
 			if strings.Contains(line, id) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -61,6 +62,7 @@ func TestWorld_KeptSeeds(t *testing.T) {
 // the time is over or three have failed.
 func run(t *testing.T, next func(i int) (Settings, bool), timed bool) {
 	t.Helper()
+	debug.SetGCPercent(800) // there is little that lives, and much that does not
 	began := time.Now()
 	var begun, ended, calls, leases, broken, lived atomic.Int64
 	var group sync.WaitGroup
@@ -76,8 +78,8 @@ func run(t *testing.T, next func(i int) (Settings, bool), timed bool) {
 				}
 				r := Live(t, s)
 				if *tells && (*lives <= 1 && *seed != 0 || r.Broken != "") {
-					for _, line := range r.Log {
-						fmt.Println(line)
+					for _, e := range r.story {
+						fmt.Println(e)
 					}
 				}
 				if r.Broken != "" {

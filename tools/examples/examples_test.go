@@ -1,7 +1,7 @@
 // Package examples checks the examples under deploy/ that no test can run
-// against what their tools read: the operators' own CRDs, GitHub's workflow
-// syntax, Terraform's language, and lists of field names where a tool publishes
-// nothing better.
+// against what their tools read: Kubernetes' own types, the operators' CRDs, the
+// fields of Vault's paths, GitHub's workflow syntax, Terraform's language, and
+// lists of field names where a tool publishes nothing better.
 //
 // It is a module of its own, for what it needs is nothing to the plugin. The
 // integration tests run it, and `go test` in this folder does. What must stay
@@ -9,6 +9,7 @@
 package examples
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ import (
 	"github.com/zclconf/go-cty/cty/function"
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 	"go.yaml.in/yaml/v3"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 )
 
 const deploy = "../../deploy"
@@ -47,6 +50,9 @@ func TestTheManifestsFitTheOperatorsCRDs(t *testing.T) {
 		schemas := crds(t, operator.module, operator.crds)
 		files := glob(t, filepath.Join(deploy, folder, "*.yaml"))
 		for _, file := range files {
+			if filepath.Base(file) == "deployment.yaml" {
+				continue // Kubernetes' own
+			}
 			for i, object := range documents(t, file) {
 				kind := fmt.Sprint(object["apiVersion"], " ", object["kind"])
 				schema := schemas[kind]
@@ -68,16 +74,22 @@ func TestTheManifestsFitTheOperatorsCRDs(t *testing.T) {
 	}
 }
 
-// crds reads the schemas of a module's CRDs: "group/version kind" → schema.
-func crds(t *testing.T, module, pattern string) map[string]*openapi3.Schema {
+// download returns the folder of a module's sources.
+func download(t *testing.T, module string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", module).Output()
 	var downloaded struct{ Dir, Error string }
 	if jsonErr := json.Unmarshal(out, &downloaded); jsonErr != nil || downloaded.Dir == "" {
 		t.Fatalf("fetching %s: %v %s", module, err, downloaded.Error)
 	}
+	return downloaded.Dir
+}
+
+// crds reads the schemas of a module's CRDs: "group/version kind" → schema.
+func crds(t *testing.T, module, pattern string) map[string]*openapi3.Schema {
+	t.Helper()
 	schemas := map[string]*openapi3.Schema{}
-	for _, file := range glob(t, filepath.Join(downloaded.Dir, pattern)) {
+	for _, file := range glob(t, filepath.Join(download(t, module), pattern)) {
 		for _, crd := range documents(t, file) {
 			content, err := json.Marshal(crd)
 			must(t, err)
@@ -124,6 +136,202 @@ func closed(s *openapi3.Schema) {
 	}
 	if s.AdditionalProperties.Schema != nil {
 		closed(s.AdditionalProperties.Schema.Value)
+	}
+}
+
+// The Deployments use what the page and the other manifests create: the service
+// account, the Secret with its key, and the login that Vault's role is bound to.
+func TestTheDeploymentsFitKubernetes(t *testing.T) {
+	files := glob(t, filepath.Join(deploy, "*", "deployment.yaml"))
+	if len(files) != 3 {
+		t.Errorf("%d Deployments", len(files))
+	}
+	for _, file := range files {
+		all := documents(t, file)
+		if len(all) != 1 {
+			t.Fatalf("%s has %d objects", file, len(all))
+		}
+		deployment, err := asDeployment(all[0])
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		pod := deployment.Spec.Template
+		for what, pair := range map[string][2]string{
+			"apiVersion":           {deployment.APIVersion, "apps/v1"},
+			"kind":                 {deployment.Kind, "Deployment"},
+			"namespace":            {deployment.Namespace, "my-app"},
+			"name":                 {deployment.Name, "my-app"},
+			"service account":      {pod.Spec.ServiceAccountName, "my-app"},
+			"label and selector":   {pod.Labels["app"], deployment.Spec.Selector.MatchLabels["app"]},
+			"number of containers": {fmt.Sprint(len(pod.Spec.Containers)), "1"},
+		} {
+			if pair[0] != pair[1] || pair[0] == "" {
+				t.Errorf("%s: %s is %q, not %q", file, what, pair[0], pair[1])
+			}
+		}
+		container := pod.Spec.Containers[0]
+		switch filepath.Base(filepath.Dir(file)) {
+		case "agent-injector":
+			checkInjected(t, file, pod)
+		case "vault-secrets-operator":
+			if from := container.EnvFrom; len(from) != 1 || from[0].SecretRef.Name != "openai" {
+				t.Errorf("%s: the environment is not the Operator's Secret: %v", file, from)
+			}
+		case "external-secrets":
+			if v := pod.Spec.Volumes; len(v) != 1 || v[0].Secret.SecretName != "openai" || container.VolumeMounts[0].Name != v[0].Name {
+				t.Errorf("%s: the volume is not the Operator's Secret: %v", file, v)
+			}
+		}
+		spec := all[0]["spec"].(map[string]any)
+		spec["mispelt"] = true
+		if _, err := asDeployment(all[0]); err == nil {
+			t.Errorf("%s: a field that does not exist is not noticed", file)
+		}
+	}
+}
+
+func asDeployment(object map[string]any) (d appsv1.Deployment, err error) {
+	err = strictly(object, &d)
+	return d, err
+}
+
+// strictly reads an object by Kubernetes' own types, unknown fields refused.
+func strictly(object map[string]any, into any) error {
+	content, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	decoder.DisallowUnknownFields()
+	return decoder.Decode(into)
+}
+
+// The broker is a native sidecar: it is ready before the agent starts, and ends
+// after it. It alone has the login, and both have the placeholder.
+func TestTheBrokersPodFitsKubernetes(t *testing.T) {
+	file := filepath.Join(deploy, "broker", "kubernetes.yaml")
+	all := documents(t, file)
+	if len(all) != 2 {
+		t.Fatalf("%s has %d objects", file, len(all))
+	}
+	var config corev1.ConfigMap
+	var pod corev1.Pod
+	must(t, strictly(all[0], &config))
+	must(t, strictly(all[1], &pod))
+	if len(pod.Spec.InitContainers) != 1 || len(pod.Spec.Containers) != 1 {
+		t.Fatalf("%d and %d containers", len(pod.Spec.InitContainers), len(pod.Spec.Containers))
+	}
+	broker, agent := pod.Spec.InitContainers[0], pod.Spec.Containers[0]
+	mounts := func(c corev1.Container) (names []string) {
+		for _, m := range c.VolumeMounts {
+			names = append(names, m.Name)
+		}
+		return names
+	}
+	for what, holds := range map[string]bool{
+		"kinds":                     config.Kind == "ConfigMap" && config.APIVersion == "v1" && pod.Kind == "Pod" && pod.APIVersion == "v1",
+		"the configuration":         config.Data["broker.json"] != "" && pod.Spec.Volumes[0].ConfigMap.Name == config.Name,
+		"a native sidecar":          broker.RestartPolicy != nil && *broker.RestartPolicy == corev1.ContainerRestartPolicyAlways,
+		"ready before the agent":    broker.StartupProbe != nil && broker.StartupProbe.Exec != nil && broker.StartupProbe.Exec.Command[1] == "env",
+		"time for the drain":        pod.Spec.TerminationGracePeriodSeconds != nil && *pod.Spec.TerminationGracePeriodSeconds >= 20+50 && strings.Contains(config.Data["broker.json"], `"drain": "20s"`),
+		"the login is the broker's": pod.Spec.AutomountServiceAccountToken != nil && !*pod.Spec.AutomountServiceAccountToken && slices.Contains(mounts(broker), "vault-login"),
+		"and not the agent's":       slices.Equal(mounts(agent), []string{"tokens"}) && agent.VolumeMounts[0].ReadOnly,
+		"no shared processes":       pod.Spec.ShareProcessNamespace == nil && !pod.Spec.HostPID,
+	} {
+		if !holds {
+			t.Errorf("%s: %s", file, what)
+		}
+	}
+	all[1]["spec"].(map[string]any)["mispelt"] = true
+	if strictly(all[1], &pod) == nil {
+		t.Errorf("%s: a field that does not exist is not noticed", file)
+	}
+}
+
+func checkInjected(t *testing.T, file string, pod corev1.PodTemplateSpec) {
+	t.Helper()
+	const secret, template = "agent-inject-secret-openai-api-key", "agent-inject-template-openai-api-key"
+	var names []string
+	for name := range pod.Annotations {
+		short, ours := strings.CutPrefix(name, "vault.hashicorp.com/")
+		if !ours {
+			t.Errorf("%s: %s is not the Injector's", file, name)
+		}
+		if short != secret && short != template {
+			names = append(names, short)
+		}
+	}
+	known(t, file, "injector annotations", names)
+	if pod.Annotations["vault.hashicorp.com/"+secret] != "openai/creds/my-app" ||
+		!strings.Contains(pod.Annotations["vault.hashicorp.com/"+template], `with secret "openai/creds/my-app"`) {
+		t.Errorf("%s: the secret and its template: %v", file, pod.Annotations)
+	}
+	volumes := pod.Spec.Volumes
+	if len(volumes) != 1 || volumes[0].Name != pod.Annotations["vault.hashicorp.com/agent-service-account-token-volume-name"] ||
+		volumes[0].Projected.Sources[0].ServiceAccountToken.Audience != "vault" {
+		t.Errorf("%s: the login's token: %v", file, volumes)
+	}
+}
+
+// The kubernetes auth method is not in the server that the tests build, so what
+// the page writes to it is held against the fields that the method has.
+func TestTheKubernetesPageNamesTheFieldsOfVault(t *testing.T) {
+	content, err := os.ReadFile("../../docs/tools/kubernetes.md")
+	must(t, err)
+	token := fields(t, "github.com/hashicorp/vault/sdk@v0.23.0", "helper/tokenutil/tokenutil.go")
+	const method = "github.com/hashicorp/vault-plugin-auth-kubernetes@v0.23.1"
+	paths := map[string][]string{
+		"auth/kubernetes/config":      fields(t, method, "path_config.go"),
+		"auth/kubernetes/role/my-app": append(fields(t, method, "path_role.go"), token...),
+	}
+	seen := 0
+	for _, write := range regexp.MustCompile(`\$ vault write (auth/\S+)((?:[^\n\\]|\\\n)*)`).FindAllStringSubmatch(string(content), -1) {
+		for _, pair := range strings.Fields(strings.ReplaceAll(write[2], "\\\n", " ")) {
+			name, value, _ := strings.Cut(pair, "=")
+			seen++
+			if !slices.Contains(paths[write[1]], name) {
+				t.Errorf("%s has no field %q", write[1], name)
+			}
+			if name == "audience" && value != "vault" {
+				t.Errorf("the audience is %q and not the manifests'", value)
+			}
+		}
+	}
+	if seen != 11 {
+		t.Errorf("%d fields were found on the page", seen)
+	}
+}
+
+var schemaField = regexp.MustCompile(`(?m)^\s*"([a-z_]+)": (?:\{|&framework\.FieldSchema\{)`)
+
+// fields reads the names of the fields that a path of Vault has, from its source.
+func fields(t *testing.T, module, file string) (names []string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(download(t, module), file))
+	must(t, err)
+	for _, m := range schemaField.FindAllStringSubmatch(string(content), -1) {
+		names = append(names, m[1])
+	}
+	if len(names) == 0 {
+		t.Fatalf("%s %s: no fields were found", module, file)
+	}
+	return names
+}
+
+func TestTheGitLabJobHasGitLabsKeywords(t *testing.T) {
+	file := filepath.Join(deploy, "gitlab-ci", "openai.yml")
+	all := documents(t, file)
+	job, ok := all[0]["openai"].(map[string]any)
+	if len(all) != 1 || len(all[0]) != 1 || !ok {
+		t.Fatalf("%s is not one job", file)
+	}
+	known(t, file, "gitlab job", keys(job))
+	known(t, file, "gitlab image", keys(job["image"]))
+	for _, token := range job["id_tokens"].(map[string]any) {
+		if names := keys(token); len(names) != 1 || names[0] != "aud" {
+			t.Errorf("%s: an ID token has %v", file, names)
+		}
 	}
 }
 

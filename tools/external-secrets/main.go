@@ -1,13 +1,12 @@
-// Command external-secrets runs the External Secrets Operator's own code for a
-// VaultDynamicSecret, without a cluster: the generator of a manifest is asked
-// once, and what it would put into a Secret is printed as JSON.
+// Command external-secrets runs the External Secrets Operator's code for a
+// VaultDynamicSecret without a cluster: it runs the generator of a manifest once, and
+// prints the data for the Secret as JSON.
 //
 //	VAULT_TOKEN=… external-secrets generator.yaml
 //
-// Only the login is not the manifest's: in the place of the Kubernetes login,
-// which takes a cluster, comes a token. It is a module of its own because of
-// what the Operator is built from. The version is the last whose generator the
-// module proxy has.
+// It replaces the manifest's Kubernetes login, which requires a cluster, by a token. It is
+// a separate module because of the Operator's dependencies. The version is the last whose
+// generator the module proxy has.
 package main
 
 import (
@@ -30,8 +29,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// nowhere is a cluster that nobody asks: the generator wants to have one, and
-// with a token it needs nothing of it.
+// nowhere is a cluster without a server: the generator requires one, but does not call it
+// with a token.
 const nowhere = `{apiVersion: v1, kind: Config, current-context: none,
 contexts: [{name: none, context: {cluster: none}}],
 clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]}`
@@ -84,8 +83,7 @@ func run(ctx context.Context, manifest string) error {
 	return json.NewEncoder(os.Stdout).Encode(data)
 }
 
-// generator finds the generator among the objects of a file, and takes no field
-// that it does not know.
+// generator finds the generator among the objects of a file. Unknown fields are an error.
 func generator(content []byte) (*generators.VaultDynamicSecret, error) {
 	for _, document := range bytes.Split(content, []byte("\n---\n")) {
 		var kind metav1.TypeMeta

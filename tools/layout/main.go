@@ -1,17 +1,16 @@
-// Command layout shows how the files of the engine's package depend on each
-// other, and fails when they do so in a circle.
+// Command layout checks the dependencies between the files of the engine's package. It
+// fails if they have a cycle or violate the declared order, or if the package comment in
+// backend.go lists other files than order.txt.
 //
 //	go run ./tools/layout        the counts, and every violation
 //	go run ./tools/layout -v     also the names behind each arrow
 //
-// The package is flat, so the compiler holds no order inside it. This program
-// does: it type-checks the package and draws an arrow from the file that uses a
-// name to the file that declares it. The order of the files is declared in
-// order.txt beside this program, from the files that use others to those that
-// are used. Reading them in that order, nobody has to go back up, except to
-// backend.go: it declares the type that everything is a method of, and wires
-// the rest together, so arrows to the type and arrows from backend.go do not
-// count.
+// The package is flat, so the compiler does not enforce an order in it. This program
+// type-checks the package and records an arrow from the file that uses a name to the file
+// that declares it. order.txt declares the order of the files, from those that use others
+// to those that are used, so that the package can be read from top to bottom. Arrows to
+// the backend's type and arrows from backend.go do not count: backend.go declares the type
+// of most methods, and wires the other files together.
 package main
 
 import (
@@ -50,12 +49,49 @@ func main() {
 		fmt.Fprintln(os.Stderr, "layout:", err)
 		os.Exit(2)
 	}
-	if !report(os.Stdout, arrows, files, order(declared), *verbose, *all) {
+	comment, err := commented(wiring)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "layout:", err)
+		os.Exit(2)
+	}
+	good := report(os.Stdout, arrows, files, order(declared), *verbose, *all)
+	if want := order(declared); !slices.Equal(comment, want) {
+		fmt.Printf("the package comment in %s lists\n    %s\nbut order.txt\n    %s\n", wiring, strings.Join(comment, " "), strings.Join(want, " "))
+		good = false
+	}
+	if !good {
 		os.Exit(1)
 	}
 }
 
-// order reads the list of files: one a line, '#' begins a comment.
+// commented returns the files that the package comment of a file lists, in its order.
+func commented(path string) ([]string, error) {
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments|parser.PackageClauseOnly)
+	if err != nil {
+		return nil, err
+	}
+	return listedIn(file.Doc.Text()), nil
+}
+
+// listedIn reads the items of a comment's list: a title, a colon, and names of files
+// without ".go".
+func listedIn(comment string) []string {
+	var files []string
+	item := false
+	for line := range strings.Lines(comment) {
+		if title, names, found := strings.Cut(line, ": "); found && strings.HasPrefix(title, "  - ") {
+			item, line = true, names
+		} else if item = item && strings.HasPrefix(line, "    "); !item {
+			continue
+		}
+		for name := range strings.SplitSeq(strings.Trim(line, " ,;.\n"), ", ") {
+			files = append(files, name+".go")
+		}
+	}
+	return files
+}
+
+// order reads the list of files: one per line; '#' starts a comment.
 func order(text string) []string {
 	var files []string
 	for line := range strings.Lines(text) {
@@ -67,7 +103,7 @@ func order(text string) []string {
 	return files
 }
 
-// arrows says, for each file, which files it uses and by which names.
+// arrows maps each file to the files that it uses and the names that it uses there.
 type arrows map[string]map[string][]string
 
 func (a arrows) add(from, to, name string) {
@@ -123,7 +159,8 @@ func load(dir string) (arrows, []string, error) {
 	return found, pkg.GoFiles, nil
 }
 
-// isBackend tells the backend's type and its fields, which every file may use.
+// isBackend reports whether a name is the backend's type or one of its fields, which every
+// file may use.
 func isBackend(object types.Object, pkg *types.Package) bool {
 	backend := pkg.Scope().Lookup("backend")
 	if backend == nil {
@@ -150,8 +187,7 @@ type listed struct {
 	DepOnly                 bool
 }
 
-// list asks the go command for the package's files and for the compiled form of
-// what it imports.
+// list gets the package's files and the export data of its imports from the go command.
 func list(dir string) (listed, map[string]string, error) {
 	command := exec.Command("go", "list", "-export", "-deps", "-json=Dir,ImportPath,Export,GoFiles,DepOnly", ".")
 	command.Dir = dir
@@ -176,7 +212,7 @@ func list(dir string) (listed, map[string]string, error) {
 	}
 }
 
-// report prints what it found, and says whether the tree is in order.
+// report prints the result, and returns whether the order holds.
 func report(out io.Writer, found arrows, files, declared []string, verbose, all bool) bool {
 	rank := map[string]int{}
 	for i, file := range declared {

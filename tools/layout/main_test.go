@@ -42,3 +42,18 @@ func TestReport_FailsWhenTheOrderAndThePackageDiffer(t *testing.T) {
 		}
 	}
 }
+
+func TestListedIn_ReadsTheItemsOfTheList(t *testing.T) {
+	comment := `Package p does it: not an item.
+
+  - paths: path_a, path_b,
+    path_c;
+  - used by all: d.
+
+See order.txt: it lists all.
+    code: e
+`
+	if got := strings.Join(listedIn(comment), " "); got != "path_a.go path_b.go path_c.go d.go" {
+		t.Errorf("files: %s", got)
+	}
+}

@@ -1,7 +1,7 @@
-// Package openapi pins what the integration tests make a client with, from the
-// OpenAPI document of a mounted engine: the generator, and what its code needs.
+// Package openapi pins the generator, and the dependencies of its code, with which the
+// integration tests generate a client from the OpenAPI document of a mounted engine.
 package openapi
 
 import (
-	_ "github.com/oapi-codegen/runtime" // which generated code imports
+	_ "github.com/oapi-codegen/runtime" // imported by generated code
 )

@@ -1,11 +1,10 @@
-// Command release builds all that a release consists of: the plugin for each
-// platform, an SBOM of each made from the binary's own build information, the
-// container image of each Linux platform, one SHA256SUMS over all of it and, where
-// a key is named, a signature over that.
+// Command release builds a release: each program for each of its platforms, an SBOM of
+// each from the binary's own build information, the container image of each Linux
+// platform, a SHA256SUMS of all files and, if a key is set, its signature.
 //
-// What must stay true: the same commit, version and Go release give the same
-// bytes in any folder; a binary that is anything else than a clean, tagged
-// commit says so in its version; a release without a signature says so.
+// What must stay true: the build is reproducible for the same commit, version and Go
+// release, in any folder; the version of a binary shows if it was not built from a clean,
+// tagged commit; a release without a signature prints that.
 package main
 
 import (
@@ -29,10 +28,11 @@ import (
 
 const (
 	plugin = "vault-plugin-secrets-openai" // module, command and binary
+	broker = "openai-broker"
 	sums   = "SHA256SUMS"
 )
 
-// platforms are those that Vault itself is commonly run on.
+// platforms are the common platforms of Vault.
 const platforms = "linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64"
 
 func main() {
@@ -48,7 +48,7 @@ func main() {
 	}
 }
 
-// run makes a release and returns its folder.
+// run builds a release and returns its folder.
 func run(ctx context.Context, out io.Writer, root, asked string, platforms []string) (string, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -62,13 +62,13 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 	if err != nil {
 		return "", err
 	}
-	// An empty variable does not undo what `go env -w` has set.
+	// An empty variable does not override `go env -w`.
 	experiments, err := command(ctx, root, []string{"GOEXPERIMENT="}, "go", "env", "GOEXPERIMENT")
 	if err != nil {
 		return "", err
 	}
 	if experiments != "" {
-		return "", fmt.Errorf("go env -w GOEXPERIMENT=%s would change the binaries: go env -u GOEXPERIMENT undoes it", experiments)
+		return "", fmt.Errorf("GOEXPERIMENT=%s from go env -w changes the binaries; run go env -u GOEXPERIMENT", experiments)
 	}
 	fmt.Fprintf(out, "%s %s, built with %s\n", plugin, version, toolchain)
 	sources := root
@@ -89,16 +89,12 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 		return "", err
 	}
 	for _, platform := range platforms {
-		binary, err := build(ctx, sources, dist, version, platform)
-		if err != nil {
-			return "", err
-		}
-		if err := writeSBOM(binary, version); err != nil {
-			return "", fmt.Errorf("the SBOM of %s: %w", filepath.Base(binary), err)
-		}
-		if arch, ok := strings.CutPrefix(platform, "linux/"); ok {
-			if err := image(ctx, sources, dist, version, arch); err != nil {
-				return "", fmt.Errorf("the image for %s: %w", platform, err)
+		for _, program := range []string{plugin, broker} {
+			if program == broker && strings.HasPrefix(platform, "windows/") {
+				continue // it has no protection there, and is not for services
+			}
+			if err := release(ctx, sources, dist, program, version, platform); err != nil {
+				return "", err
 			}
 		}
 	}
@@ -110,11 +106,28 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 	return dist, sign(ctx, out, dist)
 }
 
+// release makes what there is of one program for one platform.
+func release(ctx context.Context, sources, dist, program, version, platform string) error {
+	binary, err := build(ctx, sources, dist, program, version, platform)
+	if err != nil {
+		return err
+	}
+	if err := writeSBOM(binary, version); err != nil {
+		return fmt.Errorf("the SBOM of %s: %w", filepath.Base(binary), err)
+	}
+	if arch, ok := strings.CutPrefix(platform, "linux/"); ok {
+		if err := image(ctx, sources, dist, program, version, arch); err != nil {
+			return fmt.Errorf("the image of %s for %s: %w", program, platform, err)
+		}
+	}
+	return nil
+}
+
 func tag(asked string) string { return "v" + strings.TrimPrefix(asked, "v") }
 
-// versionOf is the version that was asked for if the tree is that version. Of
-// any other tree it makes a pre-release with the commit, which no catalog can
-// take for the release.
+// versionOf returns the requested version if the tree is clean and tagged with it, and
+// otherwise a pre-release version with the commit, which a catalog cannot confuse with the
+// release.
 func versionOf(ctx context.Context, root, asked string) (string, error) {
 	version := tag(asked)
 	if semver.Canonical(version) != version {
@@ -124,7 +137,7 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The option since a developer's settings can hide files that Go compiles.
+	// With the option, since a developer's settings may hide files that Go compiles.
 	changes, err := command(ctx, root, nil, "git", "status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return "", err
@@ -143,16 +156,16 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 	default:
 		version += ".dev"
 	}
-	version += ".g" + commit // the g, since a number must not begin with 0
+	version += ".g" + commit // with a g, since a numeric identifier must not start with 0
 	if changes != "" {
 		version += "+dirty"
 	}
 	return version, nil
 }
 
-// clone makes a clone of a tagged commit that has no other tag, in a temporary
-// folder. A release is built from that because Go compiles files that git ignores,
-// and stamps into the binary the highest tag that the commit has.
+// clone clones a tagged commit, without its other tags, into a temporary folder. A release
+// is built from the clone because Go compiles files that git ignores, and stamps the
+// highest tag of the commit into the binary.
 func clone(ctx context.Context, root, version string) (string, error) {
 	parent, err := os.MkdirTemp("", "release-")
 	if err != nil {
@@ -171,37 +184,37 @@ func clone(ctx context.Context, root, version string) (string, error) {
 	return dir, nil
 }
 
-// build compiles the plugin for one platform. All settings that change the
+// build compiles a program for one platform. All settings that change the
 // result are given here and not taken from the environment.
-func build(ctx context.Context, root, dist, version, platform string) (string, error) {
+func build(ctx context.Context, root, dist, program, version, platform string) (string, error) {
 	goos, goarch, ok := strings.Cut(platform, "/")
 	if !ok {
 		return "", fmt.Errorf("%q is not GOOS/GOARCH", platform)
 	}
-	binary := filepath.Join(dist, fileName(version, goos, goarch))
+	binary := filepath.Join(dist, fileName(program, version, goos, goarch))
 	if goos == "windows" {
 		binary += ".exe"
 	}
-	return binary, compile(ctx, root, binary, version, goos, goarch, "-buildvcs=true")
+	return binary, compile(ctx, root, program, binary, version, goos, goarch, "-buildvcs=true")
 }
 
-func fileName(version, goos, goarch string) string {
-	return fmt.Sprintf("%s_%s_%s_%s", plugin, strings.TrimPrefix(version, "v"), goos, goarch)
+func fileName(program, version, goos, goarch string) string {
+	return fmt.Sprintf("%s_%s_%s_%s", program, strings.TrimPrefix(version, "v"), goos, goarch)
 }
 
-func compile(ctx context.Context, root, binary, version, goos, goarch, vcs string) error {
+func compile(ctx context.Context, root, program, binary, version, goos, goarch, vcs string) error {
 	env := []string{
 		"GOOS=" + goos, "GOARCH=" + goarch, "CGO_ENABLED=0", "GOAMD64=v1", "GOARM64=v8.0",
 		"GOFLAGS=-mod=readonly", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off",
 	}
 	_, err := command(ctx, root, env, "go", "build", "-trimpath", vcs,
-		"-ldflags", "-s -w -X "+plugin+".version="+version, "-o", binary, "./cmd/"+plugin)
+		"-ldflags", "-s -w -X "+plugin+".version="+version+" -X "+plugin+"/broker.version="+version, "-o", binary, "./cmd/"+program)
 	return err
 }
 
 // image makes the same archive as `make image` does of the same commit, which a
 // test sees. A version with build metadata cannot be an image's tag.
-func image(ctx context.Context, root, dist, version, arch string) error {
+func image(ctx context.Context, root, dist, program, version, arch string) error {
 	if strings.Contains(version, "+") {
 		return nil
 	}
@@ -210,8 +223,8 @@ func image(ctx context.Context, root, dist, version, arch string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary := filepath.Join(dir, plugin)
-	if err := compile(ctx, root, binary, version, "linux", arch, "-buildvcs=false"); err != nil {
+	binary := filepath.Join(dir, program)
+	if err := compile(ctx, root, program, binary, version, "linux", arch, "-buildvcs=false"); err != nil {
 		return err
 	}
 	revision, err := command(ctx, root, nil, "git", "rev-parse", "HEAD")
@@ -223,13 +236,13 @@ func image(ctx context.Context, root, dist, version, arch string) error {
 		return err
 	}
 	env := []string{"SOURCE_DATE_EPOCH=" + date, "GOOS=", "GOARCH="}
-	_, err = command(ctx, filepath.Join(root, "tools", "release"), env, "go", "run", "./image", "-binary", binary, "-version", version, "-arch", arch,
-		"-revision", revision, "-o", filepath.Join(dist, fileName(version, "linux", arch)+".oci.tar"))
+	_, err = command(ctx, filepath.Join(root, "tools", "release"), env, "go", "run", "./image", "-name", program, "-binary", binary, "-version", version, "-arch", arch,
+		"-revision", revision, "-o", filepath.Join(dist, fileName(program, version, "linux", arch)+".oci.tar"))
 	return err
 }
 
-// writeSums lists all files of a release in the form of sha256sum. A binary's
-// sum is what `vault plugin register -sha256` wants.
+// writeSums writes the checksums of all files in the format of sha256sum. A binary's sum is
+// for `vault plugin register -sha256`.
 func writeSums(dist string) (string, error) {
 	files, err := os.ReadDir(dist) // sorted by name
 	if err != nil {
@@ -251,16 +264,15 @@ func sumOf(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = file.Close() }() // it was only read
+	defer func() { _ = file.Close() }() // only read
 	hash := sha256.New()
 	_, err = io.Copy(hash, file)
 	return hash.Sum(nil), err
 }
 
-// sign signs the sums with what the environment names. COSIGN_KEY is a key that
-// cosign knows (a file, a KMS, hashivault://…), or "keyless" for the identity of
-// the workflow that this runs in; GPG_KEY is a key ID. Passphrases are theirs
-// to ask for.
+// sign signs the checksums with the key from the environment. COSIGN_KEY is a key that
+// cosign supports (a file, a KMS, hashivault://…), or "keyless" for the identity of the
+// current workflow; GPG_KEY is a key ID. cosign and gpg prompt for passphrases.
 func sign(ctx context.Context, out io.Writer, dist string) error {
 	signed := false
 	if key := os.Getenv("COSIGN_KEY"); key != "" {
@@ -288,7 +300,7 @@ func sign(ctx context.Context, out io.Writer, dist string) error {
 	return nil
 }
 
-// command runs a program in a folder and returns what it printed, trimmed.
+// command runs a program in a folder and returns its trimmed output.
 func command(ctx context.Context, dir string, env []string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir

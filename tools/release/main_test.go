@@ -103,19 +103,19 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 		t.Fatalf("two builds of one commit differ:\n%s\n%s", list, other)
 	}
 
-	binary := filepath.Join(dists[0], plugin+"_9.9.9_"+runtime.GOOS+"_"+runtime.GOARCH)
-	said, err := exec.Command(binary, "-version").Output()
-	if want := plugin + " v9.9.9\n"; err != nil || string(said) != want {
-		t.Errorf("-version says %q, %v; want %q", said, err, want)
+	for _, program := range []string{plugin, broker} {
+		binary := filepath.Join(dists[0], program+"_9.9.9_"+runtime.GOOS+"_"+runtime.GOARCH)
+		said, err := exec.Command(binary, "-version").Output()
+		if want := program + " v9.9.9\n"; err != nil || string(said) != want {
+			t.Errorf("-version says %q, %v; want %q", said, err, want)
+		}
+		if program == plugin {
+			checkSBOM(t, binary+".cdx.json", read(t, "../../go.mod"))
+		}
 	}
-	checkSBOM(t, binary+".cdx.json", read(t, "../../go.mod"))
 
 	if runtime.GOOS != "linux" {
 		return // no image was made
-	}
-	archive := filepath.Base(binary) + ".oci.tar"
-	if !strings.Contains(list, "  "+archive+"\n") {
-		t.Errorf("%s is not among the sums:\n%s", archive, list)
 	}
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("no make here, whose image is the one to compare with")
@@ -123,12 +123,18 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 	made := t.TempDir()
 	cmd := exec.Command("make", "image", "VERSION=v9.9.9", "ARCH="+runtime.GOARCH, "DIST="+made)
 	cmd.Dir = filepath.Join(dists[0], "../..")
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nonexistent") // it would load the image
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nonexistent") // it would load the images
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make image: %v\n%s", err, out)
 	}
-	if read(t, filepath.Join(made, archive)) != read(t, filepath.Join(dists[0], archive)) {
-		t.Error("the release's image is another than that of make image")
+	for _, program := range []string{plugin, broker} {
+		archive := program + "_9.9.9_linux_" + runtime.GOARCH + ".oci.tar"
+		if !strings.Contains(list, "  "+archive+"\n") {
+			t.Errorf("%s is not among the sums:\n%s", archive, list)
+		}
+		if read(t, filepath.Join(made, archive)) != read(t, filepath.Join(dists[0], archive)) {
+			t.Errorf("the release's %s is another than that of make image", archive)
+		}
 	}
 }
 

@@ -1,8 +1,8 @@
 package main
 
-// The software bill of materials of a binary: what the Go linker says is in it,
-// and not what a go.mod says might be. It holds no date but the commit's and
-// nothing random, so that it is as reproducible as the binary.
+// The software bill of materials of a binary: the modules that Go linked into it, instead
+// of those in go.mod. It has no date except the commit's and nothing random, so that it is
+// as reproducible as the binary.
 
 import (
 	"bytes"
@@ -69,8 +69,8 @@ func component(kind cdx.ComponentType, name, version string) cdx.Component {
 	return cdx.Component{Type: kind, Name: name, Version: version, PackageURL: purl, BOMRef: purl}
 }
 
-// serial is the UUID of a document about a binary, derived from its sum: the
-// version that RFC 9562 leaves to such use (8) in its own variant.
+// serial is a UUID derived from a binary's checksum: version 8 of RFC 9562, which is for
+// custom use.
 func serial(sum []byte) string {
 	id := sha256.Sum256(append([]byte("sbom:"), sum...))
 	id[6] = id[6]&0x0f | 0x80

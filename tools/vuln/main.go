@@ -1,10 +1,9 @@
 // Command vuln reads `govulncheck -format json` from standard input and fails on
 // each vulnerability that this module's code calls.
 //
-// What must stay true: an accepted vulnerability is named by its ID, with the
-// reason, and only while it has no fix; one that is fixed or no longer found
-// fails as well, so that the list cannot outlive its reasons. An input that is
-// not a complete scan is no pass.
+// What must stay true: a vulnerability is accepted only by its ID, with a reason, and while
+// it has no fix. An accepted one that is fixed or no longer found is an error, so that the
+// list stays current. An incomplete scan is an error.
 package main
 
 import (
@@ -17,13 +16,14 @@ import (
 	"slices"
 )
 
-// accepted are vulnerabilities without a fixed version: ID → why they do no harm.
+// accepted are vulnerabilities without a fixed version, with the reason why they do not
+// affect this module.
 var accepted = map[string]string{
 	"GO-2026-4883": "in the Docker daemon's check of plugin privileges; vault/sdk links Docker's client, which the plugin never uses",
 	"GO-2026-4887": "in the Docker daemon's authorization plugins; vault/sdk links Docker's client, which the plugin never uses",
 }
 
-// message is the part of govulncheck's record that is used here.
+// message is the decoded part of a govulncheck message.
 type message struct {
 	SBOM *struct{} `json:"SBOM"`
 	OSV  *struct {
@@ -64,8 +64,8 @@ func run(in io.Reader, out io.Writer, accepted map[string]string) error {
 		if m.OSV != nil {
 			summaries[m.OSV.ID] = m.OSV.Summary
 		}
-		// A finding without a function is a module or package that is only required
-		// or imported.
+		// A finding without a function is for a module or package that is only required or
+		// imported.
 		if m.Finding == nil || len(m.Finding.Trace) == 0 || m.Finding.Trace[0].Function == "" || called[m.Finding.OSV] {
 			continue
 		}
@@ -84,7 +84,7 @@ func run(in io.Reader, out io.Writer, accepted map[string]string) error {
 		}
 	}
 	if !scanned {
-		return errors.New("govulncheck has not scanned anything")
+		return errors.New("incomplete scan: the input has no SBOM message")
 	}
 	for _, id := range slices.Sorted(maps.Keys(accepted)) {
 		if !called[id] {
@@ -93,7 +93,7 @@ func run(in io.Reader, out io.Writer, accepted map[string]string) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d to look at; `bin/govulncheck ./...` shows the calls", failed)
+		return fmt.Errorf("%d problems; run bin/govulncheck ./... for the call stacks", failed)
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func main() {
 		return
 	}
 	if err := serve(os.Args[1:]); err != nil {
-		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin ends", "error", err)
+		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin stopped", "error", err)
 		os.Exit(1)
 	}
 }
@@ -78,7 +78,7 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 			Type:   secretType,
 			Fields: map[string]*framework.FieldSchema{"api_key": {Type: framework.TypeString}},
 			Renew: func(_ context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-				return &logical.Response{Secret: req.Secret, Data: req.Data}, nil // as the engine does: Vault stores the lease anew
+				return &logical.Response{Secret: req.Secret, Data: req.Data}, nil // as the engine does: Vault stores the lease again
 			},
 			Revoke: func(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
 				return nil, nil //nolint:nilnil // the framework's "done"

@@ -1,23 +1,21 @@
-// Command image writes the plugin's container image as an archive that
-// `docker load` takes. It needs no container engine and nothing to pull, so that
-// it works for any architecture on any machine that has Go.
+// Command image writes the container image of a program as an archive for `docker load`.
+// It needs neither a container engine nor other images, so it works for any architecture
+// on any machine with Go.
 //
-// What must stay true: the same binary, version and SOURCE_DATE_EPOCH give the
-// same bytes, and with them the same image ID, wherever and whenever it runs.
-// Vault is told that ID when the image is registered, and runs no other. This is
-// why no engine builds the image: without BuildKit the time of the build is in
-// the ID. The archive is both an OCI layout and what Docker reads, since engines
-// differ in whether the image's ID is its config's digest or its manifest's;
-// here both are fixed.
+// What must stay true: the build is reproducible for the same binary, version and
+// SOURCE_DATE_EPOCH, and therefore the image ID, which Vault pins when the image is
+// registered. A container engine cannot guarantee that: without BuildKit the ID includes
+// the time of the build. The archive is both an OCI layout and in Docker's format, since
+// engines differ in whether the image's ID is the digest of its config or of its manifest;
+// both are fixed here.
 //
-// Dockerfile makes the same image for those who would rather have it compiled in
-// a container; test/integration holds the two together.
+// Dockerfile builds the same image in a container; test/integration compares the two.
 package main
 
 import (
 	"archive/tar"
 	"bytes"
-	_ "crypto/sha256" // go-digest asks for it to be linked
+	_ "crypto/sha256" // required by go-digest
 	"encoding/json"
 	"errors"
 	"flag"
@@ -35,28 +33,29 @@ import (
 )
 
 const (
-	name = "vault-plugin-secrets-openai"
+	plugin = "vault-plugin-secrets-openai"
 
-	// user is not root. Its group is, since that is the group which Vault gives
-	// the socket folder when Vault itself runs as root; of any other group Vault
-	// makes the container a member. Group 0 owns nothing else in here.
+	// user is not root, but its group is 0, the group of the socket folder if Vault runs
+	// as root; Vault adds the container to any other group. Group 0 owns nothing else in
+	// the image.
 	user = "65532:0"
 )
 
-// ipcLock is the file capability cap_ipc_lock=p in the kernel's form
-// (vfs_cap_data, revision 2). It lets the process, which is not root, lock its
-// memory when Vault asks for that. It is permitted and not effective because the
-// kernel refuses to start a program whose effective capabilities the container
-// does not have, and Vault grants this one only with mlock.
+// ipcLock is the file capability cap_ipc_lock=p in the kernel's format (vfs_cap_data,
+// revision 2). It allows the process, which is not root, to lock its memory. It is
+// permitted instead of effective because the kernel does not start a program with
+// effective capabilities that the container lacks, and Vault grants this one only with
+// mlock.
 var ipcLock = []byte{0, 0, 0, 2, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 type options struct {
-	binary, version, revision, arch string
-	created                         time.Time
+	name, binary, version, revision, arch string
+	created                               time.Time
 }
 
 func main() {
 	var o options
+	flag.StringVar(&o.name, "name", plugin, "the program's name, and the image's: vault-plugin-secrets-openai or openai-broker")
 	flag.StringVar(&o.binary, "binary", "", "the static Linux `file` to put into the image")
 	flag.StringVar(&o.version, "version", "", "its version, such as v0.1.0; the image's tag is the same without the v, as Vault expects")
 	flag.StringVar(&o.revision, "revision", "", "the commit that it was built from, if known")
@@ -70,12 +69,12 @@ func main() {
 }
 
 func run(o options, out string) error {
-	if o.binary == "" || out == "" || !strings.HasPrefix(o.version, "v") || strings.Contains(o.version, "+") {
-		return errors.New("-binary, -o and a -version are needed, the latter with a leading v and, since it becomes a tag, without build metadata")
+	if descriptions[o.name] == "" || o.binary == "" || out == "" || !strings.HasPrefix(o.version, "v") || strings.Contains(o.version, "+") {
+		return errors.New("a known -name, -binary, -o and -version are required; -version must have a leading v and no build metadata, since it becomes a tag")
 	}
 	epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64)
 	if err != nil {
-		return fmt.Errorf("SOURCE_DATE_EPOCH is the image's date, in seconds: %w", err)
+		return fmt.Errorf("SOURCE_DATE_EPOCH must be the image's date in seconds: %w", err)
 	}
 	o.created = time.Unix(epoch, 0).UTC()
 	archive, err := build(o)
@@ -94,14 +93,18 @@ func build(o options) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	layer, err := archive(o.created, file{name: name, content: content, mode: 0o755, capability: ipcLock})
+	program := file{name: o.name, content: content, mode: 0o755}
+	if o.name == plugin {
+		program.capability = ipcLock
+	}
+	layer, err := archive(o.created, program)
 	if err != nil {
 		return nil, err
 	}
 	config, err := json.Marshal(spec.Image{
 		Created:  &o.created,
 		Platform: spec.Platform{OS: "linux", Architecture: o.arch},
-		Config:   spec.ImageConfig{User: user, Entrypoint: []string{"/" + name}, WorkingDir: "/", Labels: labels(o)},
+		Config:   spec.ImageConfig{User: user, Entrypoint: []string{"/" + o.name}, WorkingDir: "/", Labels: labels(o)},
 		RootFS:   spec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(layer)}},
 		History:  []spec.History{{Created: &o.created, CreatedBy: "tools/release/image"}},
 	})
@@ -123,7 +126,7 @@ func build(o options) ([]byte, error) {
 	entry.Platform = &spec.Platform{OS: "linux", Architecture: o.arch}
 	entry.Annotations = map[string]string{
 		spec.AnnotationRefName:     tag,
-		"io.containerd.image.name": "docker.io/library/" + name + ":" + tag, // what docker save writes, and docker load reads
+		"io.containerd.image.name": "docker.io/library/" + o.name + ":" + tag, // what docker save writes, and docker load reads
 	}
 	index, err := json.Marshal(spec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
@@ -141,7 +144,7 @@ func build(o options) ([]byte, error) {
 		Config   string
 		RepoTags []string
 		Layers   []string
-	}{{Config: blob(config), RepoTags: []string{name + ":" + tag}, Layers: []string{blob(layer)}}})
+	}{{Config: blob(config), RepoTags: []string{o.name + ":" + tag}, Layers: []string{blob(layer)}}})
 	if err != nil {
 		return nil, err
 	}
@@ -155,10 +158,15 @@ func build(o options) ([]byte, error) {
 	)
 }
 
+var descriptions = map[string]string{
+	plugin:          "OpenAI secrets engine for HashiCorp Vault",
+	"openai-broker": "Lets a program use OpenAI without holding a key",
+}
+
 func labels(o options) map[string]string {
 	return map[string]string{
-		spec.AnnotationTitle:       name,
-		spec.AnnotationDescription: "OpenAI secrets engine for HashiCorp Vault",
+		spec.AnnotationTitle:       o.name,
+		spec.AnnotationDescription: descriptions[o.name],
 		spec.AnnotationVersion:     o.version,
 		spec.AnnotationRevision:    o.revision,
 		spec.AnnotationLicenses:    "MPL-2.0",
@@ -169,7 +177,7 @@ func descriptor(mediaType string, content []byte) spec.Descriptor {
 	return spec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
 }
 
-// blob is the place of a content in an OCI layout.
+// blob is the path of a blob in an OCI layout.
 func blob(content []byte) string {
 	d := digest.FromBytes(content)
 	return spec.ImageBlobsDir + "/" + d.Algorithm().String() + "/" + d.Encoded()
@@ -182,7 +190,7 @@ type file struct {
 	capability []byte
 }
 
-// archive makes a tar file in which nothing tells of the machine or the moment.
+// archive writes a tar file that does not depend on the machine or the time.
 func archive(at time.Time, files ...file) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)

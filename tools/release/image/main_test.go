@@ -18,7 +18,7 @@ import (
 // That an engine takes the archive and the program runs is test/integration's to
 // show; this is what needs no engine.
 func TestTheSameInputIsTheSameArchive(t *testing.T) {
-	o := options{binary: binary(t), version: "v1.2.3", revision: "abc", arch: "arm64", created: time.Unix(1_700_000_000, 0).UTC()}
+	o := options{name: plugin, binary: binary(t), version: "v1.2.3", revision: "abc", arch: "arm64", created: time.Unix(1_700_000_000, 0).UTC()}
 	first, err := build(o)
 	require.NoError(t, err)
 	o.binary = binary(t)
@@ -45,13 +45,13 @@ func TestTheSameInputIsTheSameArchive(t *testing.T) {
 	require.Equal(t, "arm64", config.Architecture)
 	require.Equal(t, "65532:0", config.Config.User)
 	layer := untar(t, files["blobs/sha256/"+manifest.Layers[0].Digest.Encoded()])
-	require.Equal(t, map[string][]byte{name: []byte("a program")}, layer)
+	require.Equal(t, map[string][]byte{plugin: []byte("a program")}, layer)
 }
 
 func TestWhatCannotBeATagIsRefused(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "0")
 	for _, version := range []string{"", "1.2.3", "v1.2.3+dirty"} {
-		require.Error(t, run(options{binary: binary(t), version: version}, filepath.Join(t.TempDir(), "x.tar")), version)
+		require.Error(t, run(options{name: plugin, binary: binary(t), version: version}, filepath.Join(t.TempDir(), "x.tar")), version)
 	}
 }
 

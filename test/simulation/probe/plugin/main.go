@@ -25,7 +25,7 @@ func main() {
 		return
 	}
 	if err := serve(os.Args[1:]); err != nil {
-		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin ends", "error", err)
+		hclog.New(&hclog.LoggerOptions{JSONFormat: true}).Error("plugin stopped", "error", err)
 		os.Exit(1)
 	}
 }

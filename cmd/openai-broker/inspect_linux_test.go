@@ -1,0 +1,30 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The agent tries to read its parent's memory with a debugger's calls.
+func init() {
+	agents["inspect"] = func() {
+		runtime.LockOSThread()
+		broker := os.Getppid() // the shell's
+		if content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", broker)); err == nil {
+			var name, state string
+			_, _ = fmt.Sscan(string(content), &broker, &name, &state, &broker)
+		}
+		err := unix.PtraceAttach(broker)
+		if fmt.Printf("ptrace: %v\n", err); err == nil {
+			_, _ = unix.Wait4(broker, nil, unix.WALL, nil)
+			_ = unix.PtraceDetach(broker)
+		}
+		var here [8]byte
+		_, err = unix.ProcessVMReadv(broker, []unix.Iovec{{Base: &here[0], Len: 8}}, []unix.RemoteIovec{{Base: uintptr(unsafe.Pointer(&here[0])), Len: 8}}, 0)
+		fmt.Printf("process_vm_readv: %v\n", err)
+	}
+}

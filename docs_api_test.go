@@ -1,0 +1,708 @@
+package openaisecrets
+
+// docs/api.md is generated: the parameters, their types and the response fields
+// come from the engine's paths, defaults and sample responses from real requests
+// against the simulator. Only the order of the sections, their headings and the
+// sample requests are written here. The integration tests run the sample requests
+// with Vault's CLI.
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"vault-plugin-secrets-openai/client"
+	"vault-plugin-secrets-openai/client/openaitest"
+	"vault-plugin-secrets-openai/internal/metrics"
+)
+
+//go:generate go test -run ^TestAPIReferenceIsUpToDate$ -count=1 . -update
+
+var update = flag.Bool("update", false, "write docs/api.md instead of comparing it")
+
+// An apiSection documents one operation, or several that take and return the same.
+type apiSection struct {
+	heading    string
+	paths      []string // as readers write them, without the mount
+	operations []logical.Operation
+	// request is the sample request, as a command of Vault's CLI without "vault".
+	request string
+	// later marks a request that would take away what the next ones need.
+	later bool
+	// guide is the page that explains what the operation is for, "" where a section
+	// before it names the page.
+	guide string
+}
+
+var (
+	apiRead   = []logical.Operation{logical.ReadOperation}
+	apiList   = []logical.Operation{logical.ListOperation}
+	apiWrite  = []logical.Operation{logical.UpdateOperation}
+	apiStore  = []logical.Operation{logical.CreateOperation, logical.UpdateOperation}
+	apiDelete = []logical.Operation{logical.DeleteOperation}
+)
+
+var apiSections = []apiSection{
+	{"Write the configuration", []string{"config"}, apiStore, "write openai/config admin_api_key=@admin-key.txt rotation_period=720h", false, "configure.md"},
+	{"Read the configuration", []string{"config"}, apiRead, "read openai/config", false, ""},
+	{"Delete the configuration", []string{"config"}, apiDelete, "delete openai/config", true, ""},
+	{"Rotate the admin key", []string{"config/rotate", "rotate-root"}, apiWrite, "write -f openai/config/rotate", false, "rotation.md"},
+	{"List projects", []string{"projects"}, apiList, "list -detailed openai/projects", false, ""},
+	{"Read a project", []string{"projects/:id"}, apiRead, "read openai/projects/proj_abc", false, "guardrails.md"},
+	{"Write a role", []string{"roles/:name"}, apiStore, "write openai/roles/my-app project_id=proj_abc scopes=api.model.read,api.model.request", false, "roles.md"},
+	{"Read a role", []string{"roles/:name"}, apiRead, "read openai/roles/my-app", false, ""},
+	{"List roles", []string{"roles", "static-roles"}, apiList, "list openai/roles", false, ""},
+	{"Delete a role", []string{"roles/:name"}, apiDelete, "delete openai/roles/my-app", true, ""},
+	{"Generate credentials", []string{"creds/:name"}, []logical.Operation{logical.ReadOperation, logical.UpdateOperation}, "read openai/creds/my-app ttl=30m", false, "roles.md"},
+	{"Write a static role", []string{"static-roles/:name"}, apiStore, "write openai/static-roles/batch project_id=proj_abc rotation_period=24h", false, "static-roles.md"},
+	{"Read a static role", []string{"static-roles/:name"}, apiRead, "read openai/static-roles/batch", false, ""},
+	{"Delete a static role", []string{"static-roles/:name"}, apiDelete, "delete openai/static-roles/batch", true, ""},
+	{"Read static credentials", []string{"static-creds/:name"}, apiRead, "read openai/static-creds/batch", false, ""},
+	{"Rotate a static role", []string{"rotate-role/:name"}, apiWrite, "write -f openai/rotate-role/batch", false, ""},
+	{"Start a tidy operation", []string{"tidy"}, apiWrite, "write -f openai/tidy", false, "tidy.md"},
+	{"Read the tidy status", []string{"tidy-status"}, apiRead, "read openai/tidy-status", false, ""},
+	{"Cancel the tidy operation", []string{"tidy-cancel"}, apiWrite, "write -f openai/tidy-cancel", false, ""},
+	{"Read usage", []string{"usage"}, apiRead, "read openai/usage", false, "usage.md"},
+	{"Read metrics", []string{"metrics"}, apiRead, "read openai/metrics", false, "metrics.md"},
+}
+
+// apiDefaults are the defaults that a read of a freshly written entry does not
+// show: what OpenAI or another parameter decides, and what the write must have.
+var apiDefaults = map[string]string{
+	"config admin_api_key":                  required,
+	"config admin_api_key_id":               `""`,
+	"config api_endpoint":                   client.DefaultBaseURL,
+	"roles/:name project_id":                `""`,
+	"static-roles/:name project_id":         `""`,
+	"static-roles/:name service_account_id": `""`,
+	"static-roles/:name rotation_period":    "0",
+	"static-roles/:name key_ttl":            "0",
+}
+
+const required = "<required>"
+
+const apiPreamble = `# OpenAI secrets engine (API)
+
+<!-- Generated by "go generate ." from the engine's paths. Edit docs_api_test.go and the descriptions of the fields instead. -->
+
+This page assumes that the engine is mounted at ` + "`/openai`" + `. ` + "`vault path-help openai/<path>`" + ` shows the same parameters for the version that you run.
+
+## Requests and responses
+
+The sample requests use Vault's CLI. Over HTTP, each path begins with ` + "`/v1`" + `, parameters are JSON, and ` + "`LIST`" + ` is also ` + "`GET`" + ` with ` + "`?list=true`" + `:
+
+<!-- not run: the CLI sends the same request below -->
+` + "```console" + `
+$ curl --header "X-Vault-Token: $VAULT_TOKEN" \
+    --request POST --data '{"project_id": "proj_abc"}' \
+    $VAULT_ADDR/v1/openai/roles/my-app
+` + "```" + `
+
+- A write or delete without data answers 204, or 200 with ` + "`warnings`" + `.
+- ` + "`duration`" + ` is whole seconds, or text such as ` + "`90m`" + `; reads return seconds. ` + "`time`" + ` is RFC 3339 in UTC, or null. ` + "`list`" + ` is a JSON list, or one string with commas. See [what a value means](configure.md#what-a-value-means).
+- Reads return each parameter as written, and ` + "`effective_<parameter>`" + ` with the value in use where an empty one selects a default.
+
+### Status codes
+
+| Status | Cause |
+|---|---|
+| 400 | The request or the setup is wrong, or OpenAI rejected what was requested. |
+| 403 | Vault: the token's policies do not allow the path. |
+| 404 | The entry does not exist. |
+| 429 | OpenAI limits the rate; the message has a retry time. |
+| 500 | An operator must act: OpenAI rejects the admin key, or Vault's storage fails. |
+| 502 | OpenAI or the network: no response, a server error, or [a refusal](troubleshooting.md#refusals). |
+| 503 | The engine cannot verify a project that must have a [limit](guardrails.md), because OpenAI does not answer. |
+
+`
+
+func TestAPIReferenceIsUpToDate(t *testing.T) {
+	t.Parallel()
+	const page = "docs/api.md"
+	want := apiReference(t)
+	if *update {
+		require.NoError(t, os.WriteFile(page, want, 0o644))
+		return
+	}
+	have, err := os.ReadFile(page)
+	require.NoError(t, err)
+	requireSameLines(t, page, "go generate .", string(want), string(have))
+}
+
+// requireSameLines names the first line by which a page differs from what it is
+// generated from.
+func requireSameLines(t *testing.T, page, command, want, have string) {
+	t.Helper()
+	wanted, got := strings.Split(want, "\n"), strings.Split(have, "\n")
+	for i := range max(len(wanted), len(got)) {
+		if w, g := slices.Concat(wanted, []string{"end of page"}), slices.Concat(got, []string{"end of page"}); w[min(i, len(wanted))] != g[min(i, len(got))] {
+			t.Fatalf("%s:%d is not up to date, run %s\n have: %s\n want: %s", page, i+1, command, g[min(i, len(got))], w[min(i, len(wanted))])
+		}
+	}
+}
+
+// apiDocs writes the page.
+type apiDocs struct {
+	t       *testing.T
+	out     bytes.Buffer
+	paths   map[string]*framework.Path
+	samples map[string]string // by heading
+	read    map[string]map[string]any
+	common  map[string]string // parameters that several writes share, as documented
+	// commonResponse are the response fields that credentials share, as documented.
+	commonResponse map[string]bool
+	fields         map[string]string // the heading that documents a set of response fields
+}
+
+func apiReference(t *testing.T) []byte {
+	t.Helper()
+	d := &apiDocs{t: t, paths: map[string]*framework.Path{}, common: map[string]string{}, commonResponse: map[string]bool{}, fields: map[string]string{}}
+	for _, p := range newBackend().Paths {
+		d.paths[readablePath(p.Pattern)] = p
+	}
+	d.checkComplete()
+	d.play()
+	d.out.WriteString(apiPreamble)
+	d.writeCommon()
+	d.markCommonResponse()
+	for i := range apiSections {
+		d.writeSection(&apiSections[i])
+	}
+	return d.out.Bytes()
+}
+
+var namedGroup = regexp.MustCompile(`\(\?P<(\w+)>.*\)$`)
+
+// readablePath is a path's pattern as a reader writes it.
+func readablePath(pattern string) string {
+	return namedGroup.ReplaceAllString(strings.TrimSuffix(pattern, "/?$"), ":$1")
+}
+
+// checkComplete fails the test unless each operation of each path is in one section.
+func (d *apiDocs) checkComplete() {
+	documented := map[string]int{}
+	for _, s := range apiSections {
+		for _, path := range s.paths {
+			for _, operation := range s.operations {
+				documented[path+" "+string(operation)]++
+			}
+		}
+	}
+	for name, p := range d.paths {
+		for operation := range p.Operations {
+			key := name + " " + string(operation)
+			require.Equal(d.t, 1, documented[key], "apiSections: %s", key)
+			delete(documented, key)
+		}
+	}
+	require.Empty(d.t, documented, "apiSections: no such operation")
+}
+
+// writeCommon documents the parameters that are the same on several paths.
+func (d *apiDocs) writeCommon() {
+	d.out.WriteString("### Common parameters\n\n")
+	texts := map[string]map[string]int{}
+	for _, name := range slices.Sorted(maps.Keys(d.paths)) {
+		for field, schema := range d.paths[name].Fields {
+			text := d.parameter(name, field, schema)
+			if texts[field] == nil {
+				texts[field] = map[string]int{}
+			}
+			texts[field][text]++
+		}
+	}
+	for _, field := range slices.Sorted(maps.Keys(texts)) {
+		for text, count := range texts[field] {
+			if count > 1 && len(texts[field]) == 1 {
+				d.common[field] = text
+				d.out.WriteString(text)
+			}
+		}
+	}
+}
+
+// markCommonResponse finds the response fields that both kinds of credentials have,
+// such as api_key: their names in the samples say it all.
+func (d *apiDocs) markCommonResponse() {
+	seen := map[string]bool{}
+	for i := range apiSections {
+		s := &apiSections[i]
+		if !strings.Contains(s.paths[0], "creds") {
+			continue
+		}
+		for _, text := range d.responseFields(s, d.paths[s.paths[0]]) {
+			d.commonResponse[text] = seen[text]
+			seen[text] = true
+		}
+	}
+}
+
+var apiMethods = map[logical.Operation]string{
+	logical.ReadOperation: http.MethodGet, logical.ListOperation: "LIST", logical.DeleteOperation: http.MethodDelete, logical.UpdateOperation: http.MethodPost,
+}
+
+func (d *apiDocs) writeSection(s *apiSection) {
+	name := s.paths[0]
+	p := d.paths[name]
+	handler := p.Operations[s.operations[len(s.operations)-1]].Properties()
+	fmt.Fprintf(&d.out, "\n## %s\n\n", s.heading)
+	var intro []string
+	if handler.Summary != s.heading+"." {
+		intro = append(intro, handler.Summary)
+	}
+	if s.guide != "" {
+		intro = append(intro, fmt.Sprintf("See [%s](%s).", s.guide, s.guide))
+	}
+	if len(intro) > 0 {
+		d.out.WriteString(strings.Join(intro, " ") + "\n\n")
+	}
+	for _, operation := range s.operations {
+		for _, path := range s.paths {
+			if method := apiMethods[operation]; method != "" {
+				fmt.Fprintf(&d.out, "- `%s /openai/%s`\n", method, path)
+			}
+		}
+	}
+	d.writeParameters(s, name, p)
+	d.writeResponses(s, p, handler.Responses)
+}
+
+func (d *apiDocs) writeParameters(s *apiSection, name string, p *framework.Path) {
+	writes := slices.Contains(s.operations, logical.UpdateOperation)
+	var list strings.Builder
+	var shared []string
+	for _, field := range slices.Sorted(maps.Keys(p.Fields)) {
+		inPath := strings.Contains(p.Pattern, "(?P<"+field+">")
+		switch schema := p.Fields[field]; {
+		case inPath && d.common[field] != "", !writes && !schema.Query:
+		case d.common[field] != "":
+			shared = append(shared, "`"+field+"`")
+		default:
+			list.WriteString(d.parameter(name, field, schema))
+		}
+	}
+	if list.Len() == 0 && len(shared) == 0 {
+		return
+	}
+	d.out.WriteString("\n### Parameters\n\n" + list.String())
+	if len(shared) > 0 {
+		fmt.Fprintf(&d.out, "- %s: [common](#common-parameters)\n", strings.Join(shared, ", "))
+	}
+}
+
+// parameter documents one, with its type and default.
+func (d *apiDocs) parameter(path, field string, schema *framework.FieldSchema) string {
+	value := d.defaultOf(path, field, schema)
+	text := strings.Join(strings.Fields(schema.Description), " ")
+	text = strings.TrimSuffix(text, " Default "+value+".") // which the parentheses say
+	var allowed []string
+	for _, v := range schema.AllowedValues {
+		allowed = append(allowed, fmt.Sprintf("`%v`", v))
+	}
+	unsaid := func(v any) bool {
+		return !regexp.MustCompile(`\b` + regexp.QuoteMeta(fmt.Sprint(v)) + `\b`).MatchString(text)
+	}
+	if slices.ContainsFunc(schema.AllowedValues, unsaid) {
+		text += " One of " + strings.Join(allowed, ", ") + "."
+	}
+	return fmt.Sprintf("- `%s` `(%s: %s)` – %s\n", field, typeWord(field, schema.Type), value, escaped(text))
+}
+
+func (d *apiDocs) defaultOf(path, field string, schema *framework.FieldSchema) string {
+	if value, ok := apiDefaults[path+" "+field]; ok {
+		return value
+	}
+	if schema.Required {
+		return required
+	}
+	value := schema.Default
+	if value == nil {
+		value = schema.Type.Zero()
+	}
+	for _, name := range []string{field, "effective_" + field} {
+		if read, ok := d.read[path][name]; ok {
+			value = read
+		}
+	}
+	switch value := value.(type) {
+	case string:
+		if schema.Type == framework.TypeString && value != "" {
+			return value
+		}
+		return `""`
+	case []any, []string:
+		return "[]"
+	case json.Number, int:
+		if schema.Type == framework.TypeDurationSecond {
+			return shortDuration(fmt.Sprint(value))
+		}
+	}
+	return fmt.Sprint(value)
+}
+
+// shortDuration writes seconds as a person would.
+func shortDuration(seconds string) string {
+	duration, err := time.ParseDuration(seconds + "s")
+	switch {
+	case err != nil:
+		return seconds
+	case duration == 0:
+		return "0"
+	case duration%time.Hour == 0:
+		return fmt.Sprintf("%dh", duration/time.Hour)
+	case duration%time.Minute == 0:
+		return fmt.Sprintf("%dm", duration/time.Minute)
+	}
+	return duration.String()
+}
+
+// typeWord is a type as readers of an API know it.
+func typeWord(field string, t framework.FieldType) string {
+	switch t { //nolint:exhaustive // no other is used
+	case framework.TypeDurationSecond, framework.TypeSignedDurationSecond:
+		return "duration"
+	case framework.TypeInt, framework.TypeInt64:
+		return "int"
+	case framework.TypeBool:
+		return "bool"
+	case framework.TypeSlice, framework.TypeStringSlice, framework.TypeCommaStringSlice:
+		return "list"
+	case framework.TypeMap, framework.TypeKVPairs:
+		return "map"
+	case framework.TypeString:
+		if isTime(field) {
+			return "time"
+		}
+		return "string"
+	}
+	panic("no word for the type of " + field)
+}
+
+var timeName = regexp.MustCompile(`(_at|^last_rotated|^last_vault_rotation|^next(_vault)?_rotation|_retry|_oldest(_entry)?|^time_\w+|_auto_run|_until)$`)
+
+// isTime tells times by their names, since the schema has them as strings. The
+// sample responses hold it.
+func isTime(field string) bool { return timeName.MatchString(field) }
+
+// writeResponses documents the fields of a response that are not also parameters,
+// and shows the sample.
+func (d *apiDocs) writeResponses(s *apiSection, p *framework.Path, responses map[int][]framework.Response) {
+	fields := d.responseFields(s, p)
+	own := slices.DeleteFunc(slices.Clone(fields), func(text string) bool {
+		return d.commonResponse[text] && strings.Contains(s.paths[0], "creds")
+	})
+	like := d.fields[strings.Join(fields, "")] // the section with the same response
+	switch {
+	case len(fields) > 0 && like != "":
+		fmt.Fprintf(&d.out, "\nThe response is that of [%s](#%s).\n", like, slug(like))
+	case strings.HasPrefix(s.paths[0], "tidy"): // the names in the sample, and the page on it, say it all
+		d.fields[strings.Join(fields, "")] = s.heading
+	case len(own) > 0:
+		d.fields[strings.Join(fields, "")] = s.heading
+		d.out.WriteString("\n### Response fields\n\n" + strings.Join(own, ""))
+	}
+	for _, status := range slices.Sorted(maps.Keys(responses)) {
+		for _, r := range responses[status] {
+			switch {
+			case r.MediaType != "":
+				fmt.Fprintf(&d.out, "\n`%s`: %s\n", r.MediaType, r.Description)
+			case len(r.Fields) == 0 && strings.Count(r.Description, " ") > 1: // more than "Role stored."
+				fmt.Fprintf(&d.out, "\n%s\n", r.Description)
+			}
+		}
+	}
+	d.out.WriteString("\n### Sample request\n\n")
+	if s.later {
+		d.out.WriteString("<!-- not run: the requests below need what it deletes -->\n")
+	}
+	fmt.Fprintf(&d.out, "```console\n$ vault %s\n```\n", s.request)
+	if sample := d.samples[s.heading]; sample != "" && (len(fields) == 0 || like == "") && !saysNothingNew(sample, own) {
+		d.out.WriteString("\n### Sample response\n\n```json\n" + sample + "\n```\n")
+	}
+}
+
+// saysNothingNew reports whether a sample has only fields that the section has just
+// listed, one for one.
+func saysNothingNew(sample string, listed []string) bool {
+	var response struct{ Data map[string]any }
+	if json.Unmarshal([]byte(sample), &response) != nil || strings.Contains(sample, `"lease_id"`) {
+		return false
+	}
+	for name := range response.Data {
+		if !slices.ContainsFunc(listed, func(text string) bool { return strings.HasPrefix(text, "- `"+name+"`") }) {
+			return false
+		}
+	}
+	return !strings.Contains(sample, "[")
+}
+
+// responseFields documents the fields of a section's response, but for those that
+// the page explains otherwise.
+func (d *apiDocs) responseFields(s *apiSection, p *framework.Path) (list []string) {
+	if s.operations[0] == logical.ListOperation {
+		return nil // the sample says it all
+	}
+	all := map[string]*framework.FieldSchema{}
+	for _, responses := range p.Operations[s.operations[0]].Properties().Responses {
+		for _, r := range responses {
+			maps.Copy(all, r.Fields)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		field := all[name]
+		if p.Fields[name] != nil && s.operations[0] == logical.ReadOperation && p.Operations[logical.UpdateOperation] != nil {
+			continue // it reads as it was written
+		}
+		if generic := map[string]*framework.FieldSchema{}; strings.HasPrefix(name, "effective_") {
+			addEffective(generic, []string{strings.TrimPrefix(name, "effective_")})
+			if generic[name].Description == field.Description {
+				continue // the page says once what those are
+			}
+		}
+		text := strings.Join(strings.Fields(field.Description), " ")
+		text = strings.ReplaceAll(text, " (RFC 3339)", "") // which the type says
+		list = append(list, fmt.Sprintf("- `%s` `(%s)` – %s\n", name, typeWord(name, field.Type), escaped(text)))
+	}
+	return list
+}
+
+// escaped is a text as it may stand in Markdown: what looks like HTML would vanish.
+func escaped(text string) string { return strings.ReplaceAll(text, "<", "&lt;") }
+
+// --- The samples ---
+
+// apiPlay sends the sample requests to an engine, as the page has them.
+type apiPlay struct {
+	*harness
+	account string
+	base    time.Time
+}
+
+// play fills in the sample responses and what a fresh entry reads as.
+func (d *apiDocs) play() {
+	play := &apiPlay{harness: newHarness(d.t, openaitest.Options{})}
+	_, adminKey := play.sim.AdminKey()
+	play.account = play.sim.AddServiceAccount(play.project, "batch")
+	play.base = play.now().UTC().Truncate(time.Second)
+	play.sim.SetSpendLimit(play.project, 10_000)
+	play.sim.SetModelPermissions(play.project, client.AllowList, "gpt-5-mini")
+
+	// Defaults: the least that each write takes.
+	d.read = map[string]map[string]any{}
+	for _, least := range []struct {
+		path, at string
+		data     map[string]any
+	}{
+		{"config", "config", map[string]any{"admin_api_key": adminKey, "api_endpoint": play.sim.URL()}},
+		{"roles/:name", "roles/least", map[string]any{"project_id": play.project}},
+		{"static-roles/:name", "static-roles/least", map[string]any{"project_id": play.project, "rotation_period": "24h"}},
+	} {
+		play.must(play.write(least.at, least.data))
+		d.read[least.path] = throughJSON(d.t, play.must(play.read(least.at)).Data)
+	}
+	play.refused(newHarness(d.t, openaitest.Options{}).write("config", map[string]any{"organization_id": "org-1"})) // admin_api_key is required
+	play.must(play.remove("roles/least"))
+	play.must(play.remove("static-roles/least"))
+
+	d.samples = map[string]string{}
+	var later []*apiSection
+	var leased *logical.Response
+	for i := range apiSections {
+		s := &apiSections[i]
+		if s.later {
+			later = append(later, s)
+			continue
+		}
+		if strings.HasSuffix(s.request, "openai/tidy") { // for there to be something to find
+			play.orphan()
+			play.base = play.now().UTC().Truncate(time.Second)
+		}
+		if s.request == "read openai/usage" {
+			play.spend(leased, "gpt-5-mini, output_tokens", "12.340012")
+		}
+		resp := play.send(s.request)
+		if s.heading == "Generate credentials" {
+			leased = resp
+		}
+		if resp == nil || resp.Data == nil {
+			require.False(d.t, strings.HasPrefix(s.request, "read"), s.heading)
+			continue
+		}
+		p := d.paths[s.paths[0]]
+		if s.operations[0] == logical.ReadOperation && p.Operations[logical.UpdateOperation] != nil {
+			documented := strings.Join(d.responseFields(s, p), "")
+			maps.DeleteFunc(resp.Data, func(name string, _ any) bool { // as the page says once
+				return p.Fields[strings.TrimPrefix(name, "effective_")] != nil && !strings.Contains(documented, "`"+name+"`")
+			})
+		}
+		d.samples[s.heading] = play.sample(resp)
+	}
+	for i := len(later) - 1; i >= 0; i-- {
+		play.send(later[i].request)
+	}
+	play.sim.KeepAll() // the lease's account, and the admin key's successors
+}
+
+// send does what a command of Vault's CLI does.
+func (p *apiPlay) send(command string) *logical.Response {
+	p.t.Helper()
+	_, adminKey := p.sim.AdminKey()
+	operations := map[string]logical.Operation{"read": logical.ReadOperation, "write": logical.UpdateOperation, "list": logical.ListOperation, "delete": logical.DeleteOperation}
+	words := slices.DeleteFunc(strings.Fields(command), func(word string) bool { return strings.HasPrefix(word, "-") })
+	operation, known := operations[words[0]]
+	require.True(p.t, known, command)
+	at, found := strings.CutPrefix(strings.Replace(words[1], "proj_abc", p.project, 1), "openai/")
+	require.True(p.t, found, command)
+	data := map[string]any{}
+	for _, word := range words[2:] {
+		name, value, found := strings.Cut(word, "=")
+		require.True(p.t, found, command)
+		switch value {
+		case "@admin-key.txt":
+			value, data["api_endpoint"] = adminKey, p.sim.URL()
+		case "proj_abc":
+			value = p.project
+		}
+		data[name] = value
+	}
+	return p.must(p.do(context.Background(), operation, at, data))
+}
+
+// sample is a response as Vault returns it, with placeholders for what differs
+// from one run to the next.
+func (p *apiPlay) sample(resp *logical.Response) string {
+	p.t.Helper()
+	data := throughJSON(p.t, resp.Data)
+	for name, value := range data {
+		if list, ok := value.([]any); ok && (name == "counters" || name == "gauges" || name == "histograms") {
+			data[name] = []any{p.metric(list)}
+		}
+	}
+	shown := map[string]any{"data": p.steady("", data)}
+	if resp.Secret != nil {
+		shown["lease_id"] = "openai/creds/my-app/..."
+		shown["lease_duration"] = int64(resp.Secret.TTL / time.Second)
+		shown["renewable"] = resp.Secret.Renewable
+	}
+	if len(resp.Warnings) > 0 {
+		shown["warnings"] = p.steady("", throughJSON(p.t, map[string]any{"warnings": resp.Warnings})).(map[string]any)["warnings"]
+	}
+	text, err := json.MarshalIndent(shown, "", "  ")
+	require.NoError(p.t, err)
+	// One line for a list of one text.
+	return regexp.MustCompile(`\[\n\s+("[^"\n]*")\n\s+\]`).ReplaceAllString(string(text), "[$1]")
+}
+
+// metric picks the one metric of a kind that the sample shows.
+func (p *apiPlay) metric(list []any) any {
+	p.t.Helper()
+	for _, one := range list {
+		metric := one.(map[string]any)
+		switch metric["name"] {
+		case metrics.Prefix + "credentials_issued_total", metrics.Prefix + "static_roles":
+			metric["value"] = 1.0 // the worker may not have read all roles yet
+			return metric
+		case metrics.Prefix + "key_activation_seconds":
+			buckets := metric["buckets"].([]any)
+			metric["buckets"] = buckets[len(buckets)-1:]
+			metric["sum"] = 0.25
+			return metric
+		}
+	}
+	p.t.Fatal("the sample of the metrics has none that it shows")
+	return nil
+}
+
+var (
+	randomName = regexp.MustCompile(`\b(vault-[\w.-]+?-)[a-z0-9]{15}\b`)
+	accountID  = regexp.MustCompile(`\buser-[A-Za-z0-9]{10,}`)
+	keyID      = regexp.MustCompile(`\bkey_[A-Za-z0-9]{10,}`)
+	keyValue   = regexp.MustCompile(`\bsk-(admin|svcacct)-[A-Za-z0-9]{20,}`)
+	anyTime    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+)
+
+// sampleDays are the days of a report on the page.
+var (
+	sampleDays = map[string]string{"start": "2026-09-01", "end": "2026-09-14", "fresh_until": "2026-09-12T00:00:00Z"}
+	anyDay     = regexp.MustCompile(`\d{4}-\d\d-\d\d`)
+)
+
+// sampleNow is when the samples were taken, on the page.
+var sampleNow = time.Date(2026, 9, 14, 9, 0, 0, 0, time.UTC)
+
+// steady replaces what differs between two runs, and checks what times are called.
+func (p *apiPlay) steady(name string, value any) any {
+	p.t.Helper()
+	switch value := value.(type) {
+	case map[string]any:
+		next := map[string]any{}
+		for name, element := range value {
+			next[p.steadyText(name)] = p.steady(name, element)
+		}
+		return next
+	case []any:
+		next := make([]any, len(value))
+		for i, element := range value {
+			next[i] = p.steady(name, element)
+		}
+		return next
+	case string:
+		if day, ok := sampleDays[name]; ok {
+			return day
+		}
+		if strings.HasPrefix(value, "OpenAI may still change the figures") {
+			return anyDay.ReplaceAllString(value, sampleNow.AddDate(0, 0, -2).Format(time.DateOnly))
+		}
+		if _, err := time.Parse(time.RFC3339, value); err == nil || (value != "" && isTime(name)) {
+			require.NoError(p.t, err, name)
+			require.True(p.t, isTime(name), "timeName does not know %s", name)
+		}
+		return p.steadyText(value)
+	case json.Number:
+		if name != "ttl" && name != "age" {
+			return value
+		}
+		seconds, err := value.Int64()
+		require.NoError(p.t, err)
+		if name == "ttl" { // less as time passes
+			return -p.minutes(-time.Duration(seconds)*time.Second) / time.Second
+		}
+		return p.minutes(time.Duration(seconds)*time.Second) / time.Second
+	}
+	return value
+}
+
+func (p *apiPlay) steadyText(text string) string {
+	text = strings.NewReplacer(p.project, "proj_abc", p.account, "user-abc", p.sim.URL(), client.DefaultBaseURL).Replace(text)
+	text = randomName.ReplaceAllString(text, "${1}k3v9qw2m7x5t8ab")
+	text = accountID.ReplaceAllString(text, "user-xyz")
+	text = keyID.ReplaceAllString(text, "key_xyz")
+	text = keyValue.ReplaceAllString(text, "sk-$1-...")
+	return anyTime.ReplaceAllStringFunc(text, func(found string) string {
+		at, err := time.Parse(time.RFC3339, found)
+		require.NoError(p.t, err)
+		return sampleNow.Add(p.minutes(at.Sub(p.base))).Format(time.RFC3339)
+	})
+}
+
+// minutes rounds a duration down to minutes, so that the time that the requests took
+// does not show. OpenAI cuts its times to seconds, hence the slack.
+func (p *apiPlay) minutes(d time.Duration) time.Duration {
+	const slack = 5 * time.Second
+	return time.Duration(math.Floor((d + slack).Minutes())) * time.Minute
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -415,23 +416,26 @@ func (v *Vault) logTail() string {
 	return strings.Join(lines[max(0, len(lines)-25):], "\n")
 }
 
-// freePorts finds ports that nobody listens on. Somebody may take one before
-// Vault does; that has the start fail, saying so, and nothing worse.
+// freePorts finds ports that nobody listens on. They are below those that systems give
+// to a connection or to a listener that names none (from 32768 on Linux, from 49152
+// elsewhere), so that nobody else takes one before the server does, or while it restarts.
 func freePorts(ctx context.Context, n int) ([]int, error) {
 	var ports []int
-	for range n {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	for range 1000 {
+		port := 10_000 + rand.N(22_000)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		defer func() { _ = l.Close() }() // only after the last is found, so that they differ
-		addr, ok := l.Addr().(*net.TCPAddr)
-		if !ok {
-			return nil, fmt.Errorf("a TCP listener with address %v", l.Addr())
+		if ports = append(ports, port); len(ports) == n {
+			return ports, nil
 		}
-		ports = append(ports, addr.Port)
 	}
-	return ports, nil
+	return nil, fmt.Errorf("no %d free ports found", n)
 }
 
 // stop is an error after which polling makes no sense.

@@ -133,7 +133,11 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 	if err := b.static.worker.End(ctx); err != nil {
 		log.Warn("mount is being disabled during a static role rotation", "error", err)
 	}
-	names, err := b.storage.List(ctx, staticStoragePrefix)
+	var names []string
+	err := readAgain(ctx, func() (err error) {
+		names, err = b.storage.List(ctx, staticStoragePrefix)
+		return err
+	})
 	if err != nil {
 		log.Error("tainted mount unloaded but its static roles could not be listed; their credentials remain at OpenAI", "error", err)
 		return
@@ -179,7 +183,11 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 		log.Error(left, "error", err)
 		return
 	}
-	r, err := getStaticRole(reading, e.b.storage, name)
+	var r *staticRole
+	err = readAgain(reading, func() (err error) {
+		r, err = getStaticRole(reading, e.b.storage, name)
+		return err
+	})
 	if err != nil {
 		log.Error("static role could not be read; its credentials remain at OpenAI", "error", err)
 		return
@@ -208,11 +216,26 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 	}
 }
 
+// readAgain repeats a read of storage that fails: after the disable there is nothing left
+// to read.
+func readAgain(ctx context.Context, read func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := read()
+		if err == nil || errors.Is(err, errNotConfigured) || attempt == 3 || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+	}
+}
+
 // destroyNow destroys a credential that nothing can delete later: one that OpenAI does
 // not find yet is retried until the context ends.
 func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	for attempt := 0; ; attempt++ {
-		snap, err := b.current(ctx, b.storage)
+		var snap *snapshot
+		err := readAgain(ctx, func() (err error) {
+			snap, err = b.current(ctx, b.storage)
+			return err
+		})
 		if err == nil {
 			err = b.destroy(ctx, snap, c)
 		}

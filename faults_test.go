@@ -236,6 +236,11 @@ func (s *watchedStorage) Get(ctx context.Context, key string) (*logical.StorageE
 func (s *watchedStorage) List(ctx context.Context, prefix string) ([]string, error) {
 	s.reads.Add(1)
 	s.operations.Add(1)
+	if get, _ := s.failures(); get != nil {
+		if err := get(prefix); err != nil {
+			return nil, err
+		}
+	}
 	return s.Storage.List(ctx, prefix)
 }
 

@@ -495,6 +495,32 @@ func TestStaticUnmount_IsBoundedAndReportsRemainingKeys(t *testing.T) {
 	h.sim.KeepAll()
 }
 
+func TestStaticUnmount_RepeatsReadsThatFail(t *testing.T) {
+	t.Parallel()
+	h := withStatic(t, openaitest.Options{})
+	h.static("batch", nil)
+	h.static("other", nil)
+	h.b.dropSnapshot() // the config must be read, too
+	watched := &watchedStorage{Storage: h.storage}
+	var mu sync.Mutex
+	failed := map[string]int{}
+	watched.fail(func(key string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if failed[key]++; failed[key] <= 2 {
+			return errStorage
+		}
+		return nil
+	}, nil)
+	h.b.storage = watched
+	h.unmount()
+	require.Empty(t, h.liveAccounts())
+	require.NotContains(t, h.log.String(), "remain")
+	for _, key := range []string{staticStoragePrefix, staticStoragePrefix + "batch"} {
+		require.GreaterOrEqual(t, failed[key], 3, "%s was read again", key)
+	}
+}
+
 func TestStaticUnmount_WithoutAConfig(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})

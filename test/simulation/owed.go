@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -277,6 +278,10 @@ func (w *world) told() int {
 	return len(w.story)
 }
 
+// unreadRole is in the log of a mount that ends while storage fails: all that it can name
+// is the role, whose name begins those of its account and keys.
+var unreadRole = regexp.MustCompile(`static role could not be read.* static_role=(\S+)`)
+
 // unnamed returns those of the things left at the end of a mount that no line of the log
 // since then names.
 func (w *world) unnamed(left []string, since int) []string {
@@ -289,8 +294,16 @@ func (w *world) unnamed(left []string, since int) []string {
 	}
 	w.mu.Unlock()
 	said := strings.Join(lines, "\n")
+	var prefixes []string
+	for _, found := range unreadRole.FindAllStringSubmatch(said, -1) {
+		prefixes = append(prefixes, "vault-static-"+found[1]+"-")
+	}
+	if strings.Contains(said, "static roles could not be listed") {
+		prefixes = append(prefixes, "vault-static-")
+	}
 	names := func(t *thing) bool {
-		return t != nil && (strings.Contains(said, t.id) || t.name != "" && strings.Contains(said, t.name))
+		return t != nil && (strings.Contains(said, t.id) || t.name != "" && strings.Contains(said, t.name) ||
+			slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(t.name, prefix) }))
 	}
 	return slices.DeleteFunc(slices.Clone(left), func(id string) bool {
 		t := w.ledger.thing(id)

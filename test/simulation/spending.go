@@ -53,6 +53,7 @@ type money struct {
 	blocks   map[string]*block     // by label
 	written  map[string]time.Time  // since when a rule is as it is, by label
 	switched map[string]time.Time  // when spend_action=revoke was last in force, by label
+	recorded map[string][]string   // the roles whose keys the switch may have recorded, by the ID of a key or account
 	doomed   map[string]bool       // what the switch may delete, by ID
 	bounds   map[boundOf]*boundary // what people have set at OpenAI
 	required requirements
@@ -62,7 +63,7 @@ type money struct {
 func newMoney(w *world) *money {
 	return &money{
 		dice: w.dice("money"), costs: map[string]map[time.Time]*big.Rat{}, owner: map[string]string{}, total: new(big.Rat),
-		blocks: map[string]*block{}, written: map[string]time.Time{}, switched: map[string]time.Time{}, doomed: map[string]bool{}, bounds: map[boundOf]*boundary{},
+		blocks: map[string]*block{}, written: map[string]time.Time{}, switched: map[string]time.Time{}, recorded: map[string][]string{}, doomed: map[string]bool{}, bounds: map[boundOf]*boundary{},
 	}
 }
 
@@ -353,7 +354,7 @@ func (m *money) require(v *vault) {
 }
 
 // recorded takes note of a WAL entry that has a credential deleted: before the switch
-// deletes a key of a lease, that is recorded.
+// deletes a key of a lease, that is recorded, perhaps before Vault has stored the lease.
 func (w *world) recorded(v *vault, value []byte) {
 	var e struct {
 		Kind string `json:"type"`
@@ -366,18 +367,31 @@ func (w *world) recorded(v *vault, value []byte) {
 		return
 	}
 	m := w.money
+	m.mu.Lock()
+	var may []string
+	for _, role := range roles {
+		if m.revokes(v, role.name) || time.Since(m.switched[role.name]) < sinceChange {
+			may = append(may, role.name)
+		}
+	}
+	m.recorded[e.Data.KeyID] = may
+	if e.Kind == "revoked_service_account" {
+		m.recorded[e.Data.ID] = may
+	}
+	m.mu.Unlock()
 	for _, l := range v.allLeases() {
-		if l.keyID() != e.Data.KeyID && (e.Kind != "revoked_service_account" || l.account() != e.Data.ID) {
-			continue
+		m.doom(l)
+	}
+}
+
+// doom notes what the switch may delete of a lease.
+func (m *money) doom(l *lease) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range []string{l.keyID(), l.account()} {
+		if slices.Contains(m.recorded[id], l.role) {
+			m.doomed[id], m.doomed[l.keyID()] = true, true
 		}
-		m.mu.Lock()
-		if m.revokes(v, l.role) || time.Since(m.switched[l.role]) < sinceChange {
-			m.doomed[l.keyID()] = true
-			if e.Kind == "revoked_service_account" {
-				m.doomed[l.account()] = true
-			}
-		}
-		m.mu.Unlock()
 	}
 }
 

@@ -863,10 +863,12 @@ func inBubble(t *testing.T, opts openaitest.Options, test func(t *testing.T, h *
 		done := make(chan struct{})
 		defer close(done)
 		go func() {
+			tick := time.NewTicker(200 * time.Millisecond)
+			defer tick.Stop()
 			for {
 				select {
-				case <-time.After(50 * time.Millisecond):
-					clock.Store(time.Now().UnixNano())
+				case now := <-tick.C:
+					clock.Store(now.UnixNano())
 				case <-done:
 					return
 				}

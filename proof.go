@@ -29,6 +29,11 @@ import (
 // new that it may still appear. The caller must look for it again.
 var errNotFinal = errors.New("not found at OpenAI, but created so recently that it may still appear")
 
+// errUnconfirmed is returned for an admin key that one list lacks, of a mount that may be
+// about to end. A disable wipes its WAL entry; after a move or the seal of a namespace, a
+// later list decides.
+var errUnconfirmed = errors.New("not found by one list of admin keys")
+
 // isFinal reports whether a 404 is final for an account or key created at that time,
 // zero if unknown.
 func (b *backend) isFinal(created time.Time) bool {

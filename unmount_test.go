@@ -4,7 +4,9 @@ package openaisecrets
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -282,6 +284,54 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 		require.Contains(t, strings.Join(left, ""), lease.Data["service_account_id"])
 	}
 	h.sim.KeepAll()
+}
+
+// A mount that is moved, or whose namespace is sealed, goes on: no listing of that moment
+// alone proves anything.
+func TestUnmount_BelievesNoSingleListing(t *testing.T) {
+	t.Parallel()
+	for at, stays := range map[string]bool{"teams/openai/": true, "openai/": false} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			h := configured(t, openaitest.Options{})
+			h.b.getenv = func(name string) string { return map[string]string{"BAO_VERSION": "2.6.2"}[name] }
+			began := h.now()
+			admin, _ := h.sim.AddAdminKey("vault-admin-unfinished")
+			h.sim.Keep(admin)
+			_, err := framework.PutWAL(t.Context(), h.storage, walAdminKey, adminKeyEntry{Version: 1, Name: "vault-admin-unfinished", CreatedAt: began})
+			require.NoError(t, err)
+			account := h.account(h.project, "vault-app-unfinished", 24*time.Hour)
+			h.sim.Keep(account)
+			_, err = framework.PutWAL(t.Context(), h.storage, walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-unfinished", CreatedAt: began})
+			require.NoError(t, err)
+			h.advance(time.Hour)
+			without := func(route, body string) {
+				h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: route, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[` + body + `],"first_id":null,"last_id":null,"has_more":false}`})
+			}
+			i := slices.IndexFunc(h.sim.AdminKeys(), func(k openaitest.AdminKey) bool { return k.ID == h.adminKeyID() })
+			active := h.sim.AdminKeys()[i]
+			without("/organization/admin_api_keys", fmt.Sprintf(`{"object":"organization.admin_api_key","id":%q,"name":%q,"redacted_value":"sk-admin...x","created_at":%d,"last_used_at":null,"owner":{"type":"user","object":"organization.user","id":"user_1","name":"A","created_at":1,"role":"owner"}}`, active.ID, active.Name, began.Unix()))
+			without(routeKeys, "")
+			h.manager.taint()
+			_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: at})
+			require.Len(t, lines(h.log.String(), "admin key of an unfinished rotation not found by one list"), 1)
+			if stays {
+				require.ErrorContains(t, err, errNotFinal.Error())
+				require.Len(t, h.walEntries(), 2)
+				require.Equal(t, []string{account}, h.liveAccounts())
+			} else { // if it ends, nobody deletes the account later
+				require.NoError(t, err)
+				require.Len(t, h.walEntries(), 1)
+				require.Empty(t, h.liveAccounts())
+			}
+			h.manager.untaint()
+			h.restart()
+			h.tick()
+			require.Empty(t, h.walEntries())
+			require.Empty(t, h.liveAccounts())
+			require.NotContains(t, h.adminKeyIDs(), admin)
+		})
+	}
 }
 
 func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {

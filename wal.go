@@ -187,6 +187,8 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 			r.b.log(r.req).Warn("WAL entry retained: its key was used after the create, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)
 		}
 		return nil
+	case errors.Is(err, errUnconfirmed):
+		return nil
 	case err == nil:
 		if err = r.b.deleteWAL(ctx, r.req.Storage, id); err == nil && isPooled(entry.Kind) {
 			r.b.metrics.PoolDestroyed(metrics.PoolLost, 1)
@@ -465,7 +467,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		// The engine never creates an account without a key. If no key is listed, either
 		// the listing is incomplete and does not show whether the key is used, or a person
 		// has deleted the key and it is absent from every listing.
-		if !c.isKey() && !found.keyed[id] && !r.b.isDraining() && !r.b.unseen.confirmed(id, time.Now(), time.Duration(r.b.settling.Load())) {
+		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && !r.b.unseen.confirmed(id, time.Now(), time.Duration(r.b.settling.Load())) {
 			return errNotFinal
 		}
 		r.b.unseen.forget(id)

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	// processor, so the number of those is no measure.
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = flag.Set("test.parallel", "16") // a number that it takes
+		_ = flag.Set("test.parallel", "24") // a number that it takes
 	}
 	os.Exit(run(m))
 }

@@ -46,7 +46,7 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
 	go build -buildvcs=false -o bin/tally ./test/tally; \
-	failed=$$(mktemp); trap 'rm -f "$$failed"' EXIT; fail() { echo "$$1" >>"$$failed"; }; \
+	failed=$$(mktemp); trap 'rm -f "$$failed"' EXIT; fail() { echo "failed: $$1" | tee -a "$$failed" >&2; }; \
 	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || fail lint; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	unit() { if [ '$(SUITE)' != integration ]; then \

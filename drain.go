@@ -91,8 +91,8 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	log.Error("mount is being disabled but WAL rollback is incomplete; the credentials in the WAL remain at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
 	for _, id := range ids[:min(len(ids), maxLeftLines)] {
-		entry, err := framework.GetWAL(ctx, req.Storage, id)
-		if err != nil || entry == nil {
+		entry := b.readLeft(ctx, req, id)
+		if entry == nil {
 			continue
 		}
 		var c credential
@@ -103,6 +103,16 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 			log.Error("credential remains at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
 		}
 	}
+}
+
+// readLeft reads an entry of the WAL that is to be logged, nil if there is none or it
+// cannot be read, which is logged instead.
+func (b *backend) readLeft(ctx context.Context, req *logical.Request, id string) *framework.WALEntry {
+	entry, err := framework.GetWAL(ctx, req.Storage, id)
+	if err != nil {
+		b.log(req).Error("WAL entry could not be read; its credential remains at OpenAI", "wal_entry", id, "error", err)
+	}
+	return entry
 }
 
 const (
@@ -134,8 +144,8 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 		log.Warn("mount is being disabled during a static role rotation", "error", err)
 	}
 	var names []string
-	err := readAgain(ctx, func() (err error) {
-		names, err = b.storage.List(ctx, staticStoragePrefix)
+	err := readAgain(reading, func() (err error) {
+		names, err = b.storage.List(reading, staticStoragePrefix)
 		return err
 	})
 	if err != nil {
@@ -176,15 +186,12 @@ type staticDeletion struct {
 func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 	log := e.log.With("static_role", name)
 	const left = "mount is being disabled but a static role's credential remains at OpenAI"
-	unlock, err := e.b.lockStatic(ctx, name)
-	if err == nil {
+	unlock, notLocked := e.b.lockStatic(ctx, name)
+	if notLocked == nil {
 		defer unlock()
-	} else if !e.leave {
-		log.Error(left, "error", err)
-		return
 	}
 	var r *staticRole
-	err = readAgain(reading, func() (err error) {
+	err := readAgain(reading, func() (err error) {
 		r, err = getStaticRole(reading, e.b.storage, name)
 		return err
 	})
@@ -201,8 +208,10 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 			log.Warn("static role keeps its credential", attrs...)
 			continue
 		}
-		err := errors.New("skipped after too many failures in a row")
-		if e.failed.Load() < unmountWorkers {
+		err := notLocked
+		if err == nil && e.failed.Load() >= unmountWorkers {
+			err = errors.New("skipped after too many failures in a row")
+		} else if err == nil {
 			err = e.b.destroyNow(ctx, c)
 		}
 		switch {
@@ -213,17 +222,6 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 			e.failed.Add(1)
 		}
 		log.Error(left, append(attrs, "error", fmt.Errorf("%s: %w", c.describe(), err))...)
-	}
-}
-
-// readAgain repeats a read of storage that fails: after the disable there is nothing left
-// to read.
-func readAgain(ctx context.Context, read func() error) error {
-	for attempt := 0; ; attempt++ {
-		err := read()
-		if err == nil || errors.Is(err, errNotConfigured) || attempt == 3 || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
-			return err
-		}
 	}
 }
 
@@ -257,6 +255,8 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 		for _, key := range snap.config.Superseded {
 			log.Warn("superseded admin key retained for its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
 		}
+	} else if !errors.Is(err, errNotConfigured) {
+		log.Warn("config could not be read; superseded admin keys, if there are any, remain at OpenAI", "error", err)
 	}
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
@@ -268,13 +268,16 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 			log.Warn("more WAL entries retained", "entries", len(ids)-maxLeftLines)
 			return
 		}
-		entry, err := framework.GetWAL(ctx, req.Storage, id)
-		if err != nil || entry == nil {
+		entry := b.readLeft(ctx, req, id)
+		if entry == nil {
 			continue
 		}
 		var c credential
+		var key adminKeyEntry
 		attrs := []any{"kind", entry.Kind, "created_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
-		if entry.Kind != walAdminKey && decodeInto(&c, entry.Data) == nil {
+		if entry.Kind == walAdminKey && decodeInto(&key, entry.Data) == nil {
+			attrs = append(attrs, "name", key.Name)
+		} else if decodeInto(&c, entry.Data) == nil {
 			attrs = append(append(attrs, c.attrs()...), "key_expires_at", text.Time(c.KeyExpires))
 		}
 		log.Warn("WAL entry retained: OpenBao may only be sealing the namespace", attrs...)

@@ -19,6 +19,11 @@ type unreadable struct{ error }
 
 func (u unreadable) Unwrap() error { return u.error }
 
+// notRead is the error for a read that storage did not answer; a repeat may succeed.
+type notRead struct{ error }
+
+func (n notRead) Unwrap() error { return n.error }
+
 // newerFormat is the error for an entry that a newer version of this plugin wrote.
 func newerFormat(what string, format, known int) error {
 	return fmt.Errorf("%s was written by a newer version of this plugin (format %d; this version supports up to format %d); upgrade the plugin", what, format, known)
@@ -29,7 +34,7 @@ func newerFormat(what string, format, known int) error {
 func readEntry(ctx context.Context, s logical.Storage, key, what string, known int, into any) (*logical.StorageEntry, error) { //nolint:unparam // each kind of entry has its own version
 	entry, err := s.Get(ctx, key)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", what, err)
+		return nil, notRead{fmt.Errorf("reading %s: %w", what, err)}
 	}
 	if entry == nil {
 		return nil, nil

@@ -218,6 +218,26 @@ func (s *watchedStorage) holdAt(key string) *hold {
 	return held
 }
 
+// failEachOnce has the first read of each key and list fail, and returns how often
+// each was read.
+func (s *watchedStorage) failEachOnce() (reads func(key string) int) {
+	var mu sync.Mutex
+	count := map[string]int{}
+	s.fail(func(key string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if count[key]++; count[key] == 1 {
+			return errStorage
+		}
+		return nil
+	}, nil)
+	return func(key string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return count[key]
+	}
+}
+
 func (s *watchedStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	s.reads.Add(1)
 	s.operations.Add(1)

@@ -292,7 +292,9 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		return fmt.Errorf("admin key %q of an unfinished rotation may still exist: the list of admin keys is incomplete, since it does not show the current key %q", entry.Name, snap.config.AdminKeyID)
 	case !b.unseen.confirmed(entry.Name, time.Now(), time.Duration(b.settling.Load())):
 		if b.isDraining() {
-			b.log(req).Warn("admin key of an unfinished rotation not found by one list; if the mount is being disabled, look for the key at OpenAI", "name", entry.Name)
+			if b.rotation.mayWarn("unconfirmed "+entry.Name, b.now(), remindEvery) {
+				b.log(req).Warn("admin key of an unfinished rotation not found by one list; if the mount is being disabled, look for the key at OpenAI", "name", entry.Name)
+			}
 			return errUnconfirmed
 		}
 		return errNotFinal

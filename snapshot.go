@@ -48,6 +48,17 @@ func (s *snapshot) with(cfg *config) *snapshot {
 // errNotConfigured means that there is no config entry.
 var errNotConfigured = errors.New("no admin key configured: set admin_api_key in the mount's config")
 
+// readAgain repeats a read of storage that fails, up to three times within about two
+// seconds: it is for the end of a mount, after which there is nothing left to read.
+func readAgain(ctx context.Context, read func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := read()
+		if err == nil || errors.Is(err, errNotConfigured) || attempt == 3 || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
+			return err
+		}
+	}
+}
+
 // current returns the snapshot, from memory or else from storage. It returns
 // errNotConfigured if there is no config.
 func (b *backend) current(ctx context.Context, s logical.Storage) (*snapshot, error) {

@@ -525,7 +525,11 @@ func (b *backend) expireSuperseded(ctx context.Context, req *logical.Request) er
 		return err
 	}
 	defer unlock()
-	snap, err := b.current(ctx, req.Storage)
+	var snap *snapshot
+	err = readAgain(ctx, func() (err error) {
+		snap, err = b.current(ctx, req.Storage)
+		return err
+	})
 	if errors.Is(err, errNotConfigured) {
 		return nil
 	}

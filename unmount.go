@@ -299,8 +299,8 @@ func (u *unmount) drainEnd() time.Time {
 	return end
 }
 
-// beingDisabled reports whether the mount is certainly being disabled, so that nothing
-// can be deleted later.
+// beingDisabled reports whether the mount is being disabled, so that nothing can be
+// deleted later. A move on Vault begins in the same way and counts as one.
 func (u *unmount) beingDisabled(req *logical.Request) bool {
 	return u.isDraining() && !u.cannotTellDisable(req.MountPoint)
 }

@@ -265,6 +265,28 @@ func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	h.works()
 }
 
+// What the drain does not read, nobody reads later.
+func TestUnmount_RepeatsReadsThatFail(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config/rotate", nil)) // its previous key is in its grace period
+	require.Len(t, h.adminKeyIDs(), 2)
+	lease := h.lease("creds/app", nil)
+	id, _ := lease.Data["service_account_id"].(string)
+	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id})
+	require.NoError(t, err)
+	h.restart()
+	h.manager.taint()
+	watched := &watchedStorage{Storage: h.storage}
+	reads := watched.failEachOnce()
+	require.NoError(t, h.b.drain(t.Context(), &logical.Request{Storage: watched, MountPoint: "openai/"}))
+	require.GreaterOrEqual(t, reads(configStorageKey), 2)
+	require.Empty(t, h.liveAccounts())
+	require.Len(t, h.adminKeyIDs(), 1)
+	h.sim.Keep(h.adminKeyIDs()...)
+	require.Empty(t, h.walEntries())
+}
+
 // A failed disable leaves the mount tainted, and Vault's rollbacks drain it each minute.
 func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 	t.Parallel()
@@ -286,8 +308,8 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A mount that is moved, or whose namespace is sealed, goes on: no listing of that moment
-// alone proves anything.
+// A mount that is moved, or whose namespace is sealed, goes on: one list is no proof that
+// an admin key does not exist, nor, in a namespace, that an account has no key.
 func TestUnmount_BelievesNoSingleListing(t *testing.T) {
 	t.Parallel()
 	for at, stays := range map[string]bool{"teams/openai/": true, "openai/": false} {
@@ -351,6 +373,11 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 			_, err := framework.PutWAL(t.Context(), h.storage, walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young"})
 			require.NoError(t, err)
 
+			if stays {
+				_, err := framework.PutWAL(t.Context(), h.storage, walAdminKey, adminKeyEntry{Version: 1, Name: "vault-admin-young", CreatedAt: h.now()})
+				require.NoError(t, err)
+			}
+
 			h.releaseStatic()
 			h.tickAt(at)
 			require.NoError(t, h.b.static.worker.End(t.Context()))
@@ -370,7 +397,8 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 			require.Contains(t, h.liveAccounts(), young)
 			require.Equal(t, admins, h.adminKeyIDs())
 			require.Len(t, lines(log, "superseded admin key retained for its grace period"), 1, "once for each taint")
-			require.Len(t, lines(log, "WAL entry retained"), 1)
+			require.Len(t, lines(log, "WAL entry retained"), 2)
+			require.Contains(t, strings.Join(lines(log, "WAL entry retained"), ""), "vault-admin-young")
 			kept := lines(log, "static role keeps its credential")
 			require.Len(t, kept, 2)
 			for _, line := range kept {

@@ -40,7 +40,7 @@ const (
 func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
-		return fmt.Errorf("listing the WAL: %w", err)
+		return fmt.Errorf("%w: %w", errWAL, err)
 	}
 	r := &walRun{b: b, req: req, began: time.Now()}
 	unknown := b.wal.listed(ids, b.now())
@@ -82,6 +82,7 @@ func (b *backend) refreshWAL(ctx context.Context, req *logical.Request) error {
 // failure, if any, and whether another attempt may succeed.
 func (b *backend) runAllWAL(ctx context.Context, req *logical.Request, minAge time.Duration) (again bool, err error) {
 	err = b.refreshWAL(ctx, req)
+	again = errors.Is(err, errWAL)
 	runs := make([]*walRun, len(walKinds))
 	var group sync.WaitGroup
 	for i, kind := range walKinds {
@@ -135,7 +136,7 @@ type walRun struct {
 	waits bool // an entry is not final yet
 	again bool // waits, or a failure may be transient
 	cut   bool // entries were skipped because the time was up
-	done  int  // entries that were processed and deleted
+	done  int  // entries that were processed, or are kept for later
 	inRow int
 	lines int // written to the log
 	// refused counts, by project, deletes that OpenAI rejected or whose 404 was not
@@ -480,5 +481,6 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 
 // mayPass reports whether a failure may be over within the drain's budget.
 func mayPass(err error) bool {
-	return isNotFoundAtAll(err) || isSystemic(err) && !client.IsDenied(err)
+	var unread notRead
+	return errors.Is(err, errWAL) || errors.As(err, &unread) || isNotFoundAtAll(err) || isSystemic(err) && !client.IsDenied(err)
 }

@@ -299,7 +299,7 @@ func (s view) Delete(ctx context.Context, key string) error {
 		s.p.w.willPut(s.p, key, true)
 		return s.p.store.Delete(ctx, key)
 	})
-	if deleted != "" && err != nil { // what the entry names must be noted again first
+	if deleted != "" && (err != nil || ctx.Err() != nil) { // what the entry names must be noted again first
 		s.p.mu.Lock()
 		s.p.doubt, s.p.doubted = deleted, time.Now()
 		s.p.mu.Unlock()

@@ -53,7 +53,7 @@ type money struct {
 	blocks   map[string]*block     // by label
 	written  map[string]time.Time  // since when a rule is as it is, by label
 	switched map[string]time.Time  // when spend_action=revoke was last in force, by label
-	recorded map[string][]string   // the roles whose keys the switch may have recorded, by the ID of a key or account
+	recorded map[string]record     // by the ID of a key or account
 	doomed   map[string]bool       // what the switch may delete, by ID
 	bounds   map[boundOf]*boundary // what people have set at OpenAI
 	required requirements
@@ -63,8 +63,15 @@ type money struct {
 func newMoney(w *world) *money {
 	return &money{
 		dice: w.dice("money"), costs: map[string]map[time.Time]*big.Rat{}, owner: map[string]string{}, total: new(big.Rat),
-		blocks: map[string]*block{}, written: map[string]time.Time{}, switched: map[string]time.Time{}, recorded: map[string][]string{}, doomed: map[string]bool{}, bounds: map[boundOf]*boundary{},
+		blocks: map[string]*block{}, written: map[string]time.Time{}, switched: map[string]time.Time{}, recorded: map[string]record{}, doomed: map[string]bool{}, bounds: map[boundOf]*boundary{},
 	}
+}
+
+// record is a WAL entry by which the switch may have a key of some roles deleted.
+type record struct {
+	v     *vault
+	at    time.Time
+	roles []string
 }
 
 // block is one that is complete.
@@ -374,22 +381,23 @@ func (w *world) recorded(v *vault, value []byte) {
 			may = append(may, role.name)
 		}
 	}
-	m.recorded[e.Data.KeyID] = may
+	m.recorded[e.Data.KeyID] = record{v, time.Now(), may}
 	if e.Kind == "revoked_service_account" {
-		m.recorded[e.Data.ID] = may
+		m.recorded[e.Data.ID] = record{v, time.Now(), may}
 	}
 	m.mu.Unlock()
 	for _, l := range v.allLeases() {
-		m.doom(l)
+		m.doom(v, l)
 	}
 }
 
-// doom notes what the switch may delete of a lease.
-func (m *money) doom(l *lease) {
+// doom notes what the switch may delete of a lease: what was recorded since it was asked
+// for.
+func (m *money) doom(v *vault, l *lease) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, id := range []string{l.keyID(), l.account()} {
-		if slices.Contains(m.recorded[id], l.role) {
+		if r := m.recorded[id]; r.v == v && !r.at.Before(l.asked) && slices.Contains(r.roles, l.role) {
 			m.doomed[id], m.doomed[l.keyID()] = true, true
 		}
 	}

@@ -505,7 +505,7 @@ func (v *vault) issueBy(ctx context.Context, by *token, role string, data map[st
 	}
 	v.w.tell(v.name, "leases %s %s of role %s until %s", l.account(), l.keyID(), role, v.endOf(l).UTC().Format(time.DateTime))
 	v.w.ledger.leased(l)
-	v.w.money.doom(l)
+	v.w.money.doom(v, l)
 	if v == v.w.vault {
 		v.w.checkScopes(role, l.keyID(), l.began)
 		v.w.checkAge(l, maxAge)

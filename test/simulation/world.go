@@ -224,6 +224,8 @@ func Live(t *testing.T, s Settings) (result Result) {
 		w.live()
 		result.Lived = time.Since(w.began)
 		result.Calls, result.Leases = w.openai.calls(), w.ledger.leases()
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if w.broken != nil {
 			result.Broken, result.Story = w.broken.who, w.report()
 		}

@@ -40,9 +40,8 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 	@go run ./test/demo -dev
 
 # Later parts run even if an earlier one fails, so that one run shows all failures; the
-# count is the last line, and the exit status covers all parts. The unit tests run beside
-# the integration tests, which mostly wait, and leave the processors to them. The package
-# of a test includes its server, since bin/tally counts tests by their names.
+# count is the last line, and the exit status covers all parts. The package of a test
+# includes its server, since bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
 	go build -buildvcs=false -o bin/tally ./test/tally; \
@@ -50,14 +49,14 @@ test: ## Run the format check, vet, linters, unit and integration tests (select 
 	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || fail lint; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	unit() { if [ '$(SUITE)' != integration ]; then \
-	  nice -n 5 go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || fail unit; \
+	  go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || fail unit; \
 	  (cd tools/release && go test -json -run '$(RUN)' ./...) || fail release; fi; }; \
 	integration() { if [ '$(SUITE)' != unit ]; then \
 	  servers=$$(scripts/vault.sh) || { fail vault; return; }; \
 	  while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
 	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
 	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || fail integration; done <<<"$$servers"; fi; }; \
-	bin/tally <(unit) <(integration) || fail tally; \
+	bin/tally <(unit; integration) || fail tally; \
 	[ ! -s "$$failed" ]
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)

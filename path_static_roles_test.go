@@ -335,7 +335,7 @@ func TestStatic_AChangeOfScopesRotatesImmediately(t *testing.T) {
 	second := h.staticCreds("batch")
 	require.NotEqual(t, first["api_key_id"], second["api_key_id"])
 	require.Equal(t, first["service_account_id"], second["service_account_id"])
-	require.Equal(t, text.Time(h.now().Add(defaultRevocationDelay)), second["previous_api_key_expires_at"])
+	require.Equal(t, text.Time(h.staticTime("batch", "last_vault_rotation").Add(defaultRevocationDelay)), second["previous_api_key_expires_at"])
 	require.True(t, h.accepted(first["api_key"].(string)))
 	for _, k := range h.sim.Keys() {
 		require.Len(t, k.Scopes, map[bool]int{true: 1, false: 2}[k.ID == first["api_key_id"]])

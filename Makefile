@@ -44,20 +44,19 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 # includes its server, since bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
-	go build -buildvcs=false -o bin/tally ./test/tally; \
-	failed=$$(mktemp); trap 'rm -f "$$failed"' EXIT; fail() { echo "failed: $$1" | tee -a "$$failed" >&2; }; \
-	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || fail lint; fi; \
+	go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
+	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
-	unit() { if [ '$(SUITE)' != integration ]; then \
-	  go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || fail unit; \
-	  (cd tools/release && go test -json -run '$(RUN)' ./...) || fail release; fi; }; \
-	integration() { if [ '$(SUITE)' != unit ]; then \
-	  servers=$$(scripts/vault.sh) || { fail vault; return; }; \
-	  while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
+	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
+	{ rc=0; \
+	  if [ '$(SUITE)' != integration ]; then \
+	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
+	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
+	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
 	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
-	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || fail integration; done <<<"$$servers"; fi; }; \
-	bin/tally <(unit; integration) || fail tally; \
-	[ ! -s "$$failed" ]
+	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
+	  exit $$rc; } | bin/tally || failed=1; \
+	exit $$failed
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
 	@go run ./test/bench $(BENCH)

@@ -1,22 +1,20 @@
-// Command tally turns the JSON streams of one or several `go test -json` runs, read at the
-// same time from the files that its arguments name, into what a person wants to see: one
-// line for each package, the output of what failed, a list of what was skipped and why,
-// and, as the last line and alone on it, the count. Continuous integration reads that
-// line, so its form must not change: "N passed, N failed, N skipped".
+// Command tally turns the JSON stream of one or several `go test -json` runs,
+// read from standard input, into what a person wants to see: one line for each
+// package, the output of what failed, a list of what was skipped and why, and,
+// as the last line and alone on it, the count. Continuous integration reads
+// that line, so its form must not change: "N passed, N failed, N skipped".
 //
-// It exits with 1 when anything failed, builds included, or when nothing ran at all: a
-// run that tested nothing is not a run that passed.
+// It exits with 1 when anything failed, builds included, or when nothing ran at
+// all: a run that tested nothing is not a run that passed.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"sync"
 )
 
 // event is the part of test2json's record that is used here. Lines that are
@@ -44,16 +42,7 @@ type tally struct {
 }
 
 func main() {
-	var streams []io.Reader
-	for _, name := range os.Args[1:] {
-		f, err := os.Open(name)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "tally:", err)
-			os.Exit(1)
-		}
-		streams = append(streams, f)
-	}
-	passed, err := run(os.Stdout, streams...)
+	passed, err := run(os.Stdin, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tally:", err)
 	}
@@ -62,7 +51,7 @@ func main() {
 	}
 }
 
-func run(out io.Writer, streams ...io.Reader) (bool, error) {
+func run(in io.Reader, out io.Writer) (bool, error) {
 	t := &tally{
 		out:     out,
 		output:  map[test]*strings.Builder{},
@@ -70,34 +59,19 @@ func run(out io.Writer, streams ...io.Reader) (bool, error) {
 		results: map[test]string{},
 		built:   map[string]*strings.Builder{},
 	}
-	var mu sync.Mutex
-	var group sync.WaitGroup
-	errs := make([]error, len(streams))
-	for i, in := range streams {
-		group.Go(func() {
-			lines := bufio.NewReader(in)
-			for {
-				line, err := lines.ReadString('\n')
-				if line != "" {
-					mu.Lock()
-					t.line(line)
-					mu.Unlock()
-				}
-				if err == io.EOF {
-					return
-				}
-				if err != nil {
-					errs[i] = err
-					return
-				}
-			}
-		})
+	lines := bufio.NewReader(in)
+	for {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			t.line(line)
+		}
+		if err == io.EOF {
+			return t.finish(), nil
+		}
+		if err != nil {
+			return false, err
+		}
 	}
-	group.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return false, err
-	}
-	return t.finish(), nil
 }
 
 func (t *tally) line(line string) {

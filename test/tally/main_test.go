@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-	"io"
 	"strings"
 	"testing"
 
@@ -12,7 +10,7 @@ import (
 func count(t *testing.T, stream string) (last, all string, passed bool) {
 	t.Helper()
 	var out strings.Builder
-	passed, err := run(&out, strings.NewReader(stream))
+	passed, err := run(strings.NewReader(stream), &out)
 	require.NoError(t, err)
 	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
 	return lines[len(lines)-1], out.String(), passed
@@ -61,24 +59,6 @@ func TestWhatDiedOrDidNotBuildFails(t *testing.T) {
 	require.Contains(t, all, "no good")
 	require.Contains(t, all, "panic: out")
 	require.False(t, passed)
-}
-
-func TestStreamsAreReadAtTheSameTime(t *testing.T) {
-	first, write := io.Pipe()
-	second, release := io.Pipe()
-	go func() { // neither ends before the other has begun
-		defer write.Close()
-		_, _ = fmt.Fprintln(write, `{"Action":"run","Package":"p","Test":"TestA"}`)
-		_, _ = fmt.Fprintln(release, `{"Action":"run","Package":"q","Test":"TestB"}`)
-		_, _ = fmt.Fprintln(write, `{"Action":"pass","Package":"p","Test":"TestA"}`)
-		_, _ = fmt.Fprintln(release, `{"Action":"fail","Package":"q","Test":"TestB"}`)
-		_ = release.Close()
-	}()
-	var out strings.Builder
-	passed, err := run(&out, first, second)
-	require.NoError(t, err)
-	require.False(t, passed)
-	require.True(t, strings.HasSuffix(out.String(), "1 passed, 1 failed, 0 skipped\n"), out.String())
 }
 
 func TestNothingRunIsNotAPass(t *testing.T) {

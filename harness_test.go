@@ -1327,11 +1327,11 @@ func (h *harness) ticking() (stop func()) {
 	return func() { cancel(); ticks.Wait(); h.b.Cleanup(context.Background()); h.sim.KeepAll() }
 }
 
-// steals uses a key once a second for a time.
+// steals uses a key every five seconds for a time.
 func (h *harness) steals(key string, d time.Duration) {
 	h.t.Helper()
-	for range d / time.Second {
-		h.advance(time.Second)
+	for ; d > 0; d -= 5 * time.Second {
+		h.advance(min(d, 5*time.Second))
 		require.Equal(h.t, http.StatusOK, h.callWith(key))
 	}
 }
@@ -1395,7 +1395,7 @@ func (h *harness) rollbackAdminKey(name string, created time.Time) error {
 	return h.b.rollbackAdminKey(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: name, CreatedAt: created}, 0)
 }
 
-// unseenBefore has a list of some minutes ago have shown no admin key of that name.
+// unseenBefore has a listing of some minutes ago have shown nothing of that name.
 func (h *harness) unseenBefore(name string) {
 	h.b.unseen.forget(name)
 	h.b.unseen.confirmed(name, time.Now().Add(-notFinalBefore), 0)

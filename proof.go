@@ -20,7 +20,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-openai/client"
 )
@@ -29,10 +32,10 @@ import (
 // new that it may still appear. The caller must look for it again.
 var errNotFinal = errors.New("not found at OpenAI, but created so recently that it may still appear")
 
-// errUnconfirmed is returned for an admin key that one list lacks, of a mount that may be
+// errUnconfirmed is returned for a create that one listing lacks, of a mount that may be
 // about to end. A disable wipes its WAL entry; after a move or the seal of a namespace, a
-// later list decides.
-var errUnconfirmed = errors.New("not found by one list of admin keys")
+// later listing decides.
+var errUnconfirmed = errors.New("not found by one listing")
 
 // isFinal reports whether a 404 is final for an account or key created at that time,
 // zero if unknown.
@@ -150,4 +153,50 @@ func (s *snapshot) deleteAdminKeyProven(ctx context.Context, id string) error {
 		return fmt.Errorf("%w; not counted as deleted: OpenAI still lists it", failure)
 	}
 	return nil
+}
+
+// notListed returns nil if a create was never executed: two complete listings, begun at
+// least notFinalBefore apart, lack its name. One may have left it out, and nothing else
+// looks for an admin key or for an account without an expiry. The clock may have been set
+// since the create, so what counts is the time between the listings. asked is when this
+// one began, with the monotonic clock.
+func (b *backend) notListed(req *logical.Request, name string, asked time.Time) error {
+	switch {
+	case b.unseen.confirmed(name, asked, time.Duration(b.settling.Load())):
+		b.unseen.forget(name)
+		return nil
+	case !b.isDraining():
+		return errNotFinal
+	case b.rotation.mayWarn("unconfirmed "+name, b.now(), remindEvery):
+		b.log(req).Warn("unfinished create not found by one listing; if the mount is being disabled, look for its account or key at OpenAI", "name", name)
+	}
+	return errUnconfirmed
+}
+
+// unseen has the time since which complete listings did not show the account or key of an
+// unfinished create, by name, or a key of its account, by account ID. It is lost with the
+// process, which only delays the result. The zero value is ready.
+type unseen struct {
+	mu    sync.Mutex
+	since map[string]time.Time
+}
+
+// confirmed records that a list did not show the name, and reports whether an earlier
+// one, at least that long ago, did not either.
+func (u *unseen) confirmed(name string, now time.Time, ago time.Duration) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if _, seen := u.since[name]; !seen {
+		if u.since == nil {
+			u.since = map[string]time.Time{}
+		}
+		u.since[name] = now
+	}
+	return now.Sub(u.since[name]) >= ago
+}
+
+func (u *unseen) forget(name string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.since, name)
 }

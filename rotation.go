@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -276,7 +275,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	if err != nil {
 		return err
 	}
-	final := b.isFinal(entry.CreatedAt)
+	final, asked := b.isFinal(entry.CreatedAt), time.Now()
 	keys, err := snap.api.ListAdminKeys(ctx)
 	if err != nil {
 		return err
@@ -290,17 +289,8 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		return errNotFinal
 	case !complete:
 		return fmt.Errorf("admin key %q of an unfinished rotation may still exist: the list of admin keys is incomplete, since it does not show the current key %q", entry.Name, snap.config.AdminKeyID)
-	case !b.unseen.confirmed(entry.Name, time.Now(), time.Duration(b.settling.Load())):
-		if b.isDraining() {
-			if b.rotation.mayWarn("unconfirmed "+entry.Name, b.now(), remindEvery) {
-				b.log(req).Warn("admin key of an unfinished rotation not found by one list; if the mount is being disabled, look for the key at OpenAI", "name", entry.Name)
-			}
-			return errUnconfirmed
-		}
-		return errNotFinal
 	default:
-		b.unseen.forget(entry.Name)
-		return nil
+		return b.notListed(req, entry.Name, asked)
 	}
 	b.unseen.forget(entry.Name)
 	wait, cancel := context.WithTimeout(ctx, lockBudget)
@@ -342,33 +332,4 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		b.log(req).Info("admin key of an unfinished rotation deleted", "admin_api_key_id", key.ID, "name", key.Name)
 	}
 	return nil
-}
-
-// unseen has the time since which complete lists did not show the admin key of an
-// unfinished rotation, by name, or a key of the account of an unfinished create, by
-// account ID. It is lost with the process, which only delays the result. The zero value
-// is ready.
-type unseen struct {
-	mu    sync.Mutex
-	since map[string]time.Time
-}
-
-// confirmed records that a list did not show the name, and reports whether an earlier
-// one, at least that long ago, did not either.
-func (u *unseen) confirmed(name string, now time.Time, ago time.Duration) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if _, seen := u.since[name]; !seen {
-		if u.since == nil {
-			u.since = map[string]time.Time{}
-		}
-		u.since[name] = now
-	}
-	return now.Sub(u.since[name]) >= ago
-}
-
-func (u *unseen) forget(name string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	delete(u.since, name)
 }

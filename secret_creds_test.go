@@ -276,8 +276,52 @@ func TestWAL_ListingMustBeginAfterTheEntryIsOldEnough(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Route: listAccountsRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
 	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
 	require.Len(t, h.walEntries(), maxAttempts)
+	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
+	require.Len(t, h.walEntries(), maxAttempts, "one listing may leave something out")
+	for _, id := range h.walEntries() {
+		entry, err := framework.GetWAL(ctx, h.storage, id)
+		require.NoError(t, err)
+		c, err := entryCredential(entry)
+		require.NoError(t, err)
+		h.unseenBefore(c.ownName())
+	}
 	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
-	require.Empty(t, h.walEntries(), "never executed, by a listing of when they were old")
+	require.Empty(t, h.walEntries(), "never executed, by two listings of when they were old")
+}
+
+// Nothing looks for an account whose key does not expire but its WAL entry.
+func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
+	t.Parallel()
+	for kind, routes := range map[string][2]string{typeAccount: {routeAccounts, listAccountsRoute}, typeKey: {routeNewKey, routeKeys}} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+				h.configure(nil)
+				account := ""
+				if kind == typeKey {
+					account = h.adopted(map[string]any{"key_expiry": "none"})
+				} else {
+					h.role(map[string]any{"key_expiry": "none"})
+				}
+				h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routes[0], Times: maxAttempts, Kind: openaitest.FaultLost})
+				_, err := h.read("creds/app")
+				require.Error(t, err)
+				require.Len(t, h.walEntries(), maxAttempts)
+				time.Sleep(2 * notFinalBefore)
+				h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routes[1], Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+				stop := h.ticking()
+				defer stop()
+				time.Sleep(90 * time.Second)
+				require.Len(t, h.walEntries(), maxAttempts, "one listing has left them out")
+				time.Sleep(2 * time.Minute)
+				if kind == typeKey {
+					h.onlyKeys(account)
+				} else {
+					h.onlyLeased()
+				}
+			})
+		})
+	}
 }
 
 func TestRollback_KeepsOtherAccounts(t *testing.T) {

@@ -336,7 +336,7 @@ func TestUnmount_BelievesNoSingleListing(t *testing.T) {
 			without(routeKeys, "")
 			h.manager.taint()
 			_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: at})
-			require.Len(t, lines(h.log.String(), "admin key of an unfinished rotation not found by one list"), 1)
+			require.Len(t, lines(h.log.String(), "unfinished create not found by one listing"), 1)
 			if stays {
 				require.ErrorContains(t, err, errNotFinal.Error())
 				require.Len(t, h.walEntries(), 2)

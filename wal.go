@@ -8,8 +8,8 @@ package openaisecrets
 //     created, or is named by a stored static role or config;
 //   - each kind of entry has its own runs, so that one throttled endpoint does not
 //     delay the others, and each attempt is bounded in time;
-//   - a create counts as never executed only if a complete listing, begun once the
-//     entry was old enough, does not show its name;
+//   - a create counts as never executed only if two complete listings, minutes apart and
+//     begun once the entry was old enough, do not show its name;
 //   - a credential that was used after its create is not deleted, because its key was
 //     returned to a client. Only a listing that shows the key proves that it is unused.
 
@@ -288,7 +288,8 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 
 // lookedUp is the result of searching a project's listings for the names of entries.
 type lookedUp struct {
-	began    time.Time
+	began    time.Time // by the server's clock
+	asked    time.Time // the same, with the monotonic clock
 	archived bool
 	byName   map[string][]credential
 	// used has the last use of keys that were used after the request that created them
@@ -377,7 +378,7 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 	if err != nil {
 		return nil, err
 	}
-	found := &lookedUp{began: r.b.now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}, young: map[string]bool{}}
+	found := &lookedUp{began: r.b.now(), asked: time.Now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}, young: map[string]bool{}}
 	accounts := map[string]bool{}
 	if kind == walAccount {
 		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
@@ -444,9 +445,13 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		created = time.Unix(entry.CreatedAt, 0)
 	}
 	matches := found.byName[c.ownName()]
-	if len(matches) == 0 && found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
-		return errNotFinal
+	if len(matches) == 0 {
+		if found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
+			return errNotFinal
+		}
+		return r.b.notListed(r.req, c.ownName(), found.asked)
 	}
+	r.b.unseen.forget(c.ownName())
 	for _, match := range matches {
 		id := match.ID
 		if c.isKey() {
@@ -468,7 +473,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		// The engine never creates an account without a key. If no key is listed, either
 		// the listing is incomplete and does not show whether the key is used, or a person
 		// has deleted the key and it is absent from every listing.
-		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && !r.b.unseen.confirmed(id, time.Now(), time.Duration(r.b.settling.Load())) {
+		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && !r.b.unseen.confirmed(id, found.asked, time.Duration(r.b.settling.Load())) {
 			return errNotFinal
 		}
 		r.b.unseen.forget(id)

@@ -249,13 +249,8 @@ func (l *ledger) isYoung(r *http.Request, age time.Duration) bool {
 	return r.Method != http.MethodPost && l.youngerThan(path.Base(r.URL.Path), age)
 }
 
-// lags reports whether a listing may not show something yet. The engine takes a listing
-// for up to five minutes old, and counts that from before the create, except for admin
-// keys, for which it takes a second look.
-func (l *ledger) lags(id string) bool {
-	t := l.thing(id)
-	return t != nil && (time.Since(t.at) < youngestKnown || t.kind == "admin key" && time.Since(t.at) < 5*time.Minute)
-}
+// lags reports whether a listing may not show something yet.
+func (l *ledger) lags(id string) bool { return l.youngerThan(id, 5*time.Minute) }
 
 // youngerThan reports whether something was made so recently.
 func (l *ledger) youngerThan(id string, age time.Duration) bool {

@@ -261,7 +261,6 @@ func (o *openai) omit(p *process, listing []byte, any bool) string {
 		}
 	}
 	o.omitted[chosen] = time.Now()
-	o.w.ledger.excuseOmitted(chosen)
 	return chosen
 }
 

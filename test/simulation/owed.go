@@ -77,19 +77,6 @@ func (l *ledger) excuseNamed(entry string) {
 	}
 }
 
-// excuseOmitted excuses what a listing leaves out: one that is read five minutes after
-// the create ends the WAL entry, and tidy finds the account when its key has expired.
-// Of an admin key nothing else would.
-func (l *ledger) excuseOmitted(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, t := range l.things {
-		if (t.id == id || t.account == id) && t.kind != "admin key" && time.Since(t.at) > youngestKnown {
-			t.excused = true
-		}
-	}
-}
-
 // excuseAged excuses what was made just before a step of its Vault's clock: by that clock
 // it is older than OpenAI's servers may lag, so a 404 or a listing seems final. Tidy finds
 // it when its key has expired; an admin key is looked for twice, by another clock. note

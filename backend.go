@@ -17,7 +17,7 @@
 //   - verbs: rotation, superseded, static_rotate;
 //   - entities: usage_report, usage_record, usage_costs, static_queue, static_role,
 //     static_missing, community_lease, pool,
-//     role_state, credential, wal_index, unmount, guardrails, proof, snapshot, key_use, project, mount,
+//     role_state, credential, wal_index, proof, unmount, guardrails, snapshot, key_use, project, mount,
 //     role_cache, community, role_pool, role, role_spend, rotation_state, config;
 //   - used by all: write, request, entry, limits, product, version.
 //

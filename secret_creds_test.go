@@ -324,6 +324,26 @@ func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 	}
 }
 
+// A listing of keys may lag behind that of accounts. The account may be under a lease of
+// the Vault that this one is a copy of.
+func TestWAL_AListingThatMayLagShowsNoAccountWithoutKey(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
+		_, err := h.read("creds/app")
+		require.Error(t, err)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+		stop := h.ticking()
+		defer stop()
+		time.Sleep(2*notFinalBefore - time.Minute)
+		require.Len(t, h.sim.Accounts(), maxAttempts, "one listing counts, which began five minutes after the create")
+		time.Sleep(3 * time.Minute)
+		h.onlyLeased()
+	})
+}
+
 func TestRollback_KeepsOtherAccounts(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

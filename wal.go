@@ -301,6 +301,8 @@ type lookedUp struct {
 	// young are the keys that are younger than minAge by OpenAI's clock, and their
 	// accounts.
 	young map[string]bool
+	// recent are the matching accounts for which a listing of keys may still lag.
+	recent map[string]bool
 }
 
 // lookUp processes entries of creates. For each project it reads one listing and, if
@@ -378,14 +380,16 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 	if err != nil {
 		return nil, err
 	}
-	found := &lookedUp{began: r.b.now(), asked: time.Now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}, young: map[string]bool{}}
+	found := &lookedUp{began: r.b.now(), asked: time.Now(), byName: map[string][]credential{}, used: map[string]time.Time{}, keyed: map[string]bool{}, young: map[string]bool{}, recent: map[string]bool{}}
 	accounts := map[string]bool{}
 	if kind == walAccount {
 		err = snap.api.EachServiceAccount(ctx, project, func(page []client.ServiceAccount) error {
+			now := snap.api.NowOr(r.b.now())
 			for _, a := range page {
 				if names[a.Name] {
 					found.byName[a.Name] = append(found.byName[a.Name], credential{ID: a.ID})
 					accounts[a.ID] = true
+					found.recent[a.ID] = now.Sub(a.CreatedAt) < time.Duration(r.b.settling.Load())
 				}
 			}
 			return nil
@@ -473,7 +477,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		// The engine never creates an account without a key. If no key is listed, either
 		// the listing is incomplete and does not show whether the key is used, or a person
 		// has deleted the key and it is absent from every listing.
-		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && !r.b.unseen.confirmed(id, found.asked, time.Duration(r.b.settling.Load())) {
+		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && (found.recent[id] || !r.b.unseen.confirmed(id, found.asked, time.Duration(r.b.settling.Load()))) {
 			return errNotFinal
 		}
 		r.b.unseen.forget(id)

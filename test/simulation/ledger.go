@@ -167,15 +167,22 @@ func (l *ledger) byPerson(ids ...string) bool {
 	})
 }
 
-// forgotten notes that a restored Vault knows nothing of what it has made since. Of that,
-// admin keys and what belongs to static roles have no end that anybody sees.
+// forgotten notes that a restored Vault knows nothing of what it has made since.
 func (l *ledger) forgotten(since time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id, t := range l.things {
-		if t.at.After(since) && (t.kind == "admin key" || strings.HasPrefix(t.name, "vault-static")) {
-			l.mark(id)
+	for _, t := range l.things {
+		if t.at.After(since) {
+			l.markForgotten(t)
 		}
+	}
+}
+
+// markForgotten leaves to people what a restored Vault knows nothing of, if that has no
+// end that anybody sees: admin keys, and what belongs to static roles. The caller holds mu.
+func (l *ledger) markForgotten(t *thing) {
+	if t.kind == "admin key" || strings.HasPrefix(t.name, "vault-static") {
+		l.mark(t.id)
 	}
 }
 
@@ -234,6 +241,14 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 		p.w.checkLate(p, last)
 		p.w.checkDeletion(p, last)
 		return
+	}
+	if p.dead.Load() && p.loads != p.v.loads.Load() { // an older storage has been restored since the call
+		for id, t := range l.things {
+			if id == got.ID || t.account == got.ID {
+				t.excused = true
+				l.markForgotten(t)
+			}
+		}
 	}
 	if t := l.things[got.ID]; t != nil && t.at.Equal(time.Now()) && t.kind != "admin key" && jumped {
 		t.aged = true
@@ -454,8 +469,8 @@ func (w *world) checkKey(v *vault, l *lease) {
 	case v.jumped(l.began): // OpenAI's clock did not
 		return
 	}
-	for _, id := range []string{l.account(), l.keyID()} {
-		if t := w.ledger.thing(id); t != nil && t.goneBy != nil && t.goneBy.v != v && t.goneBy.v.asked(id) {
+	for _, other := range w.vaults() {
+		if other.asked(l.account()) || other.asked(l.keyID()) {
 			return // the copy's Vault has asked for it
 		}
 	}

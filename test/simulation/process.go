@@ -44,7 +44,7 @@ type process struct {
 	died    chan struct{}
 	broken  error // what Initialize has said
 	unloads atomic.Bool
-	// knowsTime says that OpenAI has answered it, and so told it the time.
+	// knowsTime says that OpenAI has answered the client of its config, and so told the time.
 	knowsTime atomic.Bool
 	loads     int64 // how many restores its Vault had seen when it began
 	log       logBuffer

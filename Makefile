@@ -40,21 +40,23 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 	@go run ./test/demo -dev
 
 # Later parts run even if an earlier one fails, so that one run shows all failures; the
-# count is the last line, and the exit status covers all parts. The package of a test
-# includes its server, since bin/tally counts tests by their names.
+# count is the last line, and the exit status covers all parts. The linters take only the
+# processor time that the tests leave. The package of a test includes its server, since
+# bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
 	go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
-	if [ '$(SUITE)' = all ]; then $(MAKE) --no-print-directory lint || failed=1; fi; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
-	{ rc=0; \
+	{ rc=0; lint=; \
+	  if [ '$(SUITE)' = all ]; then nice -n 19 $(MAKE) --no-print-directory lint >bin/lint.log 2>&1 & lint=$$!; trap 'kill $$lint 2>/dev/null || :' EXIT; trap 'exit 130' INT TERM; fi; \
 	  if [ '$(SUITE)' != integration ]; then \
 	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
 	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
 	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
 	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
 	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
+	  if [ -n "$$lint" ]; then wait "$$lint" || rc=1; cat bin/lint.log >&2; fi; \
 	  exit $$rc; } | bin/tally || failed=1; \
 	exit $$failed
 

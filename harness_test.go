@@ -1397,8 +1397,10 @@ func (h *harness) rollbackAdminKey(name string, created time.Time) error {
 
 // unseenBefore has a listing of some minutes ago have shown nothing of that name.
 func (h *harness) unseenBefore(name string) {
-	h.b.unseen.forget(name)
-	h.b.unseen.confirmed(name, time.Now().Add(-notFinalBefore), 0)
+	h.b.unseen.confirmed(name, time.Now(), time.Hour)
+	h.b.unseen.mu.Lock()
+	defer h.b.unseen.mu.Unlock()
+	h.b.unseen.since[name] = time.Now().Add(-notFinalBefore)
 }
 
 // keyless makes accounts of this mount that have no key.

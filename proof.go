@@ -10,7 +10,8 @@ package openaisecrets
 //     it that answers with the same form, while the same endpoint, organization and admin
 //     key can read the project;
 //   - for a key, that it has expired;
-//   - for an admin key, a complete listing that shows the current key and not that one.
+//   - for an admin key, a complete listing that shows the current key and not that one;
+//   - for a create without an answer, two complete listings that lack its name (notListed).
 //
 // A missing permission, any other 404 and a lost answer prove nothing.
 
@@ -155,12 +156,11 @@ func (s *snapshot) deleteAdminKeyProven(ctx context.Context, id string) error {
 	return nil
 }
 
-// notListed returns nil if a create was never executed: two complete listings, begun at
-// least notFinalBefore apart, lack its name. One may have left it out, and nothing else
-// looks for an admin key or for an account without an expiry. The clock may have been set
-// since the create, so what counts is the time between the listings. asked is when this
-// one began, with the monotonic clock.
-func (b *backend) notListed(req *logical.Request, name string, asked time.Time) error {
+// notListed returns nil if a create was never executed: two complete listings lack its
+// name. One may have left it out, and nothing else looks for an admin key or for an
+// account whose key does not expire. asked is when this listing began, with the monotonic
+// clock; attrs are what the log says of the create.
+func (b *backend) notListed(req *logical.Request, name string, asked time.Time, attrs ...any) error {
 	switch {
 	case b.unseen.confirmed(name, asked, time.Duration(b.settling.Load())):
 		b.unseen.forget(name)
@@ -168,31 +168,34 @@ func (b *backend) notListed(req *logical.Request, name string, asked time.Time) 
 	case !b.isDraining():
 		return errNotFinal
 	case b.rotation.mayWarn("unconfirmed "+name, b.now(), remindEvery):
-		b.log(req).Warn("unfinished create not found by one listing; if the mount is being disabled, look for its account or key at OpenAI", "name", name)
+		b.log(req).With(attrs...).Warn("unfinished create not found by one listing; if the mount is being disabled, look for its account or key at OpenAI", "name", name)
 	}
 	return errUnconfirmed
 }
 
-// unseen has the time since which complete listings did not show the account or key of an
-// unfinished create, by name, or a key of its account, by account ID. It is lost with the
-// process, which only delays the result. The zero value is ready.
+// unseen has when a complete listing first did not show the account or key of an
+// unfinished create, by name, a key of its account, by account ID, or the key of a blocked
+// role, by ID. It is lost with the process, which only delays the result. The zero value is
+// ready.
 type unseen struct {
 	mu    sync.Mutex
 	since map[string]time.Time
 }
 
-// confirmed records that a list did not show the name, and reports whether an earlier
-// one, at least that long ago, did not either.
-func (u *unseen) confirmed(name string, now time.Time, ago time.Duration) bool {
+// confirmed records that a listing that began at a time did not show the name, and reports
+// whether an earlier one, which ended at least that long before, did not either. Both times
+// are with the monotonic clock, since the server's may have been set. If ago is 0, one
+// listing is enough.
+func (u *unseen) confirmed(name string, began time.Time, ago time.Duration) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if _, seen := u.since[name]; !seen {
 		if u.since == nil {
 			u.since = map[string]time.Time{}
 		}
-		u.since[name] = now
+		u.since[name] = time.Now()
 	}
-	return now.Sub(u.since[name]) >= ago
+	return ago == 0 || began.Sub(u.since[name]) >= ago
 }
 
 func (u *unseen) forget(name string) {

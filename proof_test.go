@@ -868,7 +868,7 @@ func TestWAL_ListingThatShowsAKeyResetsTheOneThatDidNot(t *testing.T) {
 	h.advance(10 * time.Minute)
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	account := lease.Data["service_account_id"].(string)
-	h.b.unseen.confirmed(account, time.Now().Add(-2*notFinalBefore), 0) // a listing some minutes ago
+	h.unseenBefore(account)
 	h.rollback()
 	require.Len(t, h.walEntries(), 1, "this one shows the key in use")
 

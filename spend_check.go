@@ -232,9 +232,6 @@ type doomed struct {
 type doomedKeys struct {
 	mu  sync.Mutex
 	all []doomed
-
-	// absent has the keys that the last listing left out. Only recordKeys uses it.
-	absent map[string]bool
 }
 
 // doomedRole is a role whose keys are being recorded.
@@ -242,7 +239,7 @@ type doomedRole struct {
 	limitedRole
 	keys    []doomed
 	changes uint64 // what reconsidered returned before the keys were read
-	unsure  bool   // a key was left out for the first time
+	unsure  bool   // a listing left a key out, and no earlier one confirms that
 }
 
 func (q *doomedKeys) add(some []doomed) {
@@ -282,8 +279,6 @@ func (b *backend) recordKeys(ctx context.Context, req *logical.Request, snap *sn
 			pending[l.label] = &doomedRole{limitedRole: l, changes: b.states.reconsidered(l.label)}
 		}
 	}
-	absent := b.doomed.absent
-	b.doomed.absent = map[string]bool{}
 	if len(pending) == 0 {
 		return nil
 	}
@@ -298,18 +293,19 @@ func (b *backend) recordKeys(ctx context.Context, req *logical.Request, snap *sn
 		return err
 	}
 	costs := b.costsByKey(ctx, req, snap)
-	listed := map[string]map[string]bool{} // by project; nil if the listing failed
+	listed := map[string]*keyListing{} // by project; nil if it failed
 	for _, label := range slices.Sorted(maps.Keys(pending)) {
 		p := pending[label]
 		for _, r := range byRole[label] {
 			if _, known := b.wal.get(revokedID(r.credential())); known {
 				continue
 			}
-			if b.isGone(ctx, snap, &r, listed) {
-				b.doomed.absent[r.KeyID] = true
-				p.unsure = p.unsure || !absent[r.KeyID]
+			if list := b.keysIn(ctx, snap, r.ProjectID, listed); list != nil && !list.ids[r.KeyID] && b.isFinal(r.IssuedAt) {
+				// A key that two listings lack is not deleted; its lease, if there is one, still is.
+				p.unsure = p.unsure || !b.unseen.confirmed(r.KeyID, list.began, time.Duration(b.settling.Load()))
 				continue
 			}
+			b.unseen.forget(r.KeyID)
 			d := doomed{credential: r.credential(), role: p.name, spend: new(big.Rat)}
 			if amount := costs[r.KeyID]; amount != nil {
 				d.spend = amount
@@ -342,23 +338,30 @@ func (b *backend) costsByKey(ctx context.Context, req *logical.Request, snap *sn
 	return byKey
 }
 
-// isGone reports whether a complete listing lacks a key that is old enough to be in it.
-// A key that two listings lack is not deleted; its lease, if there is one, still is.
-func (b *backend) isGone(ctx context.Context, snap *snapshot, r *usageRecord, listed map[string]map[string]bool) bool {
-	if _, known := listed[r.ProjectID]; !known {
-		listed[r.ProjectID] = nil
-		ctx, cancel := context.WithTimeout(ctx, tryBudget)
-		defer cancel()
-		if keys, err := snap.api.ListProjectKeys(ctx, r.ProjectID); err == nil {
-			ids := map[string]bool{}
-			for _, k := range keys {
-				ids[k.ID] = true
-			}
-			listed[r.ProjectID] = ids
-		}
+// keyListing is a complete listing of a project's keys.
+type keyListing struct {
+	began time.Time // with the monotonic clock
+	ids   map[string]bool
+}
+
+// keysIn lists the keys of a project, once. It returns nil if that fails.
+func (b *backend) keysIn(ctx context.Context, snap *snapshot, project string, listed map[string]*keyListing) *keyListing {
+	if list, known := listed[project]; known {
+		return list
 	}
-	ids := listed[r.ProjectID]
-	return ids != nil && !ids[r.KeyID] && b.isFinal(r.IssuedAt)
+	listed[project] = nil
+	ctx, cancel := context.WithTimeout(ctx, tryBudget)
+	defer cancel()
+	list := &keyListing{time.Now(), map[string]bool{}}
+	keys, err := snap.api.ListProjectKeys(ctx, project)
+	if err != nil {
+		return nil
+	}
+	for _, k := range keys {
+		list.ids[k.ID] = true
+	}
+	listed[project] = list
+	return list
 }
 
 // recorded is false without a state.

@@ -445,8 +445,9 @@ func (b *backend) look(ctx context.Context, req *logical.Request, snap *snapshot
 	if err != nil || cfg == nil || cfg.asksAnother(snap.config) || cfg.AdminKeyID != snap.config.AdminKeyID {
 		return err // the list belongs to another config
 	}
+	known := cfg.supersededIDs(isElsewhere) // by an earlier list: this one may have left a key out
 	cfg.learn(found, keys)
-	gone := cfg.supersededIDs(func(k *supersededKey) bool { return cfg.lost(k, b.now()) })
+	gone := cfg.supersededIDs(func(k *supersededKey) bool { return cfg.lost(k, b.now()) && slices.Contains(known, k.ID) })
 	for _, id := range gone {
 		cfg.dropSuperseded(id)
 	}

@@ -189,6 +189,7 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		}
 		return nil
 	case errors.Is(err, errUnconfirmed):
+		r.b.wal.postpone(id, r.b.now().Add(time.Duration(r.b.settling.Load()))) // so that a drain comes to the others
 		return nil
 	case err == nil:
 		if err = r.b.deleteWAL(ctx, r.req.Storage, id); err == nil && isPooled(entry.Kind) {
@@ -288,10 +289,12 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 
 // lookedUp is the result of searching a project's listings for the names of entries.
 type lookedUp struct {
-	began    time.Time // by the server's clock
-	asked    time.Time // the same, with the monotonic clock
-	archived bool
-	byName   map[string][]credential
+	began time.Time // by the server's clock
+	// asked is when the listing of what has the names began, and keysAsked that of keys,
+	// both with the monotonic clock.
+	asked, keysAsked time.Time
+	archived         bool
+	byName           map[string][]credential
 	// used has the last use of keys that were used after the request that created them
 	// must have ended, by OpenAI's clock. It is indexed by account ID, or by key ID for
 	// entries of keys. Expired keys are ignored.
@@ -396,6 +399,9 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 		})
 	}
 	if err == nil && (kind == walKey || len(accounts) > 0) {
+		if found.keysAsked = time.Now(); kind == walKey {
+			found.asked = found.keysAsked
+		}
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 			now, expiredBy := snap.api.NowOr(r.b.now()), snap.api.NotAfter(r.b.now())
 			for _, k := range page {
@@ -442,6 +448,9 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		return err
 	}
 	if held, err := r.b.staticHolds(ctx, r.req.Storage, c); err != nil || held || found.archived {
+		if err == nil {
+			r.b.unseen.forget(c.ownName())
+		}
 		return err
 	}
 	created := c.CreatedAt
@@ -453,7 +462,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		if found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
 			return errNotFinal
 		}
-		return r.b.notListed(r.req, c.ownName(), found.asked)
+		return r.b.notListed(r.req, c.ownName(), found.asked, append(c.attrs(), "kind", entry.Kind)...)
 	}
 	r.b.unseen.forget(c.ownName())
 	for _, match := range matches {
@@ -477,7 +486,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		// The engine never creates an account without a key. If no key is listed, either
 		// the listing is incomplete and does not show whether the key is used, or a person
 		// has deleted the key and it is absent from every listing.
-		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && (found.recent[id] || !r.b.unseen.confirmed(id, found.asked, time.Duration(r.b.settling.Load()))) {
+		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && (found.recent[id] || !r.b.unseen.confirmed(id, found.keysAsked, time.Duration(r.b.settling.Load()))) {
 			return errNotFinal
 		}
 		r.b.unseen.forget(id)

@@ -166,6 +166,16 @@ func (x *walIndex) keep(id string, until time.Time) (first bool) {
 	return first
 }
 
+// postpone skips an entry until a time.
+func (x *walIndex) postpone(id string, until time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if note, known := x.notes[id]; known {
+		note.notDue = until.Unix()
+		x.notes[id] = note
+	}
+}
+
 // totals counts the pending entries, with the creation of the oldest in Unix seconds
 // (0 if there is none), and the retained ones.
 func (x *walIndex) totals() (entries int, oldest int64, kept int) {

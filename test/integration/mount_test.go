@@ -34,6 +34,8 @@ type mount struct {
 	path    string
 	sim     *openaitest.Server
 	project string
+	// staysMounted leaves the disable at the end out, on a server of the test's own.
+	staysMounted bool
 }
 
 // newMount mounts and configures the engine on the shared server. extra holds
@@ -88,7 +90,9 @@ func mountAt(t *testing.T, v *devenv.Vault, name, path string, sim *openaitest.S
 	t.Cleanup(func() { m.requireNoSecretWritten(m.sim.Secrets()...) })
 	t.Cleanup(func() {
 		m.keepAdminKey()
-		require.NoError(t, m.unmount())
+		if !m.staysMounted {
+			require.NoError(t, m.unmount())
+		}
 	})
 
 	config := m.adminConfig()

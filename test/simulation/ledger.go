@@ -469,9 +469,12 @@ func (w *world) checkKey(v *vault, l *lease) {
 	case v.jumped(l.began): // OpenAI's clock did not
 		return
 	}
-	for _, other := range w.vaults() {
-		if other.asked(l.account()) || other.asked(l.keyID()) {
-			return // the copy's Vault has asked for it
+	for _, id := range []string{l.account(), l.keyID()} {
+		t := w.ledger.thing(id)
+		for _, other := range w.vaults() {
+			if other != v && other.asked(id) && (t == nil || t.goneBy == nil || t.goneBy.v != v) {
+				return // the copy's Vault has asked for it
+			}
 		}
 	}
 	w.violate(leaseWorks, []string{l.account(), l.keyID()}, "the key %s of lease %s, which lasts until %s, is refused with %d", l.keyID(), l.id, v.endOf(l).UTC().Format(time.DateTime), status)

@@ -611,7 +611,7 @@ func TestSpendLimit_AWrongClockHidesNoKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A live key that one listing leaves out is deleted after the next.
+// A live key that listings leave out for a while is deleted once one shows it.
 func TestSpendLimit_OneListingProvesNoKeyGone(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -619,9 +619,11 @@ func TestSpendLimit_OneListingProvesNoKeyGone(t *testing.T) {
 	h.cost(lease, "10")
 	h.advance(time.Hour)
 	shown := h.listed([]any{})
-	require.NoError(t, h.compared())
-	h.b.deleteDoomed(t.Context(), h.background())
-	require.Len(t, h.liveKeys(), 1)
+	for range 3 { // within seconds
+		require.NoError(t, h.compared())
+		h.b.deleteDoomed(t.Context(), h.background())
+		require.Len(t, h.liveKeys(), 1)
+	}
 	shown()
 	require.NoError(t, h.compared())
 	h.b.deleteDoomed(t.Context(), h.background())

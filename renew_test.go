@@ -424,3 +424,21 @@ func TestRenew_ExtendsTheKeyAfterAFastClock(t *testing.T) {
 		}
 	}
 }
+
+// With a clock that is ahead, a key seems to end sooner than it does. Its expiry must not
+// move to an earlier time for that: the longer lease may be in a snapshot.
+func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "20m", "max_ttl": "10h"})
+	lease, err := h.renew(t.Context(), h.lease("creds/app", nil), time.Minute, time.Hour)
+	require.NoError(t, err)
+	ends := h.sim.Keys()[0].ExpiresAt
+	h.mu.Lock()
+	h.offset += 50 * time.Minute // of this server alone
+	h.mu.Unlock()
+	lease, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
+	require.NoError(t, err)
+	require.WithinDuration(t, ends, h.sim.Keys()[0].ExpiresAt, 2*time.Second)
+	require.NoError(t, h.revoke(lease))
+}

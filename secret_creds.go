@@ -166,10 +166,16 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, err
 	}
 	var key client.ProjectKey
-	err = b.updateKey(ctx, req, &snap, lease.credential, func(snap *snapshot) (err error) {
-		key, err = snap.api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, granted+expiryMargin)
-		return err
-	})
+	update := func(life time.Duration) error {
+		return b.updateKey(ctx, req, &snap, lease.credential, func(snap *snapshot) (err error) {
+			key, err = snap.api.UpdateProjectKey(ctx, lease.ProjectID, lease.KeyID, nil, life)
+			return err
+		})
+	}
+	err = update(granted + expiryMargin)
+	if earlier := theirs.Sub(key.ExpiresAt); err == nil && !key.ExpiresAt.IsZero() && earlier > 0 {
+		err = update(granted + expiryMargin + earlier) // this server's clock is ahead, so the key seemed to end sooner
+	}
 	if err != nil {
 		log.Warn("lease not renewed: the key's expiry could not be extended", "error", err)
 		return errorResponse(fmt.Sprintf("lease of role %q not renewed; it and its key keep their expiry", lease.Role), err)

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vault-plugin-secrets-openai/client/openaitest"
 )
 
 const (
@@ -145,20 +147,9 @@ func (o *openai) gone(id string) bool {
 	o.mu.Lock()
 	since := o.vanished[id]
 	o.mu.Unlock()
-	if !since.IsZero() {
-		return time.Since(since) >= betweenProofs
-	}
-	for _, a := range o.sim.Accounts() {
-		if a.ID == id {
-			return false
-		}
-	}
-	for _, k := range o.sim.Keys() {
-		if k.ID == id {
-			return false
-		}
-	}
-	return true
+	exists := slices.ContainsFunc(o.sim.Accounts(), func(a openaitest.Account) bool { return a.ID == id }) ||
+		slices.ContainsFunc(o.sim.Keys(), func(k openaitest.Key) bool { return k.ID == id })
+	return !exists || !since.IsZero() && time.Since(since) >= betweenProofs
 }
 
 // checkRecreated checks a write of a static role that says its key or account was created

@@ -108,6 +108,10 @@ const (
 // figure; Vault's AWS engine waits as long for IAM.
 const notFinalBefore = 5 * time.Minute
 
+// secondLook is the least time between two listings in two runs of the WAL, which are a
+// minute apart.
+const secondLook = 30 * time.Second
+
 const (
 	// expiryMargin is how much longer a key lives at OpenAI than its lease can last:
 	// the lease starts when Vault stores it, after the key was created, but within the

@@ -157,12 +157,17 @@ func (s *snapshot) deleteAdminKeyProven(ctx context.Context, id string) error {
 }
 
 // notListed returns nil if a create was never executed: two complete listings lack its
-// name. One may have left it out, and nothing else looks for an admin key or for an
-// account whose key does not expire. asked is when this listing began, with the monotonic
-// clock; attrs are what the log says of the create.
-func (b *backend) notListed(req *logical.Request, name string, asked time.Time, attrs ...any) error {
+// name, since one may have left it out. They are minutes apart, even if the clock has been
+// set since the create, unless expires says that tidy finds the account by its expired key.
+// asked is when this listing began, with the monotonic clock; attrs are what the log says of
+// the create.
+func (b *backend) notListed(req *logical.Request, name string, asked time.Time, expires bool, attrs ...any) error {
+	apart := time.Duration(b.settling.Load())
+	if expires {
+		apart = min(apart, secondLook)
+	}
 	switch {
-	case b.unseen.confirmed(name, asked, time.Duration(b.settling.Load())):
+	case b.unseen.confirmed(name, asked, apart):
 		b.unseen.forget(name)
 		return nil
 	case !b.isDraining():

@@ -462,7 +462,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		if found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
 			return errNotFinal
 		}
-		return r.b.notListed(r.req, c.ownName(), found.asked, append(c.attrs(), "kind", entry.Kind)...)
+		return r.b.notListed(r.req, c.ownName(), found.asked, !c.KeyExpires.IsZero(), append(c.attrs(), "kind", entry.Kind)...)
 	}
 	r.b.unseen.forget(c.ownName())
 	for _, match := range matches {

@@ -99,7 +99,8 @@ func (w *world) vanish(name string, d time.Duration, account bool) {
 	}
 	o := w.openai
 	o.mu.Lock()
-	if o.knowsAll || slices.ContainsFunc(lost, func(id string) bool { return !o.vanished[id].IsZero() }) {
+	// Not again within the hour: two proofs may be of two absences.
+	if o.knowsAll || slices.ContainsFunc(lost, func(id string) bool { return !o.vanished[id].IsZero() || time.Since(o.found[id]) < time.Hour }) {
 		o.mu.Unlock()
 		return
 	}
@@ -119,6 +120,7 @@ func (o *openai) known(ids ...string) {
 	defer o.mu.Unlock()
 	for _, id := range ids {
 		delete(o.vanished, id)
+		o.found[id] = time.Now()
 	}
 }
 

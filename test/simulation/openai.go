@@ -45,6 +45,7 @@ type openai struct {
 	omitted   map[string]time.Time // when a listing last left an ID out
 	short     string               // what the next listing that has it leaves out
 	vanished  map[string]time.Time // since when an ID is not known
+	found     map[string]time.Time // since when it is known again
 	knowsAll  bool                 // nothing vanishes now
 }
 
@@ -57,7 +58,7 @@ type listing struct {
 func newOpenAI(w *world) *openai {
 	o := &openai{
 		w: w, closed: make(chan struct{}),
-		listings: map[string]listing{}, omitted: map[string]time.Time{}, vanished: map[string]time.Time{},
+		listings: map[string]listing{}, omitted: map[string]time.Time{}, vanished: map[string]time.Time{}, found: map[string]time.Time{},
 	}
 	o.weather = newWeather(w, o)
 	o.sim = openaitest.New(openaitest.Options{})

@@ -226,9 +226,11 @@ func TestUsageRecord_StorageFails(t *testing.T) {
 	h.b.storage = s
 	s.fail(nil, func(string) error { return errStorage })
 	lease := h.leaseAs("app", "", "alice")
+	h.b.usage.writing <- struct{}{} // what a write in progress has taken is not dropped
 	for i := range maxUnwritten + 10*usageBatch {
 		h.b.recordUsage(usageRecord{KeyID: fmt.Sprint("key_", i), ProjectID: h.project})
 	}
+	<-h.b.usage.writing
 	require.LessOrEqual(t, len(h.b.usage.waiting()), maxUnwritten)
 	require.False(t, containsKey(h.b.usage.waiting(), lease.Data["api_key_id"].(string)), "the oldest is dropped first")
 	require.Eventually(t, func() bool { return len(h.lines("usage records not written; they stay in memory")) > 0 }, 10*time.Second, 10*time.Millisecond)

@@ -55,7 +55,7 @@ func TestContainer(t *testing.T) {
 	if engine.Rootless() {
 		t.Skip("NOT TESTED: the plugin as a container, since the engine is rootless and its containers do not reach what this test listens on; docs/containers.md says what rootless needs")
 	}
-	t.Parallel()
+	beside(t)
 	t.Logf("on Docker %s", engine.ServerVersion)
 	version := ownVersion()
 	image := makeImage(t, version)

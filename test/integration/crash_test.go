@@ -311,7 +311,7 @@ func TestNothingOutlivesClientsThatLeave(t *testing.T) {
 	})
 	require.Equal(t, failed, r.failed.Load(), "reads failed that were not left: %v", r.failuresSoFar())
 
-	t.Parallel()
+	beside(t)
 	f := m.requireNothingLeft("r", r.receivedAccounts())
 	require.LessOrEqual(t, f.tidied*50, f.made, "accounts left to the tidy run")
 }

@@ -120,7 +120,7 @@ func docsBlocks(t *testing.T, page, text string) []docsBlock {
 }
 
 func TestTheDocumentedCommandsRun(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	pages := []string{"README.md"}

@@ -25,7 +25,7 @@ func (m *mount) runningVersion() string {
 }
 
 func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())
 	require.NoError(t, err)

@@ -42,7 +42,7 @@ func (m *mount) adopted(name string) string {
 }
 
 func TestAChatOnlyKeyCanOnlyChat(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, kind := range []string{"service_account", "api_key", "static"} {
 		t.Run(kind, func(t *testing.T) {
 			m := newMount(t)
@@ -238,7 +238,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 }
 
 func TestAKeyOfAnAccountThatStays(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for name, refused := range map[string]bool{"deleted": false, "refused, so it expires": true} {
 		t.Run(name, func(t *testing.T) {
 			m := newMount(t)
@@ -261,7 +261,7 @@ func TestAKeyOfAnAccountThatStays(t *testing.T) {
 // Vault is killed and never comes back: each key that the engine has issued is
 // dead at its own end, the engine's admin key included.
 func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	v, err := startVault(t.Context(), plugin)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = v.Stop() })

@@ -167,7 +167,7 @@ func TestAnArchivedProjectCountsAsGone(t *testing.T) {
 }
 
 func TestADeniedRevokeKeepsTheLease(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
 		t.Run(http.StatusText(status), func(t *testing.T) {
 			m := newMount(t)

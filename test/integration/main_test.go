@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"vault-plugin-secrets-openai/test/devenv"
@@ -34,13 +35,37 @@ var (
 
 func TestMain(m *testing.M) {
 	devenv.IsolateEnv()
-	// Most of what takes long here waits for Vault's clock and not for a
-	// processor, so the number of those is no measure.
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = flag.Set("test.parallel", "24") // a number that it takes
+		_ = flag.Set("test.parallel", "1000") // a number that it takes; beside has the bound
 	}
 	os.Exit(run(m))
+}
+
+// slots bounds the tests that run beside each other. Most of what takes long here waits for
+// Vault's clock and not for a processor, so the number of those is no measure.
+var slots = make(chan struct{}, 24)
+
+// longest are tests that wait for minutes. They take no slot, so that none of them begins
+// last.
+var longest = map[string]bool{
+	"TestABlockOutlivesItsLeader":                        true,
+	"TestAMountIsMovedToAnotherVersionAndBack":           true,
+	"TestNothingOutlivesCrashesOfThePluginAndOfVault":    true,
+	"TestPoolsUnderCrashesLeaveNothingAndLoseNothing":    true,
+	"TestTheAdminKeyIsRotatedOnScheduleOnCommunity":      true,
+	"TestWhatWaitsForOneEndpointKeepsNothingElseWaiting": true,
+}
+
+// beside runs a test beside others, in a slot.
+func beside(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+	if test, _, _ := strings.Cut(t.Name(), "/"); longest[test] {
+		return
+	}
+	slots <- struct{}{}
+	t.Cleanup(func() { <-slots })
 }
 
 func run(m *testing.M) (code int) {

@@ -66,7 +66,7 @@ func deployed(t *testing.T, path ...string) string {
 }
 
 func TestTheAlertsFireAndAreDocumented(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	bin := prometheusBin(t)
 	rules := strings.Count(deployed(t, "prometheus", "openai-alerts.yml"), "- alert: ")
 	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), fmt.Sprintf("%d rules found", rules))

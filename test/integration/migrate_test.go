@@ -97,7 +97,7 @@ func (u *upgrade) communityLease(r raw, role string) lease {
 }
 
 func TestAMountOfTheCommunityPluginIsTakenOver(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	opts := serverOptions()
 	opts.Config = "raw_storage_endpoint = true"
 	v, err := devenv.Start(t.Context(), opts)

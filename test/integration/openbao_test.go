@@ -38,7 +38,7 @@ BAO_VERSION=2.6.2 exec %q "$@"
 }
 
 func TestOpenBaoIsRecognized(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	if server.Product == devenv.OpenBao {
 		t.Skipf("NOT TESTED with a stand-in on %s, with which all tests run", server)
 	}

@@ -43,7 +43,7 @@ func TestNoPluginOutlivesAKilledServer(t *testing.T) {
 // Here it is the first process of a namespace of its own, as in a container, and
 // TestContainer kills the server of a real one.
 func TestNoPluginWithoutAVisibleParentOutlivesAKilledServer(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	unshare, err := exec.LookPath("unshare")
 	if err == nil {
 		err = exec.CommandContext(t.Context(), unshare, "--pid", "--fork", "--kill-child", "true").Run()

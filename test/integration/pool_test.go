@@ -55,6 +55,7 @@ func (m *mount) onlyPool(size int, within time.Duration) {
 
 func TestPoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	m := newMountOn(t, ownVault(t), frequentTidy())
+	m.staysMounted = true
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
 	const size, plugins, servers = 10, 10, 3
 	m.pool("r", size, "60s", "120s")
@@ -148,7 +149,7 @@ func TestPoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 }
 
 func TestAPoolDiesWithItsLeaderAndTheNextFillsItsOwn(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())
 	require.NoError(t, err)

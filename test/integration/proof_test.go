@@ -87,7 +87,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 // While forty revocations wait for one endpoint, a superseded admin key, a failed
 // revocation at another endpoint and tidy have their turn.
 func TestWhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	const forty = 40
 	for name, fault := range map[string]openaitest.Fault{
 		"that hangs":        {Kind: openaitest.FaultHang},

@@ -15,7 +15,7 @@ import (
 )
 
 func TestTheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for name, schedule := range map[string]map[string]any{
 		"period": {"rotation_period": "50s"},
 		"cron":   {"rotation_schedule": "* * * * *"},

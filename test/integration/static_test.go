@@ -39,7 +39,7 @@ func (m *mount) requireWorks(path string) {
 }
 
 func TestDisablingTheMountEndsItsStaticRoles(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	for name, own := range map[string]bool{"in a process that serves others": false, "in the last of its process": true} {
 		t.Run(name, func(t *testing.T) {
 			v := server

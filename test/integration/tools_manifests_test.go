@@ -32,7 +32,7 @@ import (
 )
 
 func TestTheExamplesFitWhatTheirToolsRead(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)

@@ -294,7 +294,7 @@ func (p *page) goProgram(b pageBlock, output, main string) {
 }
 
 func TestUseAKeyPage(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	p := newPage(t)
 	keyFile := filepath.Join(p.dir, "run", "openai", "api-key")
 	var agent *devenv.Tool
@@ -452,7 +452,7 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 			t.Skip("NOT TESTED: the Compose file, since Compose is not installed")
 		}
 	}
-	t.Parallel()
+	beside(t)
 	p := newPage(t)
 	blocks := pageBlocks(t, useAKey)
 	for _, b := range blocks {
@@ -554,7 +554,7 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 }
 
 func TestTheSystemdUnitsAreValid(t *testing.T) {
-	t.Parallel()
+	beside(t)
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("NOT TESTED: the systemd units, since there is no systemd-analyze")

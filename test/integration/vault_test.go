@@ -92,7 +92,7 @@ func TestProjectsAreListed(t *testing.T) {
 // ownVault starts a server that a test may harm.
 func ownVault(t *testing.T) *devenv.Vault {
 	t.Helper()
-	t.Parallel()
+	beside(t)
 	return ownVaultWith(t, plugin)
 }
 

@@ -210,6 +210,7 @@ func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 }
 
 func TestNothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
+	beside(t) // otherwise no other test would begin before the end of these two
 	t.Run("plugin", func(t *testing.T) {
 		outliveCrashes(t, 20, func(m *mount) {
 			require.Eventually(t, func() bool {

@@ -223,10 +223,13 @@ func (v *vault) lastRequests(t *term, p *process, lasts time.Duration) {
 		req := &logical.Request{Operation: op, Path: path, ID: fmt.Sprintf("req-%d", v.roll(1<<30)), MountPoint: v.mountPoint(), DisplayName: "userpass-alice"}
 		ctx, cancel := context.WithTimeout(t.ctx, revokeTimeout)
 		defer cancel()
-		before := false
 		if l != nil {
 			v.mu.Lock()
-			before = l.revoking
+			if l.revoking { // by another of these requests, whose failure is to end that
+				v.mu.Unlock()
+				return
+			}
+			l.revoking = true
 			req.Secret, req.Data = stored(l.secret), throughJSON(l.data)
 			v.mu.Unlock()
 			v.note(l)
@@ -234,7 +237,7 @@ func (v *vault) lastRequests(t *term, p *process, lasts time.Duration) {
 		resp, err := v.send(ctx, t, p, req)
 		if l != nil && (err != nil || resp.IsError()) { // the lease lives on
 			v.mu.Lock()
-			l.revoking = before
+			l.revoking = false
 			v.mu.Unlock()
 		}
 		if op == logical.ReadOperation && err == nil && resp != nil && !resp.IsError() && resp.Secret == nil {

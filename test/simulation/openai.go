@@ -264,6 +264,7 @@ func (o *openai) omit(p *process, listing []byte, any bool) string {
 		}
 	}
 	o.omitted[chosen] = time.Now()
+	o.w.ledger.excuseOmitted(chosen)
 	return chosen
 }
 

@@ -45,7 +45,7 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 # bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
-	go build -buildvcs=false -o bin/tally ./test/tally; failed=0; \
+	go build -buildvcs=false -o bin/tally ./test/tally; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
 	{ rc=0; lint=; \
@@ -57,8 +57,7 @@ test: ## Run the format check, vet, linters, unit and integration tests (select 
 	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
 	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
 	  if [ -n "$$lint" ]; then wait "$$lint" || rc=1; cat bin/lint.log >&2; fi; \
-	  exit $$rc; } | bin/tally || failed=1; \
-	exit $$failed
+	  exit $$rc; } | bin/tally
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
 	@go run ./test/bench $(BENCH)

@@ -95,13 +95,7 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 		if entry == nil {
 			continue
 		}
-		var c credential
-		var key adminKeyEntry
-		if entry.Kind == walAdminKey && decodeInto(&key, entry.Data) == nil {
-			log.Error("credential remains at OpenAI", "kind", entry.Kind, "name", key.Name)
-		} else if decodeInto(&c, entry.Data) == nil {
-			log.Error("credential remains at OpenAI", append([]any{"kind", entry.Kind, "key_expires_at", text.Time(c.KeyExpires)}, c.attrs()...)...)
-		}
+		log.Error("credential remains at OpenAI", entryAttrs(entry)...)
 	}
 }
 
@@ -272,14 +266,6 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 		if entry == nil {
 			continue
 		}
-		var c credential
-		var key adminKeyEntry
-		attrs := []any{"kind", entry.Kind, "created_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
-		if entry.Kind == walAdminKey && decodeInto(&key, entry.Data) == nil {
-			attrs = append(attrs, "name", key.Name)
-		} else if decodeInto(&c, entry.Data) == nil {
-			attrs = append(append(attrs, c.attrs()...), "key_expires_at", text.Time(c.KeyExpires))
-		}
-		log.Warn("WAL entry retained: OpenBao may only be sealing the namespace", attrs...)
+		log.Warn("WAL entry retained: OpenBao may only be sealing the namespace", entryAttrs(entry)...)
 	}
 }

@@ -24,8 +24,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/logical"
-
 	"vault-plugin-secrets-openai/client"
 )
 
@@ -159,9 +157,8 @@ func (s *snapshot) deleteAdminKeyProven(ctx context.Context, id string) error {
 // notListed returns nil if a create was never executed: two complete listings lack its
 // name, since one may have left it out. They are minutes apart, even if the clock has been
 // set since the create, unless expires says that tidy finds the account by its expired key.
-// asked is when this listing began, with the monotonic clock; attrs are what the log says of
-// the create.
-func (b *backend) notListed(req *logical.Request, name string, asked time.Time, expires bool, attrs ...any) error {
+// asked is when this listing began, with the monotonic clock.
+func (b *backend) notListed(name string, asked time.Time, expires bool) error {
 	apart := time.Duration(b.settling.Load())
 	if expires {
 		apart = min(apart, secondLook)
@@ -170,12 +167,10 @@ func (b *backend) notListed(req *logical.Request, name string, asked time.Time, 
 	case b.unseen.confirmed(name, asked, apart):
 		b.unseen.forget(name)
 		return nil
-	case !b.isDraining():
-		return errNotFinal
-	case b.rotation.mayWarn("unconfirmed "+name, b.now(), remindEvery):
-		b.log(req).With(attrs...).Warn("unfinished create not found by one listing; if the mount is being disabled, look for its account or key at OpenAI", "name", name)
+	case b.isDraining():
+		return errUnconfirmed
 	}
-	return errUnconfirmed
+	return errNotFinal
 }
 
 // unseen has when a complete listing first did not show the account or key of an

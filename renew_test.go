@@ -433,12 +433,33 @@ func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
 	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "20m", "max_ttl": "10h"})
 	lease, err := h.renew(t.Context(), h.lease("creds/app", nil), time.Minute, time.Hour)
 	require.NoError(t, err)
-	ends := h.sim.Keys()[0].ExpiresAt
-	h.mu.Lock()
-	h.offset += 50 * time.Minute // of this server alone
-	h.mu.Unlock()
-	lease, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
+	ends := h.keyEnd()
+	h.setClock(h.offset + 50*time.Minute) // of this server alone
+	for range 2 {
+		lease, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
+		require.NoError(t, err)
+		require.WithinDuration(t, ends, h.keyEnd(), 2*time.Second)
+	}
+	require.NoError(t, h.revoke(lease))
+}
+
+// What a failed restoration leaves is said, and the next renewal mends it, although the
+// lease's data says that the key lives for longer.
+func TestRenew_AnExpiryThatWasNotRestoredIsMovedByTheNextRenewal(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "20m", "max_ttl": "10h"})
+	lease, err := h.renew(t.Context(), h.lease("creds/app", nil), time.Minute, time.Hour)
 	require.NoError(t, err)
-	require.WithinDuration(t, ends, h.sim.Keys()[0].ExpiresAt, 2*time.Second)
+	offset := h.offset
+	h.setClock(offset + 50*time.Minute)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Skip: 1, Times: 1, Status: http.StatusForbidden, Message: "no"})
+	_, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
+	require.ErrorContains(t, err, "before the lease; renew it again")
+	require.True(t, h.keyEnd().Before(time.Now().Add(30*time.Minute)), "the key has been cut")
+	h.setClock(offset)
+	lease, err = h.renew(t.Context(), lease, time.Minute, 50*time.Minute)
+	require.NoError(t, err)
+	require.False(t, h.keyEnd().Before(time.Now().Add(50*time.Minute)))
 	require.NoError(t, h.revoke(lease))
 }

@@ -290,7 +290,7 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 	case !complete:
 		return fmt.Errorf("admin key %q of an unfinished rotation may still exist: the list of admin keys is incomplete, since it does not show the current key %q", entry.Name, snap.config.AdminKeyID)
 	default:
-		return b.notListed(req, entry.Name, asked, false, "kind", walAdminKey)
+		return b.notListed(entry.Name, asked, false)
 	}
 	b.unseen.forget(entry.Name)
 	wait, cancel := context.WithTimeout(ctx, lockBudget)

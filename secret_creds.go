@@ -173,8 +173,13 @@ func (b *backend) renew(ctx context.Context, req *logical.Request, _ *framework.
 		})
 	}
 	err = update(granted + expiryMargin)
-	if earlier := theirs.Sub(key.ExpiresAt); err == nil && !key.ExpiresAt.IsZero() && earlier > 0 {
-		err = update(granted + expiryMargin + earlier) // this server's clock is ahead, so the key seemed to end sooner
+	if end := key.ExpiresAt; err == nil && !end.IsZero() && end.Before(theirs) {
+		// This server's clock is ahead, so the key seemed to end sooner than it did.
+		if err = update(granted + expiryMargin + theirs.Sub(end)); err != nil {
+			b.renewals.cut(lease.KeyID)
+			log.Warn("lease not renewed: the key's expiry was moved to an earlier time and could not be restored; the next renewal restores it", "key_expires_at", text.Time(end), "error", err)
+			return errorResponse(fmt.Sprintf("lease of role %q not renewed, and its key now expires at %s, before the lease; renew it again", lease.Role, text.Time(end)), err)
+		}
 	}
 	if err != nil {
 		log.Warn("lease not renewed: the key's expiry could not be extended", "error", err)
@@ -314,7 +319,7 @@ func (r *renewals) lock(ctx context.Context, lease *leaseData, shown time.Time) 
 	if unlock, err = r.locks.Lock(ctx, lease.KeyID); err != nil {
 		return shown, nil, fmt.Errorf("another renewal of this lease is in progress: %w", err)
 	}
-	if end, known := r.ends.Get(lease.KeyID); known && end.ours.After(lease.KeyExpires) {
+	if end, known := r.ends.Get(lease.KeyID); known && (end.ours.IsZero() || end.ours.After(lease.KeyExpires)) {
 		lease.KeyExpires, shown = end.ours, end.theirs
 	}
 	return shown, unlock, nil
@@ -323,6 +328,10 @@ func (r *renewals) lock(ctx context.Context, lease *leaseData, shown time.Time) 
 func (r *renewals) moved(lease leaseData, theirs time.Time) {
 	r.ends.Add(lease.KeyID, keyEnd{lease.KeyExpires, theirs})
 }
+
+// cut records that a key expires sooner than is known, so that the next renewal moves its
+// expiry.
+func (r *renewals) cut(keyID string) { r.ends.Add(keyID, keyEnd{}) }
 
 // maxRenewals covers the renewals in the time that Vault takes to store one.
 const maxRenewals = 4096

@@ -308,11 +308,12 @@ func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 				require.Error(t, err)
 				require.Len(t, h.walEntries(), maxAttempts)
 				time.Sleep(2 * notFinalBefore)
-				h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routes[1], Times: 1, Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
+				shown := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routes[1], Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
 				stop := h.ticking()
 				defer stop()
-				time.Sleep(90 * time.Second)
-				require.Len(t, h.walEntries(), maxAttempts, "one listing has left them out")
+				time.Sleep(notFinalBefore - 30*time.Second)
+				require.Len(t, h.walEntries(), maxAttempts, "listings have left them out, but not for five minutes")
+				shown()
 				time.Sleep(2 * time.Minute)
 				if kind == typeKey {
 					h.onlyKeys(account)
@@ -322,6 +323,25 @@ func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Tidy finds what these listings leave out when its key has expired.
+func TestWAL_TwoRunsInARowEndAnUnexecutedCreateOfAKeyThatExpires(t *testing.T) {
+	t.Parallel()
+	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
+		h.configure(nil)
+		h.role(nil)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultReset})
+		_, err := h.read("creds/app")
+		require.Error(t, err)
+		time.Sleep(2 * notFinalBefore)
+		stop := h.ticking()
+		defer stop()
+		time.Sleep(90 * time.Second)
+		require.Len(t, h.walEntries(), maxAttempts, "one run")
+		time.Sleep(time.Minute)
+		require.Empty(t, h.walEntries())
+	})
 }
 
 // A listing of keys may lag behind that of accounts. The account may be under a lease of

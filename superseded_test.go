@@ -2,6 +2,7 @@ package openaisecrets
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -465,6 +466,26 @@ func TestSuperseded_KeysOfAFormerOrganizationAreDroppedAfterAWeek(t *testing.T) 
 	require.Len(t, h.adminKeyIDs(), 2)
 	require.Empty(t, h.supersededKeys())
 	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are no longer tracked; delete them there"), 1)
+}
+
+// A single list may have left a key out that is still valid.
+func TestSuperseded_OneListDropsNoRecord(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: adminKeyRoute, Status: http.StatusForbidden})
+	h.advance(longestKept + time.Hour)
+	id, own := h.sim.AddAdminKey("own")
+	h.must(h.write("config", map[string]any{"admin_api_key": own, "admin_api_key_id": id, "skip_verify": true, "force": true}))
+	kept := h.supersededKeys()
+	require.NotEmpty(t, kept)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Times: 1, Kind: openaitest.FaultGarbageBefore,
+		Body: fmt.Sprintf(`{"object":"list","data":[{"object":"organization.admin_api_key","id":%q,"name":"own","redacted_value":"sk-admin...x","created_at":1,"last_used_at":null,"owner":{"type":"user","object":"organization.user","id":"user_1","name":"A","created_at":1,"role":"owner"}}],"first_id":null,"last_id":null,"has_more":false}`, id)})
+	h.sim.ResetRequests()
+	h.tick()
+	require.NotZero(t, h.sim.Count(http.MethodGet, "/organization/admin_api_keys"))
+	require.Len(t, h.supersededKeys(), len(kept))
 }
 
 func TestSuperseded_ForceDropsAndReportsKeysOfAFormerOrganization(t *testing.T) {

@@ -8,8 +8,8 @@ package openaisecrets
 //     created, or is named by a stored static role or config;
 //   - each kind of entry has its own runs, so that one throttled endpoint does not
 //     delay the others, and each attempt is bounded in time;
-//   - a create counts as never executed only if two complete listings, minutes apart and
-//     begun once the entry was old enough, do not show its name;
+//   - a create counts as never executed only if two complete listings, begun once the
+//     entry was old enough, do not show its name;
 //   - a credential that was used after its create is not deleted, because its key was
 //     returned to a client. Only a listing that shows the key proves that it is unused.
 
@@ -189,7 +189,10 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		}
 		return nil
 	case errors.Is(err, errUnconfirmed):
-		r.b.wal.postpone(id, r.b.now().Add(time.Duration(r.b.settling.Load()))) // so that a drain comes to the others
+		// Skipped for a while, so that a drain comes to the others.
+		if r.b.wal.postpone(id, r.b.now().Add(time.Duration(r.b.settling.Load()))) {
+			r.b.log(r.req).Warn("unfinished create not found by one listing; if the mount is being disabled, look for its account or key at OpenAI", entryAttrs(entry)...)
+		}
 		return nil
 	case err == nil:
 		if err = r.b.deleteWAL(ctx, r.req.Storage, id); err == nil && isPooled(entry.Kind) {
@@ -232,6 +235,19 @@ func (r *walRun) circuitOpen() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.inRow >= maxSystemicFailures
+}
+
+// entryAttrs is what the log says of an entry.
+func entryAttrs(entry *framework.WALEntry) []any {
+	attrs := []any{"kind", entry.Kind, "created_at", text.Time(time.Unix(entry.CreatedAt, 0).UTC())}
+	var c credential
+	var key adminKeyEntry
+	if entry.Kind == walAdminKey && decodeInto(&key, entry.Data) == nil {
+		return append(attrs, "name", key.Name)
+	} else if decodeInto(&c, entry.Data) == nil {
+		return append(append(attrs, c.attrs()...), "key_expires_at", text.Time(c.KeyExpires))
+	}
+	return attrs
 }
 
 // processEntry processes an entry of a revocation or of an admin key. After nil the
@@ -289,12 +305,10 @@ func (r *walRun) delete(ctx context.Context, c credential) error {
 
 // lookedUp is the result of searching a project's listings for the names of entries.
 type lookedUp struct {
-	began time.Time // by the server's clock
-	// asked is when the listing of what has the names began, and keysAsked that of keys,
-	// both with the monotonic clock.
-	asked, keysAsked time.Time
-	archived         bool
-	byName           map[string][]credential
+	began    time.Time // by the server's clock
+	asked    time.Time // the same, with the monotonic clock
+	archived bool
+	byName   map[string][]credential
 	// used has the last use of keys that were used after the request that created them
 	// must have ended, by OpenAI's clock. It is indexed by account ID, or by key ID for
 	// entries of keys. Expired keys are ignored.
@@ -399,9 +413,6 @@ func (r *walRun) list(ctx context.Context, kind, project string, names map[strin
 		})
 	}
 	if err == nil && (kind == walKey || len(accounts) > 0) {
-		if found.keysAsked = time.Now(); kind == walKey {
-			found.asked = found.keysAsked
-		}
 		err = snap.api.EachProjectKey(ctx, project, func(page []client.ProjectKey) error {
 			now, expiredBy := snap.api.NowOr(r.b.now()), snap.api.NotAfter(r.b.now())
 			for _, k := range page {
@@ -462,7 +473,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		if found.began.Sub(created) < time.Duration(r.b.settling.Load()) {
 			return errNotFinal
 		}
-		return r.b.notListed(r.req, c.ownName(), found.asked, !c.KeyExpires.IsZero(), append(c.attrs(), "kind", entry.Kind)...)
+		return r.b.notListed(c.ownName(), found.asked, !c.KeyExpires.IsZero())
 	}
 	r.b.unseen.forget(c.ownName())
 	for _, match := range matches {
@@ -486,7 +497,7 @@ func (r *walRun) processFound(ctx context.Context, entry *framework.WALEntry, fo
 		// The engine never creates an account without a key. If no key is listed, either
 		// the listing is incomplete and does not show whether the key is used, or a person
 		// has deleted the key and it is absent from every listing.
-		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && (found.recent[id] || !r.b.unseen.confirmed(id, found.keysAsked, time.Duration(r.b.settling.Load()))) {
+		if !c.isKey() && !found.keyed[id] && !r.b.beingDisabled(r.req) && (found.recent[id] || !r.b.unseen.confirmed(id, found.asked, time.Duration(r.b.settling.Load()))) {
 			return errNotFinal
 		}
 		r.b.unseen.forget(id)

@@ -166,14 +166,16 @@ func (x *walIndex) keep(id string, until time.Time) (first bool) {
 	return first
 }
 
-// postpone skips an entry until a time.
-func (x *walIndex) postpone(id string, until time.Time) {
+// postpone skips an entry until a time. first is true for the first time.
+func (x *walIndex) postpone(id string, until time.Time) (first bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if note, known := x.notes[id]; known {
-		note.notDue = until.Unix()
+	note, known := x.notes[id]
+	first = known && note.notDue == 0
+	if note.notDue = until.Unix(); known {
 		x.notes[id] = note
 	}
+	return first
 }
 
 // totals counts the pending entries, with the creation of the oldest in Unix seconds

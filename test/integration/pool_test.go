@@ -55,7 +55,6 @@ func (m *mount) onlyPool(size int, within time.Duration) {
 
 func TestPoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	m := newMountOn(t, ownVault(t), frequentTidy())
-	m.staysMounted = true
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
 	const size, plugins, servers = 10, 10, 3
 	m.pool("r", size, "60s", "120s")

@@ -254,12 +254,12 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 	if write {
 		p.failing(&faults)
 	}
-	if faults.slow > 0 { // before the effect, or on the way back
-		time.Sleep(faults.slow / 2)
-		if p.dead.Load() {
-			return errDied
-		}
-		defer time.Sleep(faults.slow / 2)
+	// Slow before the effect, or on the way back.
+	if err := takes(ctx, faults.slow/2); err != nil {
+		return err
+	}
+	if p.dead.Load() {
+		return errDied
 	}
 	if faults.before {
 		p.w.tell(p.name, "storage fails before %s (write %t)", key, write)
@@ -275,7 +275,23 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 		p.w.tell(p.name, "storage fails after %s (write %t)", key, write)
 		return errStorage
 	}
-	return nil
+	return takes(ctx, faults.slow/2)
+}
+
+// takes waits until d is over. As over Vault's plugin protocol, nobody waits any longer
+// once the request has ended.
+func takes(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s view) Put(ctx context.Context, entry *logical.StorageEntry) error {

@@ -144,6 +144,7 @@ type backend struct {
 
 	roles       *roleCache
 	rateLimiter *client.RateLimiter
+	clocks      client.Clocks
 	work        *background
 	pools       *pools
 	guards      *guards

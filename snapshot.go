@@ -144,6 +144,7 @@ func (b *backend) newClient(ctx context.Context, cfg *config) (*client.Client, e
 		Timeout:      cfg.RequestTimeout,
 		Concurrency:  cfg.MaxConcurrent,
 		RateLimiter:  b.rateLimiter,
+		Clocks:       &b.clocks,
 		Observer:     b.useOf(cfg.AdminKey),
 		UserAgent:    agent,
 		DialContext:  b.dial,

@@ -249,6 +249,27 @@ func TestSpendLimit_AWindowEndsNoSoonerAfterARestart(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
+// A client that is built again during an outage, for a config that is read again, knows
+// the time that OpenAI told an earlier one.
+func TestSpendLimit_AWindowEndsAlthoughTheConfigIsReadAgain(t *testing.T) {
+	t.Parallel()
+	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "spend_window": windowDay})
+	lease := h.lease("creds/app", nil)
+	h.cost(lease, "10")
+	require.NoError(t, h.compared())
+	h.until(h.sim.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 1).Add(time.Minute))
+	snap, err := h.b.current(t.Context(), h.storage)
+	require.NoError(t, err)
+	_, err = snap.api.ListProjects(t.Context()) // tells the time
+	require.NoError(t, err)
+	h.b.dropSnapshot()
+	h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
+	_, err = h.renew(t.Context(), lease, time.Minute, time.Hour)
+	require.NoError(t, err, "no call is needed")
+	h.sim.ClearFaults()
+	require.NoError(t, h.revoke(lease))
+}
+
 func TestSpendLimit_BlocksAStaticRole(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, nil)

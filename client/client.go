@@ -66,6 +66,7 @@ type Options struct {
 	Timeout      time.Duration // one HTTP attempt; default DefaultTimeout
 	Concurrency  int           // calls in flight; default DefaultConcurrency
 	RateLimiter  *RateLimiter  // shared with other clients of the mount; default a new one
+	Clocks       *Clocks       // shared with other clients of the mount; default new ones
 	Observer     Observer      // default none
 	UserAgent    string
 	// DialContext replaces the TCP dialer and disables the proxies of the environment.
@@ -107,6 +108,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.RateLimiter == nil {
 		o.RateLimiter = NewRateLimiter()
+	}
+	if o.Clocks == nil {
+		o.Clocks = &Clocks{}
 	}
 	if o.Observer == nil {
 		o.Observer = noObserver{}
@@ -173,7 +177,7 @@ func New(o Options) (*Client, error) {
 		rateLimiter:  o.RateLimiter.For(strings.TrimRight(o.BaseURL, "/"), o.Organization, o.AdminKey),
 		observer:     o.Observer,
 		http:         transport,
-		clock:        &clock{},
+		clock:        o.Clocks.of(strings.TrimRight(root.String(), "/")),
 	}, nil
 }
 

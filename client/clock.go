@@ -8,9 +8,19 @@ package client
 
 import (
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
+
+// Clocks has the clock of each base URL, so that a new client knows the time that an
+// earlier one has read. The zero value is ready to use.
+type Clocks struct{ byURL sync.Map }
+
+func (c *Clocks) of(baseURL string) *clock {
+	shared, _ := c.byURL.LoadOrStore(baseURL, &clock{})
+	return shared.(*clock)
+}
 
 // clock is OpenAI's clock. The zero value has no reading.
 type clock struct{ last atomic.Pointer[reading] }
@@ -26,7 +36,8 @@ func (c *clock) read(h http.Header) {
 }
 
 // Now is the time by OpenAI's clock, to the second: the Date of its last successful
-// answer plus the time since then. It returns false before the first one.
+// answer, to this client or another that shares its Clocks, plus the time since then. It
+// returns false before the first one.
 func (c *Client) Now() (time.Time, bool) {
 	last := c.clock.last.Load()
 	if last == nil {

@@ -355,7 +355,7 @@ func (g *guards) due(r requirements, endpoint string, now time.Time) (projects [
 	defer g.mu.Unlock()
 	since := map[string]time.Time{}
 	for project, v := range g.verdicts {
-		if v.Endpoint != endpoint || now.Sub(g.asked[project]) > askedFor || now.Before(g.retry[project]) {
+		if v.Endpoint != endpoint || now.Sub(g.asked[project]) > askedFor || waits(now, g.retry[project], rejudgeUnmet) {
 			continue
 		}
 		for _, q := range r.questions() {

@@ -265,6 +265,24 @@ func TestGuardrails_TheWorkerAsksInTheBackground(t *testing.T) {
 	require.Zero(t, h.asked())
 }
 
+// A failure under a clock that was ahead does not keep the worker from asking once the
+// clock is right.
+func TestGuardrails_TheWorkerAsksAfterAStepOfTheClock(t *testing.T) {
+	t.Parallel()
+	h := guarded(t, "require_spend_limit")
+	require.NotEmpty(t, h.refused(h.read("creds/app")))
+	h.advance(rejudgeMet)
+	h.silence()
+	right := h.offset
+	h.setClock(right + 5*time.Hour)
+	require.Error(t, h.rejudge())
+	h.sim.ClearFaults()
+	h.setClock(right)
+	h.sim.ResetRequests()
+	require.NoError(t, h.rejudge())
+	require.NotZero(t, h.asked())
+}
+
 func TestGuardrails_OneRequestAsksForAll(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")

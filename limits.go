@@ -163,6 +163,12 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
+// waits reports whether a wait, of at most longest, is not over. One that seems longer
+// began under a clock that was ahead.
+func waits(now, until time.Time, longest time.Duration) bool {
+	return now.Before(until) && until.Sub(now) <= longest
+}
+
 // The order of the budgets: each line fails to compile if its difference is negative.
 const (
 	// A create's WAL entry is processed only when no request can still use it.
@@ -185,6 +191,8 @@ const (
 	// The last calls before the keys of a disabled mount are deleted leave time for the
 	// deletions.
 	_ = uint(drainBudget - lastLookBudget - deleteBudget)
+	// An entry is not postponed for longer than one that is kept.
+	_ = uint(keptFor - notFinalBefore)
 	// No key is kept for less than its grace period.
 	_ = uint(longestKept - maxRotationGrace)
 	_ = uint(maxRotationGrace - defaultRotationGrace)

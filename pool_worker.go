@@ -82,7 +82,7 @@ func (p *pools) next(now time.Time) (name string, r *role) {
 	least := 1.0
 	for _, candidate := range names {
 		known := p.roles[candidate]
-		if known.role == nil || now.Before(known.retryAt) && known.retryAt.Sub(now) <= longestRetry {
+		if known.role == nil || waits(now, known.retryAt, longestRetry) {
 			continue
 		}
 		full := float64(len(known.stock)) / float64(known.role.PoolSize)

@@ -920,3 +920,18 @@ func TestWAL_AClockThatIsBehindDoesNotDelayTheDeletion(t *testing.T) {
 	require.Len(t, h.sim.AdminKeys(), 1)
 	require.Empty(t, h.walEntries())
 }
+
+// An entry that was postponed under a clock that was ahead is due again once the clock is
+// right.
+func TestWAL_NothingIsPostponedForLongerAfterAClockAhead(t *testing.T) {
+	t.Parallel()
+	x, now := newWALIndex(), time.Now()
+	x.put("kept", walNote{kind: walAccount, created: now.Add(-time.Hour).Unix()})
+	x.put("postponed", walNote{kind: walAccount, created: now.Add(-time.Hour).Unix()})
+	x.keep("kept", now.Add(keptFor))
+	x.postpone("postponed", now.Add(notFinalBefore))
+	require.Empty(t, x.due(walAccount, now, 0))
+	x.keep("kept", now.Add(5*time.Hour+keptFor))
+	x.postpone("postponed", now.Add(5*time.Hour+notFinalBefore))
+	require.ElementsMatch(t, []string{"kept", "postponed"}, x.due(walAccount, now, 0))
+}

@@ -50,12 +50,11 @@ func (s *rotationState) failed(now time.Time, period time.Duration) time.Time {
 	return s.retry
 }
 
-// mayTry reports whether a rotation may be tried. A wait that is longer than
-// longestRetry is ignored: the clock was set back.
+// mayTry reports whether a rotation may be tried.
 func (s *rotationState) mayTry(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !now.Before(s.retry) || s.retry.Sub(now) > longestRetry
+	return !waits(now, s.retry, longestRetry)
 }
 
 // mayWarn reports whether a warning is due, at most once in every.

@@ -195,3 +195,21 @@ func TestStaticClock_CorrectsTheTimeOfASupersession(t *testing.T) {
 	require.False(t, h.accepted(old))
 	h.gone("batch")
 }
+
+// What a process postpones under a clock that is ahead, it does not postpone for longer
+// once the clock is right.
+func TestStaticClock_FailuresWhileAheadDoNotPostpone(t *testing.T) {
+	t.Parallel()
+	s, now := newStaticState(), time.Now()
+	s.due = map[string]nextWork{}
+	s.due["a"] = nextWork{rotate: now.Add(-time.Minute), deadline: now.Add(time.Hour)}
+	s.due["b"] = nextWork{rotate: now.Add(-time.Minute), deadline: now.Add(time.Hour)}
+	s.failed("a", now, longestRetry)
+	s.notRead("b", now)
+	names, _ := s.nextDue(now, 2)
+	require.Empty(t, names)
+	s.failed("a", now.Add(5*time.Hour), longestRetry)
+	s.notRead("b", now.Add(5*time.Hour))
+	names, _ = s.nextDue(now, 2)
+	require.ElementsMatch(t, []string{"a", "b"}, names)
+}

@@ -164,7 +164,9 @@ func (s *staticState) nextDue(now time.Time, n int) (names []string, next time.T
 	defer s.mu.Unlock()
 	urgency := map[string]time.Time{}
 	consider := func(name string, at, deadline time.Time) {
-		at = later(at, s.unread[name].retry)
+		if retry := s.unread[name].retry; waits(now, retry, longestRetry) {
+			at = later(at, retry)
+		}
 		if now.Before(at) {
 			if next.IsZero() || at.Before(next) {
 				next = at
@@ -175,7 +177,7 @@ func (s *staticState) nextDue(now time.Time, n int) (names []string, next time.T
 	}
 	for name, p := range s.due {
 		at := p.rotate
-		if retry := s.failures[name].retry; at.Before(retry) {
+		if retry := s.failures[name].retry; at.Before(retry) && waits(now, retry, longestRetry) {
 			at = retry
 		}
 		if !p.rotate.IsZero() {

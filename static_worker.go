@@ -182,7 +182,7 @@ func (b *backend) serveRole(parent context.Context, req *logical.Request, name s
 		r, _ = b.deleteSupersededStaticKeys(ctx, req, name, r, true)
 	}
 	var rotateErr error
-	if now := b.now(); r.due(now) && !now.Before(b.static.retry(name)) {
+	if now := b.now(); r.due(now) && !waits(now, b.static.retry(name), longestRetry) {
 		b.lookBeforeRotation(ctx, req, name, r)
 		next, _, err := b.rotateStatic(ctx, req, name, r, false)
 		if err == nil {

@@ -140,7 +140,7 @@ func (x *walIndex) due(kind string, now time.Time, minAge time.Duration) []strin
 	var live, invalid []string
 	for id, note := range x.notes {
 		switch {
-		case note.kind != kind || x.inUse[id] || unix < note.notDue || time.Unix(unix, 0).Sub(time.Unix(note.created, 0)) < minAge:
+		case note.kind != kind || x.inUse[id] || waits(now, time.Unix(note.notDue, 0), keptFor) || time.Unix(unix, 0).Sub(time.Unix(note.created, 0)) < minAge:
 		case note.ends != 0 && note.ends < unix:
 			invalid = append(invalid, id)
 		default:

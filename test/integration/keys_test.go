@@ -85,6 +85,7 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 	m.write("rotate-role/s", nil)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, m.read("static-creds/s").Data["api_key"].(string)))
 
+	m.sim.Configure(func(o *openaitest.Options) { o.ActivationDelay = time.Minute })
 	m.write("roles/r", map[string]any{"activation_timeout": "1s"})
 	before := len(m.alive())
 	_, err := m.client.Logical().Read(m.path + "/creds/r")

@@ -41,22 +41,28 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 
 # Later parts run even if an earlier one fails, so that one run shows all failures; the
 # count is the last line, and the exit status covers all parts. The linters take only the
-# processor time that the tests leave. The package of a test includes its server, since
+# processor time that the tests leave. The integration tests that wait for minutes
+# (TestLong_) begin with the unit tests, in a process group of their own: bash has others
+# in the background ignore Ctrl-C. The package of a test includes its server, since
 # bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
 	@if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
 	go build -buildvcs=false -o bin/tally ./test/tally; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
-	{ rc=0; lint=; \
-	  if [ '$(SUITE)' = all ]; then nice -n 19 $(MAKE) --no-print-directory lint >bin/lint.log 2>&1 & lint=$$!; trap 'kill $$lint 2>/dev/null || :' EXIT; trap 'exit 130' INT TERM; fi; \
+	integration() { go test -json $(RACE) -tags integration -count=1 -timeout 20m "$$@" </dev/null | sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|"; }; \
+	each() { local rc=0; while IFS= read -r VAULT_BIN; do export VAULT_BIN; integration "$$@" || rc=1; done <<<"$$servers"; return $$rc; }; \
+	{ rc=0; lint=; long=; skip='^TestWorld|OnTheModel$$'; \
+	  trap '[ -z "$$lint" ] || kill $$lint || :; [ -z "$$long" ] || kill -INT -- -$$long || :' EXIT; trap 'exit 130' INT TERM; \
+	  if [ '$(SUITE)' = all ]; then nice -n 19 $(MAKE) --no-print-directory lint >bin/lint.log 2>&1 & lint=$$!; fi; \
+	  if [ '$(SUITE)' != unit ] && [ '$(RUN)' = . ]; then \
+	    skip="$$skip|^TestLong_"; set -m; each -run '^TestLong_' ./test/integration >bin/long.json & long=$$!; set +m; fi; \
 	  if [ '$(SUITE)' != integration ]; then \
 	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
 	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \
-	  if [ '$(SUITE)' != unit ]; then while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
-	    go test -json $(RACE) -run '$(RUN)' -skip '^TestWorld|OnTheModel$$' -tags integration -count=1 -timeout 20m ./test/integration/... ./test/simulation | \
-	      sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|" || rc=1; done <<<"$$servers"; fi; \
-	  if [ -n "$$lint" ]; then wait "$$lint" || rc=1; cat bin/lint.log >&2; fi; \
+	  if [ '$(SUITE)' != unit ]; then each -run '$(RUN)' -skip "$$skip" ./test/integration/... ./test/simulation || rc=1; fi; \
+	  if [ -n "$$long" ]; then wait "$$long" || rc=1; long=; cat bin/long.json; fi; \
+	  if [ -n "$$lint" ]; then wait "$$lint" || rc=1; lint=; cat bin/lint.log >&2; fi; \
 	  exit $$rc; } | bin/tally
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)

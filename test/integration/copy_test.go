@@ -161,7 +161,7 @@ func (m *mount) restored(snapshot []byte) *mount {
 // restored with, the other is given one of its own. The periodic work of the copies'
 // engines, and their rotations, tidy runs and config writes, delete nothing of the
 // original. Revocations by their Vaults look like the original's, and are counted.
-func TestACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
+func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	p := &production{mount: newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
 	p.role("app", "24h", "48h")
 	p.static("seldom", map[string]any{"rotation_period": "24h", "revocation_delay": "2m"})

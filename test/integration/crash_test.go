@@ -209,7 +209,7 @@ func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 	return len(created), len(expired)
 }
 
-func TestNothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
+func TestLong_NothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
 	beside(t) // otherwise no other test would begin before the end of these two
 	t.Run("plugin", func(t *testing.T) {
 		outliveCrashes(t, 20, func(m *mount) {

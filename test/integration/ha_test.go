@@ -24,7 +24,7 @@ func (m *mount) runningVersion() string {
 	return mounts[m.path+"/"].RunningVersion
 }
 
-func TestAClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
+func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	beside(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())

@@ -53,7 +53,7 @@ func (m *mount) onlyPool(size int, within time.Duration) {
 	require.Eventually(m.t, func() bool { return len(m.alive()) == size }, within, time.Second, "alive besides the pool: %v", later(m.alive))
 }
 
-func TestPoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
+func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	m := newMountOn(t, ownVault(t), frequentTidy())
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
 	const size, plugins, servers = 10, 10, 3

@@ -86,7 +86,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 
 // While forty revocations wait for one endpoint, a superseded admin key, a failed
 // revocation at another endpoint and tidy have their turn.
-func TestWhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
+func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 	beside(t)
 	const forty = 40
 	for name, fault := range map[string]openaitest.Fault{

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
+func TestLong_TheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
 	beside(t)
 	for name, schedule := range map[string]map[string]any{
 		"period": {"rotation_period": "50s"},

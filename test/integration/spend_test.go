@@ -28,7 +28,7 @@ func (m *mount) blocked(role, figures string) {
 	require.Contains(m.t, err.Error(), figures)
 }
 
-func TestABlockOutlivesItsLeader(t *testing.T) {
+func TestLong_ABlockOutlivesItsLeader(t *testing.T) {
 	beside(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())

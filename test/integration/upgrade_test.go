@@ -299,7 +299,7 @@ func number(t *testing.T, value any) int64 {
 }
 
 // The two ways are taken side by side, since each waits for Vault's clock.
-func TestAMountIsMovedToAnotherVersionAndBack(t *testing.T) {
+func TestLong_AMountIsMovedToAnotherVersionAndBack(t *testing.T) {
 	beside(t)
 	t.Run("to the newer one, and pins", func(t *testing.T) {
 		u := newUpgrade(t)

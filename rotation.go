@@ -317,8 +317,9 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 			created = entry.CreatedAt
 		}
 		// An unfinished request does not use its key for longer. Otherwise this Vault is
-		// a copy of one whose rotation finished and stored the key.
-		if !created.IsZero() && key.LastUsedAt.After(created.Add(requestBudget+cleanupBudget)) {
+		// a copy of one whose rotation finished and stored the key, until that expires.
+		expired := !key.ExpiresAt.IsZero() && snap.api.NotAfter(b.now()).After(key.ExpiresAt.Add(clockSlack))
+		if !expired && !created.IsZero() && key.LastUsedAt.After(created.Add(requestBudget+cleanupBudget)) {
 			return fmt.Errorf("admin key %s (%s): %w", key.ID, key.Name, errKeyUsed)
 		}
 		// A create can be sent long after its entry was written, so a young key has had

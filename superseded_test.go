@@ -610,6 +610,26 @@ func TestRotate_CopyDoesNotDeleteTheOriginalsActiveKey(t *testing.T) {
 	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
 }
 
+// Nobody holds a key that has expired, so its entry does not stay for ever.
+func TestRotate_CopyDeletesTheOriginalsKeyOnceItHasExpired(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
+	staging := copyOf(h)
+	began := h.now()
+	h.must(h.write("config/rotate", nil))
+	key := h.adminKeyID()
+	i := slices.IndexFunc(h.sim.AdminKeys(), func(k openaitest.AdminKey) bool { return k.ID == key })
+	name := h.sim.AdminKeys()[i].Name
+	together(2*time.Minute, h, staging)
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
+	together(minKeyLife-3*time.Minute, h, staging)
+	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed)
+	together(3*time.Minute+2*clockSlack, h, staging)
+	require.NoError(t, staging.rollbackAdminKey(name, began))
+	require.NotContains(t, h.adminKeyIDs(), key)
+}
+
 // The rate limiter can hold back the create of a rotation, so that the copy's entry is
 // older than the original's new admin key.
 func TestRotate_CopyWaitsForAnAdminKeyThatWasCreatedLate(t *testing.T) {

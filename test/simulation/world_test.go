@@ -34,6 +34,9 @@ var kept = []struct {
 	{1140, "tidy panicked over a static role's key that was deleted at OpenAI, where the process had handed out none"},
 	{5113, "one list of admin keys that left a new key out was taken to say that it was never made"},
 	{30137, "after the clock had been ahead, renewals did not extend a key that OpenAI had ended"},
+	{80111019, "a config that was read again in an outage forgot OpenAI's time, and a block outlasted its window"},
+	{80120226, "a guardrail whose question failed while the clock was ahead was not asked again for hours"},
+	{80132547, "the WAL entry of an admin key that was used, and has expired, stayed for ever"},
 }
 
 func TestWorld(t *testing.T) {

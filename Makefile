@@ -50,13 +50,13 @@ test: ## Run the format check, vet, linters, unit and integration tests (select 
 	go build -buildvcs=false -o bin/tally ./test/tally; \
 	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
 	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
-	integration() { go test -json $(RACE) -tags integration -count=1 -timeout 20m "$$@" </dev/null | sed "s|\"Package\":\"[^\"]*|& (on $${VAULT_BIN##*/})|"; }; \
+	integration() { go test -json $(RACE) -tags integration -count=1 -timeout 20m "$$@" </dev/null | sed "s|\"Package\":\"[^\"]*|& ($${part}on $${VAULT_BIN##*/})|"; }; \
 	each() { local rc=0; while IFS= read -r VAULT_BIN; do export VAULT_BIN; integration "$$@" || rc=1; done <<<"$$servers"; return $$rc; }; \
-	{ rc=0; lint=; long=; skip='^TestWorld|OnTheModel$$'; \
+	{ rc=0; lint=; long=; part=; skip='^TestWorld|OnTheModel$$'; \
 	  trap '[ -z "$$lint" ] || kill $$lint || :; [ -z "$$long" ] || kill -INT -- -$$long || :' EXIT; trap 'exit 130' INT TERM; \
 	  if [ '$(SUITE)' = all ]; then nice -n 19 $(MAKE) --no-print-directory lint >bin/lint.log 2>&1 & lint=$$!; fi; \
 	  if [ '$(SUITE)' != unit ] && [ '$(RUN)' = . ]; then \
-	    skip="$$skip|^TestLong_"; set -m; each -run '^TestLong_' ./test/integration >bin/long.json & long=$$!; set +m; fi; \
+	    skip="$$skip|^TestLong_"; set -m; { trap 'exit 130' INT TERM; part='long, '; each -run '^TestLong_' ./test/integration; } >bin/long.json & long=$$!; set +m; fi; \
 	  if [ '$(SUITE)' != integration ]; then \
 	    go test -json $(RACE) -run '$(RUN)' -timeout 20m ./... || rc=1; \
 	    (cd tools/release && go test -json -run '$(RUN)' ./...) || rc=1; fi; \

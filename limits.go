@@ -164,7 +164,7 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // waits reports whether a wait, of at most longest, is not over. One that seems longer
-// began under a clock that was ahead.
+// began under a clock that was ahead, which matters where the monotonic reading is lost.
 func waits(now, until time.Time, longest time.Duration) bool {
 	return now.Before(until) && until.Sub(now) <= longest
 }

@@ -411,6 +411,7 @@ func TestWAL_ListingWithoutTheUsedKeyDeletesNothing(t *testing.T) {
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	h.rollback()
 	require.Len(t, h.walEntries(), 1)
+	require.InDelta(t, 1, h.measured()["vault_openai_wal_entries_retained{}"], 0)
 
 	empty := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: empty})
@@ -418,8 +419,16 @@ func TestWAL_ListingWithoutTheUsedKeyDeletesNothing(t *testing.T) {
 	h.rollback()
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 	require.Len(t, h.walEntries(), 1)
+	h.advance(keptFor + time.Minute)
+	h.rollback()
+	require.InDelta(t, 1, h.measured()["vault_openai_wal_entries_retained{}"], 0)
 
 	h.advance(defaultMaxTTL + time.Hour) // its key has expired
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden, Message: "no"})
+	h.rollback()
+	require.Len(t, h.walEntries(), 1)
+	require.InDelta(t, 0, h.measured()["vault_openai_wal_entries_retained{}"], 0, "it is pending again")
+	h.sim.ClearFaults()
 	h.rollback()
 	h.onlyLeased()
 }

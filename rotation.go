@@ -318,7 +318,8 @@ func (b *backend) rollbackAdminKey(ctx context.Context, req *logical.Request, en
 		}
 		// An unfinished request does not use its key for longer. Otherwise this Vault is
 		// a copy of one whose rotation finished and stored the key, until that expires.
-		expired := !key.ExpiresAt.IsZero() && snap.api.NotAfter(b.now()).After(key.ExpiresAt.Add(clockSlack))
+		theirs, known := snap.api.Now()
+		expired := known && !key.ExpiresAt.IsZero() && earlier(theirs, b.now()).After(key.ExpiresAt.Add(clockSlack))
 		if !expired && !created.IsZero() && key.LastUsedAt.After(created.Add(requestBudget+cleanupBudget)) {
 			return fmt.Errorf("admin key %s (%s): %w", key.ID, key.Name, errKeyUsed)
 		}

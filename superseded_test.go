@@ -625,7 +625,13 @@ func TestRotate_CopyDeletesTheOriginalsKeyOnceItHasExpired(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	together(minKeyLife-3*time.Minute, h, staging)
 	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed)
-	together(3*time.Minute+2*clockSlack, h, staging)
+	right := staging.offset
+	staging.setClock(right + 8*24*time.Hour)
+	require.ErrorIs(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), errKeyUsed, "a clock that is ahead expires no key")
+	staging.setClock(right)
+	together(time.Minute+clockSlack/2, h, staging)
+	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed, "within the slack of the clocks")
+	together(2*clockSlack, h, staging)
 	require.NoError(t, staging.rollbackAdminKey(name, began))
 	require.NotContains(t, h.adminKeyIDs(), key)
 }

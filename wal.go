@@ -182,7 +182,11 @@ func (r *walRun) execute(ctx context.Context, id string, act func(context.Contex
 		r.b.wal.forget(id)
 		return nil
 	}
-	switch err = act(ctx, entry); {
+	err = act(ctx, entry)
+	if !errors.Is(err, errKeyUsed) {
+		r.b.wal.unkeep(id)
+	}
+	switch {
 	case errors.Is(err, errKeyUsed):
 		if r.b.wal.keep(id, r.b.now().Add(keptFor)) {
 			r.b.log(r.req).Warn("WAL entry retained: its key was used after the create, so another Vault with a copy of this storage may hold its lease", "kind", entry.Kind, "error", err)

@@ -166,6 +166,17 @@ func (x *walIndex) keep(id string, until time.Time) (first bool) {
 	return first
 }
 
+// unkeep counts an entry as pending again: its key has expired since, or is known to be
+// this Vault's.
+func (x *walIndex) unkeep(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if note, known := x.notes[id]; known && note.kept {
+		note.kept = false
+		x.notes[id] = note
+	}
+}
+
 // postpone skips an entry until a time. first is true for the first time.
 func (x *walIndex) postpone(id string, until time.Time) (first bool) {
 	x.mu.Lock()

@@ -138,7 +138,7 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 		log.Warn("mount is being disabled during a static role rotation", "error", err)
 	}
 	var names []string
-	err := readAgain(reading, func() (err error) {
+	err := tryAgain(reading, func() (err error) {
 		names, err = b.storage.List(reading, staticStoragePrefix)
 		return err
 	})
@@ -185,7 +185,7 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 		defer unlock()
 	}
 	var r *staticRole
-	err := readAgain(reading, func() (err error) {
+	err := tryAgain(reading, func() (err error) {
 		r, err = getStaticRole(reading, e.b.storage, name)
 		return err
 	})
@@ -224,7 +224,7 @@ func (e *staticDeletion) role(ctx, reading context.Context, name string) {
 func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	for attempt := 0; ; attempt++ {
 		var snap *snapshot
-		err := readAgain(ctx, func() (err error) {
+		err := tryAgain(ctx, func() (err error) {
 			snap, err = b.current(ctx, b.storage)
 			return err
 		})

@@ -285,7 +285,12 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 	if !errors.Is(err, errNotFinal) {
 		b.unmount.fail() // before any wait: the mount may be unloaded next
 	}
-	_, walErr := b.recordRevocation(cleanup, req.Storage, lease.credential)
+	// Vault revokes what it cannot store as a lease only once, and its storage has just
+	// failed.
+	walErr := tryAgain(cleanup, func() error {
+		_, err := b.recordRevocation(cleanup, req.Storage, lease.credential)
+		return err
+	})
 	if errors.Is(err, errNotFinal) && walErr == nil {
 		// Deleted as far as OpenAI can tell: the revocation succeeds, and the WAL checks
 		// again later.

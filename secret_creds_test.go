@@ -105,6 +105,23 @@ func TestRevoke_DuringRotationWithoutGracePeriod(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
+// Vault revokes a credential that it cannot store as a lease once.
+func TestRevoke_IsRecordedAlthoughStorageFailsOnce(t *testing.T) {
+	t.Parallel()
+	for _, after := range []bool{false, true} {
+		h := configured(t, openaitest.Options{})
+		lease := h.lease("creds/app", nil)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Kind: openaitest.FaultReset})
+		h.storage.fail(storageFault{after: after})
+		require.Error(t, h.revoke(lease))
+		require.Len(t, h.walEntries(), 1)
+		h.sim.ClearFaults()
+		h.storage.heal()
+		h.rollback()
+		h.onlyLeased()
+	}
+}
+
 func TestRevoke_NeedsOnlyTheLease(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

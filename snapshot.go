@@ -48,11 +48,11 @@ func (s *snapshot) with(cfg *config) *snapshot {
 // errNotConfigured means that there is no config entry.
 var errNotConfigured = errors.New("no admin key configured: set admin_api_key in the mount's config")
 
-// readAgain repeats a read of storage that fails, up to three times within about two
-// seconds: it is for the end of a mount, after which there is nothing left to read.
-func readAgain(ctx context.Context, read func() error) error {
+// tryAgain repeats an operation of storage that fails, up to three times within about two
+// seconds: it is for what nobody repeats later, such as at the end of a mount.
+func tryAgain(ctx context.Context, operate func() error) error {
 	for attempt := 0; ; attempt++ {
-		err := read()
+		err := operate()
 		if err == nil || errors.Is(err, errNotConfigured) || attempt == 3 || client.Wait(ctx, client.Backoff(attempt, 0)) != nil {
 			return err
 		}

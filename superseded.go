@@ -527,7 +527,7 @@ func (b *backend) expireSuperseded(ctx context.Context, req *logical.Request) er
 	}
 	defer unlock()
 	var snap *snapshot
-	err = readAgain(ctx, func() (err error) {
+	err = tryAgain(ctx, func() (err error) {
 		snap, err = b.current(ctx, req.Storage)
 		return err
 	})

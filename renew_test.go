@@ -443,7 +443,7 @@ func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// What a failed restoration leaves is said, and the next renewal mends it, although the
+// A failed restoration is an error, and the next renewal restores the expiry, although the
 // lease's data says that the key lives for longer.
 func TestRenew_AnExpiryThatWasNotRestoredIsMovedByTheNextRenewal(t *testing.T) {
 	t.Parallel()

@@ -48,8 +48,8 @@ func (s *snapshot) with(cfg *config) *snapshot {
 // errNotConfigured means that there is no config entry.
 var errNotConfigured = errors.New("no admin key configured: set admin_api_key in the mount's config")
 
-// tryAgain repeats an operation of storage that fails, up to three times within about two
-// seconds: it is for what nobody repeats later, such as at the end of a mount.
+// tryAgain repeats a failed operation of storage, up to three times within about two
+// seconds. It is for operations that have no later retry, as at the end of a mount.
 func tryAgain(ctx context.Context, operate func() error) error {
 	for attempt := 0; ; attempt++ {
 		err := operate()

@@ -610,7 +610,7 @@ func TestRotate_CopyDoesNotDeleteTheOriginalsActiveKey(t *testing.T) {
 	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
 }
 
-// Nobody holds a key that has expired, so its entry does not stay for ever.
+// Nobody can use an expired key, so its WAL entry ends.
 func TestRotate_CopyDeletesTheOriginalsKeyOnceItHasExpired(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

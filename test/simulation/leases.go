@@ -190,7 +190,7 @@ func (v *vault) expire(t *term, l *lease) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.term != t || v.leases[l.id] != l || v.sealing.Load() { // the seal drops what is pending
+	if v.term != t || v.leases[l.id] != l || v.sealing.Load() { // a seal drops pending leases
 		return
 	}
 	l.attempts++

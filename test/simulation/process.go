@@ -278,8 +278,8 @@ func (s view) step(ctx context.Context, write bool, key string, do func() error)
 	return takes(ctx, faults.slow/2)
 }
 
-// takes waits until d is over. As over Vault's plugin protocol, nobody waits any longer
-// once the request has ended.
+// takes sleeps for d, but no longer than the request lasts: over Vault's plugin protocol a
+// call ends with its context. client.Wait would fail before the deadline, without waiting.
 func takes(ctx context.Context, d time.Duration) error {
 	if d == 0 {
 		return nil

@@ -399,15 +399,23 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 
 // discard destroys a credential that cannot be returned, and describes the outcome. It
 // first records the credential in the WAL by its ID, since the entry of the create may
-// be deleted already.
+// be deleted already, by a storage whose answer was lost.
 func (b *backend) discard(ctx context.Context, req *logical.Request, m *issued, label string, why error) (fate string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
 	defer cancel()
 	log := b.log(req).With("for", label, "reason", why, "openai_request_id", m.requestID).With(m.attrs()...)
 	defer b.wal.release(m.walID)
-	entry, walErr := b.recordRevocation(ctx, req.Storage, m.credential)
+	var entry string
+	walErr := tryAgain(ctx, func() (err error) {
+		entry, err = b.recordRevocation(ctx, req.Storage, m.credential)
+		return err
+	})
 	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
-		log.Warn("credential not returned; queued for deletion in the WAL", "error", err, "wal_error", walErr)
+		if walErr != nil {
+			log.Error("credential not returned; not deleted, and its WAL entry not stored", "error", err, "wal_error", walErr)
+			return "the " + m.typeName() + " may remain at OpenAI: it was not deleted, and its WAL entry was not stored"
+		}
+		log.Warn("credential not returned; queued for deletion in the WAL", "error", err)
 		return "the " + m.typeName() + " is queued for deletion in the WAL"
 	}
 	log.Info("credential not returned; deleted")

@@ -61,6 +61,7 @@ type storageFault struct {
 	write int
 	after bool // the write takes effect
 	kill  bool // the process dies; otherwise an error is returned
+	twice bool // the next write fails, too, before it takes effect
 }
 
 // fail plans a fault, counting writes from here.
@@ -120,7 +121,7 @@ func (s *faultyStorage) step(ctx context.Context, what string, write func() erro
 	n := len(s.writes)
 	s.writes = append(s.writes, what)
 	plan := s.plan
-	strikes := plan != nil && plan.write == n
+	strikes := plan != nil && (plan.write == n || plan.twice && plan.write+1 == n)
 	if strikes {
 		s.dead = plan.kill
 	}
@@ -128,7 +129,7 @@ func (s *faultyStorage) step(ctx context.Context, what string, write func() erro
 	if !strikes {
 		return write()
 	}
-	if plan.after {
+	if plan.after && plan.write == n {
 		if err := write(); err != nil {
 			return err
 		}

@@ -372,3 +372,20 @@ func TestCreds_ManyFirstRequestsShareOneClient(t *testing.T) {
 		require.Same(t, snaps[0], snap)
 	}
 }
+
+// The entry of the create is deleted, but storage answers with an error, and then neither
+// storage nor OpenAI takes what is to be done about it.
+func TestCreds_WhatIsNotReturnedIsRecordedAlthoughStorageFailsAgain(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	h.role(nil)
+	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Kind: openaitest.FaultReset})
+	h.storage.fail(storageFault{write: 1, after: true, twice: true})
+	_, err := h.read("creds/app")
+	require.ErrorContains(t, err, "the account is queued for deletion in the WAL")
+	require.Len(t, h.walEntries(), 1)
+	h.sim.ClearFaults()
+	h.storage.heal()
+	h.rollback()
+	h.onlyLeased()
+}

@@ -298,7 +298,11 @@ func (b *backend) revoke(ctx context.Context, req *logical.Request, _ *framework
 		notify(events.CredsRevoke)
 		return nil, nil
 	}
-	log.Warn("credential not revoked; queued for deletion in the WAL", "error", err, "wal_error", walErr)
+	if walErr != nil {
+		log.Warn("credential not revoked, and its WAL entry not stored", "error", err, "wal_error", walErr)
+	} else {
+		log.Warn("credential not revoked; queued for deletion in the WAL", "error", err)
+	}
 	notify(events.CredsRevokeFail)
 	return nil, fmt.Errorf("%s not deleted yet: %w", lease.describe(), errors.Join(err, walErr))
 }

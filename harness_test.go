@@ -95,7 +95,9 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 	h.sim.Validate(t)
 	h.project = h.sim.AddProject("apps")
 	h.restart()
-	t.Cleanup(h.checkSecrets)
+	// A subtest keeps its cleanups until its test ends: without what they refer to.
+	kept := h
+	t.Cleanup(func() { kept.checkSecrets(); kept = nil })
 	return h
 }
 

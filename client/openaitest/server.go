@@ -156,12 +156,15 @@ func Start(t testing.TB, opts Options) *Server {
 		hs.Start()
 	}
 	s.SetURL(hs.URL + basePath)
+	// A subtest keeps its cleanups until its test ends: without what they refer to.
+	kept := s
 	t.Cleanup(func() {
-		s.Close()
+		kept.Close()
 		hs.Close()
-		for _, leak := range s.Leaks() {
+		for _, leak := range kept.Leaks() {
 			t.Errorf("leaked at the simulated OpenAI: %s", leak)
 		}
+		kept, hs = nil, nil
 	})
 	return s
 }

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/http"
 	"path"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,10 +52,11 @@ var errStorage = errors.New("storage is not there")
 type faultyStorage struct {
 	inner *logical.InmemStorage
 
-	mu     sync.Mutex
-	plan   *storageFault
-	dead   bool
-	writes []string
+	mu        sync.Mutex
+	plan      *storageFault
+	dead      bool
+	writes    []string
+	lifetimes []context.Context // of the processes: the contexts of their own goroutines
 }
 
 // storageFault says at which write something goes wrong. Writes count from 0.
@@ -103,17 +106,34 @@ func (s *faultyStorage) last() string {
 	return s.writes[len(s.writes)-1]
 }
 
-func (s *faultyStorage) alive() {
+// lived records the context of the goroutines of a new process.
+func (s *faultyStorage) lived(lifetime context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead {
-		panic(errKilled)
+	s.lifetimes = append(s.lifetimes, lifetime)
+}
+
+func (s *faultyStorage) alive(ctx context.Context) {
+	if s.died() {
+		s.die(ctx)
 	}
+}
+
+// die ends a request by a panic that the test recovers, and a goroutine of the process
+// itself, which nobody recovers, silently.
+func (s *faultyStorage) die(ctx context.Context) {
+	s.mu.Lock()
+	own := slices.Contains(s.lifetimes, ctx)
+	s.mu.Unlock()
+	if own {
+		runtime.Goexit()
+	}
+	panic(errKilled)
 }
 
 // step runs one write under the plan.
 func (s *faultyStorage) step(ctx context.Context, what string, write func() error) error {
-	s.alive()
+	s.alive(ctx)
 	if err := ctx.Err(); err != nil {
 		return err // Vault's storage behaves so over its plugin protocol
 	}
@@ -135,7 +155,7 @@ func (s *faultyStorage) step(ctx context.Context, what string, write func() erro
 		}
 	}
 	if plan.kill {
-		panic(errKilled)
+		s.die(ctx)
 	}
 	return errStorage
 }
@@ -163,12 +183,12 @@ func (s *faultyStorage) Delete(ctx context.Context, key string) error {
 }
 
 func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	s.alive()
+	s.alive(ctx)
 	return s.now().Get(ctx, key)
 }
 
 func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	s.alive()
+	s.alive(ctx)
 	return s.now().List(ctx, prefix)
 }
 

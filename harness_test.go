@@ -148,7 +148,8 @@ func (h *harness) restart() {
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: h.log, JSONFormat: true}),
 	}))
 	h.b = b
-	h.t.Cleanup(func() { b.Cleanup(context.Background()) })
+	h.storage.lived(b.lifetime)
+	h.t.Cleanup(func() { b.Cleanup(context.Background()); b = nil })
 }
 
 // buried waits, if the process has died, until the simulator has handled all that

@@ -151,6 +151,8 @@ type issued struct {
 	began time.Time // CreatedAt, with its fraction of a second and no monotonic reading
 	snap  *snapshot
 	walID string
+	// committed means that the deletion of that entry was sent to storage.
+	committed bool
 	// requestID is OpenAI's ID of the create request.
 	requestID string
 	// warning is for the recipient of the key; "" if there is none.
@@ -399,21 +401,28 @@ func activate(ctx context.Context, api *client.Client, key client.Secret, timeou
 
 // discard destroys a credential that cannot be returned, and describes the outcome. It
 // first records the credential in the WAL by its ID, since the entry of the create may
-// be deleted already, by a storage whose answer was lost.
+// be deleted already, and tries that again if OpenAI does not delete it either.
 func (b *backend) discard(ctx context.Context, req *logical.Request, m *issued, label string, why error) (fate string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupBudget)
+	whole := context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(whole, cleanupBudget)
 	defer cancel()
 	log := b.log(req).With("for", label, "reason", why, "openai_request_id", m.requestID).With(m.attrs()...)
 	defer b.wal.release(m.walID)
-	var entry string
-	walErr := tryAgain(ctx, func() (err error) {
-		entry, err = b.recordRevocation(ctx, req.Storage, m.credential)
-		return err
-	})
+	recording, recorded := context.WithTimeout(ctx, cleanupBudget/3) // the rest is for OpenAI
+	entry, walErr := b.recordRevocation(recording, req.Storage, m.credential)
+	recorded()
 	if err := b.destroy(ctx, m.snap, m.credential); err != nil {
 		if walErr != nil {
-			log.Error("credential not returned; not deleted, and its WAL entry not stored", "error", err, "wal_error", walErr)
-			return "the " + m.typeName() + " may remain at OpenAI: it was not deleted, and its WAL entry was not stored"
+			again, cancel := context.WithTimeout(whole, cleanupBudget)
+			defer cancel()
+			walErr = tryAgain(again, func() error {
+				_, err := b.recordRevocation(again, req.Storage, m.credential)
+				return err
+			})
+		}
+		if walErr != nil && m.committed {
+			log.Error("credential not returned; not deleted, and perhaps not in the WAL", "error", err, "wal_error", walErr)
+			return m.describe() + " may remain at OpenAI: it was not deleted, and storing its WAL entry failed"
 		}
 		log.Warn("credential not returned; queued for deletion in the WAL", "error", err)
 		return "the " + m.typeName() + " is queued for deletion in the WAL"

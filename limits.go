@@ -171,8 +171,9 @@ func waits(now, until time.Time, longest time.Duration) bool {
 
 // The order of the budgets: each line fails to compile if its difference is negative.
 const (
-	// A create's WAL entry is processed only when no request can still use it.
-	_ = uint(walMinAge - requestBudget - cleanupBudget)
+	// A create's WAL entry is processed only when no request can still use it: one that
+	// fails deletes the credential, and then may have to record it.
+	_ = uint(walMinAge - requestBudget - 2*cleanupBudget)
 	// One attempt fits into a request, and so does the wait for a new key.
 	_ = uint(requestBudget - maxRequestTimeout)
 	_ = uint(requestBudget - maxActivation)

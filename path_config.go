@@ -448,11 +448,22 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 		cancel()
 		api.Close()
 	}
-	if err := req.Storage.Delete(ctx, configStorageKey); err != nil {
-		b.dropSnapshot()
-		return nil, fmt.Errorf("deleting the config: %w", err)
-	}
+	err = req.Storage.Delete(ctx, configStorageKey)
 	b.dropSnapshot()
+	if err != nil {
+		// If it is gone, only this request still knows what remains.
+		stored := cfg
+		unread := tryAgain(ctx, func() (err error) {
+			stored, err = getConfig(ctx, req.Storage)
+			return err
+		})
+		if unread != nil {
+			b.log(req).Error("config perhaps deleted; if it is, these admin keys are still valid at OpenAI", "admin_api_key_ids", cfg.leftIDs(), "error", errors.Join(err, unread))
+		}
+		if unread != nil || stored != nil {
+			return nil, fmt.Errorf("deleting the config: %w", err)
+		}
+	}
 	if cfg.RotationManager == managerVault {
 		if err := b.deregister(ctx, req.MountPoint); err != nil {
 			b.log(req).Warn("rotation job not deregistered from Vault; its rotation requests are ignored", "error", err)
@@ -469,14 +480,20 @@ func (b *backend) configDelete(ctx context.Context, req *logical.Request, _ *fra
 		response.AddWarning(warning)
 		b.log(req).Warn("config deleted; a superseded admin key still exists at OpenAI", "admin_api_key_id", k.ID, "expires_at", text.Time(expire[k.ID]), "text", warning)
 	}
-	left := cfg.supersededIDs(func(*supersededKey) bool { return true })
-	if cfg.AdminKeyRotated {
-		left = append(left, cfg.AdminKeyID)
-	}
-	if len(left) > 0 {
+	if left := cfg.leftIDs(); len(left) > 0 {
 		response.AddWarning("Admin keys that this engine created or replaced are still valid, and their values are no longer stored in this mount. Delete them at OpenAI unless another Vault uses them: " + strings.Join(left, ", "))
 	}
 	return response, nil
+}
+
+// leftIDs are those of the admin keys that the engine created or replaced, which stay
+// valid without the config.
+func (c *config) leftIDs() []string {
+	left := c.supersededIDs(func(*supersededKey) bool { return true })
+	if c.AdminKeyRotated {
+		left = append(left, c.AdminKeyID)
+	}
+	return left
 }
 
 // checkConfig verifies with the API a config that is about to replace old, which is

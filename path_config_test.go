@@ -371,3 +371,29 @@ func TestConfig_ASupersededKeyConfiguredAgainIsNotDeleted(t *testing.T) {
 	require.Equal(t, []string{first}, h.adminKeyIDs())
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
+
+// Storage deletes the config, but its answer is lost: nobody can ask again for what
+// remains at OpenAI.
+func TestConfig_ADeletionWhoseAnswerIsLostSaysWhatRemains(t *testing.T) {
+	t.Parallel()
+	for _, after := range []bool{false, true} {
+		h := configured(t, openaitest.Options{})
+		h.must(h.write("config/rotate", nil))
+		cfg, err := getConfig(t.Context(), h.storage)
+		require.NoError(t, err)
+		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusServiceUnavailable})
+		h.storage.fail(storageFault{after: after})
+		resp, err := h.do(t.Context(), logical.DeleteOperation, "config", nil)
+		require.Equal(t, "delete .", h.storage.last())
+		if after {
+			require.NoError(t, err)
+			require.Contains(t, strings.Join(resp.Warnings, "\n"), cfg.AdminKeyID)
+			require.Contains(t, strings.Join(resp.Warnings, "\n"), cfg.Superseded[0].ID)
+		} else {
+			require.ErrorContains(t, err, "deleting the config")
+		}
+		h.storage.heal()
+		h.sim.ClearFaults()
+		h.sim.Keep(h.adminKeyIDs()...)
+	}
+}

@@ -216,6 +216,7 @@ func (b *backend) commit(ctx context.Context, req *logical.Request, m *issued, l
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	m.committed = true
 	b.log(req).Info("credential issued", append([]any{"role", lease.Role, "openai_request_id", m.requestID,
 		"ttl", ttl.String(), "expires_at", text.Time(m.key.ExpiresAt)}, m.attrs()...)...)
 	b.issued()

@@ -5,6 +5,7 @@ package openaisecrets
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +20,7 @@ var (
 	testComment = regexp.MustCompile(`<!-- (held|run) by: (.+?) -->`)
 	testName    = regexp.MustCompile(`\bTest[A-Z]\w*`)
 	testFunc    = regexp.MustCompile(`(?m)^func (Test[A-Z]\w*)\(`)
+	anyTest     = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example)[A-Z]\w*)\(`)
 	section     = regexp.MustCompile(`(?m)^## .*$`)
 )
 
@@ -67,6 +69,40 @@ func TestDocs_TheTestsThatPagesNameExist(t *testing.T) {
 		}
 	}
 	require.Greater(t, named, 30, "the comments were not found")
+}
+
+// make test runs the tests that TABLES selects without the race detector, from this
+// package only, and leaves them out everywhere else.
+func TestDocs_TheTablesOfMakeTestAreInThisPackage(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile("Makefile")
+	require.NoError(t, err)
+	said := regexp.MustCompile(`(?m)^TABLES := (.+)$`).FindSubmatch(makefile)
+	require.NotNil(t, said)
+	parts := map[string]*regexp.Regexp{}
+	for part := range strings.SplitSeq(string(said[1]), "|") {
+		parts[part] = regexp.MustCompile(part)
+	}
+	unused := maps.Clone(parts)
+	for _, path := range files(t, "_test.go") {
+		if strings.HasPrefix(path, "test/integration/") || strings.HasPrefix(path, "tools/release/") {
+			continue // which run whole
+		}
+		code, err := os.ReadFile(path)
+		require.NoError(t, err)
+		for _, m := range anyTest.FindAllSubmatch(code, -1) {
+			for part, pattern := range parts {
+				if !pattern.Match(m[1]) {
+					continue
+				}
+				delete(unused, part)
+				if filepath.Dir(path) != "." {
+					t.Errorf("%s: make test does not run %s, since %q in TABLES selects it", path, m[1], part)
+				}
+			}
+		}
+	}
+	require.Empty(t, unused, "these parts of TABLES select no test")
 }
 
 // Each item of these sections of the README is a promise.

@@ -56,7 +56,7 @@ type faultyStorage struct {
 	plan      *storageFault
 	dead      bool
 	writes    []string
-	lifetimes []context.Context // of the processes: the contexts of their own goroutines
+	lifetimes []context.Context // of the processes, in which they flush usage records
 }
 
 // storageFault says at which write something goes wrong. Writes count from 0.
@@ -106,7 +106,7 @@ func (s *faultyStorage) last() string {
 	return s.writes[len(s.writes)-1]
 }
 
-// lived records the context of the goroutines of a new process.
+// lived records the lifetime of a new process.
 func (s *faultyStorage) lived(lifetime context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,8 +119,8 @@ func (s *faultyStorage) alive(ctx context.Context) {
 	}
 }
 
-// die ends a request by a panic that the test recovers, and a goroutine of the process
-// itself, which nobody recovers, silently.
+// die ends a request by a panic that the test recovers, and the flush of usage records,
+// which begins by itself half a minute after a lease, silently.
 func (s *faultyStorage) die(ctx context.Context) {
 	s.mu.Lock()
 	own := slices.Contains(s.lifetimes, ctx)

@@ -376,6 +376,22 @@ func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) erro
 	if err := v.Client().Sys().RaftSnapshotRestoreWithContext(ctx, snapshot, true); err != nil {
 		return fmt.Errorf("restoring a snapshot: %w", err)
 	}
+	// Vault answers before it has taken the storage. Then it knows the other's token, or
+	// has sealed itself.
+	restored := v.ClientFor(of.RootToken)
+	for end := time.Now().Add(time.Minute); ; {
+		if status, err := restored.Sys().SealStatusWithContext(ctx); err == nil && status.Sealed {
+			break
+		}
+		_, err := restored.Auth().Token().LookupSelfWithContext(ctx)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the snapshot was not restored within a minute: %w", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	v.RootToken, v.unsealKey, v.AuditPath = of.RootToken, of.unsealKey, of.AuditPath
 	return v.Restart(ctx) // the process still has the unseal key that it was initialized with
 }

@@ -233,7 +233,7 @@ func revision(t *testing.T, image devenv.Image) string {
 // for a developer with preferences.
 func makeImage(t *testing.T, version string) devenv.Image {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // it may compile everything
 	defer cancel()
 	var archives [2][]byte
 	var image devenv.Image

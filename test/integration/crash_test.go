@@ -154,7 +154,9 @@ func (m *mount) leases(role string) []any {
 func (m *mount) revokeAll(role string, within time.Duration) (took time.Duration) {
 	m.t.Helper()
 	began := time.Now()
-	require.NoError(m.t, m.client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/" + role, Prefix: true}))
+	client := m.vault.Client()
+	client.SetClientTimeout(within) // Vault first writes every lease
+	require.NoError(m.t, client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/" + role, Prefix: true}))
 	require.Eventually(m.t, func() bool { return len(m.leases(role)) == 0 }, within, 100*time.Millisecond, "the end of all leases")
 	return time.Since(began)
 }

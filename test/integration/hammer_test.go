@@ -100,7 +100,8 @@ func TestEverythingAtOnce(t *testing.T) {
 	again(30*time.Millisecond, "role write", func(l *api.Logical) error {
 		return write("roles/edited", map[string]any{"project_id": m.project, "ttl": 60 + rand.N(60)})(l)
 	})
-	again(60*time.Millisecond, "role delete", func(l *api.Logical) error { _, err := l.Delete(m.path + "/roles/edited"); return err })
+	// A delete that waits for a write of the role leaves it only for a moment.
+	again(500*time.Millisecond, "role delete", func(l *api.Logical) error { _, err := l.Delete(m.path + "/roles/edited"); return err })
 	again(30*time.Millisecond, "credential of the edited role", func(l *api.Logical) error {
 		secret, err := l.Read(m.path + "/creds/edited")
 		received.note(secret, err)

@@ -9,6 +9,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/vault/api"
@@ -124,11 +126,19 @@ func (m *mount) script(token, path string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
 	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(env, "VAULT_TOKEN="+token)
-	cmd.Stderr = &stderr
-	cmd.WaitDelay = 5 * time.Second
-	out, err := cmd.Output()
+	var out []byte
+	// A script that was just written is busy while a process that another test starts at
+	// that moment still has its file.
+	for range 50 {
+		cmd := exec.CommandContext(ctx, path, args...)
+		cmd.Env = append(env, "VAULT_TOKEN="+token)
+		cmd.Stderr = &stderr
+		cmd.WaitDelay = 5 * time.Second
+		if out, err = cmd.Output(); !errors.Is(err, syscall.ETXTBSY) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, stderr.String())
 	}

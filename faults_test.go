@@ -64,7 +64,7 @@ type storageFault struct {
 	write int
 	after bool // the write takes effect
 	kill  bool // the process dies; otherwise an error is returned
-	twice bool // the next write fails, too, before it takes effect
+	more  int  // so many writes after it fail, too, before they take effect
 }
 
 // fail plans a fault, counting writes from here.
@@ -141,7 +141,7 @@ func (s *faultyStorage) step(ctx context.Context, what string, write func() erro
 	n := len(s.writes)
 	s.writes = append(s.writes, what)
 	plan := s.plan
-	strikes := plan != nil && (plan.write == n || plan.twice && plan.write+1 == n)
+	strikes := plan != nil && plan.write <= n && n <= plan.write+plan.more
 	if strikes {
 		s.dead = plan.kill
 	}

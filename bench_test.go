@@ -1,12 +1,11 @@
 package openaisecrets
 
 // Benchmarks of the functions that every credential goes through, in the form
-// that benchstat reads. What a credential costs with Vault around the engine is
-// test/bench's.
+// that benchstat reads. test/bench measures a credential in a real Vault.
 //
 // The storage counts its operations and takes no time. The simulator runs in the
-// same process, so that B/op and allocs/op are its own, too: they compare one
-// state of the engine with another, and mean nothing alone.
+// same process, so B/op and allocs/op include its memory: use them only to compare
+// two versions of the engine.
 
 import (
 	"context"
@@ -23,8 +22,8 @@ import (
 	"vault-plugin-secrets-openai/internal/naming"
 )
 
-// rig is a configured mount with the role "app", without the harness's checks,
-// which cost more than what they check.
+// rig is a configured mount with the role "app", without the harness's checks, which
+// would cost more than the operations.
 type rig struct {
 	b       *testing.B
 	backend *backend
@@ -44,7 +43,7 @@ func newRig(b *testing.B) *rig {
 			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2"},
 		}, refusal: errCommunity},
 		StorageView: r.storage,
-		// A plugin writes each line, whatever Vault then shows.
+		// A plugin sends every line to Vault, whatever Vault's log level.
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: io.Discard, JSONFormat: true}),
 	})
 	if err != nil {
@@ -75,7 +74,7 @@ func (r *rig) send(req *logical.Request) *logical.Response {
 	return resp
 }
 
-// leases issues as many credentials, and returns them as Vault keeps them.
+// leases issues n credentials and returns their secrets as Vault stores them.
 func (r *rig) leases(n int) []*logical.Secret {
 	secrets := make([]*logical.Secret, n)
 	for i := range secrets {
@@ -94,8 +93,8 @@ func (r *rig) leases(n int) []*logical.Secret {
 	return secrets
 }
 
-// measure begins to count, and reports what b.N operations took when the
-// function that it returns is called.
+// measure starts the counters. The function that it returns stops them and reports the
+// cost per operation.
 func (r *rig) measure() (done func()) {
 	r.sim.ResetRequests()
 	operations := r.storage.operations.Load()
@@ -118,7 +117,7 @@ func BenchmarkIssue(b *testing.B) {
 					r.handle(logical.ReadOperation, "creds/app", nil)
 				}
 			} else {
-				b.SetParallelism(workers) // for each processor
+				b.SetParallelism(workers) // goroutines per processor
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
 						r.handle(logical.ReadOperation, "creds/app", nil)

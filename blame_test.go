@@ -42,7 +42,7 @@ type refusal struct {
 	body   string
 	// blames and inConfig are what an error must blame, in general and of a config write.
 	blames, inConfig []string
-	// want and wantConfig are the statuses of the two; 500 is an error with its cause.
+	// want and wantConfig are the statuses of the two; 500 is an error without a status.
 	want, wantConfig int
 	said             string // the part of the answer that the error must contain
 }
@@ -74,38 +74,38 @@ func refusals() map[string]refusal {
 		return r
 	}
 	return map[string]refusal{
-		"an invalid key":                        as(key, 401, object("invalid_api_key", incorrect), "Incorrect API key provided"),
-		"an invalid key, by the text":           as(key, 401, object("null", incorrect), "Incorrect API key provided"),
-		"an expired key":                        as(key, 401, object("api_key_expired", "This API key has expired."), "has expired"),
-		"a missing scope":                       as(permission, 403, object("missing_scope", missing), "api.management.write"),
-		"a missing scope with 401":              as(permission, 401, object("missing_scope", missing), "api.management.write"),
-		"a missing scope, by the text":          as(permission, 403, object("null", missing), "api.management.write"),
-		"a missing scope as a bare string":      as(permission, 403, fmt.Sprintf(`{"error":%q}`, missing), "api.management.write"),
-		"another organization":                  as(organization, 401, object("mismatched_organization", "OpenAI-Organization header should match organization for API key."), "should match"),
-		"an unknown organization":               as(organization, 401, object("invalid_organization", "No such organization: org-x."), "org-x"),
-		"another organization, by the text":     as(organization, 401, object("null", "OpenAI-Organization header should match organization for API key."), "should match"),
-		"another host":                          as(host, 401, object("incorrect_hostname", regional), "regional hostname"),
-		"another host, by the text":             as(host, 403, object("null", regional), "regional hostname"),
-		"an address that is not allowed":        as(address, 401, object("ip_not_authorized", "Your IP 10.0.0.1 is not authorized."), "10.0.0.1"),
-		"an address that is not allowed, 403":   as(address, 403, object("ip_not_authorized", "Your IP 10.0.0.1 is not authorized by the policy."), "10.0.0.1"),
-		"creation disabled":                     as(policy, 403, object("key_creation_disabled", "Creation of API keys is disabled."), "Creation of API keys"),
-		"disabled for this project":             as(policy, 403, object("null", "Service accounts are disabled for this project."), "disabled for this project"),
-		"an unknown code, disabled as its text": as(policy, 403, object("forbidden", "This is not allowed by your organization."), "not allowed"),
-		"a country":                             as(nobody, 403, object("unsupported_country_region_territory", "Country, region, or territory not supported"), "Country, region"),
-		"an unknown code":                       as(nobody, 403, object("teapot", "We are a teapot."), "We are a teapot."),
-		"an unknown code with 401":              as(nobody, 401, object("teapot", "We are a teapot."), "We are a teapot."),
-		"a deactivated account":                 as(nobody, 401, object("account_deactivated", "The account of this API key is deactivated."), "deactivated"),
-		"a bare string":                         as(nobody, 403, `{"error":"Forbidden by the gateway"}`, "Forbidden by the gateway"),
-		"a bare string with 401":                as(nobody, 401, `{"error":"unauthorized"}`, "unauthorized"),
-		"a gateway's object":                    as(nobody, 403, `{"error":{"message":"Blocked by rule 7","status":403}}`, "Blocked by rule 7"),
-		"a firewall's page":                     as(stranger, 403, `<!doctype html><html><head><title>Attention Required! | Firewall</title></head><body>Incorrect API key Missing scopes: x</body></html>`, "Attention Required! | Firewall"),
-		"a portal's page":                       as(stranger, 401, `<html><title>Sign in</title></html>`, "Sign in"),
-		"a cloud gateway's object":              as(stranger, 403, `{"message":"Forbidden by the API gateway"}`, "Forbidden by the API gateway"),
-		"nothing":                               as(stranger, 403, ` `, "Forbidden"),
-		"a proxy's 407":                         as(proxy, 407, `<html><title>Access denied</title></html>`, "status 407"),
-		"a page for what is too large":          as(stranger, 413, `<html><title>Too large</title></html>`, "Too large"),
-		"something asked that it does not do":   as(request, 400, object("invalid_value", "That will not do."), "That will not do."),
-		"a spend limit":                         {status: 429, body: object("project_spend_limit_exceeded", "All is spent."), want: 429, wantConfig: 429, said: "All is spent."},
+		"an invalid key":                         as(key, 401, object("invalid_api_key", incorrect), "Incorrect API key provided"),
+		"an invalid key, by the text":            as(key, 401, object("null", incorrect), "Incorrect API key provided"),
+		"an expired key":                         as(key, 401, object("api_key_expired", "This API key has expired."), "has expired"),
+		"a missing scope":                        as(permission, 403, object("missing_scope", missing), "api.management.write"),
+		"a missing scope with 401":               as(permission, 401, object("missing_scope", missing), "api.management.write"),
+		"a missing scope, by the text":           as(permission, 403, object("null", missing), "api.management.write"),
+		"a missing scope as a bare string":       as(permission, 403, fmt.Sprintf(`{"error":%q}`, missing), "api.management.write"),
+		"another organization":                   as(organization, 401, object("mismatched_organization", "OpenAI-Organization header should match organization for API key."), "should match"),
+		"an unknown organization":                as(organization, 401, object("invalid_organization", "No such organization: org-x."), "org-x"),
+		"another organization, by the text":      as(organization, 401, object("null", "OpenAI-Organization header should match organization for API key."), "should match"),
+		"another host":                           as(host, 401, object("incorrect_hostname", regional), "regional hostname"),
+		"another host, by the text":              as(host, 403, object("null", regional), "regional hostname"),
+		"an address that is not allowed":         as(address, 401, object("ip_not_authorized", "Your IP 10.0.0.1 is not authorized."), "10.0.0.1"),
+		"an address that is not allowed, 403":    as(address, 403, object("ip_not_authorized", "Your IP 10.0.0.1 is not authorized by the policy."), "10.0.0.1"),
+		"creation disabled":                      as(policy, 403, object("key_creation_disabled", "Creation of API keys is disabled."), "Creation of API keys"),
+		"disabled for this project":              as(policy, 403, object("null", "Service accounts are disabled for this project."), "disabled for this project"),
+		"an unknown code with a policy's text":   as(policy, 403, object("forbidden", "This is not allowed by your organization."), "not allowed"),
+		"an unsupported country":                 as(nobody, 403, object("unsupported_country_region_territory", "Country, region, or territory not supported"), "Country, region"),
+		"an unknown code":                        as(nobody, 403, object("teapot", "We are a teapot."), "We are a teapot."),
+		"an unknown code with 401":               as(nobody, 401, object("teapot", "We are a teapot."), "We are a teapot."),
+		"a deactivated account":                  as(nobody, 401, object("account_deactivated", "The account of this API key is deactivated."), "deactivated"),
+		"a bare string":                          as(nobody, 403, `{"error":"Forbidden by the gateway"}`, "Forbidden by the gateway"),
+		"a bare string with 401":                 as(nobody, 401, `{"error":"unauthorized"}`, "unauthorized"),
+		"a gateway's object":                     as(nobody, 403, `{"error":{"message":"Blocked by rule 7","status":403}}`, "Blocked by rule 7"),
+		"a firewall's page":                      as(stranger, 403, `<!doctype html><html><head><title>Attention Required! | Firewall</title></head><body>Incorrect API key Missing scopes: x</body></html>`, "Attention Required! | Firewall"),
+		"a login portal's page":                  as(stranger, 401, `<html><title>Sign in</title></html>`, "Sign in"),
+		"a cloud gateway's object":               as(stranger, 403, `{"message":"Forbidden by the API gateway"}`, "Forbidden by the API gateway"),
+		"a blank body":                           as(stranger, 403, ` `, "Forbidden"),
+		"a proxy's 407":                          as(proxy, 407, `<html><title>Access denied</title></html>`, "status 407"),
+		"a page for a request that is too large": as(stranger, 413, `<html><title>Too large</title></html>`, "Too large"),
+		"an invalid value":                       as(request, 400, object("invalid_value", "That will not do."), "That will not do."),
+		"a spend limit":                          {status: 429, body: object("project_spend_limit_exceeded", "All is spent."), want: 429, wantConfig: 429, said: "All is spent."},
 	}
 }
 
@@ -241,15 +241,15 @@ func TestBlame_ErrorDuringACredentialRequest(t *testing.T) {
 	}
 }
 
-// A rejection after a rotation created its key concerns the new key or the call.
+// After a rotation has created its key, errors blame the new key or the call.
 func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault openaitest.Fault
 		says  string
 	}{
-		"OpenAI does not know it": {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, "the new admin key does not work"},
-		"a firewall's page":       {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, "verifying the new admin key"},
+		"an invalid key":    {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, "the new admin key does not work"},
+		"a firewall's page": {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, "verifying the new admin key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -259,7 +259,7 @@ func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 			resp, err := h.write("config/rotate", nil)
 			require.Equal(t, 502, statusOf(resp, err))
 			require.ErrorContains(t, err, test.says)
-			require.NotContains(t, err.Error(), blamesKey, "that one stays active")
+			require.NotContains(t, err.Error(), blamesKey, "the current key is valid")
 			h.sim.ClearFaults()
 			h.tick()
 			require.Len(t, h.adminKeyIDs(), 1)
@@ -296,7 +296,7 @@ func TestResidency_KeyIsReturnedWithItsHost(t *testing.T) {
 			}
 			h.sim.ResetRequests()
 			lease := h.lease("creds/app", nil)
-			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeModels), "nothing is gained by asking again")
+			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeModels), "a second probe is useless")
 			require.Len(t, lease.Warnings, 1)
 			require.Contains(t, lease.Warnings[0], "https://eu.api.openai.com/v1")
 			require.NoError(t, h.revoke(lease))
@@ -308,7 +308,7 @@ func TestResidency_KeyIsReturnedWithItsHost(t *testing.T) {
 	require.Contains(t, strings.Join(resp.Warnings, "\n"), "eu.api.openai.com")
 	for range 2 {
 		resp = h.must(h.read("static-creds/batch"))
-		require.Contains(t, strings.Join(resp.Warnings, "\n"), "eu.api.openai.com", "whoever reads it needs to know")
+		require.Contains(t, strings.Join(resp.Warnings, "\n"), "eu.api.openai.com", "every read returns the warning")
 		resp = h.must(h.write("rotate-role/batch", nil))
 		require.Contains(t, strings.Join(resp.Warnings, "\n"), "eu.api.openai.com")
 	}
@@ -317,7 +317,7 @@ func TestResidency_KeyIsReturnedWithItsHost(t *testing.T) {
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
 	h.must(h.remove("static-roles/batch"))
 
-	// A message that names no host is shown as it is.
+	// The warning quotes a message that names no host.
 	h.sim.Fail(openaitest.Fault{Route: routeModels, Status: 401, Code: "incorrect_hostname", Message: "Wrong host."})
 	lease := h.lease("creds/app", nil)
 	require.Contains(t, lease.Warnings[0], "Wrong host.")
@@ -330,11 +330,11 @@ func TestActivationFailure_WarnReturnsTheKey(t *testing.T) {
 		openaitest.Fault
 		says []string
 	}{
-		"they are down":   {openaitest.Fault{Status: 503, Message: "we broke"}, []string{"the engine could not verify", "server error", "we broke"}},
-		"nobody answers":  {openaitest.Fault{Kind: openaitest.FaultReset}, []string{"the engine could not verify", "no answer"}},
-		"a firewall":      {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, []string{"the engine could not verify", "rejected the call", "Stop"}},
-		"not this node":   {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "not you"}, []string{"the engine could not verify", "IP address", "not you"}},
-		"it is not known": {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, []string{"OpenAI did not accept the new key within 1s", "Incorrect API key"}},
+		"a server error":                    {openaitest.Fault{Status: 503, Message: "we broke"}, []string{"the engine could not verify", "server error", "we broke"}},
+		"a connection reset":                {openaitest.Fault{Kind: openaitest.FaultReset}, []string{"the engine could not verify", "no answer"}},
+		"a firewall":                        {openaitest.Fault{Status: 403, Body: "<title>Stop</title>"}, []string{"the engine could not verify", "rejected the call", "Stop"}},
+		"an IP address that is not allowed": {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "not you"}, []string{"the engine could not verify", "IP address", "not you"}},
+		"an invalid key":                    {openaitest.Fault{Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"}, []string{"OpenAI did not accept the new key within 1s", "Incorrect API key"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -351,7 +351,7 @@ func TestActivationFailure_WarnReturnsTheKey(t *testing.T) {
 				for _, said := range fault.says {
 					require.ErrorContains(t, err, said)
 				}
-				if name != "it is not known" {
+				if name != "an invalid key" {
 					require.NotContains(t, err.Error(), "did not accept the new key")
 				}
 				require.NotContains(t, err.Error(), "admin key")
@@ -383,7 +383,7 @@ func TestActivationFailure_ReadAndDefault(t *testing.T) {
 		require.Equal(t, "error", h.must(h.read(at)).Data["activation_failure"])
 		h.must(h.write(at, map[string]any{"activation_failure": "warn"}))
 		h.must(h.write(at, map[string]any{"activation_timeout": 7}))
-		require.Equal(t, "warn", h.must(h.read(at)).Data["activation_failure"], "a write that does not name it keeps it")
+		require.Equal(t, "warn", h.must(h.read(at)).Data["activation_failure"], "a write without the field keeps it")
 		require.Contains(t, h.refused(h.write(at, map[string]any{"activation_failure": "ignore"})), `activation_failure must be one of error, warn, not "ignore"`)
 		h.must(h.write(at, map[string]any{"activation_failure": ""}))
 		data := h.must(h.read(at)).Data

@@ -67,10 +67,10 @@ func TestCommunity_MigratesAMount(t *testing.T) {
 	t.Parallel()
 	h := communityMount(t)
 	lease, account := h.communityLease("vault-app-x7k2m9qa")
-	_, unowned := h.communityLease("vault-app-b3n8w5zc") // an account that the plugin lost
+	_, unowned := h.communityLease("vault-app-b3n8w5zc") // an account without a lease
 
 	issued := h.lease("creds/app", nil)
-	require.NotEmpty(t, issued.Data["expires_at"], "its key has an end")
+	require.NotEmpty(t, issued.Data["expires_at"], "its key expires")
 	require.NoError(t, h.revoke(lease))
 	require.NotContains(t, h.alive(), account)
 	h.must(h.write("config/rotate", nil))
@@ -157,7 +157,7 @@ func TestCommunity_ItsScheduleContinues(t *testing.T) {
 		job, known := h.manager.job()
 		require.True(t, known, "the rotation manager knows the schedule")
 		require.Equal(t, 7*24*time.Hour, job.RotationPeriod)
-		require.Equal(t, recent.Add(7*24*time.Hour), h.time("next_rotation"), "it is not put off")
+		require.Equal(t, recent.Add(7*24*time.Hour), h.time("next_rotation"), "the schedule is not postponed")
 
 		before, _ := h.sim.AdminKey()
 		require.NoError(t, h.rotateByVault())
@@ -171,7 +171,7 @@ func TestCommunity_ItsScheduleContinues(t *testing.T) {
 	}{
 		"cron": {[]string{`"rotation_schedule":""`, `"rotation_schedule":"0 2 * * *"`, `"rotation_window":0`, `"rotation_window":7200000000000`, `"rotation_period":604800000000000`, `"rotation_period":0`},
 			schedule.Schedule{RotationSchedule: "0 2 * * *", RotationWindow: 2 * time.Hour, NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
-		"both, of which Vault's scheduler takes the cron": {[]string{`"rotation_schedule":""`, `"rotation_schedule":"0 2 * * *"`},
+		"both, where Vault's scheduler uses the cron": {[]string{`"rotation_schedule":""`, `"rotation_schedule":"0 2 * * *"`},
 			schedule.Schedule{RotationSchedule: "0 2 * * *", NextRotation: time.Date(2026, 1, 3, 2, 0, 0, 0, time.UTC)}},
 		"paused": {[]string{`"disable_automated_rotation":false`, `"disable_automated_rotation":true`}, schedule.Schedule{RotationPeriod: 7 * 24 * time.Hour}},
 		"period": {nil, schedule.Schedule{RotationPeriod: 7 * 24 * time.Hour, NextRotation: last.Add(7 * 24 * time.Hour)}},
@@ -193,7 +193,7 @@ func TestCommunity_ItsLeasesAreRevoked(t *testing.T) {
 	lease, account := h.communityLease("vault-app-x7k2m9qa")
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden})
 	require.ErrorContains(t, h.revoke(lease), "service account "+account+" in project "+h.project)
-	require.Len(t, h.walEntries(), 1, "it is tried on, by a new process as well")
+	require.Len(t, h.walEntries(), 1, "the WAL retries, even in a new process")
 	heal()
 	h.restart()
 	h.tick()
@@ -226,7 +226,7 @@ func TestCommunity_ItsLeasesAreNotRenewed(t *testing.T) {
 	require.ErrorContains(t, err, "creds/app")
 	require.Equal(t, http.StatusBadRequest, coded(t, err))
 	metrics := h.must(h.do(t.Context(), logical.ReadOperation, "metrics", map[string]any{"format": "prometheus"})).Data[logical.HTTPRawBody].([]byte)
-	require.Contains(t, string(metrics), `vault_openai_credentials_renewed_total{mount_point="openai/",outcome="refused"`, "that is no failure")
+	require.Contains(t, string(metrics), `vault_openai_credentials_renewed_total{mount_point="openai/",outcome="refused"`, "a refusal is not a failure")
 	require.Equal(t, []string{account}, h.alive())
 	require.NoError(t, h.revoke(lease))
 }
@@ -296,7 +296,7 @@ func TestCommunity_InvalidTemplatesCauseWarnings(t *testing.T) {
 		require.Contains(t, said, `role "app"`)
 		require.Contains(t, said, why)
 	}
-	require.NoError(t, h.revoke(lease), "the role does not matter for its leases")
+	require.NoError(t, h.revoke(lease), "a revocation does not read the role")
 	h.must(h.write("roles/app", map[string]any{"service_account_name_template": ""}))
 	require.Empty(t, h.must(h.read("roles/app")).Warnings)
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
@@ -311,7 +311,7 @@ func TestCommunity_TheTagIsCreatedOnceAndFirst(t *testing.T) {
 	second := h.sim.AddProject("second")
 	h.store("roles/second", h.file("community/role.json", "proj_1", second, "86400000000000", "172800000000000"))
 
-	for write := range 5 { // for each role its lease and its project, and the tag
+	for write := range 5 { // the longest lease and the project of each role, and the tag
 		h.storage.fail(storageFault{write: write})
 		_, err := h.read("creds/app")
 		require.Error(t, err, "write %d", write)

@@ -66,7 +66,7 @@ func FuzzParseEndpoint(f *testing.F) {
 		}
 		again, problem := parseEndpoint(endpoint, insecure)
 		if problem != "" || again != endpoint {
-			t.Fatalf("%q gives %q, which gives %q (%s)", raw, endpoint, again, problem)
+			t.Fatalf("%q becomes %q, which becomes %q (%s)", raw, endpoint, again, problem)
 		}
 		if !insecure && !strings.HasPrefix(endpoint, "https://") && !strings.HasPrefix(endpoint, "http://localhost") &&
 			!strings.HasPrefix(endpoint, "http://127.") && !strings.HasPrefix(endpoint, "http://[") {
@@ -93,12 +93,12 @@ func TestConfig_AddingACARequiresTheAdminKey(t *testing.T) {
 	its, other := h.sim.CACert(), authority(t, "other")
 	h.configure(map[string]any{"ca_cert": its + other})
 	for name, bundle := range map[string]string{
-		"another CA":             authority(t, "evil"),
-		"one more":               its + other + authority(t, "evil"),
-		"one more first":         authority(t, "evil") + its,
-		"one more after garbage": its + "-----BEGIN X-----\n-----END X-----\ngarbage\n" + authority(t, "evil"),
-		"the system's":           "",
-		"the same name":          its + authority(t, "other"),
+		"another CA":                     authority(t, "evil"),
+		"an additional CA":               its + other + authority(t, "evil"),
+		"an additional CA first":         authority(t, "evil") + its,
+		"an additional CA after garbage": its + "-----BEGIN X-----\n-----END X-----\ngarbage\n" + authority(t, "evil"),
+		"the system's CAs":               "",
+		"a CA of the same name":          its + authority(t, "other"),
 	} {
 		for _, skip := range []bool{false, true} {
 			before := h.entries()
@@ -115,7 +115,7 @@ func TestConfig_AddingACARequiresTheAdminKey(t *testing.T) {
 		h.must(h.write("config", map[string]any{"ca_cert": its + other, "admin_api_key": key}))
 	}
 	h.must(h.write("config", map[string]any{"ca_cert": "", "admin_api_key": key, "skip_verify": true}))
-	require.Contains(t, h.refused(h.write("config", map[string]any{"ca_cert": its})), "requires admin_api_key", "from the system's CAs to one")
+	require.Contains(t, h.refused(h.write("config", map[string]any{"ca_cert": its})), "requires admin_api_key", "from the system's CAs to a single CA")
 	h.must(h.write("config", map[string]any{"ca_cert": "", "skip_verify": true}))
 }
 
@@ -157,7 +157,7 @@ func TestConfig_SkipVerifyDoesNotReplaceARotatedKey(t *testing.T) {
 		require.Contains(t, said, "force=true")
 		require.Equal(t, before, h.entries())
 	}
-	require.NoError(t, h.revoke(lease), "the engine works on")
+	require.NoError(t, h.revoke(lease), "the engine still works")
 
 	// With force, superseded keys stay until the ID of the active key is known.
 	resp := h.must(h.write("config", map[string]any{"admin_api_key": "garbage", "skip_verify": true, "force": true}))
@@ -206,7 +206,7 @@ func TestConfig_ASupersededKeyRequiresForce(t *testing.T) {
 
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	require.Equal(t, first, h.adminKeyID())
-	require.Empty(t, h.config()["last_rotated"], "no rotation made the active key")
+	require.Empty(t, h.config()["last_rotated"], "no rotation created the active key")
 	require.Empty(t, h.measured().of("admin_key_last_rotation_timestamp_seconds"))
 	h.restart()
 	require.Empty(t, h.config()["last_rotated"])

@@ -27,9 +27,9 @@ func TestIssue_FaultsLeaveOnlyLeasedCredentials(t *testing.T) {
 			gap := errors.Is(err, errKilled) && h.storage.last() == "delete wal"
 			h.tick()
 			if gap && len(h.sim.Accounts()) == 1 {
-				// The gap that no plugin can see: the WAL is done, and the
-				// answer has not reached Vault. Nobody received the key, it has
-				// an end, and then the tidy run deletes the account.
+				// No plugin can detect a crash after the deletion of the WAL entry and
+				// before Vault stores the lease. No client received the key; it expires,
+				// and tidy deletes the account.
 				require.WithinDuration(h.t, time.Now().Add(defaultMaxTTL+expiryMargin), h.sim.Keys()[0].ExpiresAt, time.Minute)
 				h.advance(defaultMaxTTL + expiryMargin + clockSlack + time.Second)
 				h.rollback()
@@ -73,7 +73,7 @@ func TestIssue_FaultsWithScopes(t *testing.T) {
 			if err == nil && !resp.IsError() {
 				lease := h.stored(resp)
 				require.Equal(h.t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
-				require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "what is handed out is restricted")
+				require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "a returned key is restricted")
 				h.tick()
 				h.onlyLeased(lease)
 				require.NoError(h.t, h.revoke(lease))
@@ -104,9 +104,9 @@ func TestIssue_FaultsWithAPIKey(t *testing.T) {
 					h.tick()
 					if err == nil && !resp.IsError() {
 						lease := h.stored(resp)
-						require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "what is handed out is restricted")
+						require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "a returned key is restricted")
 						if refused {
-							h.advance(time.Second) // for what could only be expired
+							h.advance(time.Second) // a key that OpenAI does not delete expires
 						}
 						require.Len(h.t, h.sim.Keys(), 1)
 						require.NoError(h.t, h.revoke(lease))
@@ -124,7 +124,7 @@ func TestIssue_FaultsWithAPIKey(t *testing.T) {
 
 func TestRenew_FaultsLeaveTheKeyValidForTheLease(t *testing.T) {
 	t.Parallel()
-	leases := sync.Map{} // by mount
+	leases := sync.Map{} // by test name
 	everyLeaseFault(t, openaitest.Options{},
 		func(h *harness) {
 			h.role(map[string]any{"key_expiry": expiryTTL, "scopes": scopeChat})
@@ -145,7 +145,7 @@ func TestRenew_FaultsLeaveTheKeyValidForTheLease(t *testing.T) {
 		func(h *harness, resp *logical.Response, err error) {
 			kept, _ := leases.Load(h.t.Name())
 			lease := kept.(*logical.Response)
-			left := 30 * time.Minute // of the lease as it was
+			left := 30 * time.Minute // of the lease before the renewal
 			if err == nil && !resp.IsError() {
 				lease, left = resp, time.Hour
 			}
@@ -160,7 +160,7 @@ func TestRenew_FaultsLeaveTheKeyValidForTheLease(t *testing.T) {
 func TestRevoke_FaultsWithAPIKeyStillDeleteIt(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
-		for _, times := range []int{1, 9} { // hidden by a retry, or not
+		for _, times := range []int{1, 9} { // a retry succeeds, or all attempts fail
 			for _, refused := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, %d times, DELETE refused: %t", name, times, refused), func(t *testing.T) {
 					t.Parallel()
@@ -182,7 +182,7 @@ func TestRevoke_FaultsWithAPIKeyStillDeleteIt(t *testing.T) {
 					h.tick() // Vault may have given up, or OpenAI may show it again
 					h.advance(2 * time.Second)
 					h.onlyKeys(account)
-					require.NoError(t, h.revoke(lease), "Vault tries again, if only after a day")
+					require.NoError(t, h.revoke(lease), "Vault may retry, even after a day")
 				})
 			}
 		}
@@ -207,7 +207,7 @@ func TestCreds_UnreturnedCredentialIsRecordedAgain(t *testing.T) {
 func TestRevoke_FaultsStillDeleteTheAccount(t *testing.T) {
 	t.Parallel()
 	for name, fault := range apiFaults {
-		for _, times := range []int{1, 5} { // hidden by a retry, or not
+		for _, times := range []int{1, 5} { // a retry succeeds, or all attempts fail
 			t.Run(fmt.Sprintf("%s, %d times", name, times), func(t *testing.T) {
 				t.Parallel()
 				h := configured(t, openaitest.Options{})
@@ -223,7 +223,7 @@ func TestRevoke_FaultsStillDeleteTheAccount(t *testing.T) {
 				}
 				h.tick() // Vault may have given up, or OpenAI may show it again
 				h.onlyLeased()
-				require.NoError(t, h.revoke(lease), "Vault tries again, if only after a day")
+				require.NoError(t, h.revoke(lease), "Vault may retry, even after a day")
 			})
 		}
 	}
@@ -234,9 +234,9 @@ func TestRotate_FaultsLeaveOneWorkingKey(t *testing.T) {
 	everyLeaseFault(t, openaitest.Options{}, func(*harness) {},
 		func(h *harness) (*logical.Response, error) { return h.write("config/rotate", nil) },
 		func(h *harness, resp *logical.Response, err error) {
-			// The engine works at once, whatever happened.
+			// The engine works immediately after any fault.
 			lease := h.lease("creds/app", nil)
-			// The WAL, then the end of the grace period.
+			// Run the WAL, then end the grace period.
 			h.tick()
 			require.Empty(h.t, h.walEntries())
 			h.advance(defaultRotationGrace + time.Second)
@@ -244,7 +244,7 @@ func TestRotate_FaultsLeaveOneWorkingKey(t *testing.T) {
 
 			cfg, cfgErr := getConfig(context.Background(), h.storage)
 			require.NoError(h.t, cfgErr)
-			require.Equal(h.t, []string{cfg.AdminKeyID}, h.adminKeyIDs(), "exactly the stored admin key is alive")
+			require.Equal(h.t, []string{cfg.AdminKeyID}, h.adminKeyIDs(), "only the stored admin key is valid")
 			require.Empty(h.t, cfg.Superseded)
 			if err == nil && !resp.IsError() {
 				require.Equal(h.t, cfg.AdminKeyID, resp.Data["admin_api_key_id"])
@@ -274,7 +274,7 @@ func TestWAL_RetriesAfterEveryFault(t *testing.T) {
 				fault.Route, fault.Times = route, 6
 				h.sim.Fail(fault)
 				h.tick()
-				require.GreaterOrEqual(t, len(h.walEntries()), len(h.sim.Accounts()), "what is alive is recorded in the WAL")
+				require.GreaterOrEqual(t, len(h.walEntries()), len(h.sim.Accounts()), "the WAL records every remaining account")
 				h.sim.ClearFaults()
 				h.tick()
 				h.onlyLeased()

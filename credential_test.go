@@ -40,7 +40,7 @@ func TestScopes_AreSetBeforeTheKeyIsReturned(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, []string{"POST " + routeAccounts, "POST " + routeKey, "GET " + routeModels}, h.routes())
 	requests := h.sim.Requests()
-	require.Equal(t, lease.Data["api_key_id"], requests[2].AuthKeyID, "it is tried once it is restricted")
+	require.Equal(t, lease.Data["api_key_id"], requests[2].AuthKeyID, "the probe follows the restriction")
 	require.Equal(t, []string{scopeChat, "api.files.read"}, h.sim.Keys()[0].Scopes)
 	require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
 	require.Equal(t, 403, h.inference(lease, http.MethodPost, "/responses"))
@@ -100,7 +100,7 @@ func TestScopes_EmptyListIsNotSent(t *testing.T) {
 	use(`"scopes":["` + scopeChat + `"]`)
 	h.must(h.write("roles/app", map[string]any{"scopes": ""}))
 	use("")
-	h.advance(time.Second) // where they cannot be deleted, they end then
+	h.advance(time.Second) // keys that OpenAI does not delete expire
 	require.Empty(t, h.sim.Keys())
 }
 
@@ -141,10 +141,10 @@ func TestScopes_UnrestrictedKeyIsDestroyedOnFailure(t *testing.T) {
 			fault := fault
 			fault.Method, fault.Route = http.MethodPost, routeKey
 			h.sim.Fail(fault)
-			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // who is limited waits as long as there is time
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // a rate-limited call waits until the deadline
 			defer cancel()
 			resp, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
-			if name == "missing key" { // no harm in that: an update hands out no key
+			if name == "missing key" { // harmless: an update does not return the key
 				require.NoError(t, h.revoke(h.stored(h.must(resp, err))))
 				return
 			}
@@ -152,8 +152,8 @@ func TestScopes_UnrestrictedKeyIsDestroyedOnFailure(t *testing.T) {
 			if resp != nil {
 				require.NotContains(t, fmt.Sprint(resp.Data), "sk-")
 			}
-			require.Zero(t, h.sim.Count(http.MethodGet, routeModels), "nobody has used it")
-			h.onlyLeased() // at once, without the WAL's help
+			require.Zero(t, h.sim.Count(http.MethodGet, routeModels), "the unrestricted key was not used")
+			h.onlyLeased() // immediately, without a WAL run
 		})
 	}
 }
@@ -216,12 +216,12 @@ func TestAPIKey_LostAnswerLeavesWALEntryWithKeyName(t *testing.T) {
 	h.tick()
 	require.Empty(t, h.walEntries())
 	require.Equal(t, []string{account}, h.alive())
-	require.Len(t, h.sim.Keys(), 2, "the lease's, and one that is somebody else's")
+	require.Len(t, h.sim.Keys(), 2, "the lease's key, and the one created by hand")
 	require.NoError(t, h.revoke(lease))
 	require.Len(t, h.sim.Keys(), 1)
 	require.Equal(t, other.ID, h.sim.Keys()[0].ID)
 
-	// All attempts lost, and the account deleted meanwhile.
+	// All responses are lost, and the account is deleted.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err = h.read("creds/app")
 	require.Equal(t, 502, coded(t, err))
@@ -285,13 +285,13 @@ func TestAPIKey_RevokeWithoutPermissionFails(t *testing.T) {
 				require.ErrorContains(t, err, lease.Data["api_key_id"].(string))
 			}
 			require.Len(t, h.sim.Keys(), 1)
-			require.Len(t, h.walEntries(), 1, "any number of failed revokes make one entry")
+			require.Len(t, h.walEntries(), 1, "repeated failed revocations create one entry")
 			h.tick()
 			require.Len(t, h.sim.Keys(), 1)
 			cancel()
 			h.tick()
 			h.onlyKeys(account)
-			require.NoError(t, h.revoke(lease), "Vault's next try finds it gone")
+			require.NoError(t, h.revoke(lease), "Vault's next attempt succeeds")
 		})
 	}
 }
@@ -300,9 +300,9 @@ func TestAPIKey_RevokeWithoutPermissionFails(t *testing.T) {
 func TestAPIKey_RejectedDeleteExpiresTheKey(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"at once":                           {},
-		"an answer is lost":                 {Kind: openaitest.FaultLost, Times: 1},
-		"an answer is late, beyond the end": {Kind: openaitest.FaultHangAfter, Times: 1},
+		"no fault":                    {},
+		"a lost response":             {Kind: openaitest.FaultLost, Times: 1},
+		"a response after the expiry": {Kind: openaitest.FaultHangAfter, Times: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -318,11 +318,11 @@ func TestAPIKey_RejectedDeleteExpiresTheKey(t *testing.T) {
 			require.NoError(t, h.revoke(lease))
 			require.Empty(t, h.walEntries())
 			h.advance(time.Second)
-			require.Equal(t, 401, h.inference(lease, http.MethodPost, "/chat/completions"), "it is dead")
+			require.Equal(t, 401, h.inference(lease, http.MethodPost, "/chat/completions"), "the key is invalid")
 			require.Equal(t, 200, h.inference(second, http.MethodPost, "/chat/completions"))
 			require.Contains(t, h.log.String(), "key expired instead of deleted")
 			h.onlyKeys(account, second)
-			require.NoError(t, h.revoke(lease), "Vault may ask again")
+			require.NoError(t, h.revoke(lease), "Vault may repeat the revocation")
 			h.advance(time.Hour)
 			require.NoError(t, h.revoke(lease))
 			require.NoError(t, h.revoke(second))
@@ -332,17 +332,17 @@ func TestAPIKey_RejectedDeleteExpiresTheKey(t *testing.T) {
 	}
 }
 
-// Whether a key has expired is for OpenAI's clock to say, which its answers tell.
+// Only OpenAI's clock, as shown in its responses, decides whether a key has expired.
 func TestAPIKey_OnlyOpenAIsClockSaysThatAKeyHasExpired(t *testing.T) {
 	t.Parallel()
-	t.Run("Vault's is ahead", func(t *testing.T) {
+	t.Run("Vault's clock is ahead", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
 		account := h.adopted(nil)
 		lease := h.lease("creds/app", nil)
 		h.setClock(1000 * time.Hour)
 		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Status: 403, Message: "not allowed"})
-		require.NoError(t, h.revoke(lease), "it has expired, as far as Vault knows")
+		require.NoError(t, h.revoke(lease), "it has expired by Vault's clock")
 		h.tick()
 		require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
 		require.Len(t, h.walEntries(), 1)
@@ -351,7 +351,7 @@ func TestAPIKey_OnlyOpenAIsClockSaysThatAKeyHasExpired(t *testing.T) {
 		h.advance(time.Second)
 		h.onlyKeys(account)
 	})
-	t.Run("Vault's is behind", func(t *testing.T) {
+	t.Run("Vault's clock is behind", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: true})
 		account := h.adopted(nil)
@@ -361,20 +361,20 @@ func TestAPIKey_OnlyOpenAIsClockSaysThatAKeyHasExpired(t *testing.T) {
 		h.advance(time.Second)
 		h.onlyKeys(account)
 		h.advance(time.Hour)
-		require.NoError(t, h.revoke(lease), "Vault may ask again, after it has expired")
+		require.NoError(t, h.revoke(lease), "Vault may repeat the revocation after the expiry")
 	})
 }
 
 func TestAPIKey_RejectedDeleteWithoutExpiryFails(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"the update is refused, too": {Status: 400, Message: "cannot be updated"},
-		"it is not allowed":          {Status: 403, Message: "not allowed"},
-		"the admin key is refused":   {Status: 401, Message: "who are you"},
-		"it fails":                   {Status: 500},
-		"it changes nothing": {Kind: openaitest.FaultGarbageBefore, Body: `{"object":"organization.project.api_key","id":"key_x","name":"n","redacted_value":"sk...x","created_at":1767225600,
+		"the update is refused": {Status: 400, Message: "cannot be updated"},
+		"a missing permission":  {Status: 403, Message: "not allowed"},
+		"an invalid admin key":  {Status: 401, Message: "who are you"},
+		"a server error":        {Status: 500},
+		"the update changes nothing": {Kind: openaitest.FaultGarbageBefore, Body: `{"object":"organization.project.api_key","id":"key_x","name":"n","redacted_value":"sk...x","created_at":1767225600,
 			"last_used_at":null,"expires_at":4102444800,"owner_project_access":"active","owner":{"type":"service_account"}}`},
-		"nor says when it ends": {Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x"}`},
+		"a response without an expiry": {Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -434,11 +434,11 @@ func TestAPIKey_RevokeNeedsOnlyTheLease(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	account := h.adopted(nil)
 	lease := h.lease("creds/app", nil)
-	h.role(nil) // it is another kind now
+	h.role(nil) // the role now creates accounts
 	h.restart()
 	resp, err := h.renew(t.Context(), lease, time.Minute, 0)
 	require.NoError(t, err)
-	require.NoError(t, h.revoke(resp), "a renewed one, too")
+	require.NoError(t, h.revoke(resp), "a renewed lease can be revoked")
 	h.must(h.remove("roles/app"))
 	require.NoError(t, h.revoke(lease))
 	h.tick()
@@ -466,7 +466,7 @@ func TestActivation_ReturnedKeyIsActive(t *testing.T) {
 						require.GreaterOrEqual(t, time.Since(began), delay)
 						require.LessOrEqual(t, time.Since(began), delay+2*probeLongest)
 						probes := h.sim.Count(http.MethodGet, routeModels)
-						require.LessOrEqual(t, probes, 12, "it backs off")
+						require.LessOrEqual(t, probes, 12, "the interval grows")
 						if delay == 0 {
 							require.Equal(t, 1, probes)
 						}
@@ -481,12 +481,12 @@ func TestActivation_ReturnedKeyIsActive(t *testing.T) {
 func TestActivation_TimeoutDestroysTheKey(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"it is not known":    {Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"},
-		"it may not":         {Status: 401, Code: "ip_not_authorized", Message: "Your address is not authorized"},
-		"they are down":      {Status: 503, Message: "we broke"},
-		"nobody answers":     {Kind: openaitest.FaultReset},
-		"it takes for ever":  {Kind: openaitest.FaultHang},
-		"somebody else does": {Kind: openaitest.FaultGarbageBefore, Body: "<html>welcome</html>"},
+		"an invalid key":                    {Status: 401, Code: "invalid_api_key", Message: "Incorrect API key provided"},
+		"an IP address that is not allowed": {Status: 401, Code: "ip_not_authorized", Message: "Your address is not authorized"},
+		"a server error":                    {Status: 503, Message: "we broke"},
+		"a connection reset":                {Kind: openaitest.FaultReset},
+		"no response":                       {Kind: openaitest.FaultHang},
+		"another server's page":             {Kind: openaitest.FaultGarbageBefore, Body: "<html>welcome</html>"},
 	} {
 		for _, kind := range []string{typeAccount, typeKey} {
 			t.Run(name+", "+kind, func(t *testing.T) {
@@ -498,7 +498,7 @@ func TestActivation_TimeoutDestroysTheKey(t *testing.T) {
 					} else {
 						h.role(data)
 					}
-					fault := fault // for both kinds at once
+					fault := fault // both kinds run in parallel
 					fault.Route = routeModels
 					h.sim.Fail(fault)
 					began := time.Now()
@@ -514,7 +514,7 @@ func TestActivation_TimeoutDestroysTheKey(t *testing.T) {
 					require.ErrorContains(t, err, said)
 					require.ErrorContains(t, err, ": check the new key: ")
 					require.ErrorContains(t, err, fault.Message)
-					require.NotContains(t, err.Error(), "admin key", "that is in order")
+					require.NotContains(t, err.Error(), "admin key", "the admin key is valid")
 					require.Empty(t, h.sim.Keys())
 					require.Empty(t, h.walEntries())
 					if kind == typeAccount {
@@ -525,7 +525,7 @@ func TestActivation_TimeoutDestroysTheKey(t *testing.T) {
 						require.Len(t, h.alive(), 1)
 					}
 				}
-				if fault.Kind == openaitest.FaultHang { // which would keep a bubble's time from passing
+				if fault.Kind == openaitest.FaultHang { // a hanging call would stop the time of a bubble
 					test(t, configured(t, openaitest.Options{}))
 					return
 				}
@@ -616,7 +616,7 @@ func TestActivation_RetriesTransientProbeErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
-			h.role(map[string]any{"activation_timeout": "30s"}) // a look that hangs takes probeTimeout
+			h.role(map[string]any{"activation_timeout": "30s"}) // a probe that hangs takes probeTimeout
 			fault.Route = routeModels
 			h.sim.Fail(fault)
 			lease := h.lease("creds/app", nil)
@@ -636,11 +636,11 @@ func TestActivation_CanceledRequestDestroysTheKey(t *testing.T) {
 		_, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
 		require.ErrorIs(t, err, context.Canceled)
 		require.ErrorContains(t, err, "the account was deleted")
-		require.NotContains(t, err.Error(), "10s", "that is not why")
-		require.Equal(t, strike+1, h.sim.Count("", routeModels), "it is not tried any more")
+		require.NotContains(t, err.Error(), "10s", "the timeout is not the cause")
+		require.Equal(t, strike+1, h.sim.Count("", routeModels), "no further probe")
 		h.onlyLeased()
 	}
-	// Gone at the very moment at which it works.
+	// The request is canceled during the probe that succeeds.
 	h := configured(t, openaitest.Options{})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -665,7 +665,7 @@ func TestActivation_DisableDuringProbeLeavesNothing(t *testing.T) {
 		<-struck
 		h.rollback()
 	}()
-	// It is let in, since draining is not known of yet.
+	// The engine accepts the request, because the drain has not started.
 	_, err := h.read("creds/app")
 	require.ErrorContains(t, err, "the mount is being disabled")
 	<-done
@@ -709,30 +709,30 @@ func TestKeyExpiry_RequestedExpiry(t *testing.T) {
 	long := 20000 * time.Hour
 	for name, test := range map[string]struct {
 		role     map[string]any
-		ttl      string // asked for with the read
+		ttl      string // requested with the read
 		mountMax time.Duration
 		asked    string // seconds
 		leaseTTL time.Duration
 		leaseMax time.Duration
 		warned   bool
 	}{
-		"the default":             {nil, "", 0, "86475", time.Hour, 24 * time.Hour, false},
-		"max_ttl":                 {map[string]any{"key_expiry": "max_ttl", "max_ttl": "2h"}, "5m", 0, "7275", 5 * time.Minute, 2 * time.Hour, false},
-		"the mount's":             {map[string]any{"key_expiry": "max_ttl"}, "", 3 * time.Hour, "10875", time.Hour, 3 * time.Hour, false},
-		"ttl":                     {map[string]any{"key_expiry": "ttl"}, "", 0, "3675", time.Hour, 24 * time.Hour, false},
-		"ttl, as asked":           {map[string]any{"key_expiry": "ttl"}, "10m", 0, "675", 10 * time.Minute, 24 * time.Hour, false},
-		"ttl, a second":           {map[string]any{"key_expiry": "ttl", "ttl": 1}, "", 0, "76", time.Second, 24 * time.Hour, false},
-		"ttl, more than it may":   {map[string]any{"key_expiry": "ttl", "max_ttl": "2h"}, "5h", 0, "7275", 2 * time.Hour, 2 * time.Hour, true},
-		"ttl, the mount's":        {map[string]any{"key_expiry": "ttl", "ttl": "4h"}, "", 3 * time.Hour, "10875", 3 * time.Hour, 3 * time.Hour, true},
-		"none":                    {map[string]any{"key_expiry": "none"}, "", 0, "none", time.Hour, 24 * time.Hour, false},
-		"over a year":             {map[string]any{"max_ttl": "10000h"}, "", long, "31536000", time.Hour, maxLease, false},
-		"over a year, asked":      {map[string]any{"max_ttl": "10000h"}, "9000h", long, "31536000", maxLease, maxLease, true},
-		"over a year, with ttl":   {map[string]any{"key_expiry": "ttl", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "31536000", maxLease, 15000 * time.Hour, true},
-		"over a year, none":       {map[string]any{"key_expiry": "none", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "none", 9000 * time.Hour, 15000 * time.Hour, false},
-		"back to the default":     {map[string]any{"key_expiry": ""}, "", 0, "86475", time.Hour, 24 * time.Hour, false},
-		"the mount has no limit":  {map[string]any{"key_expiry": "ttl"}, "", -1, "3675", time.Hour, 24 * time.Hour, false},
-		"as long as it can be":    {map[string]any{"max_ttl": int64(maxLease / time.Second)}, "", long, "31536000", time.Hour, maxLease, false},
-		"a second more than that": {map[string]any{"max_ttl": int64(maxLease/time.Second) + 1}, "", long, "31536000", time.Hour, maxLease, false},
+		"the default":                     {nil, "", 0, "86475", time.Hour, 24 * time.Hour, false},
+		"max_ttl":                         {map[string]any{"key_expiry": "max_ttl", "max_ttl": "2h"}, "5m", 0, "7275", 5 * time.Minute, 2 * time.Hour, false},
+		"the mount's maximum":             {map[string]any{"key_expiry": "max_ttl"}, "", 3 * time.Hour, "10875", time.Hour, 3 * time.Hour, false},
+		"ttl":                             {map[string]any{"key_expiry": "ttl"}, "", 0, "3675", time.Hour, 24 * time.Hour, false},
+		"ttl, as requested":               {map[string]any{"key_expiry": "ttl"}, "10m", 0, "675", 10 * time.Minute, 24 * time.Hour, false},
+		"ttl of a second":                 {map[string]any{"key_expiry": "ttl", "ttl": 1}, "", 0, "76", time.Second, 24 * time.Hour, false},
+		"ttl over max_ttl":                {map[string]any{"key_expiry": "ttl", "max_ttl": "2h"}, "5h", 0, "7275", 2 * time.Hour, 2 * time.Hour, true},
+		"ttl over the mount's maximum":    {map[string]any{"key_expiry": "ttl", "ttl": "4h"}, "", 3 * time.Hour, "10875", 3 * time.Hour, 3 * time.Hour, true},
+		"none":                            {map[string]any{"key_expiry": "none"}, "", 0, "none", time.Hour, 24 * time.Hour, false},
+		"over a year":                     {map[string]any{"max_ttl": "10000h"}, "", long, "31536000", time.Hour, maxLease, false},
+		"over a year, requested":          {map[string]any{"max_ttl": "10000h"}, "9000h", long, "31536000", maxLease, maxLease, true},
+		"over a year, with ttl":           {map[string]any{"key_expiry": "ttl", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "31536000", maxLease, 15000 * time.Hour, true},
+		"over a year, none":               {map[string]any{"key_expiry": "none", "max_ttl": "15000h", "ttl": "9000h"}, "", long, "none", 9000 * time.Hour, 15000 * time.Hour, false},
+		"back to the default":             {map[string]any{"key_expiry": ""}, "", 0, "86475", time.Hour, 24 * time.Hour, false},
+		"the mount has no limit":          {map[string]any{"key_expiry": "ttl"}, "", -1, "3675", time.Hour, 24 * time.Hour, false},
+		"the longest lease":               {map[string]any{"max_ttl": int64(maxLease / time.Second)}, "", long, "31536000", time.Hour, maxLease, false},
+		"a second over the longest lease": {map[string]any{"max_ttl": int64(maxLease/time.Second) + 1}, "", long, "31536000", time.Hour, maxLease, false},
 	} {
 		for _, kind := range []string{typeAccount, typeKey} {
 			t.Run(name+", "+kind, func(t *testing.T) {
@@ -764,7 +764,7 @@ func TestKeyExpiry_RequestedExpiry(t *testing.T) {
 				require.Equal(t, test.asked == "none", lease.Data["expires_at"] == nil)
 				shown := h.must(h.read("roles/app")).Data
 				if test.ttl == "" {
-					require.Equal(t, strings.Replace(test.asked, "none", "0", 1), fmt.Sprint(shown["effective_key_lifetime"]), "the role says so")
+					require.Equal(t, strings.Replace(test.asked, "none", "0", 1), fmt.Sprint(shown["effective_key_lifetime"]), "the role shows the lifetime")
 					require.EqualValues(t, test.leaseTTL/time.Second, shown["effective_ttl"])
 				}
 				require.EqualValues(t, test.leaseMax/time.Second, shown["effective_max_ttl"])
@@ -779,7 +779,7 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		role map[string]any
-		said []string // nil = it works
+		said []string // nil = no error
 	}{
 		"max_ttl":              {nil, []string{"24h1m15s", "max_ttl", "key_expiration_too_long", "at most 7200"}},
 		"max_ttl that fits":    {map[string]any{"max_ttl": "1h"}, nil},
@@ -812,17 +812,17 @@ func TestKeyExpiry_UnderAPolicy(t *testing.T) {
 				}
 				require.Empty(t, h.sim.Keys())
 				require.Empty(t, h.walEntries())
-				require.Len(t, slices.DeleteFunc(h.routes(), func(r string) bool { return !strings.HasPrefix(r, "POST ") }), 1, "it is not tried again")
+				require.Len(t, slices.DeleteFunc(h.routes(), func(r string) bool { return !strings.HasPrefix(r, "POST ") }), 1, "no retry")
 			})
 		}
 	}
-	// Which status a policy answers with is not published.
+	// OpenAI does not document the status of a policy error.
 	h := configured(t, openaitest.Options{})
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: 1, Status: 403, Message: "Keys of this organization must expire within a day."})
 	said := h.refused(h.read("creds/app"))
 	require.Contains(t, said, "reduce max_ttl")
 	require.NotContains(t, said, "admin key")
-	// Another refusal is no word about a lifetime.
+	// Another refusal does not blame the lifetime.
 	h.sim.SetKeyCreationDisabled(true)
 	_, err := h.read("creds/app")
 	require.ErrorContains(t, err, "key_creation_disabled")
@@ -837,7 +837,7 @@ func TestScopes_UpdateRetriesWhileOpenAIDoesNotFindTheKey(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/api_keys/{api_key_id}", Status: 401, Times: 1})
 	resp, err := h.read("creds/app")
-	h.sim.KeepAll() // the admin key that the rotation has made
+	h.sim.KeepAll() // the admin key that the rotation created
 	require.NoError(t, err)
 	require.NoError(t, resp.Error())
 }

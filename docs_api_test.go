@@ -35,17 +35,18 @@ import (
 
 var update = flag.Bool("update", false, "write docs/api.md instead of comparing it")
 
-// An apiSection documents one operation, or several that take and return the same.
+// An apiSection documents one operation, or several with the same parameters and
+// response.
 type apiSection struct {
 	heading    string
-	paths      []string // as readers write them, without the mount
+	paths      []string // as readers see them, without the mount
 	operations []logical.Operation
 	// request is the sample request, as a command of Vault's CLI without "vault".
 	request string
-	// later marks a request that would take away what the next ones need.
+	// later marks a request that deletes something that other requests need.
 	later bool
-	// guide is the page that explains what the operation is for, "" where a section
-	// before it names the page.
+	// guide is the page that explains the purpose of the operation, "" if an earlier
+	// section names it.
 	guide string
 }
 
@@ -81,8 +82,8 @@ var apiSections = []apiSection{
 	{"Read metrics", []string{"metrics"}, apiRead, "read openai/metrics", false, "metrics.md"},
 }
 
-// apiDefaults are the defaults that a read of a freshly written entry does not
-// show: what OpenAI or another parameter decides, and what the write must have.
+// apiDefaults are the defaults that a read of a new entry does not show: required
+// parameters, and values that depend on OpenAI or another parameter.
 var apiDefaults = map[string]string{
 	"config admin_api_key":                  required,
 	"config admin_api_key_id":               `""`,
@@ -144,8 +145,7 @@ func TestAPIReferenceIsUpToDate(t *testing.T) {
 	requireSameLines(t, page, "go generate .", string(want), string(have))
 }
 
-// requireSameLines names the first line by which a page differs from what it is
-// generated from.
+// requireSameLines fails at the first line of a page that differs from the generated one.
 func requireSameLines(t *testing.T, page, command, want, have string) {
 	t.Helper()
 	wanted, got := strings.Split(want, "\n"), strings.Split(have, "\n")
@@ -163,8 +163,8 @@ type apiDocs struct {
 	paths   map[string]*framework.Path
 	samples map[string]string // by heading
 	read    map[string]map[string]any
-	common  map[string]string // parameters that several writes share, as documented
-	// commonResponse are the response fields that credentials share, as documented.
+	common  map[string]string // parameters of several writes, with their text
+	// commonResponse has the response fields that credentials share, with their text.
 	commonResponse map[string]bool
 	fields         map[string]string // the heading that documents a set of response fields
 }
@@ -188,7 +188,7 @@ func apiReference(t *testing.T) []byte {
 
 var namedGroup = regexp.MustCompile(`\(\?P<(\w+)>.*\)$`)
 
-// readablePath is a path's pattern as a reader writes it.
+// readablePath turns a path's pattern into the form of the page, such as roles/:name.
 func readablePath(pattern string) string {
 	return namedGroup.ReplaceAllString(strings.TrimSuffix(pattern, "/?$"), ":$1")
 }
@@ -236,8 +236,8 @@ func (d *apiDocs) writeCommon() {
 	}
 }
 
-// markCommonResponse finds the response fields that both kinds of credentials have,
-// such as api_key: their names in the samples say it all.
+// markCommonResponse finds the response fields that both kinds of credentials have, such
+// as api_key. The page does not explain them: the samples do.
 func (d *apiDocs) markCommonResponse() {
 	seen := map[string]bool{}
 	for i := range apiSections {
@@ -305,11 +305,11 @@ func (d *apiDocs) writeParameters(s *apiSection, name string, p *framework.Path)
 	}
 }
 
-// parameter documents one, with its type and default.
+// parameter documents one parameter, with its type and default.
 func (d *apiDocs) parameter(path, field string, schema *framework.FieldSchema) string {
 	value := d.defaultOf(path, field, schema)
 	text := strings.Join(strings.Fields(schema.Description), " ")
-	text = strings.TrimSuffix(text, " Default "+value+".") // which the parentheses say
+	text = strings.TrimSuffix(text, " Default "+value+".") // the parentheses show it
 	var allowed []string
 	for _, v := range schema.AllowedValues {
 		allowed = append(allowed, fmt.Sprintf("`%v`", v))
@@ -355,7 +355,7 @@ func (d *apiDocs) defaultOf(path, field string, schema *framework.FieldSchema) s
 	return fmt.Sprint(value)
 }
 
-// shortDuration writes seconds as a person would.
+// shortDuration writes seconds in the largest unit that fits, such as 12h.
 func shortDuration(seconds string) string {
 	duration, err := time.ParseDuration(seconds + "s")
 	switch {
@@ -371,7 +371,7 @@ func shortDuration(seconds string) string {
 	return duration.String()
 }
 
-// typeWord is a type as readers of an API know it.
+// typeWord is the page's word for a type.
 func typeWord(field string, t framework.FieldType) string {
 	switch t { //nolint:exhaustive // no other is used
 	case framework.TypeDurationSecond, framework.TypeSignedDurationSecond:
@@ -395,8 +395,8 @@ func typeWord(field string, t framework.FieldType) string {
 
 var timeName = regexp.MustCompile(`(_at|^last_rotated|^last_vault_rotation|^next(_vault)?_rotation|_retry|_oldest(_entry)?|^time_\w+|_auto_run|_until)$`)
 
-// isTime tells times by their names, since the schema has them as strings. The
-// sample responses hold it.
+// isTime recognizes times by their names, since the schema has them as strings. The
+// sample responses verify it.
 func isTime(field string) bool { return timeName.MatchString(field) }
 
 // writeResponses documents the fields of a response that are not also parameters,
@@ -410,7 +410,7 @@ func (d *apiDocs) writeResponses(s *apiSection, p *framework.Path, responses map
 	switch {
 	case len(fields) > 0 && like != "":
 		fmt.Fprintf(&d.out, "\nThe response is that of [%s](#%s).\n", like, slug(like))
-	case strings.HasPrefix(s.paths[0], "tidy"): // the names in the sample, and the page on it, say it all
+	case strings.HasPrefix(s.paths[0], "tidy"): // the sample and the tidy page explain the fields
 		d.fields[strings.Join(fields, "")] = s.heading
 	case len(own) > 0:
 		d.fields[strings.Join(fields, "")] = s.heading
@@ -421,7 +421,7 @@ func (d *apiDocs) writeResponses(s *apiSection, p *framework.Path, responses map
 			switch {
 			case r.MediaType != "":
 				fmt.Fprintf(&d.out, "\n`%s`: %s\n", r.MediaType, r.Description)
-			case len(r.Fields) == 0 && strings.Count(r.Description, " ") > 1: // more than "Role stored."
+			case len(r.Fields) == 0 && strings.Count(r.Description, " ") > 1: // longer than "Role stored."
 				fmt.Fprintf(&d.out, "\n%s\n", r.Description)
 			}
 		}
@@ -436,8 +436,7 @@ func (d *apiDocs) writeResponses(s *apiSection, p *framework.Path, responses map
 	}
 }
 
-// saysNothingNew reports whether a sample has only fields that the section has just
-// listed, one for one.
+// saysNothingNew reports whether a sample has only fields that the section lists.
 func saysNothingNew(sample string, listed []string) bool {
 	var response struct{ Data map[string]any }
 	if json.Unmarshal([]byte(sample), &response) != nil || strings.Contains(sample, `"lease_id"`) {
@@ -451,11 +450,11 @@ func saysNothingNew(sample string, listed []string) bool {
 	return !strings.Contains(sample, "[")
 }
 
-// responseFields documents the fields of a section's response, but for those that
-// the page explains otherwise.
+// responseFields documents the fields of a section's response, except those that the page
+// explains elsewhere.
 func (d *apiDocs) responseFields(s *apiSection, p *framework.Path) (list []string) {
 	if s.operations[0] == logical.ListOperation {
-		return nil // the sample says it all
+		return nil // the sample explains it
 	}
 	all := map[string]*framework.FieldSchema{}
 	for _, responses := range p.Operations[s.operations[0]].Properties().Responses {
@@ -466,34 +465,34 @@ func (d *apiDocs) responseFields(s *apiSection, p *framework.Path) (list []strin
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		field := all[name]
 		if p.Fields[name] != nil && s.operations[0] == logical.ReadOperation && p.Operations[logical.UpdateOperation] != nil {
-			continue // it reads as it was written
+			continue // documented as a parameter
 		}
 		if generic := map[string]*framework.FieldSchema{}; strings.HasPrefix(name, "effective_") {
 			addEffective(generic, []string{strings.TrimPrefix(name, "effective_")})
 			if generic[name].Description == field.Description {
-				continue // the page says once what those are
+				continue // the page explains these once
 			}
 		}
 		text := strings.Join(strings.Fields(field.Description), " ")
-		text = strings.ReplaceAll(text, " (RFC 3339)", "") // which the type says
+		text = strings.ReplaceAll(text, " (RFC 3339)", "") // the type shows it
 		list = append(list, fmt.Sprintf("- `%s` `(%s)` – %s\n", name, typeWord(name, field.Type), escaped(text)))
 	}
 	return list
 }
 
-// escaped is a text as it may stand in Markdown: what looks like HTML would vanish.
+// escaped prevents Markdown from treating "<" as HTML.
 func escaped(text string) string { return strings.ReplaceAll(text, "<", "&lt;") }
 
 // --- The samples ---
 
-// apiPlay sends the sample requests to an engine, as the page has them.
+// apiPlay sends the page's sample requests to an engine.
 type apiPlay struct {
 	*harness
 	account string
 	base    time.Time
 }
 
-// play fills in the sample responses and what a fresh entry reads as.
+// play collects the sample responses and the defaults that new entries show.
 func (d *apiDocs) play() {
 	play := &apiPlay{harness: newHarness(d.t, openaitest.Options{})}
 	_, adminKey := play.sim.AdminKey()
@@ -502,7 +501,7 @@ func (d *apiDocs) play() {
 	play.sim.SetSpendLimit(play.project, 10_000)
 	play.sim.SetModelPermissions(play.project, client.AllowList, "gpt-5-mini")
 
-	// Defaults: the least that each write takes.
+	// Defaults: only the required parameters of each write.
 	d.read = map[string]map[string]any{}
 	for _, least := range []struct {
 		path, at string
@@ -528,7 +527,7 @@ func (d *apiDocs) play() {
 			later = append(later, s)
 			continue
 		}
-		if strings.HasSuffix(s.request, "openai/tidy") { // for there to be something to find
+		if strings.HasSuffix(s.request, "openai/tidy") { // an orphan to find
 			play.orphan()
 			play.base = play.now().UTC().Truncate(time.Second)
 		}
@@ -546,7 +545,7 @@ func (d *apiDocs) play() {
 		p := d.paths[s.paths[0]]
 		if s.operations[0] == logical.ReadOperation && p.Operations[logical.UpdateOperation] != nil {
 			documented := strings.Join(d.responseFields(s, p), "")
-			maps.DeleteFunc(resp.Data, func(name string, _ any) bool { // as the page says once
+			maps.DeleteFunc(resp.Data, func(name string, _ any) bool { // the page explains these once
 				return p.Fields[strings.TrimPrefix(name, "effective_")] != nil && !strings.Contains(documented, "`"+name+"`")
 			})
 		}
@@ -555,10 +554,10 @@ func (d *apiDocs) play() {
 	for i := len(later) - 1; i >= 0; i-- {
 		play.send(later[i].request)
 	}
-	play.sim.KeepAll() // the lease's account, and the admin key's successors
+	play.sim.KeepAll() // the lease's account and the rotated admin keys
 }
 
-// send does what a command of Vault's CLI does.
+// send sends the request of a command of Vault's CLI.
 func (p *apiPlay) send(command string) *logical.Response {
 	p.t.Helper()
 	_, adminKey := p.sim.AdminKey()
@@ -583,8 +582,8 @@ func (p *apiPlay) send(command string) *logical.Response {
 	return p.must(p.do(context.Background(), operation, at, data))
 }
 
-// sample is a response as Vault returns it, with placeholders for what differs
-// from one run to the next.
+// sample is a response as Vault returns it, with placeholders for values that differ
+// between runs.
 func (p *apiPlay) sample(resp *logical.Response) string {
 	p.t.Helper()
 	data := throughJSON(p.t, resp.Data)
@@ -604,11 +603,11 @@ func (p *apiPlay) sample(resp *logical.Response) string {
 	}
 	text, err := json.MarshalIndent(shown, "", "  ")
 	require.NoError(p.t, err)
-	// One line for a list of one text.
+	// A list of one text fits on one line.
 	return regexp.MustCompile(`\[\n\s+("[^"\n]*")\n\s+\]`).ReplaceAllString(string(text), "[$1]")
 }
 
-// metric picks the one metric of a kind that the sample shows.
+// metric picks the metric that the sample shows from a list of one kind.
 func (p *apiPlay) metric(list []any) any {
 	p.t.Helper()
 	for _, one := range list {
@@ -624,7 +623,7 @@ func (p *apiPlay) metric(list []any) any {
 			return metric
 		}
 	}
-	p.t.Fatal("the sample of the metrics has none that it shows")
+	p.t.Fatal("the response has no metric for the sample")
 	return nil
 }
 
@@ -636,16 +635,17 @@ var (
 	anyTime    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 )
 
-// sampleDays are the days of a report on the page.
+// sampleDays are the days in the page's usage report.
 var (
 	sampleDays = map[string]string{"start": "2026-09-01", "end": "2026-09-14", "fresh_until": "2026-09-12T00:00:00Z"}
 	anyDay     = regexp.MustCompile(`\d{4}-\d\d-\d\d`)
 )
 
-// sampleNow is when the samples were taken, on the page.
+// sampleNow is the page's time of the samples.
 var sampleNow = time.Date(2026, 9, 14, 9, 0, 0, 0, time.UTC)
 
-// steady replaces what differs between two runs, and checks what times are called.
+// steady replaces values that differ between runs, and checks that isTime knows each
+// time.
 func (p *apiPlay) steady(name string, value any) any {
 	p.t.Helper()
 	switch value := value.(type) {
@@ -679,7 +679,7 @@ func (p *apiPlay) steady(name string, value any) any {
 		}
 		seconds, err := value.Int64()
 		require.NoError(p.t, err)
-		if name == "ttl" { // less as time passes
+		if name == "ttl" { // decreases with time
 			return -p.minutes(-time.Duration(seconds)*time.Second) / time.Second
 		}
 		return p.minutes(time.Duration(seconds)*time.Second) / time.Second
@@ -700,8 +700,8 @@ func (p *apiPlay) steadyText(text string) string {
 	})
 }
 
-// minutes rounds a duration down to minutes, so that the time that the requests took
-// does not show. OpenAI cuts its times to seconds, hence the slack.
+// minutes rounds a duration down to minutes, which hides the duration of the requests.
+// The slack is for OpenAI's times, which are truncated to seconds.
 func (p *apiPlay) minutes(d time.Duration) time.Duration {
 	const slack = 5 * time.Second
 	return time.Duration(math.Floor((d + slack).Minutes())) * time.Minute

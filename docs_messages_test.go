@@ -1,11 +1,9 @@
 package openaisecrets
 
-// docs/messages.md lists what the engine can answer, and what it can log that needs a
-// hint. The messages are found
-// in the code by types: a text that reaches an error, an error response, a warning
-// or the logger at level warn or error is a message. A small data-flow analysis
-// follows texts from there back, through variables, fields, parameters and results,
-// to where they are written.
+// docs/messages.md lists the engine's errors, warnings and log lines that need a hint. A
+// message is a text that reaches an error, an error response, a warning, or the logger at
+// level warn or error. A small data-flow analysis of the typed code follows each text
+// back through variables, fields, parameters and results to its source.
 
 import (
 	"bytes"
@@ -33,7 +31,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A messageKind is where a text ends up.
+// A messageKind is the destination of a text.
 type messageKind string
 
 const (
@@ -43,16 +41,16 @@ const (
 	messagePart    messageKind = "part" // of another message
 )
 
-// A message is a text that the code can say, with … for what it fills in.
+// A message is a text of the engine, with … for each value in it.
 type message struct {
 	kind     messageKind
 	text     string
-	function string // or variable, that has the text
-	hint     string // what to do, where the text does not say it
+	function string // or variable that contains the text
+	hint     string // what to do, if the text does not explain it
 	at       token.Position
 }
 
-// A flow is an expression whose value goes somewhere, or one result of a call.
+// A flow is an expression, or one result of a call, whose value is assigned or returned.
 type flow struct {
 	from   ast.Expr
 	result int
@@ -64,7 +62,7 @@ type resultOf struct {
 	index    int
 }
 
-// A module is packages that were type-checked from source, with what flows where.
+// A module is a set of packages that were type-checked from source, with their flows.
 type module struct {
 	fset     *token.FileSet
 	packages []*types.Package
@@ -97,7 +95,7 @@ func loadModule(t *testing.T) *module {
 	exports := map[string]string{}
 	compiled := importer.ForCompiler(m.fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
 	own := map[string]*types.Package{}
-	for decoder := json.NewDecoder(bytes.NewReader(out)); ; { // what is used comes first
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; { // dependencies come first
 		var listed struct {
 			Dir, ImportPath, Export string
 			GoFiles                 []string
@@ -140,7 +138,7 @@ type importerFunc func(path string) (*types.Package, error)
 
 func (f importerFunc) Import(path string) (*types.Package, error) { return f(path) }
 
-// index notes what flows where in a file.
+// index records the flows in a file.
 func (m *module) index(file *ast.File) {
 	var enclosing []any // functions, innermost last
 	var visit func(n ast.Node) bool
@@ -178,7 +176,7 @@ func (m *module) index(file *ast.File) {
 				names[i] = name
 			}
 			m.assign(names, n.Values)
-		case *ast.RangeStmt: // an element is taken for the whole, as everywhere below
+		case *ast.RangeStmt: // an element counts as its whole container, here and below
 			for _, v := range []ast.Expr{n.Key, n.Value} {
 				if v != nil {
 					m.set(v, flow{from: n.X})
@@ -196,7 +194,7 @@ func (m *module) index(file *ast.File) {
 	ast.Inspect(file, visit)
 }
 
-// signature notes a function's parameters and named results.
+// signature records a function's parameters and named results.
 func (m *module) signature(function any, t *ast.FuncType) {
 	i := 0
 	for _, field := range t.Params.List {
@@ -224,7 +222,7 @@ func (m *module) signature(function any, t *ast.FuncType) {
 	}
 }
 
-// spread gives each place its value: one call may give several.
+// spread calls give for each value: one call may return several.
 func (m *module) spread(values []ast.Expr, give func(i int, f flow)) {
 	if len(values) == 1 {
 		if tuple, ok := m.info.TypeOf(values[0]).(*types.Tuple); ok {
@@ -247,7 +245,7 @@ func (m *module) assign(places, values []ast.Expr) {
 	})
 }
 
-// set notes that a value flows into a variable or a field, or into an element of one.
+// set records a flow into a variable or a field, or into an element of one.
 func (m *module) set(place ast.Expr, f flow) {
 	switch place := place.(type) {
 	case *ast.Ident:
@@ -277,7 +275,7 @@ func (m *module) flowInto(o types.Object, f flow) {
 	}
 }
 
-// literal notes the fields of a struct.
+// literal records the flows into the fields of a struct.
 func (m *module) literal(n *ast.CompositeLit) {
 	t := m.info.TypeOf(n)
 	if p, ok := t.Underlying().(*types.Pointer); ok {
@@ -296,7 +294,7 @@ func (m *module) literal(n *ast.CompositeLit) {
 	}
 }
 
-// callee is the function that a call calls: an object, a literal, or nil.
+// callee is the called function: an object, a literal, or nil.
 func (m *module) callee(call *ast.CallExpr) any {
 	switch f := ast.Unparen(call.Fun).(type) {
 	case *ast.Ident:
@@ -313,7 +311,7 @@ func (m *module) callee(call *ast.CallExpr) any {
 	return nil
 }
 
-// messages are the texts that the packages can say.
+// messages returns the messages of the packages.
 func (m *module) messages() []message {
 	s := &search{module: m, seen: map[searched]bool{}, found: map[string]map[messageKind]ast.Expr{}}
 	for _, file := range m.files {
@@ -341,8 +339,8 @@ func (m *module) messages() []message {
 	return s.all()
 }
 
-// all are the messages in the order of the code. What is a message of its own in one
-// place need not be listed as a part of others.
+// all returns the messages in the order of the code. A part that is also a complete
+// message is listed only once.
 func (s *search) all() (all []message) {
 	for text, kinds := range s.found {
 		for kind, at := range kinds {
@@ -362,7 +360,7 @@ func (s *search) all() (all []message) {
 	return all
 }
 
-// enclosing names the function, variable or constant in which something stands.
+// enclosing names the function, variable or constant at a position.
 func (s *search) enclosing(at token.Pos) string {
 	for _, file := range s.files {
 		if at < file.FileStart || at > file.FileEnd {
@@ -411,7 +409,7 @@ func isText(t types.Type) bool {
 	return false
 }
 
-// search follows texts back to where they are written.
+// search follows texts back to their source.
 type search struct {
 	*module
 	seen  map[searched]bool
@@ -424,7 +422,7 @@ type searched struct {
 	kind   messageKind
 }
 
-// call looks whether a call takes messages from the engine's code.
+// call follows the texts that a call turns into messages.
 func (s *search) call(n *ast.CallExpr) {
 	if tv := s.info.Types[n.Fun]; tv.IsType() { // a text becomes an error
 		if isError(tv.Type) && len(n.Args) == 1 && isText(s.info.TypeOf(n.Args[0])) {
@@ -467,7 +465,7 @@ func (s *search) call(n *ast.CallExpr) {
 	}
 }
 
-// written follows what an error's method writes, piece by piece, for its text.
+// written follows the pieces that an Error method writes.
 func (s *search) written(body *ast.BlockStmt) {
 	ast.Inspect(body, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
@@ -503,8 +501,8 @@ func (s *search) own(o types.Object) bool {
 	return false
 }
 
-// format follows a format and what it is filled with: parts of a message, or the
-// message itself where the format is no more than a label before it.
+// format follows a format and its arguments: they are parts of the message, or the
+// message itself if the format is only a label before it.
 func (s *search) format(format ast.Expr, args []ast.Expr, kind messageKind) {
 	s.follow(flow{from: format}, kind)
 	if text, ok := s.constant(format); !ok || !strings.HasSuffix(filled(text), "…") || fixedWords(filled(text)) > 3 {
@@ -515,7 +513,7 @@ func (s *search) format(format ast.Expr, args []ast.Expr, kind messageKind) {
 	}
 }
 
-// follow finds the texts that an expression can be.
+// follow finds the texts that an expression can have.
 func (s *search) follow(f flow, kind messageKind) {
 	key := searched{f.from, f.result, kind}
 	if s.seen[key] {
@@ -561,7 +559,7 @@ func (s *search) follow(f flow, kind messageKind) {
 	}
 }
 
-// object follows what flows into a variable, a field or a parameter.
+// object follows the flows into a variable, a field or a parameter.
 func (s *search) object(o types.Object, kind messageKind) {
 	v, ok := o.(*types.Var)
 	if !ok || !isText(v.Type()) {
@@ -621,7 +619,7 @@ func (s *search) called(call *ast.CallExpr, result int, kind messageKind) {
 				}
 			}
 		}
-	case *types.Var: // that holds a function
+	case *types.Var: // with a function
 		for _, literal := range s.literals[function] {
 			s.results(literal, result, kind)
 		}
@@ -661,7 +659,7 @@ func (s *search) results(function any, index int, kind messageKind) {
 	}
 }
 
-// parts follows the operands of a sum that are not written in place.
+// parts follows the operands of a sum that are not constants.
 func (s *search) parts(e ast.Expr) {
 	if sum, ok := ast.Unparen(e).(*ast.BinaryExpr); ok {
 		s.parts(sum.X)
@@ -671,7 +669,7 @@ func (s *search) parts(e ast.Expr) {
 	}
 }
 
-// join is a sum with … for the operands that are not written in place.
+// join is a sum with … for the operands that are not constants.
 func (s *search) join(e ast.Expr) string {
 	if text, ok := s.constant(e); ok {
 		return text
@@ -696,12 +694,12 @@ func (s *search) constant(e ast.Expr) (string, bool) {
 
 var verb = regexp.MustCompile(`%(\[\d+\])?[-+# 0]*(\d+)?(\.\d+)?[vTtbcdoOqxXUeEfFgGspw]`)
 
-// filled is a format with … for its verbs.
+// filled replaces the verbs of a format with ….
 func filled(format string) string {
 	return verb.ReplaceAllString(strings.ReplaceAll(format, "%%", "%"), "…")
 }
 
-// fixedWords counts the words of a message that are always the same.
+// fixedWords counts the words of a message without ….
 func fixedWords(text string) (count int) {
 	for word := range strings.FieldsSeq(text) {
 		if !strings.Contains(word, "…") && strings.ContainsFunc(word, unicode.IsLetter) {
@@ -724,10 +722,10 @@ func (s *search) say(text string, at ast.Expr, kind messageKind) {
 
 // --- The page ---
 
-// TestMessages_ThePageListsThemAll holds docs/messages.md and the hints in
-// testdata/messages.tsv against the code. With UPDATE_DOCS=1 it writes both: a hint
-// follows its message when that is reworded or moved, and is dropped, with a failure
-// that shows it, when there is no such message any more.
+// TestMessages_ThePageListsThemAll compares docs/messages.md and testdata/messages.tsv
+// with the code. With UPDATE_DOCS=1 it writes both: a hint stays with its message if that
+// is reworded or moved. If the message no longer exists, the test fails and shows the
+// dropped hint.
 func TestMessages_ThePageListsThemAll(t *testing.T) {
 	t.Parallel()
 	const page, list, command = "docs/messages.md", "testdata/messages.tsv", "UPDATE_DOCS=1 go test -run TestMessages_ThePageListsThemAll ."
@@ -740,7 +738,7 @@ func TestMessages_ThePageListsThemAll(t *testing.T) {
 		require.NoError(t, os.WriteFile(list, []byte(writeMessages(all)), 0o644))
 		require.NoError(t, os.WriteFile(page, []byte(messagesPage(all)), 0o644))
 		for _, m := range dropped {
-			t.Errorf("no message has taken the place of %q, so its hint is dropped: %s", m.text, m.hint)
+			t.Errorf("no message replaces %q, so its hint is dropped: %s", m.text, m.hint)
 		}
 		return
 	}
@@ -750,13 +748,13 @@ func TestMessages_ThePageListsThemAll(t *testing.T) {
 	requireSameLines(t, page, command, messagesPage(all), string(content))
 }
 
-// The texts in quotation marks on the page of symptoms are the engine's.
+// The troubleshooting page quotes messages of the engine.
 func TestTroubleshooting_QuotesWhatTheEngineSays(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("docs/troubleshooting.md")
 	require.NoError(t, err)
 	page := inlineCode.ReplaceAllString(fence.ReplaceAllString(string(content), ""), "")
-	all, err := os.ReadFile("testdata/messages.tsv") // which its own test holds against the code
+	all, err := os.ReadFile("testdata/messages.tsv") // another test compares it with the code
 	require.NoError(t, err)
 	said := readMessages(t, string(all))
 	quotes := regexp.MustCompile(`"([^"\n]+)"`).FindAllStringSubmatch(page, -1)
@@ -792,8 +790,8 @@ func writeMessages(all []message) string {
 	return out.String()
 }
 
-// keepHints gives the messages their hints from before, and returns those that have
-// no message any more.
+// keepHints copies the earlier hints to the messages, and returns those whose message no
+// longer exists.
 func keepHints(all, before []message) (dropped []message) {
 	type key struct {
 		kind messageKind
@@ -804,7 +802,7 @@ func keepHints(all, before []message) (dropped []message) {
 		known[key{m.kind, m.text}] = true
 		hints[key{m.kind, m.text}] = m.hint
 	}
-	var fresh []*message // that were not there before
+	var fresh []*message // not in the earlier list
 	there := map[key]bool{}
 	for i := range all {
 		m := &all[i]
@@ -814,7 +812,7 @@ func keepHints(all, before []message) (dropped []message) {
 			fresh = append(fresh, m)
 		}
 	}
-	// A reworded message stands in the same function or has most of the same words.
+	// A reworded message is in the same function or has most of the same words.
 	for _, old := range before {
 		if there[key{old.kind, old.text}] || old.hint == "" {
 			continue
@@ -839,7 +837,7 @@ func keepHints(all, before []message) (dropped []message) {
 	return dropped
 }
 
-// likeness is which part of two texts' words is in both, from 0 to 1.
+// likeness is the share of two texts' words that both have, from 0 to 1.
 func likeness(a, b string) float64 {
 	of := func(text string) map[string]bool {
 		words := map[string]bool{}
@@ -874,8 +872,8 @@ var messageSections = []struct {
 	{messageLog, "Log messages"},
 }
 
-// messageFamilies are errors without a hint that read alike. Each matches one of the
-// forms, which the page shows in one entry.
+// messageFamilies are similar errors without a hint. Each error matches one of the forms,
+// which the page shows in one entry.
 var messageFamilies = []struct {
 	forms   []string
 	meaning string
@@ -886,14 +884,14 @@ var messageFamilies = []struct {
 	{[]string{"… must …", "… cannot …", "… requires …", "… is required …", "… missing …", "… contains …", "… exceeds …", "… limit is …", "… is not a valid …", "printf …", "unknown field …"}, "A value is not allowed. The message names the field and its limits."},
 }
 
-// hasForm reports whether a text has a form, in which "…" stands for any text.
+// hasForm reports whether a text matches a form, in which "…" is any text.
 func hasForm(form, text string) bool {
 	pattern := strings.ReplaceAll(regexp.QuoteMeta(strings.TrimSuffix(form, " …")), "…", ".*")
 	return regexp.MustCompile("^" + pattern + `(\W|$)`).MatchString(text)
 }
 
 // messagesPage lists the messages by kind: those with a hint, then the families of
-// errors. Any other message names its cause.
+// errors. It omits the others, which name their cause.
 func messagesPage(all []message) string {
 	var out strings.Builder
 	out.WriteString(messagesPreamble)
@@ -927,7 +925,7 @@ func messagesPage(all []message) string {
 	return out.String()
 }
 
-// messageFamily is the entry of a text's family, "" without one.
+// messageFamily is the page's entry for a text's family, "" without one.
 func messageFamily(text string) string {
 	for _, family := range messageFamilies {
 		if slices.ContainsFunc(family.forms, func(form string) bool { return hasForm(form, text) }) {
@@ -937,8 +935,8 @@ func messageFamily(text string) string {
 	return ""
 }
 
-// distinct cuts a message with a hint after four words, or as many as tell it from
-// those with another hint.
+// distinct shortens a message with a hint to four words, or more if another hint has a
+// message with the same start.
 func distinct(m message, all []message) string {
 	for count := 4; ; count++ {
 		cut := firstWords(m.text, count)
@@ -950,7 +948,7 @@ func distinct(m message, all []message) string {
 	}
 }
 
-// inCode is a text as code in Markdown, whatever is in it.
+// inCode formats a text as code in Markdown, even if it contains backticks.
 func inCode(text string) string {
 	if strings.Contains(text, "`") {
 		return "`` " + text + " ``"
@@ -963,7 +961,7 @@ func sortedSet(texts []string) []string {
 	return slices.Compact(texts)
 }
 
-// firstWords cuts a text after so many words.
+// firstWords cuts a text after count words.
 func firstWords(text string, count int) string {
 	words := strings.Fields(text)
 	if len(words) <= count {

@@ -1,8 +1,7 @@
 package openaisecrets
 
-// The documentation is held against the code: links lead somewhere, here; the API
-// reference, the list of messages and the table of metrics in tests of their own.
-// The integration tests run its commands.
+// The links of the documentation. Other tests compare the API reference, the messages and
+// the metrics with the code, and the integration tests run the commands.
 
 import (
 	"encoding/json"
@@ -64,7 +63,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 		require.NoError(t, err)
 		text := fence.ReplaceAllString(string(content), "")
 		targets := htmlLink.FindAllStringSubmatch(inlineCode.ReplaceAllString(text, ""), -1)
-		// A link's text may be code, but a link in code is none.
+		// A link's text may be code, but code contains no links.
 		text = inlineCode.ReplaceAllStringFunc(text, func(code string) string { return strings.Repeat("x", len(code)) })
 		for _, m := range append(targets, link.FindAllStringSubmatch(text, -1)...) {
 			checked++
@@ -76,7 +75,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	require.Greater(t, checked, 20, "the links were not found")
 }
 
-// The panels of the dashboard and the alerts lead to the page that helps.
+// The dashboard's panels and the alerts link to existing pages.
 func TestLinks_PanelsAndAlertsLeadToPages(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("deploy/grafana/openai.json")
@@ -121,8 +120,8 @@ func TestLinks_PanelsAndAlertsLeadToPages(t *testing.T) {
 	}
 }
 
-// checkLink says what is wrong with a link on a page, "" when nothing is.
-// Another site is not asked.
+// checkLink returns the problem of a link on a page, "" if there is none. It does not
+// contact other sites.
 func checkLink(page, target string) string {
 	u, err := url.Parse(target)
 	switch {

@@ -15,7 +15,7 @@ func TestErrorMessages_ContainThePageToOpen(t *testing.T) {
 	_, readOnly := h.sim.AddAdminKey("read only", openaitest.ReadOnly())
 	for name, key := range map[string]string{
 		"another kind of key":  "sk-proj-abcdefghijkl",
-		"a key that is gone":   "sk-admin-unknown-unknown-unknown",
+		"an unknown key":       "sk-admin-unknown-unknown-unknown",
 		"a missing permission": readOnly,
 	} {
 		said := h.refused(h.write("config", map[string]any{"admin_api_key": key}))

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// What is told to Vault's event bus and observations. Every test's ear is
-// searched for keys at its end, as the log is.
+// Events and observations for Vault. At the end of every test, the harness searches them
+// for keys, like the log.
 
 import (
 	"net/http"
@@ -100,11 +100,11 @@ func TestEvents_CommunityIsToldNothing(t *testing.T) {
 	require.Zero(t, h.told.asked)
 }
 
-// A server that does not answer costs nobody any time.
+// A server that does not answer does not delay the engine.
 func TestEvents_NobodyWaitsForThem(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	h.told.mu.Lock() // whoever tells it something waits
+	h.told.mu.Lock() // blocks every event and observation
 	for range 1000 {
 		h.b.events.Emit(events.Tidy, "openai/", "tidy", false)
 	}

@@ -1,8 +1,8 @@
 package openaisecrets
 
-// What can go wrong in a unit test: storage that fails, is slow, counts, or with
-// which the process dies, each way in which a call to OpenAI fails, and the one
-// driver that runs a flow with each fault at each step.
+// Faults of unit tests: storage that fails, blocks, counts or crashes the process; the
+// failures of a call to OpenAI; and the driver that runs a flow with each fault at each
+// step.
 
 import (
 	"context"
@@ -22,8 +22,8 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// apiFaults are the ways in which one API call can go wrong. The transient
-// ones may be hidden from the caller.
+// apiFaults are the failures of one API call. Retries may hide the transient ones from
+// the caller.
 var apiFaults = map[string]openaitest.Fault{
 	"500 before":  {Kind: openaitest.FaultStatus, Status: 500},
 	"500 after":   {Kind: openaitest.FaultStatusAfter, Status: 500},
@@ -42,13 +42,12 @@ var apiFaults = map[string]openaitest.Fault{
 	"missing key": {Kind: openaitest.FaultMissingKey},
 }
 
-// errKilled is what the death of the process looks like to a caller.
+// errKilled is the error that a caller receives if the process dies.
 var errKilled = errors.New("the plugin process died")
 
 var errStorage = errors.New("storage is not there")
 
-// faultyStorage is storage that fails, or with which the process dies, at a
-// chosen step.
+// faultyStorage is storage that fails, or crashes the process, at a chosen step.
 type faultyStorage struct {
 	inner *logical.InmemStorage
 
@@ -56,15 +55,15 @@ type faultyStorage struct {
 	plan      *storageFault
 	dead      bool
 	writes    []string
-	lifetimes []context.Context // of the processes, in which they flush usage records
+	lifetimes []context.Context // of the processes; each flushes its usage records with its own
 }
 
-// storageFault says at which write something goes wrong. Writes count from 0.
+// storageFault selects the write that fails. Writes count from 0.
 type storageFault struct {
 	write int
 	after bool // the write takes effect
 	kill  bool // the process dies; otherwise an error is returned
-	more  int  // so many writes after it fail, too, before they take effect
+	more  int  // number of further writes that fail without effect
 }
 
 // fail plans a fault, counting writes from here.
@@ -89,7 +88,7 @@ func (s *faultyStorage) died() bool {
 	return s.dead
 }
 
-// kill makes every step from now on find the process dead.
+// kill makes every further step fail as in a dead process.
 func (s *faultyStorage) kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,8 +118,8 @@ func (s *faultyStorage) alive(ctx context.Context) {
 	}
 }
 
-// die ends a request by a panic that the test recovers, and the flush of usage records,
-// which begins by itself half a minute after a lease, silently.
+// die ends a request with a panic that the test recovers. It silently ends the flush of
+// usage records, which starts half a minute after a lease.
 func (s *faultyStorage) die(ctx context.Context) {
 	s.mu.Lock()
 	own := slices.Contains(s.lifetimes, ctx)
@@ -135,7 +134,7 @@ func (s *faultyStorage) die(ctx context.Context) {
 func (s *faultyStorage) step(ctx context.Context, what string, write func() error) error {
 	s.alive(ctx)
 	if err := ctx.Err(); err != nil {
-		return err // Vault's storage behaves so over its plugin protocol
+		return err // like Vault's storage over the plugin protocol
 	}
 	s.mu.Lock()
 	n := len(s.writes)
@@ -160,7 +159,7 @@ func (s *faultyStorage) step(ctx context.Context, what string, write func() erro
 	return errStorage
 }
 
-// now is the storage behind, which swap replaces while background jobs may use it.
+// now is the inner storage, which swap may replace while background jobs run.
 func (s *faultyStorage) now() *logical.InmemStorage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,7 +191,7 @@ func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, erro
 	return s.now().List(ctx, prefix)
 }
 
-// hold is where somebody is held up, once.
+// hold blocks one caller, once.
 type hold struct{ entered, release chan struct{} }
 
 func newHold() *hold { return &hold{make(chan struct{}), make(chan struct{})} }
@@ -202,14 +201,14 @@ func (h *hold) up() {
 	<-h.release
 }
 
-// watchedStorage counts operations, holds a read up on its way back, and fails as a
-// test says.
+// watchedStorage counts operations, blocks a read before it returns, and fails as
+// configured.
 type watchedStorage struct {
 	logical.Storage
 	reads, operations atomic.Int64 // operations are reads and writes
 	next              atomic.Pointer[hold]
 
-	mu       sync.Mutex             // background jobs read while a test sets
+	mu       sync.Mutex             // background jobs read these while a test sets them
 	get, put func(key string) error // nil = none fails
 }
 
@@ -226,7 +225,7 @@ func (s *watchedStorage) fail(get, put func(key string) error) {
 	s.get, s.put = get, put
 }
 
-// holdAt holds up the first read of a key from now on.
+// holdAt blocks the next read of a key before it returns.
 func (s *watchedStorage) holdAt(key string) *hold {
 	held := newHold()
 	var once sync.Once
@@ -239,8 +238,8 @@ func (s *watchedStorage) holdAt(key string) *hold {
 	return held
 }
 
-// failEachOnce has the first read of each key and list fail, and returns how often
-// each was read.
+// failEachOnce makes the first read of each key and list fail, and returns a counter of
+// the reads.
 func (s *watchedStorage) failEachOnce() (reads func(key string) int) {
 	var mu sync.Mutex
 	count := map[string]int{}
@@ -303,15 +302,15 @@ func (s *watchedStorage) Delete(ctx context.Context, key string) error {
 // faultFlow is a flow that everyFault runs with each fault at each step of it.
 type faultFlow struct {
 	mount    func(t *testing.T) *harness
-	arrange  func(h *harness)                                    // what the flow needs; nothing fails in it
-	standing func(h *harness) error                              // holds at each call and at the end; nil = nothing
-	restart  func(h *harness)                                    // a new process after a death
-	flow     func(h *harness) (*logical.Response, error)         // what is tried
-	check    func(h *harness, resp *logical.Response, err error) // runs when the faults are over
+	arrange  func(h *harness)                                    // prepares the mount, without faults
+	standing func(h *harness) error                              // checked at each call and at the end; may be nil
+	restart  func(h *harness)                                    // starts a new process after a crash
+	flow     func(h *harness) (*logical.Response, error)         // the tested operation
+	check    func(h *harness, resp *logical.Response, err error) // runs after the faults
 }
 
 // everyFault runs the flow on a fresh mount once for each fault at each step of it.
-// A run without faults shows which steps there are.
+// A run without faults determines the steps.
 func everyFault(t *testing.T, f faultFlow) {
 	t.Helper()
 	begin := func(t *testing.T, kind openaitest.FaultKind) *harness {
@@ -324,7 +323,7 @@ func everyFault(t *testing.T, f faultFlow) {
 				if err := f.standing(h); err != nil {
 					t.Errorf("at %s %s: %s", r.Method, r.URL.Path, err)
 				}
-				return false // it never strikes
+				return false // observes only
 			}})
 		}
 		h.storage.fail(storageFault{write: -1})
@@ -378,7 +377,7 @@ func everyFault(t *testing.T, f faultFlow) {
 			run(fmt.Sprintf("call %d, %s", n, name), fault.Kind, func(h *harness) { h.sim.Fail(fault) })
 			run(fmt.Sprintf("call %d, %s, then killed", n, name), fault.Kind, func(h *harness) {
 				fault := fault
-				fault.OnStrike = func(*http.Request) { // nothing more is written, nor sent
+				fault.OnStrike = func(*http.Request) { // no further write or call succeeds
 					h.storage.kill()
 					h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
 				}
@@ -397,8 +396,8 @@ func everyLeaseFault(t *testing.T, opts openaitest.Options, arrange func(h *harn
 	})
 }
 
-// everyStaticFault is everyFault for static roles, whose stored keys work at every
-// moment.
+// everyStaticFault is everyFault for static roles, whose stored keys must work at every
+// step.
 func everyStaticFault(t *testing.T, arrange func(h *harness), flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
 	t.Helper()
 	everyFault(t, faultFlow{

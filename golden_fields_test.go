@@ -60,8 +60,8 @@ func TestGolden_EveryFieldIsSet(t *testing.T) {
 	}
 }
 
-// noteFields notes the fields of a struct, and of the structs in it, that are stored, and
-// whether they are set.
+// noteFields records the stored fields of a struct, and of the structs in it, and whether
+// they are set.
 func noteFields(value reflect.Value, set map[string]bool) {
 	switch value.Kind() { //nolint:exhaustive // the others have no fields
 	case reflect.Pointer:

@@ -91,7 +91,7 @@ func TestGolden_ConfigV1(t *testing.T) {
 	got, err := getConfig(t.Context(), s)
 	require.NoError(t, err)
 	require.True(t, want.AdminKey.Equal(got.AdminKey))
-	got.AdminKey = want.AdminKey // equal, but another pointer
+	got.AdminKey = want.AdminKey // equal, but different pointers
 	require.Equal(t, want, got)
 }
 
@@ -150,7 +150,7 @@ func TestGolden_StaticRoleV1(t *testing.T) {
 	got, err := getStaticRole(t.Context(), s, "batch")
 	require.NoError(t, err)
 	require.True(t, want.Current.Value.Equal(got.Current.Value))
-	got.Current.Value = want.Current.Value // equal, but another pointer
+	got.Current.Value = want.Current.Value // equal, but different pointers
 	require.Equal(t, want, got)
 }
 
@@ -177,7 +177,7 @@ func TestGolden_WALV1(t *testing.T) {
 		"wal_api_key.v1.json": {Kind: walKey, Data: credential{
 			Version: 1, Type: typeKey, ProjectID: "proj_1", Name: "batch", ID: "user-1", KeyName: name, StaticRole: "batch", CreatedAt: made, KeyExpires: made.Add(24 * time.Hour),
 		}},
-		"wal_recreated_static_role.v1.json": {Kind: walRevokedAccount, Data: credential{ // its former account
+		"wal_recreated_static_role.v1.json": {Kind: walRevokedAccount, Data: credential{ // the previous account
 			Version: 1, Type: typeAccount, ProjectID: "proj_1", Name: name, ID: "user-1", KeyID: "key_1", StaticRole: "batch", CreatedAt: made, KeyExpires: made.Add(24 * time.Hour),
 		}},
 		"wal_pooled_service_account.v1.json": {Kind: walPooledAccount, Data: credential{

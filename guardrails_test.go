@@ -21,7 +21,7 @@ const (
 	routePermissions = "/organization/projects/{project_id}/model_permissions"
 )
 
-// guarded is a mount with guardrails, whose role "app" was stored before them.
+// guarded is a mount whose guardrails were enabled after its role "app" was stored.
 func guarded(t *testing.T, settings ...string) *harness {
 	t.Helper()
 	h := configured(t, openaitest.Options{})
@@ -38,7 +38,7 @@ func (h *harness) require(settings ...string) *logical.Response {
 	return h.must(h.write("config", data))
 }
 
-// rejudge is a run of the worker.
+// rejudge runs the worker that verifies projects.
 func (h *harness) rejudge() error {
 	h.t.Helper()
 	err := h.b.rejudge(client.Background(context.Background()), h.background())
@@ -46,12 +46,12 @@ func (h *harness) rejudge() error {
 	return err
 }
 
-// asked counts the questions about projects since the last ResetRequests.
+// asked counts the verification calls since the last ResetRequests.
 func (h *harness) asked() int {
 	return h.sim.Count(http.MethodGet, routeSpendLimit) + h.sim.Count(http.MethodGet, routePermissions)
 }
 
-// unavailable fails the test unless a request was answered with status 503.
+// unavailable fails the test unless a request failed with status 503.
 func (h *harness) unavailable(resp *logical.Response, err error) string {
 	h.t.Helper()
 	var coded logical.HTTPCodedError
@@ -61,7 +61,7 @@ func (h *harness) unavailable(resp *logical.Response, err error) string {
 	return err.Error()
 }
 
-// silence lets OpenAI not answer questions about projects.
+// silence makes the verification calls fail.
 func (h *harness) silence() {
 	for _, route := range []string{routeSpendLimit, routePermissions} {
 		h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultStatus, Status: 500, Route: route})
@@ -88,7 +88,7 @@ func TestGuardrails_RejectARoleWhoseProjectIsNotBounded(t *testing.T) {
 			bound(h)
 			h.must(h.write("roles/new", fields{"project_id": h.project}))
 			require.NoError(t, h.revoke(h.lease("creds/new", nil)))
-			require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the write of a role was told, for all roles of the project")
+			require.NoError(t, h.revoke(h.lease("creds/app", nil)), "one verdict counts for all roles of the project")
 			h.must(h.write("static-roles/new", fields{"project_id": h.project, "rotation_period": "24h"}))
 			h.must(h.read("static-creds/new"))
 			h.must(h.remove("static-roles/new"))
@@ -115,13 +115,13 @@ func TestGuardrails_ScopesNeedNoCall(t *testing.T) {
 	require.Contains(t, h.refused(h.write("roles/app", fields{"ttl": "5m"})), "require_scopes")
 	require.Zero(t, h.sim.Count("", ""))
 	h.must(h.write("roles/app", fields{"scopes": scopeChat}))
-	require.Zero(t, h.sim.Count("", ""), "it narrows the role")
+	require.Zero(t, h.sim.Count("", ""), "narrowing the role makes no call")
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.must(h.remove("static-roles/batch"))
 }
 
-// A yes counts for a day after OpenAI said it, in memory and storage, and no request asks
-// again meanwhile.
+// A positive verdict counts for a day, in memory and in storage. Meanwhile, no request
+// asks OpenAI again.
 func TestGuardrails_AYesCountsForADay(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")
@@ -146,7 +146,8 @@ func TestGuardrails_AYesCountsForADay(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-// A no counts until OpenAI says yes: neither time, nor a restart, nor silence ends it.
+// A negative verdict counts until a positive one: time, a restart or an outage does not
+// end it.
 func TestGuardrails_ANoCountsUntilOpenAISaysYes(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")
@@ -156,9 +157,9 @@ func TestGuardrails_ANoCountsUntilOpenAISaysYes(t *testing.T) {
 	h.advance(30 * 24 * time.Hour)
 	h.sim.ResetRequests()
 	h.refused(h.read("creds/app"))
-	require.Zero(t, h.asked(), "no request asks")
+	require.Zero(t, h.asked(), "a request does not ask OpenAI")
 	h.refused(h.write("roles/app", fields{"ttl": "5m"}))
-	require.Zero(t, h.asked(), "nor does a write that narrows")
+	require.Zero(t, h.asked(), "a narrowing write does not ask OpenAI")
 	require.Error(t, h.rejudge())
 	h.refused(h.read("creds/app"))
 
@@ -173,13 +174,13 @@ func TestGuardrails_ANoCountsUntilOpenAISaysYes(t *testing.T) {
 func TestGuardrails_AProjectNeverJudgedIs503WithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"an outage":             {Kind: openaitest.FaultStatus, Status: 500},
-		"garbage":               {Kind: openaitest.FaultGarbage},
-		"an empty object":       {Kind: openaitest.FaultEmptyObject},
-		"a missing permission":  apiFaults["403"],
-		"a gateway's 404":       {Kind: openaitest.FaultStatus, Status: 404, Body: `{"message":"no Route matched with those values"}`},
-		"a 404 of the URL":      {Kind: openaitest.FaultStatus, Status: 404, Body: `{"error":{"message":"Invalid URL (GET /v1/x)","type":"invalid_request_error","param":null,"code":null}}`},
-		"a 404 of another form": {Kind: openaitest.FaultStatus, Status: 404, Body: `<html><title>Not Found</title></html>`},
+		"an outage":            {Kind: openaitest.FaultStatus, Status: 500},
+		"garbage":              {Kind: openaitest.FaultGarbage},
+		"an empty object":      {Kind: openaitest.FaultEmptyObject},
+		"a missing permission": apiFaults["403"],
+		"a gateway's 404":      {Kind: openaitest.FaultStatus, Status: 404, Body: `{"message":"no Route matched with those values"}`},
+		"a 404 for the URL":    {Kind: openaitest.FaultStatus, Status: 404, Body: `{"error":{"message":"Invalid URL (GET /v1/x)","type":"invalid_request_error","param":null,"code":null}}`},
+		"a 404 with a page":    {Kind: openaitest.FaultStatus, Status: 404, Body: `<html><title>Not Found</title></html>`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -189,9 +190,9 @@ func TestGuardrails_AProjectNeverJudgedIs503WithoutAnAnswer(t *testing.T) {
 			said := h.unavailable(h.read("creds/app"))
 			require.Contains(t, said, h.project)
 			h.unavailable(h.write("roles/new", fields{"project_id": h.project}))
-			require.NotContains(t, h.entries(), verdictStoragePrefix, "nothing was said")
+			require.NotContains(t, h.entries(), verdictStoragePrefix, "no verdict is stored")
 			h.onlyLeased()
-			// What does not widen the role is stored.
+			// A write that does not widen the role is stored.
 			require.Contains(t, h.must(h.write("roles/app", fields{"ttl": "5m"})).Warnings[0], "was not verified")
 		})
 	}
@@ -210,7 +211,7 @@ func TestGuardrails_A404CountsOnlyWhileTheProjectReads(t *testing.T) {
 	require.NotContains(t, h.entries(), verdictStoragePrefix)
 }
 
-// A verdict is OpenAI's at one endpoint.
+// A verdict is valid for one endpoint only.
 func TestGuardrails_AnotherEndpointIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")
@@ -242,7 +243,7 @@ func TestGuardrails_TheWorkerAsksInTheBackground(t *testing.T) {
 	require.Contains(t, h.refused(h.read("creds/app")), "require_spend_limit")
 	require.Zero(t, h.asked())
 
-	// A failure is retried after a while, a project that nobody asks for is not.
+	// A failure is retried after a while, but only for a project that requests use.
 	h.silence()
 	h.advance(rejudgeMet)
 	require.Error(t, h.rejudge())
@@ -257,7 +258,7 @@ func TestGuardrails_TheWorkerAsksInTheBackground(t *testing.T) {
 	require.NoError(t, h.rejudge())
 	require.NotZero(t, h.asked())
 
-	// Nothing asks where this node may not write.
+	// A node that may not write does not ask OpenAI.
 	h.advance(rejudgeMet)
 	h.sim.ResetRequests()
 	h.become(consts.ReplicationPerformanceStandby)
@@ -265,8 +266,8 @@ func TestGuardrails_TheWorkerAsksInTheBackground(t *testing.T) {
 	require.Zero(t, h.asked())
 }
 
-// A failure under a clock that was ahead does not keep the worker from asking once the
-// clock is right.
+// A failure under a clock that was ahead does not delay the worker after the clock is
+// corrected.
 func TestGuardrails_TheWorkerAsksAfterAStepOfTheClock(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")
@@ -310,13 +311,13 @@ func TestGuardrails_APoolReturnsNothingOfAnUnboundedProject(t *testing.T) {
 	h.require("require_spend_limit")
 	h.sim.ResetRequests()
 	require.Contains(t, h.refused(h.read("creds/app")), "require_spend_limit")
-	require.Equal(t, 2, h.ready("app"), "no key was taken")
+	require.Equal(t, 2, h.ready("app"), "no key left the pool")
 	h.sim.SetSpendLimit(h.project, 1)
 	h.must(h.read("projects/" + h.project))
 	lease := h.lease("creds/app", nil)
-	require.Equal(t, 2, h.sim.Count(http.MethodGet, routeSpendLimit), "the first request asked, and so did the read of the project")
+	require.Equal(t, 2, h.sim.Count(http.MethodGet, routeSpendLimit), "one call by the request, one by the read of the project")
 
-	// Nothing is created while the answer is no.
+	// With a negative verdict, no credential is created.
 	h.sim.SetSpendLimit(h.project, 0)
 	h.must(h.read("projects/" + h.project))
 	h.settlePools()
@@ -327,7 +328,7 @@ func TestGuardrails_APoolReturnsNothingOfAnUnboundedProject(t *testing.T) {
 	h.closed()
 }
 
-// A verdict that changes while a key is created is heeded before the key is returned.
+// A verdict that changes while a key is created applies before the key is returned.
 func TestGuardrails_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	t.Parallel()
 	h := guarded(t, "require_spend_limit")
@@ -337,7 +338,7 @@ func TestGuardrails_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeCreate, Match: func(*http.Request) bool {
 		_, err := h.read("projects/" + h.project)
 		require.NoError(t, err)
-		return false // it never strikes
+		return false // observes only
 	}})
 	require.Contains(t, h.refused(h.read("creds/app")), "require_spend_limit")
 	h.sim.ClearFaults()
@@ -345,8 +346,8 @@ func TestGuardrails_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Without guardrails nothing is asked or stored; with them, a credential costs neither a
-// call nor a storage operation more.
+// Without guardrails, the engine asks and stores nothing. With them, a credential costs
+// no additional call or storage operation.
 func TestGuardrails_CostNothingPerCredential(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -373,7 +374,7 @@ func TestGuardrails_CostNothingPerCredential(t *testing.T) {
 	require.NotContains(t, h.entries(), verdictStoragePrefix)
 
 	h.require("require_spend_limit", "require_model_allow_list", "require_scopes")
-	life() // the first judgment
+	life() // the first verdict
 	require.Equal(t, 2, h.asked())
 	with, callsWith := life()
 	require.Equal(t, operations, with)
@@ -396,7 +397,7 @@ func TestGuardrails_EveryFaultAtEveryStepOfTheFirstJudgment(t *testing.T) {
 			restart: (*harness).restart,
 			flow: func(h *harness) (*logical.Response, error) {
 				resp, err := h.read("creds/app")
-				if !bounded && err == nil { // a driver of flows that succeed
+				if !bounded && err == nil { // everyFault expects the flow to succeed
 					return nil, map[bool]error{false: resp.Error()}[resp.IsError()]
 				}
 				return resp, err
@@ -411,7 +412,7 @@ func TestGuardrails_EveryFaultAtEveryStepOfTheFirstJudgment(t *testing.T) {
 					require.NoError(h.t, h.revoke(h.stored(resp)))
 				}
 				h.onlyLeased()
-				// Whatever happened, the next answer is right.
+				// After any fault, the next response is correct.
 				if bounded {
 					require.NoError(h.t, h.revoke(h.lease("creds/app", nil)))
 				} else {

@@ -1,10 +1,9 @@
 package openaisecrets
 
-// The harness of the unit tests: a backend on in-memory storage that can fail
-// or die at any step, the real client, and the simulator. At the end of each
-// test it checks that nothing is alive at OpenAI that the test did not keep,
-// and that no key ever made has reached a log line, an error, a storage key or
-// a read of the config.
+// The harness of the unit tests: a backend on in-memory storage that can fail or crash at
+// any step, the real client, and the simulator. At the end of each test it checks that no
+// key or account remains at OpenAI unless the test kept it, and that no key appears in
+// the log, an error, an event, a storage key, or a read of the config or the metrics.
 
 import (
 	"bytes"
@@ -42,11 +41,11 @@ import (
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
-// Most tests wait for timeouts and backoffs most of their time, so far more of
-// them run at once than there are cores.
+// Most tests spend their time in timeouts and backoffs, so many more of them run in
+// parallel than there are cores.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; !fuzzing { // whose workers are as many
+	if fuzzing := flag.Lookup("test.fuzz").Value.String() != ""; !fuzzing { // also sets the fuzz workers
 		if err := flag.Set("test.parallel", "64"); err != nil {
 			panic(err)
 		}
@@ -65,14 +64,14 @@ type harness struct {
 	project string
 	log     *lockedBuffer
 	told    *ear
-	// releaseStatic ends holdStatic, and releasePools keeping pools as they are.
+	// releaseStatic undoes holdStatic, and releasePools undoes holdPools.
 	releaseStatic, releasePools func()
-	// leases are those that the arrangement of a fault table made.
+	// leases are the leases that the arrange step of a fault table issued.
 	leases []*logical.Response
 
 	mu     sync.Mutex
 	offset time.Duration
-	said   []string // every error that a caller saw
+	said   []string // every error and warning that a caller received
 }
 
 // newHarness returns a mount that is not configured, with one project at the
@@ -88,14 +87,14 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: 768 * time.Hour,
 			MaxLeaseTTLVal:     768 * time.Hour,
-			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2", VaultVersionMetadata: "ent"}, // which takes events
+			PluginEnvironment:  &logical.PluginEnvironment{VaultVersion: "1.21.2", VaultVersionMetadata: "ent"}, // supports events
 		},
 	}
 	h.manager = &rotationManager{StaticSystemView: h.system, refusal: errCommunity}
 	h.sim.Validate(t)
 	h.project = h.sim.AddProject("apps")
 	h.restart()
-	// A subtest keeps its cleanups until its test ends: without what they refer to.
+	// A test keeps the cleanups of its subtests to its end: release the harness early.
 	kept := h
 	t.Cleanup(func() { kept.checkSecrets(); kept = nil })
 	return h
@@ -133,7 +132,7 @@ func (h *harness) configure(more map[string]any) {
 	h.must(h.write("config", data))
 }
 
-// restart makes a new backend on the same storage, as a new plugin process.
+// restart creates a new backend on the same storage, like a new plugin process.
 func (h *harness) restart() {
 	h.t.Helper()
 	if h.told == nil {
@@ -152,10 +151,9 @@ func (h *harness) restart() {
 	h.t.Cleanup(func() { b.Cleanup(context.Background()); b = nil })
 }
 
-// buried waits, if the process has died, until the simulator has handled all that
-// it had sent. A request that was given up may still arrive, on a busy machine long
-// after: by then the test has moved the clocks, and a late probe looks like the use
-// of a key that was handed out.
+// If the process has died, buried waits until the simulator has handled its requests. On
+// a busy machine, a canceled request can arrive after the test has moved the clocks, and
+// a late probe then looks like the use of a returned key.
 func (h *harness) buried() {
 	h.t.Helper()
 	if !h.storage.died() {
@@ -172,11 +170,11 @@ func (h *harness) now() time.Time {
 	return time.Now().Add(h.offset)
 }
 
-// shortTimeout is a request_timeout for tests in which a call hangs: each waits
-// it out, and on a busy machine every other call must still be answered in time.
+// shortTimeout is the request_timeout of tests with a hanging call. It is long enough for
+// every other call on a busy machine.
 const shortTimeout = "5s"
 
-// hangs shortens the wait for an answer if a call is to hang, and only then.
+// hangs sets shortTimeout if the fault makes a call hang.
 func (h *harness) hangs(kind openaitest.FaultKind) {
 	h.t.Helper()
 	if kind == openaitest.FaultHang || kind == openaitest.FaultHangAfter {
@@ -184,7 +182,7 @@ func (h *harness) hangs(kind openaitest.FaultKind) {
 	}
 }
 
-// setClock sets the engine's clock, and not OpenAI's.
+// setClock sets the engine's clock, but not OpenAI's.
 func (h *harness) setClock(ahead time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -199,8 +197,8 @@ func (h *harness) advance(d time.Duration) {
 	h.sim.Advance(d)
 }
 
-// do sends a request as Vault does: data is JSON before it gets here, and so
-// is what comes back. Whatever comes back is held against the path's schema.
+// do sends a request as Vault does, with data that passed through JSON, and validates the
+// response against the path's schema.
 func (h *harness) do(ctx context.Context, op logical.Operation, at string, data map[string]any) (resp *logical.Response, err error) {
 	h.t.Helper()
 	defer func() {
@@ -215,7 +213,7 @@ func (h *harness) do(ctx context.Context, op logical.Operation, at string, data 
 		ID: "req-1", Operation: op, Path: at, Data: throughJSON(h.t, data),
 		Storage: h.storage, MountPoint: "openai/", DisplayName: "userpass-alice",
 	}
-	if op == logical.UpdateOperation { // Vault turns a write into a create where nothing is
+	if op == logical.UpdateOperation { // Vault turns a write of a new entry into a create
 		if checked, exists, existErr := h.b.HandleExistenceCheck(ctx, req); existErr == nil && checked && !exists {
 			req.Operation = logical.CreateOperation
 		}
@@ -230,14 +228,14 @@ func (h *harness) do(ctx context.Context, op logical.Operation, at string, data 
 func (h *harness) checkSchema(req *logical.Request, resp *logical.Response) {
 	h.t.Helper()
 	if resp == nil && req.Operation == logical.ReadOperation {
-		return // nothing there: Vault answers 404
+		return // no entry: Vault answers 404
 	}
 	if resp != nil && resp.Data[logical.HTTPStatusCode] == http.StatusNotFound {
-		return // also nothing there, with an explanation
+		return // no entry, with an explanation
 	}
 	p := h.b.Route(req.Path)
 	require.NotNil(h.t, p, req.Path)
-	if strings.HasPrefix(req.Path, "usage") && resp.Data["http_raw_body"] == nil { // with a field for each group
+	if strings.HasPrefix(req.Path, "usage") && resp.Data["http_raw_body"] == nil { // the schema lacks the fields of each group
 		fixed := *resp
 		fixed.Data = maps.Clone(resp.Data)
 		maps.DeleteFunc(fixed.Data, func(name string, _ any) bool {
@@ -299,16 +297,16 @@ func (h *harness) must(resp *logical.Response, err error) *logical.Response {
 	return resp
 }
 
-// refused fails the test unless a request was answered with status 400, and
-// returns what it said.
+// refused fails the test unless the response is an error with status 400, and returns its
+// text.
 func (h *harness) refused(resp *logical.Response, err error) string {
 	h.t.Helper()
 	require.NoError(h.t, err)
-	require.True(h.t, resp.IsError(), "not refused: %v", resp)
+	require.True(h.t, resp.IsError(), "not rejected: %v", resp)
 	return resp.Error().Error()
 }
 
-// lease issues a credential of a role and returns it as Vault keeps it.
+// lease issues a credential and returns the lease as Vault stores it.
 func (h *harness) lease(at string, data map[string]any) *logical.Response {
 	h.t.Helper()
 	resp := h.must(h.do(context.Background(), logical.ReadOperation, at, data))
@@ -325,7 +323,7 @@ func (h *harness) stored(resp *logical.Response) *logical.Response {
 	return &logical.Response{Secret: &secret, Data: throughJSON(h.t, resp.Data), Warnings: resp.Warnings}
 }
 
-// end sends a renew or revoke as Vault does.
+// end sends a renewal or revocation as Vault does.
 func (h *harness) end(op logical.Operation, lease *logical.Response) (*logical.Response, error) {
 	h.t.Helper()
 	secret := *lease.Secret
@@ -338,12 +336,12 @@ func (h *harness) end(op logical.Operation, lease *logical.Response) (*logical.R
 func (h *harness) revoke(lease *logical.Response) error {
 	h.t.Helper()
 	resp, err := h.end(logical.RevokeOperation, lease)
-	require.Nil(h.t, resp, "a revoke answers with nothing or an error: Vault treats a response with care")
+	require.Nil(h.t, resp, "a revocation returns no response")
 	return err
 }
 
-// tick is what Vault's rollback tick starts, but the WAL's entries count as old
-// enough, and what OpenAI does not find counts as deleted.
+// tick does the work that Vault's rollback tick starts, but WAL entries of any age are
+// due, and every 404 is final.
 func (h *harness) tick() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
@@ -371,15 +369,14 @@ func (h *harness) tick() {
 	}
 }
 
-// final makes what OpenAI does not find count as deleted, whatever its age, until
-// restore.
+// final makes every 404 final, whatever the age of the account or key, until restore.
 func (h *harness) final() (restore func()) {
 	b := h.b
 	b.settling.Store(0)
 	return func() { b.settling.Store(int64(notFinalBefore)) }
 }
 
-// rollback is Vault's rollback tick itself, and the end of what it started.
+// rollback sends Vault's rollback tick and waits for the work that it starts.
 func (h *harness) rollback() {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
@@ -390,7 +387,7 @@ func (h *harness) rollback() {
 	h.settle()
 }
 
-// settle waits for what the last tick started.
+// settle waits for the work that the last tick started.
 func (h *harness) settle() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
@@ -400,7 +397,7 @@ func (h *harness) settle() {
 	}
 }
 
-// WAL returns the entries of the WAL.
+// walEntries returns the IDs of the WAL entries.
 func (h *harness) walEntries() []string {
 	h.t.Helper()
 	ids, err := framework.ListWAL(context.Background(), h.storage.inner)
@@ -408,7 +405,7 @@ func (h *harness) walEntries() []string {
 	return ids
 }
 
-// checkSecrets looks for every key that the simulator ever made.
+// checkSecrets searches logs, errors, events and reads for every key of the simulator.
 func (h *harness) checkSecrets() {
 	h.storage.heal()
 	texts := map[string]string{"log": h.log.String(), "errors": strings.Join(h.said, "\n"), "events": h.told.text()}
@@ -420,7 +417,7 @@ func (h *harness) checkSecrets() {
 			texts[at+" read"] = fmt.Sprint(resp.Data)
 		}
 	}
-	// A text is read once, not once for each of a thousand keys.
+	// Read each text once, not once for each of a thousand keys.
 	const begins = "sk-"
 	secrets := map[string][]string{} // by their first characters
 	for _, secret := range h.sim.Secrets() {
@@ -441,8 +438,8 @@ func (h *harness) checkSecrets() {
 	}
 }
 
-// onlyLeased fails the test unless exactly the accounts of these leases are
-// alive and the WAL is empty.
+// onlyLeased fails the test unless OpenAI has only the accounts of these leases and the
+// WAL is empty.
 func (h *harness) onlyLeased(leases ...*logical.Response) {
 	h.t.Helper()
 	var want, alive []string
@@ -452,11 +449,11 @@ func (h *harness) onlyLeased(leases ...*logical.Response) {
 	for _, a := range h.sim.Accounts() {
 		alive = append(alive, a.ID)
 	}
-	require.ElementsMatch(h.t, want, alive, "accounts alive at OpenAI")
+	require.ElementsMatch(h.t, want, alive, "accounts at OpenAI")
 	require.Empty(h.t, h.walEntries(), "the WAL")
 }
 
-// throughJSON is what a map looks like after a trip through storage or wire.
+// throughJSON encodes a map as JSON and decodes it, as storage and HTTP do.
 func throughJSON(t *testing.T, data map[string]any) map[string]any {
 	t.Helper()
 	if data == nil {
@@ -489,7 +486,7 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// adminKeyIDs returns the IDs of the admin keys alive.
+// adminKeyIDs returns the IDs of the valid admin keys.
 func (h *harness) adminKeyIDs() []string {
 	var ids []string
 	for _, k := range h.sim.AdminKeys() {
@@ -499,7 +496,7 @@ func (h *harness) adminKeyIDs() []string {
 	return ids
 }
 
-// role writes the role "app" again, in the project of the harness.
+// role replaces the role "app", in the harness's project.
 func (h *harness) role(data map[string]any) *logical.Response {
 	h.t.Helper()
 	h.must(h.remove("roles/app"))
@@ -510,8 +507,8 @@ func (h *harness) role(data map[string]any) *logical.Response {
 	return h.must(h.write("roles/app", all))
 }
 
-// adopted makes a service account as a person would, and "app" a role that
-// leases its keys. It returns the account's ID.
+// adopted creates a service account outside the engine and makes "app" a role that leases
+// its keys. It returns the account's ID.
 func (h *harness) adopted(data map[string]any) string {
 	h.t.Helper()
 	id := h.sim.AddServiceAccount(h.project, "batch")
@@ -523,8 +520,8 @@ func (h *harness) adopted(data map[string]any) string {
 	return id
 }
 
-// onlyKeys fails the test unless an adopted account is there and nothing else
-// but the keys of these leases is alive, and the WAL is empty.
+// onlyKeys fails the test unless OpenAI has only the adopted account and the keys of
+// these leases, and the WAL is empty.
 func (h *harness) onlyKeys(account string, leases ...*logical.Response) {
 	h.t.Helper()
 	var want, alive []string
@@ -534,13 +531,13 @@ func (h *harness) onlyKeys(account string, leases ...*logical.Response) {
 	for _, k := range h.sim.Keys() {
 		alive = append(alive, k.ID)
 	}
-	require.Equal(h.t, []string{account}, h.alive(), "accounts alive at OpenAI")
-	require.ElementsMatch(h.t, want, alive, "keys alive at OpenAI")
+	require.Equal(h.t, []string{account}, h.alive(), "accounts at OpenAI")
+	require.ElementsMatch(h.t, want, alive, "valid keys at OpenAI")
 	require.Empty(h.t, h.walEntries(), "the WAL")
 }
 
-// renew sends a renewal as Vault does for a lease of that age, and returns the
-// lease as Vault then keeps it; nil after an error.
+// renew sends the renewal of a lease of that age as Vault does, and returns the lease as
+// Vault then stores it, or the error.
 func (h *harness) renew(ctx context.Context, lease *logical.Response, age, increment time.Duration) (*logical.Response, error) {
 	h.t.Helper()
 	secret := *lease.Secret
@@ -555,20 +552,20 @@ func (h *harness) renew(ctx context.Context, lease *logical.Response, age, incre
 	}
 	renewed := h.stored(resp)
 	renewed.Secret.IssueTime = secret.IssueTime
-	// Vault makes its own of what it is told.
+	// Vault calculates its own TTL from the response.
 	renewed.Secret.TTL, _, err = framework.CalculateTTL(h.system, increment, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, secret.IssueTime)
 	require.NoError(h.t, err)
 	return renewed, nil
 }
 
-// sendAlone sends a request by a transport of its own. When a test server closes, it
-// closes the idle connections of the default transport, and with that may end what
-// another test began in a bubble.
+// sendAlone sends a request with its own transport. A test server that closes also closes
+// the idle connections of the default transport, which can break a request of another
+// test in a bubble.
 func sendAlone(req *http.Request) (*http.Response, error) {
 	return (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 }
 
-// inference calls the inference side with a leased key and returns the status.
+// inference calls the inference API with a leased key and returns the status.
 func (h *harness) inference(lease *logical.Response, method, route string) int {
 	h.t.Helper()
 	req, err := http.NewRequestWithContext(h.t.Context(), method, h.sim.URL()+route, nil)
@@ -580,7 +577,7 @@ func (h *harness) inference(lease *logical.Response, method, route string) int {
 	return resp.StatusCode
 }
 
-// bodies keeps the body of each request from now on.
+// bodies records the body of each request from now on.
 func (h *harness) bodies() func() []string {
 	var mu sync.Mutex
 	var all []string
@@ -591,7 +588,7 @@ func (h *harness) bodies() func() []string {
 		if len(body) > 0 {
 			all = append(all, r.Method+" "+string(body))
 		}
-		return false // it never strikes
+		return false // observes only
 	}})
 	return func() []string {
 		mu.Lock()
@@ -600,7 +597,7 @@ func (h *harness) bodies() func() []string {
 	}
 }
 
-// routes is what was called since the last ResetRequests, in order.
+// routes returns the calls since the last ResetRequests, in order.
 func (h *harness) routes() []string {
 	var all []string
 	for _, r := range h.sim.Requests() {
@@ -609,8 +606,8 @@ func (h *harness) routes() []string {
 	return all
 }
 
-// about fails the test unless a time in an answer is want, but for the second or
-// so by which the clocks of engine and simulator are cut differently.
+// about fails the test unless a time in a response is near want. The engine and the
+// simulator truncate their clocks differently.
 func about(t *testing.T, want time.Time, text any) {
 	t.Helper()
 	got, err := time.Parse(time.RFC3339, fmt.Sprint(text))
@@ -618,7 +615,7 @@ func about(t *testing.T, want time.Time, text any) {
 	require.WithinDuration(t, want, got, 30*time.Second)
 }
 
-// ear is the server's end of events and observations.
+// ear receives events and observations in place of Vault.
 type ear struct {
 	mu           sync.Mutex
 	refusal      error
@@ -668,7 +665,7 @@ func (e *ear) text() string {
 	return e.all.String()
 }
 
-// heard waits for an event and its observation, and forgets them.
+// heard waits for an event and its observation, and removes them.
 func (e *ear) heard(t *testing.T, kind string) map[string]string {
 	t.Helper()
 	var event map[string]string
@@ -685,11 +682,11 @@ func (e *ear) heard(t *testing.T, kind string) map[string]string {
 		delete(e.events, kind)
 		delete(e.observations, kind)
 		return true
-	}, time.Minute, 5*time.Millisecond, "nothing was told of %s", kind)
+	}, time.Minute, 5*time.Millisecond, "no event %s", kind)
 	return event
 }
 
-// lines are what was logged with a message.
+// lines returns the log lines with a message.
 func (h *harness) lines(message string) (found []map[string]any) {
 	h.t.Helper()
 	for line := range strings.Lines(h.log.String()) {
@@ -750,8 +747,7 @@ func (h *harness) alive() []string {
 	return ids
 }
 
-// account makes a service account as an engine would whose answer never
-// reached Vault.
+// account creates a service account like a request whose response never reached Vault.
 func (h *harness) account(project, name string, expiry time.Duration) string {
 	h.t.Helper()
 	made, _, err := h.api().CreateServiceAccount(h.t.Context(), project, name, expiry)
@@ -766,7 +762,7 @@ func (h *harness) api() *client.Client {
 	return snap.api
 }
 
-// ours returns a name that bears the mount tag.
+// ours returns a name with the mount tag.
 func (h *harness) ours() string {
 	h.t.Helper()
 	tag, err := getTag(h.t.Context(), h.storage.inner)
@@ -776,7 +772,7 @@ func (h *harness) ours() string {
 	return "vault-app-" + tag + random
 }
 
-// orphan makes an account of this mount whose key is dead and which is old.
+// orphan creates an old account of this mount whose key has expired.
 func (h *harness) orphan() string {
 	h.t.Helper()
 	id := h.account(h.project, h.ours(), time.Minute)
@@ -784,7 +780,7 @@ func (h *harness) orphan() string {
 	return id
 }
 
-// anotherMount is a second mount at the same organization.
+// anotherMount is a second mount for the same organization.
 func (h *harness) anotherMount() *harness {
 	h.t.Helper()
 	other := &harness{t: h.t, sim: h.sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{}, system: h.system, manager: h.manager, project: h.project, offset: h.offset}
@@ -800,8 +796,7 @@ func (h *harness) recorded() []string {
 	return ids
 }
 
-// key makes a key of an account as an engine would whose answer never reached
-// Vault.
+// key creates a key of an account like a request whose response never reached Vault.
 func (h *harness) key(account, name string, expiry time.Duration) string {
 	h.t.Helper()
 	made, err := h.api().CreateServiceAccountKey(h.t.Context(), h.project, account, name, nil, expiry)
@@ -809,7 +804,7 @@ func (h *harness) key(account, name string, expiry time.Duration) string {
 	return made.ID
 }
 
-// keysThere returns the IDs of all keys that OpenAI lists, dead ones included.
+// keysThere returns the IDs of all keys that OpenAI lists, including expired ones.
 func (h *harness) keysThere() []string {
 	h.t.Helper()
 	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
@@ -821,7 +816,7 @@ func (h *harness) keysThere() []string {
 	return ids
 }
 
-// keyEnd is the end of the one key alive.
+// keyEnd returns the expiry of the only valid key.
 func (h *harness) keyEnd() time.Time {
 	h.t.Helper()
 	keys := h.sim.Keys()
@@ -829,7 +824,7 @@ func (h *harness) keyEnd() time.Time {
 	return keys[0].ExpiresAt
 }
 
-// entries is all that storage holds, as text.
+// entries returns the content of storage as text.
 func (h *harness) entries() string {
 	h.t.Helper()
 	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
@@ -843,19 +838,19 @@ func (h *harness) entries() string {
 	return all.String()
 }
 
-// inBubble runs a test in a bubble, on a simulator outside of it whose clock is
-// the bubble's.
+// inBubble runs a test in a synctest bubble, with a simulator outside it that uses the
+// bubble's clock.
 func inBubble(t *testing.T, opts openaitest.Options, test func(t *testing.T, h *harness)) {
 	t.Helper()
-	// Each request gets a connection of its own: one that is kept open would
-	// keep the bubble's time from passing, since somebody reads from it.
+	// Each request has its own connection: a pending read of an idle one would stop the
+	// bubble's time.
 	var clock atomic.Int64
 	opts.Clock = func() time.Time { return time.Unix(0, clock.Load()) }
-	clock.Store(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()) // when bubbles begin
+	clock.Store(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()) // the start of a bubble
 	sim := openaitest.New(opts)
 	server := httptest.NewUnstartedServer(sim)
 	server.Config.SetKeepAlivesEnabled(false)
-	// Nor may one stay open that was made for a request which ended meanwhile.
+	// The same applies to a connection whose request was canceled.
 	server.Config.ReadHeaderTimeout = 10 * time.Second
 	server.Start()
 	defer server.Close()
@@ -891,12 +886,12 @@ func inBubble(t *testing.T, opts openaitest.Options, test func(t *testing.T, h *
 		h.checkSecrets()
 	})
 	for _, leak := range sim.Leaks() {
-		t.Errorf("left alive at the simulated OpenAI: %s", leak)
+		t.Errorf("left at the simulated OpenAI: %s", leak)
 	}
 }
 
-// vaultRevokes does with a lease that has ended what Vault does, and returns how
-// often it tried; over vaultAttempts the lease is irrevocable.
+// vaultRevokes revokes an expired lease as Vault does and returns the number of attempts;
+// over vaultAttempts, the lease is irrevocable.
 func (h *harness) vaultRevokes(lease *logical.Response, slots chan struct{}) (attempts int) {
 	for {
 		slots <- struct{}{}
@@ -919,12 +914,12 @@ func (h *harness) vaultRevokes(lease *logical.Response, slots chan struct{}) (at
 	}
 }
 
-// rotationManager is Vault's rotation manager, or what stands in its place.
+// rotationManager fakes Vault's rotation manager and system view.
 type rotationManager struct {
 	*logical.StaticSystemView
 
 	mu       sync.Mutex
-	refusal  error // what every call is answered with; nil is Enterprise
+	refusal  error // the error of every call; nil on Enterprise
 	jobs     map[string]rotation.RotationJobConfigureRequest
 	asked    int
 	unasked  int
@@ -961,8 +956,8 @@ func (m *rotationManager) Tainted() bool {
 	return m.tainting || m.TaintedVal
 }
 
-// PluginEnv is asked for beside the requests, when a test may be changing another
-// field: StaticSystemView's methods copy them all.
+// PluginEnv is also called in the background, while a test may change another field:
+// StaticSystemView's methods copy all fields.
 func (m *rotationManager) PluginEnv(context.Context) (*logical.PluginEnvironment, error) {
 	return m.PluginEnvironment, nil
 }
@@ -1008,7 +1003,7 @@ func (m *rotationManager) calls() (asked, unasked int) {
 	return m.asked, m.unasked
 }
 
-// rotateByVault is the rotation manager's call.
+// rotateByVault sends the rotation manager's request.
 func (h *harness) rotateByVault() error {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RotationOperation, Path: "config", Storage: h.storage, MountPoint: "openai/"})
@@ -1016,8 +1011,8 @@ func (h *harness) rotateByVault() error {
 	return err
 }
 
-// runSchedule looks at the schedule as the worker does, and survives the death
-// of the process.
+// runSchedule checks the schedule like the worker, and recovers from a crash of the
+// process.
 func (h *harness) runSchedule() {
 	h.t.Helper()
 	defer func() {
@@ -1054,7 +1049,7 @@ func (h *harness) time(field string) time.Time {
 	return at
 }
 
-// oneAdminKey ends the grace period and checks that only the stored key lives.
+// oneAdminKey ends the grace period and checks that only the stored key is valid.
 func (h *harness) oneAdminKey() {
 	h.t.Helper()
 	h.advance(defaultRotationGrace + time.Second)
@@ -1101,7 +1096,7 @@ func (h *harness) keyOf(name string) string {
 	return h.staticCreds(name)["api_key_id"].(string)
 }
 
-// standing reports a static role whose key is not alive.
+// standing returns an error if the key of a static role is invalid.
 func (h *harness) standing() error {
 	names, err := h.storage.inner.List(context.Background(), staticStoragePrefix)
 	if err != nil {
@@ -1113,18 +1108,18 @@ func (h *harness) standing() error {
 			return err
 		}
 		if !slices.ContainsFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.Value == r.Current.Value.Reveal() }) {
-			return fmt.Errorf("the key %s of static role %s is dead", r.Current.ID, name)
+			return fmt.Errorf("the key %s of static role %s is invalid", r.Current.ID, name)
 		}
 	}
 	return nil
 }
 
-// settled works off the WAL and ends the overlap: exactly what is stored is
-// left, it works, and so does the next rotation.
+// settled processes the WAL and ends the overlap, then checks that only the stored
+// credentials are left and work, and that the role can be rotated and deleted.
 func (h *harness) settled(name string, others ...string) {
 	h.t.Helper()
 	h.tick()
-	h.advance(2 * time.Second) // a key that OpenAI would not delete has expired
+	h.advance(2 * time.Second) // a key that OpenAI does not delete expires
 	h.onlyStatic(others...)
 	r, err := getStaticRole(context.Background(), h.storage, name)
 	require.NoError(h.t, err)
@@ -1140,8 +1135,8 @@ func (h *harness) settled(name string, others ...string) {
 	h.gone(name, others...)
 }
 
-// withStatic is configured without the role "app", and with the passes over the
-// static roles in the test's hands: none runs unless the test says so.
+// withStatic is configured without the role "app". The static worker runs only if the
+// test starts it.
 func withStatic(t *testing.T, opts openaitest.Options) *harness {
 	t.Helper()
 	h := newHarness(t, opts)
@@ -1176,7 +1171,7 @@ func (h *harness) static(name string, more fields) *logical.Response {
 	return h.must(h.write("static-roles/"+name, data))
 }
 
-// adoptStatic makes an account as a person would and a static role that adopts it.
+// adoptStatic creates an account outside the engine, and a static role that adopts it.
 func (h *harness) adoptStatic(name string, more fields) (account string) {
 	h.t.Helper()
 	account = h.sim.AddServiceAccount(h.project, "by hand for "+name)
@@ -1194,7 +1189,7 @@ func (h *harness) staticRole(name string) fields {
 func (h *harness) staticCreds(name string) fields {
 	h.t.Helper()
 	resp := h.must(h.read("static-creds/" + name))
-	require.Nil(h.t, resp.Secret, "there is no lease")
+	require.Nil(h.t, resp.Secret, "static credentials have no lease")
 	return resp.Data
 }
 
@@ -1210,7 +1205,7 @@ func (h *harness) staticTime(name, field string) time.Time {
 	return at
 }
 
-// keep is a pass that waits for nothing.
+// keep runs the static worker immediately.
 func (h *harness) keep() {
 	h.t.Helper()
 	h.b.static.until.Store(0)
@@ -1225,7 +1220,7 @@ func (h *harness) accepted(key string) bool {
 	return callSim(h, http.MethodGet, "/models", key, "", nil) == http.StatusOK
 }
 
-// liveKeys are those of all project keys alive.
+// liveKeys returns the IDs of all valid project keys.
 func (h *harness) liveKeys() []string {
 	ids := []string{}
 	for _, k := range h.sim.Keys() {
@@ -1242,9 +1237,8 @@ func (h *harness) liveAccounts() []string {
 	return ids
 }
 
-// onlyStatic fails the test unless exactly what the stored static roles name is
-// alive, besides these accounts, the keys that they hand out work, and the
-// WAL is empty.
+// onlyStatic fails the test unless OpenAI has only these accounts and what the stored
+// static roles name, the keys that the roles return work, and the WAL is empty.
 func (h *harness) onlyStatic(others ...string) {
 	h.t.Helper()
 	names, err := h.storage.List(context.Background(), staticStoragePrefix)
@@ -1261,8 +1255,8 @@ func (h *harness) onlyStatic(others ...string) {
 		}
 		require.True(h.t, h.accepted(h.staticCreds(name)["api_key"].(string)), "the key of %s works", name)
 	}
-	require.ElementsMatch(h.t, accounts, h.liveAccounts(), "accounts alive at OpenAI")
-	require.ElementsMatch(h.t, keys, h.liveKeys(), "keys alive at OpenAI")
+	require.ElementsMatch(h.t, accounts, h.liveAccounts(), "accounts at OpenAI")
+	require.ElementsMatch(h.t, keys, h.liveKeys(), "valid keys at OpenAI")
 	require.Empty(h.t, h.walEntries(), "the WAL")
 }
 
@@ -1281,31 +1275,31 @@ func (h *harness) delayOf(name string) time.Duration {
 	return time.Duration(h.staticRole(name)["revocation_delay"].(int64)) * time.Second
 }
 
-// untaint is the end of a move.
+// untaint ends a move.
 func (m *rotationManager) untaint() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tainting = false
 }
 
-// rollbackOnly is Vault's tick, without a wait for what it starts.
+// rollbackOnly sends Vault's tick without waiting for the work that it starts.
 func (h *harness) rollbackOnly() {
 	_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
 	h.hear(nil, err)
 }
 
-// unmount is what Vault does when a mount is disabled.
+// unmount disables the mount as Vault does.
 func (h *harness) unmount() {
 	h.t.Helper()
 	h.manager.taint()
-	h.releaseStatic() // the test's
+	h.releaseStatic() // undoes holdStatic
 	h.rollbackOnly()
 	ctx, gone := context.WithCancel(context.Background())
-	gone() // the client may have left
+	gone() // the client may have disconnected
 	h.b.Cleanup(ctx)
 }
 
-// made is the ID of the key that a made account was born with.
+// made returns the ID of the first key of an account that the engine created.
 func (h *harness) made(name string) string {
 	h.t.Helper()
 	account := h.staticRole(name)["service_account_id"]
@@ -1313,7 +1307,7 @@ func (h *harness) made(name string) string {
 	return h.sim.Keys()[i].ID
 }
 
-// ticking is Vault's rollback tick, once a minute of a bubble.
+// ticking sends Vault's rollback tick once a minute in a bubble.
 func (h *harness) ticking() (stop func()) {
 	ticking, cancel := context.WithCancel(context.Background())
 	var ticks sync.WaitGroup
@@ -1330,7 +1324,7 @@ func (h *harness) ticking() (stop func()) {
 	return func() { cancel(); ticks.Wait(); h.b.Cleanup(context.Background()); h.sim.KeepAll() }
 }
 
-// steals uses a key every five seconds for a time.
+// steals uses an admin key every five seconds for a duration.
 func (h *harness) steals(key string, d time.Duration) {
 	h.t.Helper()
 	for ; d > 0; d -= 5 * time.Second {
@@ -1344,8 +1338,8 @@ func (h *harness) warnings(at string) string {
 	return strings.Join(h.must(h.read(at)).Warnings, " ")
 }
 
-// inStorage0 stores a grace period of 0 as an earlier version did, which kept a key
-// all the same.
+// inStorage0 stores a grace period of 0 like an earlier version, which still kept the
+// key.
 func (h *harness) inStorage0() {
 	h.t.Helper()
 	cfg, err := getConfig(h.t.Context(), h.storage)
@@ -1354,7 +1348,7 @@ func (h *harness) inStorage0() {
 	require.NoError(h.t, h.b.amendConfig(h.t.Context(), h.storage, cfg))
 }
 
-// ended disables a mount, or deletes its config, and returns what that says.
+// ended disables a mount, or deletes its config, and returns the log or warnings.
 func (h *harness) ended(what string) string {
 	h.t.Helper()
 	if what == "delete" {
@@ -1366,8 +1360,7 @@ func (h *harness) ended(what string) string {
 	return h.log.String()
 }
 
-// callWith calls the Admin API with a key as somebody else would, and returns the
-// status.
+// callWith calls the Admin API with a key outside the engine and returns the status.
 func (h *harness) callWith(adminKey string) int {
 	h.t.Helper()
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.sim.URL()+"/organization/admin_api_keys", nil)
@@ -1379,7 +1372,7 @@ func (h *harness) callWith(adminKey string) int {
 	return resp.StatusCode
 }
 
-// adminKeyValue is the value of the admin active key.
+// adminKeyValue is the value of the active admin key.
 func (h *harness) adminKeyValue() string {
 	h.t.Helper()
 	cfg, err := getConfig(h.t.Context(), h.storage)
@@ -1398,7 +1391,7 @@ func (h *harness) rollbackAdminKey(name string, created time.Time) error {
 	return h.b.rollbackAdminKey(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, adminKeyEntry{Version: 1, Name: name, CreatedAt: created}, 0)
 }
 
-// unseenBefore has a listing of some minutes ago have shown nothing of that name.
+// unseenBefore records that a listing some minutes ago did not show this name.
 func (h *harness) unseenBefore(name string) {
 	h.b.unseen.confirmed(name, time.Now(), time.Hour)
 	h.b.unseen.mu.Lock()
@@ -1406,7 +1399,7 @@ func (h *harness) unseenBefore(name string) {
 	h.b.unseen.since[name] = time.Now().Add(-notFinalBefore)
 }
 
-// keyless makes accounts of this mount that have no key.
+// keyless creates accounts of this mount without a key.
 func (h *harness) keyless(n int) (ids []string) {
 	h.t.Helper()
 	for range n {
@@ -1415,8 +1408,8 @@ func (h *harness) keyless(n int) (ids []string) {
 	return ids
 }
 
-// listing makes a server, from now on, show only those keys of the project that
-// show allows, and say that this is all.
+// listing makes OpenAI list only those keys of the project that show selects, as a
+// complete listing.
 func (h *harness) listing(show func(client.ProjectKey) bool) (cancel func()) {
 	h.t.Helper()
 	keys, err := h.api().ListProjectKeys(h.t.Context(), h.project)
@@ -1437,11 +1430,11 @@ func (h *harness) listed(data []any) (cancel func()) {
 	return h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Kind: openaitest.FaultGarbageBefore, Body: string(body)})
 }
 
-// oldEnough lets pass what an account without a key must be older than.
+// oldEnough advances past the age at which an account without a key is an orphan.
 func (h *harness) oldEnough() { h.advance(defaultMaxTTL + expiryMargin + clockSlack + time.Second) }
 
-// tidyTwice starts two runs that are far enough apart to agree, and returns the
-// status of the second.
+// tidyTwice starts two runs, far enough apart for the second to confirm the first, and
+// returns the status of the second.
 func (h *harness) tidyTwice() map[string]any {
 	h.t.Helper()
 	h.tidy(true)
@@ -1449,7 +1442,7 @@ func (h *harness) tidyTwice() map[string]any {
 	return h.tidy(true)
 }
 
-// failed is a run that finds this route out of order.
+// failed runs tidy while this route fails.
 func (h *harness) failed(route string) {
 	h.t.Helper()
 	cancel := h.sim.Fail(openaitest.Fault{Route: route, Status: 403})
@@ -1457,20 +1450,20 @@ func (h *harness) failed(route string) {
 	cancel()
 }
 
-// begin is what Vault does first when it disables or moves a mount.
+// begin starts to disable or move the mount as Vault does.
 func (h *harness) begin() {
 	h.t.Helper()
 	h.manager.taint()
-	h.releaseStatic() // the test's
+	h.releaseStatic() // undoes holdStatic
 	h.rollbackOnly()
 }
 
-// refusesOnce has OpenAI refuse the next delete.
+// refusesOnce makes OpenAI refuse the next delete.
 func (h *harness) refusesOnce() {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 }
 
-// works fails the test unless the static role's key is there after a restart and
+// works fails the test unless OpenAI accepts the static role's key after a restart and
 // the end of the taint.
 func (h *harness) works() {
 	h.t.Helper()
@@ -1482,14 +1475,14 @@ func (h *harness) works() {
 	h.sim.KeepAll()
 }
 
-// tickAt sends Vault's tick to a mount elsewhere.
+// tickAt sends Vault's tick to a mount at another path.
 func (h *harness) tickAt(mountPoint string) {
 	h.t.Helper()
 	_, err := h.b.HandleRequest(h.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: mountPoint})
 	require.NoError(h.t, err)
 }
 
-// shows is what a read shows of an entry that a write can have changed.
+// shows returns the fields of a read that only a write changes.
 func (h *harness) shows(at string) map[string]any {
 	h.t.Helper()
 	data := maps.Clone(h.must(h.read(at)).Data)

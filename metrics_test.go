@@ -26,8 +26,8 @@ import (
 	"vault-plugin-secrets-openai/internal/metrics"
 )
 
-// series are values by name and labels, as Prometheus writes them; those of a
-// histogram are its counts.
+// series are values by name and labels in the Prometheus format; the value of a histogram
+// is its count.
 type series map[string]float64
 
 // of returns the series of a name without prefix, with any labels.
@@ -218,7 +218,7 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	require.Equal(t, 1.0, now.one(t, `static_missing_total{missing="api_key",static_role="batch"}`))
 	require.Equal(t, 1.0, now.one(t, "static_roles_missing"))
 	keep()
-	require.Zero(t, look().one(t, "static_roles_missing"), "the rotation has replaced it")
+	require.Zero(t, look().one(t, "static_roles_missing"), "the rotation replaces the key")
 
 	// The admin key.
 	require.Empty(t, now.of("admin_key_next_rotation_timestamp_seconds"))
@@ -259,7 +259,7 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 			require.NotEqual(t, "map[]", strings.Join(slices.Collect(maps.Keys(seen)), ""), name)
 			continue
 		}
-		require.Greater(t, len(seen), 1, "%s has never moved: %v", name, seen)
+		require.Greater(t, len(seen), 1, "%s never changed: %v", name, seen)
 	}
 }
 
@@ -299,7 +299,7 @@ func TestMetrics_AvailableWithoutAConfigAndStorage(t *testing.T) {
 	h := newHarness(t, openaitest.Options{})
 	now := h.measured()
 	require.Equal(t, 1.0, now.one(t, fmt.Sprintf(`build_info{go_version=%q,version=%q}`, runtime.Version(), strings.TrimPrefix(version, "v"))))
-	require.Empty(t, now.of("admin_key_last_rotation_timestamp_seconds"), "what is not known is not said")
+	require.Empty(t, now.of("admin_key_last_rotation_timestamp_seconds"), "unknown values are omitted")
 	require.Empty(t, now.of("static_roles"))
 
 	resp, err := h.b.metricsRead(t.Context(), &logical.Request{Storage: &watchedStorage{Storage: h.storage, get: func(string) error { return errStorage }}, MountPoint: "openai/"}, &framework.FieldData{Schema: h.b.pathMetrics().Fields})
@@ -378,7 +378,7 @@ func listen(t *testing.T) (addr string, heard func(want ...string) string) {
 		require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
 		for slices.ContainsFunc(want, func(w string) bool { return !regexp.MustCompile("(?m)^" + w).MatchString(all.String()) }) {
 			n, _, err := conn.ReadFrom(packet)
-			require.NoError(t, err, "not heard: %q in\n%s", want, all.String())
+			require.NoError(t, err, "not received: %q in\n%s", want, all.String())
 			all.Write(packet[:n])
 			all.WriteByte('\n')
 		}
@@ -442,7 +442,7 @@ func TestMetrics_TheDocumentationNamesThemAll(t *testing.T) {
 				labels = " (`" + strings.Join(d.Labels, "`, `") + "`)"
 			}
 			fmt.Fprintf(&table, "- `%s`%s: %s\n", d.Name, labels, d.Help)
-			// The page's rule for the name at statsd.
+			// The page's rule for statsd names.
 			pushed := strings.TrimSuffix(d.Name, map[string]string{"counter": "_total", "gauge": "", "histogram": "_seconds"}[kind])
 			require.Equal(t, "vault.openai."+strings.TrimPrefix(pushed, metrics.Prefix), d.PushedName())
 		}

@@ -21,7 +21,7 @@ func TestConfig_AdminKeyAloneIsEnough(t *testing.T) {
 
 	resp, err := h.read("config")
 	require.NoError(t, err)
-	require.Nil(t, resp, "Vault's own 404, with which its command line exits with 2")
+	require.Nil(t, resp, "Vault answers 404, and its CLI exits with 2")
 	require.Contains(t, h.refused(h.write("tidy", nil)), "vault write openai/config admin_api_key=@admin-key.txt")
 
 	h.must(h.write("config", map[string]any{"admin_api_key": key + "\n", "api_endpoint": h.sim.URL() + "/"}))
@@ -100,9 +100,9 @@ func TestConfig_ARejectedWriteChangesNothing(t *testing.T) {
 		"not the API":          {map[string]any{"admin_api_key": good, "api_endpoint": html.URL}, []string{"does not serve the Admin API"}},
 		"no version in path":   {map[string]any{"admin_api_key": good, "api_endpoint": strings.TrimSuffix(h.sim.URL(), "/v1")}, []string{"does not serve the Admin API", "404"}},
 		"wrong organization":   {map[string]any{"organization_id": "org-other"}, []string{"organization_id does not match the organization of this admin_api_key"}},
-		"someone else's id":    {map[string]any{"admin_api_key_id": otherID}, []string{"admin_api_key_id", "not the ID of this admin key"}},
+		"another key's ID":     {map[string]any{"admin_api_key_id": otherID}, []string{"admin_api_key_id", "not the ID of this admin key"}},
 		"ambiguous":            {map[string]any{"admin_api_key": lookalikeKey}, []string{"matches several admin keys", "admin_api_key_id"}},
-		"endpoint alone":       {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"requires admin_api_key"}},
+		"endpoint without key": {map[string]any{"api_endpoint": "https://elsewhere.example/v1"}, []string{"requires admin_api_key"}},
 		"empty key":            {map[string]any{"admin_api_key": ""}, []string{"admin_api_key is empty"}},
 		"key with a space":     {map[string]any{"admin_api_key": "sk-admin a"}, []string{"admin_api_key contains a space"}},
 		"key with a NUL":       {map[string]any{"admin_api_key": "sk-admin\x00a"}, []string{"control character"}},
@@ -115,11 +115,11 @@ func TestConfig_ARejectedWriteChangesNothing(t *testing.T) {
 		"huge CA":              {map[string]any{"ca_cert": strings.Repeat("k", 1<<20)}, []string{"ca_cert", "limit"}},
 		"negative grace":       {map[string]any{"rotation_grace_period": "-5m"}, []string{"rotation_grace_period"}},
 		"overflowing grace":    {map[string]any{"rotation_grace_period": "99999999999h"}, []string{"rotation_grace_period"}},
-		"no concurrency":       {map[string]any{"max_concurrent_requests": 0}, []string{"max_concurrent_requests", "4 and 1024"}},
-		"endless grace":        {map[string]any{"rotation_grace_period": "169h"}, []string{"rotation_grace_period", "168h"}},
-		"no timeout":           {map[string]any{"request_timeout": 0}, []string{"request_timeout"}},
+		"zero concurrency":     {map[string]any{"max_concurrent_requests": 0}, []string{"max_concurrent_requests", "4 and 1024"}},
+		"long grace":           {map[string]any{"rotation_grace_period": "169h"}, []string{"rotation_grace_period", "168h"}},
+		"zero timeout":         {map[string]any{"request_timeout": 0}, []string{"request_timeout"}},
 		"timeout over budget":  {map[string]any{"request_timeout": "2m"}, []string{"request_timeout", "1m0s"}},
-		"field of the future":  {map[string]any{"rotation_policy": "p"}, []string{"unknown field", "rotation_policy", "path-help"}},
+		"unknown field":        {map[string]any{"rotation_policy": "p"}, []string{"unknown field", "rotation_policy", "path-help"}},
 		"http":                 {map[string]any{"admin_api_key": good, "api_endpoint": "http://api.example/v1"}, []string{"must use https"}},
 		"user in the endpoint": {map[string]any{"admin_api_key": good, "api_endpoint": "https://a:b@api.example/v1"}, []string{"user name"}},
 		"query in endpoint":    {map[string]any{"admin_api_key": good, "api_endpoint": "https://api.example/v1?x=1"}, []string{"query"}},
@@ -133,7 +133,7 @@ func TestConfig_ARejectedWriteChangesNothing(t *testing.T) {
 			require.Equal(t, before, h.must(h.read("config")).Data)
 		})
 	}
-	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the engine goes on with the good key")
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the engine still uses the valid key")
 }
 
 func TestConfig_ErrorsDoNotQuoteANonStringKey(t *testing.T) {
@@ -226,7 +226,7 @@ func TestConfig_DeleteWarnsAndDeletesSupersededKeys(t *testing.T) {
 	resp := h.must(h.remove("config"))
 	said := strings.Join(resp.Warnings, " ")
 	require.Contains(t, said, "cannot revoke leases")
-	require.Contains(t, said, current, "nobody else knows of this key")
+	require.Contains(t, said, current, "the warning names the remaining key")
 	require.Equal(t, []string{current}, h.adminKeyIDs(), "the superseded key is deleted")
 	h.sim.Keep(current)
 
@@ -240,7 +240,7 @@ func TestConfig_DeleteWarnsAndDeletesSupersededKeys(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
 	h.rollback()
 	h.onlyLeased()
-	require.NoError(t, h.revoke(lease), "Vault keeps trying, too")
+	require.NoError(t, h.revoke(lease), "Vault's retry succeeds")
 }
 
 func TestConfig_TheMountTagOutlivesTheConfig(t *testing.T) {
@@ -266,7 +266,7 @@ func TestConfig_WritingAnotherKeySupersedesARotatedKey(t *testing.T) {
 	require.EqualValues(t, 2, h.must(h.read("config")).Data["superseded_admin_keys"])
 	h.advance(defaultRotationGrace + time.Second)
 	h.tick()
-	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is gone", made)
+	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is deleted", made)
 }
 
 func TestConfig_AnotherKeyOfTheSameOrganizationCausesNoWarning(t *testing.T) {
@@ -302,7 +302,7 @@ func TestConfig_RejectsAKeyWithoutAccessToTheRolesProjects(t *testing.T) {
 	require.Equal(t, 1, h.sim.Count(http.MethodGet, "/organization/projects"))
 	h.sim.ResetRequests()
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL(), "request_timeout": 20}))
-	require.Zero(t, h.sim.Count(http.MethodGet, "/organization/projects"), "nothing has changed")
+	require.Zero(t, h.sim.Count(http.MethodGet, "/organization/projects"), "neither key nor endpoint has changed")
 
 	// Without a response the key is not stored, unless skip_verify is set.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/projects", Status: 503})
@@ -372,7 +372,7 @@ func TestConfig_ASupersededKeyConfiguredAgainIsNotDeleted(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-// Storage deletes the config, but its answer is lost: nobody can ask again for what
+// Storage deletes the config, but its answer is lost. No later request can show what
 // remains at OpenAI.
 func TestConfig_ADeletionWhoseAnswerIsLostSaysWhatRemains(t *testing.T) {
 	t.Parallel()

@@ -31,7 +31,7 @@ func TestCreds_LeaseOfOneKey(t *testing.T) {
 
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, 1, h.sim.Count(http.MethodPost, routeAccounts))
-	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeModels), "it is tried once")
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeModels), "one probe")
 	require.Equal(t, 2, h.sim.Count("", ""), "one Admin API call per credential")
 	require.Equal(t, time.Hour, lease.Secret.TTL)
 	require.Equal(t, 24*time.Hour, lease.Secret.MaxTTL)
@@ -50,7 +50,7 @@ func TestCreds_LeaseOfOneKey(t *testing.T) {
 
 	end := accounts[0].Keys[0].ExpiresAt
 	require.Equal(t, end.Format(time.RFC3339), lease.Data["expires_at"])
-	require.WithinRange(t, end, time.Now().Add(24*time.Hour), time.Now().Add(24*time.Hour+5*time.Minute), "the key covers the longest life of its lease")
+	require.WithinRange(t, end, time.Now().Add(24*time.Hour), time.Now().Add(24*time.Hour+5*time.Minute), "the key covers the max_ttl of the lease")
 
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
@@ -66,7 +66,7 @@ func TestCreds_OneCallPerCredential(t *testing.T) {
 	}
 	require.Equal(t, n, h.sim.Count(http.MethodPost, routeAccounts))
 	require.Equal(t, n, h.sim.Count(http.MethodDelete, routeAccount))
-	require.Equal(t, n, h.sim.Count(http.MethodGet, routeModels), "each is tried once")
+	require.Equal(t, n, h.sim.Count(http.MethodGet, routeModels), "one probe for each")
 	require.Equal(t, 3*n, h.sim.Count("", ""))
 }
 
@@ -81,16 +81,16 @@ func TestCreds_TTL(t *testing.T) {
 		ttl, max time.Duration
 		warned   bool
 	}{
-		"none":               {nil, 0, time.Hour, 2 * time.Hour, false},
-		"zero":               {0, 0, time.Hour, 2 * time.Hour, false},
-		"number":             {600, 0, 10 * time.Minute, 2 * time.Hour, false},
-		"text":               {"600", 0, 10 * time.Minute, 2 * time.Hour, false},
-		"duration":           {"30m", 0, 30 * time.Minute, 2 * time.Hour, false},
-		"at the maximum":     {"2h", 0, 2 * time.Hour, 2 * time.Hour, false},
-		"over the maximum":   {"3h", 0, 2 * time.Hour, 2 * time.Hour, true},
-		"mount is shorter":   {"90m", 80 * time.Minute, 80 * time.Minute, 80 * time.Minute, true},
-		"role over mount":    {nil, 30 * time.Minute, 30 * time.Minute, 30 * time.Minute, true},
-		"mount is no matter": {"90m", 100 * time.Minute, 90 * time.Minute, 100 * time.Minute, false},
+		"none":             {nil, 0, time.Hour, 2 * time.Hour, false},
+		"zero":             {0, 0, time.Hour, 2 * time.Hour, false},
+		"number":           {600, 0, 10 * time.Minute, 2 * time.Hour, false},
+		"text":             {"600", 0, 10 * time.Minute, 2 * time.Hour, false},
+		"duration":         {"30m", 0, 30 * time.Minute, 2 * time.Hour, false},
+		"at the maximum":   {"2h", 0, 2 * time.Hour, 2 * time.Hour, false},
+		"over the maximum": {"3h", 0, 2 * time.Hour, 2 * time.Hour, true},
+		"mount is shorter": {"90m", 80 * time.Minute, 80 * time.Minute, 80 * time.Minute, true},
+		"role over mount":  {nil, 30 * time.Minute, 30 * time.Minute, 30 * time.Minute, true},
+		"mount is longer":  {"90m", 100 * time.Minute, 90 * time.Minute, 100 * time.Minute, false},
 	} {
 		h.tune(test.mountMax)
 		for _, op := range []logical.Operation{logical.ReadOperation, logical.UpdateOperation} {
@@ -105,14 +105,14 @@ func TestCreds_TTL(t *testing.T) {
 			lease := h.stored(resp)
 			end, err := time.Parse(time.RFC3339, lease.Data["expires_at"].(string))
 			require.NoError(t, err)
-			require.True(t, end.After(time.Now().Add(test.max)), "%s: the key ends before its lease can", name)
+			require.True(t, end.After(time.Now().Add(test.max)), "%s: the key expires before the lease can", name)
 			require.NoError(t, h.revoke(lease))
 		}
 	}
 
 	for _, bad := range []any{-1, "-1h", "soon", "", "1e400", "500ms", "1.5s", "99999999999999999999h", strings.Repeat("9", 1<<20), "\xff", []any{1}} {
 		if bad == "" {
-			continue // Vault reads an empty duration as none
+			continue // Vault treats an empty duration as unset
 		}
 		said := h.refused(h.do(t.Context(), logical.ReadOperation, "creds/app", map[string]any{"ttl": bad}))
 		require.Contains(t, said, "ttl")
@@ -177,7 +177,7 @@ func TestCreds_PermanentFailures(t *testing.T) {
 		"spend limit":       {openaitest.Fault{Status: 429, Message: "no money", Code: "project_spend_limit_exceeded"}, 429, "no money", 1},
 		"redirect":          {openaitest.Fault{Kind: openaitest.FaultRedirect, Header: http.Header{"Location": {"https://example.com/"}}}, 502, "redirects are not followed", 1},
 		"permission string": {openaitest.Fault{Status: 403, Body: `{"error":"Missing scopes: api.management.write."}`}, 0, "Missing scopes", 1},
-		"admin key dead":    {openaitest.Fault{Status: 401, Message: "Incorrect API key provided"}, 0, "Incorrect API key", 1},
+		"invalid admin key": {openaitest.Fault{Status: 401, Message: "Incorrect API key provided"}, 0, "Incorrect API key", 1},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -269,7 +269,7 @@ func TestCreds_ACanceledRequestLeavesNoCredential(t *testing.T) {
 			h.onlyLeased()
 		})
 	}
-	t.Run("before anything", func(t *testing.T) {
+	t.Run("before the first call", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		h.sim.ResetRequests()
@@ -345,7 +345,7 @@ func TestCreds_DiscardsAKeyWithoutAnExpiry(t *testing.T) {
 				"api_key":{"object":"organization.project.service_account.api_key","id":"key_x","name":"n","value":"sk-svcacct-endless","created_at":1767225600,"expires_at":` + end + `}}`})
 			_, err := h.read("creds/app")
 			require.ErrorContains(t, err, "OpenAI created a key that ")
-			require.ErrorContains(t, err, "the account is queued for deletion in the WAL", "it does not exist, but that is not final")
+			require.ErrorContains(t, err, "the account is queued for deletion in the WAL", "the 404 for this account is not final")
 			h.tick()
 			h.onlyLeased()
 		})

@@ -173,50 +173,50 @@ func TestRoles_Scopes(t *testing.T) {
 	for name, test := range map[string]struct {
 		scopes any
 		want   []string
-		said   string // refused
+		said   string // the error, "" if accepted
 	}{
-		"one":                      {"api.model.read", []string{"api.model.read"}, ""},
-		"text with commas":         {"b.read,a.read", []string{"b.read", "a.read"}, ""},
-		"and spaces":               {"b.read , a.read\n", []string{"b.read", "a.read"}, ""},
-		"a list":                   {[]any{"b.read", "a.read"}, []string{"b.read", "a.read"}, ""},
-		"a list with spaces":       {[]any{" b.read", "a.read "}, nil, "must not begin or end with a space"},
-		"a list with line breaks":  {[]any{"b.read\n", "a.read"}, []string{"b.read", "a.read"}, ""},
-		"twice":                    {"b.read,a.read,b.read", []string{"b.read", "a.read"}, ""},
-		"twice, with spaces":       {"b.read, b.read", []string{"b.read"}, ""},
-		"of another form":          {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI decides
-		"none":                     {"", []string{}, ""},
-		"an empty list":            {[]any{}, []string{}, ""},
-		"as many as may be":        {many(maxScopes), many(maxScopes), ""},
-		"once each is what counts": {append(many(maxScopes), many(maxScopes)...), many(maxScopes), ""},
-		"the longest":              {long, []string{long}, ""},
-		"an empty one":             {"a.read,,b.read", nil, "must not contain empty values"},
-		"an empty one at the end":  {"a.read,", nil, "must not contain empty values"},
-		"only commas":              {",,", nil, "must not contain empty values"},
-		"blank":                    {" ", nil, "must not begin or end with a space"},
-		"a list of nothing":        {[]any{""}, nil, "must not contain empty values"},
-		"a list of blanks":         {[]any{"a.read", "\t"}, nil, "must not contain empty values"},
-		"a list of null":           {[]any{nil}, nil, "must not contain empty values"},
-		"null":                     {nil, []string{"old.read", "old.write"}, ""},
-		"null as text":             {"null", nil, "must not contain null"},
-		"null as other text":       {"NULL", nil, "must not contain null"},
-		"an empty list as text":    {"[]", nil, "is not an identifier"},
-		"a bare list as text":      {"[a.read,b.read]", nil, "is not an identifier"},
-		"an object as text":        {"{}", nil, "is not an identifier"},
-		"single quotes":            {"'a.read'", nil, "is not an identifier"},
-		"an object":                {map[string]any{}, nil, "must be a list"},
-		"an object with something": {map[string]any{"a.read": true}, nil, "scopes"},
-		"a comma within":           {[]any{"a.read,b.read"}, nil, `"a.read,b.read" is not an identifier`},
-		"quotes":                   {`"a.read"`, nil, "is not an identifier"},
-		"a list as text":           {`["a.read","b.read"]`, nil, "is not an identifier"},
-		"a space within":           {"a.read b.read", nil, "is not an identifier"},
-		"a line break within":      {"a.read\nb.read", nil, "is not an identifier"},
-		"control":                  {"a.re\x00ad", nil, "is not an identifier"},
-		"not ASCII":                {"a.réad", nil, "is not an identifier"},
-		"not UTF-8":                {"a.\xff", nil, "is not an identifier"},
-		"too long":                 {long + "x", nil, "has 129 characters; the limit is 128"},
-		"huge":                     {strings.Repeat("x", 1<<20), nil, "the limit is 128"},
-		"too many":                 {many(maxScopes + 1), nil, "scopes has 101 entries; the limit is 100"},
-		"a list in a list":         {[]any{[]any{"a.read"}}, nil, "scopes"},
+		"one":                             {"api.model.read", []string{"api.model.read"}, ""},
+		"text with commas":                {"b.read,a.read", []string{"b.read", "a.read"}, ""},
+		"text with commas and spaces":     {"b.read , a.read\n", []string{"b.read", "a.read"}, ""},
+		"a list":                          {[]any{"b.read", "a.read"}, []string{"b.read", "a.read"}, ""},
+		"a list with spaces":              {[]any{" b.read", "a.read "}, nil, "must not begin or end with a space"},
+		"a list with line breaks":         {[]any{"b.read\n", "a.read"}, []string{"b.read", "a.read"}, ""},
+		"twice":                           {"b.read,a.read,b.read", []string{"b.read", "a.read"}, ""},
+		"twice, with spaces":              {"b.read, b.read", []string{"b.read"}, ""},
+		"an unknown form":                 {"Model:Read/*", []string{"Model:Read/*"}, ""}, // OpenAI validates it
+		"none":                            {"", []string{}, ""},
+		"an empty list":                   {[]any{}, []string{}, ""},
+		"the maximum number":              {many(maxScopes), many(maxScopes), ""},
+		"repeated, of the maximum number": {append(many(maxScopes), many(maxScopes)...), many(maxScopes), ""},
+		"the maximum length":              {long, []string{long}, ""},
+		"an empty value":                  {"a.read,,b.read", nil, "must not contain empty values"},
+		"an empty value at the end":       {"a.read,", nil, "must not contain empty values"},
+		"only commas":                     {",,", nil, "must not contain empty values"},
+		"blank":                           {" ", nil, "must not begin or end with a space"},
+		"a list of an empty value":        {[]any{""}, nil, "must not contain empty values"},
+		"a list with a blank value":       {[]any{"a.read", "\t"}, nil, "must not contain empty values"},
+		"a list of null":                  {[]any{nil}, nil, "must not contain empty values"},
+		"null":                            {nil, []string{"old.read", "old.write"}, ""},
+		"null as text":                    {"null", nil, "must not contain null"},
+		"null in upper case":              {"NULL", nil, "must not contain null"},
+		"an empty list as text":           {"[]", nil, "is not an identifier"},
+		"a bare list as text":             {"[a.read,b.read]", nil, "is not an identifier"},
+		"an object as text":               {"{}", nil, "is not an identifier"},
+		"single quotes":                   {"'a.read'", nil, "is not an identifier"},
+		"an object":                       {map[string]any{}, nil, "must be a list"},
+		"an object with a field":          {map[string]any{"a.read": true}, nil, "scopes"},
+		"a comma in a value":              {[]any{"a.read,b.read"}, nil, `"a.read,b.read" is not an identifier`},
+		"quotes":                          {`"a.read"`, nil, "is not an identifier"},
+		"a list as text":                  {`["a.read","b.read"]`, nil, "is not an identifier"},
+		"a space in a value":              {"a.read b.read", nil, "is not an identifier"},
+		"a line break in a value":         {"a.read\nb.read", nil, "is not an identifier"},
+		"a control character":             {"a.re\x00ad", nil, "is not an identifier"},
+		"not ASCII":                       {"a.réad", nil, "is not an identifier"},
+		"not UTF-8":                       {"a.\xff", nil, "is not an identifier"},
+		"too long":                        {long + "x", nil, "has 129 characters; the limit is 128"},
+		"huge":                            {strings.Repeat("x", 1<<20), nil, "the limit is 128"},
+		"too many":                        {many(maxScopes + 1), nil, "scopes has 101 entries; the limit is 100"},
+		"a list in a list":                {[]any{[]any{"a.read"}}, nil, "scopes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -236,7 +236,7 @@ func TestRoles_Scopes(t *testing.T) {
 				require.Nil(t, resp)
 			}
 			h.must(h.write("roles/app", map[string]any{"ttl": "5m"}))
-			require.Equal(t, test.want, h.must(h.read("roles/app")).Data["scopes"], "a partial write keeps them")
+			require.Equal(t, test.want, h.must(h.read("roles/app")).Data["scopes"], "a partial write keeps the scopes")
 		})
 	}
 }
@@ -249,20 +249,20 @@ func TestRoles_BadModes(t *testing.T) {
 		data map[string]any
 		said string
 	}{
-		"key_expiry":                   {map[string]any{"key_expiry": "never"}, `key_expiry must be one of max_ttl, ttl, none, not "never"`},
-		"huge key_expiry":              {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "must be one of"},
-		"credential_type":              {map[string]any{"credential_type": "API_KEY"}, `must be one of service_account, api_key, not "API_KEY"`},
-		"api_key without an account":   {map[string]any{"credential_type": "api_key"}, "credential_type=api_key requires service_account_id"},
-		"api_key with a blank one":     {map[string]any{"credential_type": "api_key", "service_account_id": "\n"}, "requires service_account_id"},
-		"an account without api_key":   {map[string]any{"service_account_id": account}, "service_account_id requires credential_type=api_key"},
-		"an account for accounts":      {map[string]any{"credential_type": "service_account", "service_account_id": account}, "requires credential_type=api_key"},
-		"an account that is a path":    {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "is not a valid ID"},
-		"an account of several lines":  {map[string]any{"credential_type": "api_key", "service_account_id": "user-1\nuser-2"}, "control character"},
-		"activation that is too long":  {map[string]any{"activation_timeout": "46s"}, "between 0 and 45s"},
-		"activation that is negative":  {map[string]any{"activation_timeout": -1}, "activation_timeout"},
-		"activation of half a second":  {map[string]any{"activation_timeout": "500ms"}, "whole seconds"},
-		"activation that is no time":   {map[string]any{"activation_timeout": "soon"}, "activation_timeout"},
-		"activation that is very long": {map[string]any{"activation_timeout": "99999999h"}, "activation_timeout"},
+		"key_expiry":                      {map[string]any{"key_expiry": "never"}, `key_expiry must be one of max_ttl, ttl, none, not "never"`},
+		"huge key_expiry":                 {map[string]any{"key_expiry": strings.Repeat("x", 1<<20)}, "must be one of"},
+		"credential_type":                 {map[string]any{"credential_type": "API_KEY"}, `must be one of service_account, api_key, not "API_KEY"`},
+		"api_key without an account":      {map[string]any{"credential_type": "api_key"}, "credential_type=api_key requires service_account_id"},
+		"api_key with a blank account":    {map[string]any{"credential_type": "api_key", "service_account_id": "\n"}, "requires service_account_id"},
+		"an account without api_key":      {map[string]any{"service_account_id": account}, "service_account_id requires credential_type=api_key"},
+		"an account with service_account": {map[string]any{"credential_type": "service_account", "service_account_id": account}, "requires credential_type=api_key"},
+		"an account that is a path":       {map[string]any{"credential_type": "api_key", "service_account_id": "../" + account}, "is not a valid ID"},
+		"an account of several lines":     {map[string]any{"credential_type": "api_key", "service_account_id": "user-1\nuser-2"}, "control character"},
+		"activation that is too long":     {map[string]any{"activation_timeout": "46s"}, "between 0 and 45s"},
+		"activation that is negative":     {map[string]any{"activation_timeout": -1}, "activation_timeout"},
+		"activation of half a second":     {map[string]any{"activation_timeout": "500ms"}, "whole seconds"},
+		"activation that is no duration":  {map[string]any{"activation_timeout": "soon"}, "activation_timeout"},
+		"activation that is very long":    {map[string]any{"activation_timeout": "99999999h"}, "activation_timeout"},
 	} {
 		before := h.must(h.read("roles/app")).Data
 		require.Contains(t, h.refused(h.write("roles/app", test.data)), test.said, name)
@@ -280,7 +280,7 @@ func TestRoles_WarnAboutRiskySettings(t *testing.T) {
 	require.Contains(t, h.role(map[string]any{"key_expiry": "none"}).Warnings[0], "stays valid until you delete it at OpenAI")
 	h.tune(100000 * time.Hour)
 	require.Contains(t, h.role(map[string]any{"max_ttl": "9000h"}).Warnings[0], "leases expire after "+maxLease.String())
-	require.Nil(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "ttl"}), "renewals go beyond")
+	require.Nil(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "ttl"}), "renewals extend the key")
 	require.Contains(t, h.role(map[string]any{"ttl": "9000h", "max_ttl": "9000h", "key_expiry": "ttl"}).Warnings[0], "and renewals can extend it")
 	require.Len(t, h.role(map[string]any{"max_ttl": "9000h", "key_expiry": "none"}).Warnings, 1)
 	data := h.must(h.read("roles/app")).Data
@@ -302,7 +302,7 @@ func TestRoles_AnAdoptedAccountIsVerifiedWhenItIsSet(t *testing.T) {
 		said := h.refused(h.write(at, data))
 		resp, err := h.read(at)
 		require.NoError(t, err)
-		require.Nil(t, resp, "a refused write stores nothing")
+		require.Nil(t, resp, "a rejected write stores nothing")
 		return said
 	}
 	require.Contains(t, refuse("user-unknown"), `service account "user-unknown" not found`)
@@ -351,7 +351,7 @@ func TestRoles_AnAccountIsNotVerifiedWithoutAnAdminKey(t *testing.T) {
 	h.configure(nil)
 	lease := h.lease("creds/app", nil)
 	require.Equal(t, second, lease.Data["service_account_id"])
-	require.Empty(t, lease.Data["service_account"], "and never the name of another")
+	require.Empty(t, lease.Data["service_account"], "not the name of the first account")
 	require.NoError(t, h.revoke(lease))
 	h.must(h.write("roles/app", map[string]any{"ttl": "5m"}))
 	lease = h.lease("creds/app", nil)
@@ -382,7 +382,7 @@ func TestRoles_DefaultToTheConfigsProject(t *testing.T) {
 
 	h.must(h.write("config", map[string]any{"project_id": h.project}))
 	require.Equal(t, h.project, h.must(h.read("config")).Data["project_id"])
-	require.Equal(t, []string{h.project}, h.recorded(), "for the tidy run")
+	require.Equal(t, []string{h.project}, h.recorded(), "tidy searches the project")
 	h.must(h.write("roles/app", nil))
 	data := h.must(h.read("roles/app")).Data
 	require.Empty(t, data["project_id"])
@@ -436,8 +436,8 @@ func TestRoles_AnArchivedDefaultProjectDoesNotBlockConfigWrites(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "project_id": h.project}))
 }
 
-// Each write changes the fields that it names, whatever another has changed meanwhile: an
-// older read of the role must not undo a narrowing, nor bring a deleted role back.
+// Each write changes only its own fields, even if another write runs at the same time: an
+// older read of the role must not undo a narrowing or restore a deleted role.
 func TestRoles_WritesAtTheSameTimeAreBothStored(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -526,7 +526,7 @@ func TestRoles_AWaitForAnotherWriteEndsWithTheRequest(t *testing.T) {
 				held, watched := newHold(), &watchedStorage{Storage: h.storage}
 				var reads atomic.Int64
 				watched.fail(func(at string) error {
-					// Of a project, the first read is before the lock.
+					// The first read of a project is before the lock.
 					if strings.HasPrefix(at, key) && reads.Add(1) == map[bool]int64{true: 1, false: 2}[key == longestLeaseStorageKey] {
 						watched.next.Store(held)
 					}
@@ -552,7 +552,7 @@ func TestRoles_AWaitForAnotherWriteEndsWithTheRequest(t *testing.T) {
 	}
 }
 
-// The first role of a mount is written while the first config makes the tag.
+// The first role of a mount is written while the first config creates the tag.
 func TestRoles_ALongLeaseIsKeptWhileTheTagIsMade(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
@@ -569,7 +569,7 @@ func TestRoles_ALongLeaseIsKeptWhileTheTagIsMade(t *testing.T) {
 	<-held.entered
 	var second sync.WaitGroup
 	second.Go(func() { h.must(h.write("roles/app", fields{"project_id": h.project, "max_ttl": "480h"})) })
-	time.Sleep(100 * time.Millisecond) // it is stored, or waits for the lock
+	time.Sleep(100 * time.Millisecond) // until the write is stored or waits for the lock
 	close(held.release)
 	writing.Wait()
 	second.Wait()

@@ -169,7 +169,7 @@ func TestRotate_RetriesAnAmbiguousCreateUnderANewName(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	require.Len(t, h.adminKeyIDs(), 4)
 	h.tick()
-	require.Len(t, h.adminKeyIDs(), 2, "the WAL deletes the lost ones, and neither the current nor the superseded key")
+	require.Len(t, h.adminKeyIDs(), 2, "the WAL deletes only the lost keys")
 	h.advance(time.Hour)
 	h.tick()
 	require.Len(t, h.adminKeyIDs(), 1)
@@ -184,7 +184,7 @@ func TestRotate_IsRejectedWhileTheMountIsBeingDisabled(t *testing.T) {
 	_, err := h.write("config/rotate", nil)
 	require.ErrorContains(t, err, "being disabled")
 	require.Len(t, h.adminKeyIDs(), 1)
-	h.system.TaintedVal = false // a move
+	h.system.TaintedVal = false // the mount was moved
 	h.must(h.write("config/rotate", nil))
 	h.sim.Keep(h.adminKeyIDs()...)
 }

@@ -21,8 +21,7 @@ import (
 
 type fields = map[string]any
 
-// callSim makes a call of the simulator's and decodes the answer, if it is
-// asked for.
+// callSim calls the simulator and decodes the response into answer, if it is not nil.
 func callSim(h *harness, method, route, key, body string, answer any) (status int) {
 	h.t.Helper()
 	req, err := http.NewRequest(method, h.sim.URL()+route, strings.NewReader(body))
@@ -47,7 +46,7 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 	made := h.sim.Accounts()[0]
 	key := made.Keys[0]
 	require.Regexp(t, `^vault-static-batch-[a-z0-9]{15}$`, made.Name)
-	require.WithinDuration(t, h.now().Add(7*24*time.Hour), key.ExpiresAt, time.Minute, "a week at least")
+	require.WithinDuration(t, h.now().Add(7*24*time.Hour), key.ExpiresAt, time.Minute, "at least a week")
 	require.Equal(t, fields{
 		"project_id": h.project, "service_account_id": made.ID, "service_account": made.Name, "service_account_adopted": false, "service_account_description": "",
 		"scopes": []string{}, "revocation_delay": int64(360), "key_ttl": int64(0), "effective_key_ttl": int64(7 * 86400), "activation_timeout": int64(10), "activation_failure": "error",
@@ -83,7 +82,7 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 	h.onlyStatic()
 	h.gone("batch")
 	h.gone("etl.nightly-2")
-	require.Nil(t, h.must(h.remove("static-roles/batch")), "deleting what is not there is no error")
+	require.Nil(t, h.must(h.remove("static-roles/batch")), "deleting a missing role is not an error")
 	require.Empty(t, h.must(h.list("static-roles")).Data["keys"])
 }
 
@@ -114,46 +113,46 @@ func TestStatic_BadInputIsRejectedWithoutSideEffects(t *testing.T) {
 		data fields
 		said string
 	}{
-		"no schedule":                      {fields{"rotation_period": nil}, "rotation_period or rotation_schedule is required"},
-		"schedule of nothing":              {fields{"rotation_period": 0}, "rotation_period or rotation_schedule is required"},
-		"both":                             {fields{"rotation_schedule": "0 2 * * *"}, "mutually exclusive"},
-		"window with period":               {fields{"rotation_window": "1h"}, "rotation_window does not apply to period"},
-		"window alone":                     {fields{"rotation_period": nil, "rotation_window": "1h"}, "without rotation_schedule"},
-		"short window":                     {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": 3599}, "3600 seconds or more"},
-		"short period":                     {fields{"rotation_period": 9}, "10s or more"},
-		"negative period":                  {fields{"rotation_period": -1}, "rotation_period"},
-		"period beyond a key's life":       {fields{"rotation_period": year}, "rotate more often"},
-		"schedule beyond a key's life":     {fields{"rotation_period": nil, "rotation_schedule": "0 0 1 1 *"}, "rotate more often"},
-		"schedule of a leap year":          {fields{"rotation_period": nil, "rotation_schedule": "0 0 29 2 *"}, "rotate more often"},
-		"window beyond a key's life":       {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": year}, "rotate more often"},
-		"schedule that is none":            {fields{"rotation_period": nil, "rotation_schedule": "often"}, "rotation_schedule"},
-		"schedule that never comes":        {fields{"rotation_period": nil, "rotation_schedule": "0 0 31 2 *"}, "has no future occurrence"},
-		"rotation_policy":                  {fields{"rotation_policy": "p"}, "unknown field"},
-		"misspelt field":                   {fields{"scope": "api.model.read"}, "unknown field"},
-		"negative revocation_delay":        {fields{"revocation_delay": -1}, "negative"},
-		"revocation_delay over the period": {fields{"revocation_delay": "24h1s"}, "revocation_delay must be between 0 and 24h0m0s"},
-		"revocation_delay over the gap":    {fields{"rotation_period": nil, "rotation_schedule": "* 2 * * *", "revocation_delay": "23h2m"}, "revocation_delay must be between 0 and 23h1m0s"},
-		"negative delay as text":           {fields{"revocation_delay": "-1s"}, "negative"},
-		"fraction of a second":             {fields{"revocation_delay": "500ms"}, "whole seconds"},
-		"fraction of a second in period":   {fields{"rotation_period": "24h0.5s"}, "whole seconds"},
-		"short key_ttl":                    {fields{"key_ttl": "24h10m59s"}, "key_ttl must be 24h11m0s or more"},
-		"short key_ttl with window":        {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": "2h", "key_ttl": "26h10m"}, "key_ttl must be 26h11m0s or more"},
-		"negative key_ttl":                 {fields{"key_ttl": -5}, "negative"},
-		"long key_ttl":                     {fields{"key_ttl": year + 1}, "key_ttl must be 8760h0m0s or less"},
-		"long activation_timeout":          {fields{"activation_timeout": 46}, "activation_timeout must be between 0 and 45s"},
-		"negative activation_timeout":      {fields{"activation_timeout": -1}, "negative"},
-		"no project":                       {fields{"project_id": ""}, "project_id is required, because the config has no default"},
-		"unknown project":                  {fields{"project_id": "proj_nobody"}, `project "proj_nobody" not found`},
-		"archived project":                 {fields{"project_id": archived}, "is archived"},
-		"project that is a path":           {fields{"project_id": "proj/../x"}, "is not a valid ID"},
-		"unknown account":                  {fields{"service_account_id": "user-nobody"}, `service account "user-nobody" not found`},
-		"account that is a path":           {fields{"service_account_id": "user?x"}, "is not a valid ID"},
-		"account of this mount":            {fields{"service_account_id": ours}, "belongs to a lease or static role of this mount"},
-		"empty scope":                      {fields{"scopes": []string{"api.model.read", " "}}, "must not contain empty values"},
-		"scope that is none":               {fields{"scopes": []string{"api model"}}, "is not an identifier"},
-		"scope that OpenAI refuses":        {fields{"scopes": []string{"Nothing.Such"}}, "Nothing.Such"},
-		"scope that it refuses, adopted":   {fields{"scopes": []string{"Nothing.Such"}, "service_account_id": hand}, "Nothing.Such"},
-		"description of two lines":         {fields{"service_account_description": "a\nb"}, "service_account_description must not contain control characters"},
+		"no schedule":                        {fields{"rotation_period": nil}, "rotation_period or rotation_schedule is required"},
+		"zero period":                        {fields{"rotation_period": 0}, "rotation_period or rotation_schedule is required"},
+		"both":                               {fields{"rotation_schedule": "0 2 * * *"}, "mutually exclusive"},
+		"window with period":                 {fields{"rotation_window": "1h"}, "rotation_window does not apply to period"},
+		"window without schedule":            {fields{"rotation_period": nil, "rotation_window": "1h"}, "without rotation_schedule"},
+		"short window":                       {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": 3599}, "3600 seconds or more"},
+		"short period":                       {fields{"rotation_period": 9}, "10s or more"},
+		"negative period":                    {fields{"rotation_period": -1}, "rotation_period"},
+		"period over the key lifetime":       {fields{"rotation_period": year}, "rotate more often"},
+		"schedule over the key lifetime":     {fields{"rotation_period": nil, "rotation_schedule": "0 0 1 1 *"}, "rotate more often"},
+		"schedule for leap years":            {fields{"rotation_period": nil, "rotation_schedule": "0 0 29 2 *"}, "rotate more often"},
+		"window over the key lifetime":       {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": year}, "rotate more often"},
+		"invalid schedule":                   {fields{"rotation_period": nil, "rotation_schedule": "often"}, "rotation_schedule"},
+		"schedule without an occurrence":     {fields{"rotation_period": nil, "rotation_schedule": "0 0 31 2 *"}, "has no future occurrence"},
+		"rotation_policy":                    {fields{"rotation_policy": "p"}, "unknown field"},
+		"misspelled field":                   {fields{"scope": "api.model.read"}, "unknown field"},
+		"negative revocation_delay":          {fields{"revocation_delay": -1}, "negative"},
+		"revocation_delay over the period":   {fields{"revocation_delay": "24h1s"}, "revocation_delay must be between 0 and 24h0m0s"},
+		"revocation_delay over the gap":      {fields{"rotation_period": nil, "rotation_schedule": "* 2 * * *", "revocation_delay": "23h2m"}, "revocation_delay must be between 0 and 23h1m0s"},
+		"negative delay as text":             {fields{"revocation_delay": "-1s"}, "negative"},
+		"fraction of a second":               {fields{"revocation_delay": "500ms"}, "whole seconds"},
+		"fraction of a second in period":     {fields{"rotation_period": "24h0.5s"}, "whole seconds"},
+		"short key_ttl":                      {fields{"key_ttl": "24h10m59s"}, "key_ttl must be 24h11m0s or more"},
+		"short key_ttl with window":          {fields{"rotation_period": nil, "rotation_schedule": "0 2 * * *", "rotation_window": "2h", "key_ttl": "26h10m"}, "key_ttl must be 26h11m0s or more"},
+		"negative key_ttl":                   {fields{"key_ttl": -5}, "negative"},
+		"long key_ttl":                       {fields{"key_ttl": year + 1}, "key_ttl must be 8760h0m0s or less"},
+		"long activation_timeout":            {fields{"activation_timeout": 46}, "activation_timeout must be between 0 and 45s"},
+		"negative activation_timeout":        {fields{"activation_timeout": -1}, "negative"},
+		"no project":                         {fields{"project_id": ""}, "project_id is required, because the config has no default"},
+		"unknown project":                    {fields{"project_id": "proj_nobody"}, `project "proj_nobody" not found`},
+		"archived project":                   {fields{"project_id": archived}, "is archived"},
+		"project that is a path":             {fields{"project_id": "proj/../x"}, "is not a valid ID"},
+		"unknown account":                    {fields{"service_account_id": "user-nobody"}, `service account "user-nobody" not found`},
+		"account that is a path":             {fields{"service_account_id": "user?x"}, "is not a valid ID"},
+		"account of this mount":              {fields{"service_account_id": ours}, "belongs to a lease or static role of this mount"},
+		"empty scope":                        {fields{"scopes": []string{"api.model.read", " "}}, "must not contain empty values"},
+		"invalid scope":                      {fields{"scopes": []string{"api model"}}, "is not an identifier"},
+		"scope that OpenAI rejects":          {fields{"scopes": []string{"Nothing.Such"}}, "Nothing.Such"},
+		"scope that OpenAI rejects, adopted": {fields{"scopes": []string{"Nothing.Such"}, "service_account_id": hand}, "Nothing.Such"},
+		"description of two lines":           {fields{"service_account_description": "a\nb"}, "service_account_description must not contain control characters"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			data := fields{"project_id": h.project, "rotation_period": "24h"}
@@ -170,16 +169,16 @@ func TestStatic_BadInputIsRejectedWithoutSideEffects(t *testing.T) {
 		data fields
 		said string
 	}{
-		"another project":           {fields{"project_id": archived}, "project_id cannot be changed"},
-		"another account":           {fields{"service_account_id": hand}, "service_account_id cannot be changed"},
-		"neither":                   {fields{"rotation_period": 0}, "is required"},
-		"a period under the delay":  {fields{"rotation_period": "59m"}, "revocation_delay must be between 0 and 59m0s"},
-		"a period over the key_ttl": {fields{"rotation_period": "47h"}, "key_ttl must be 48h5m0s or more"},
-		"a scope that is refused":   {fields{"scopes": "Nothing.Such", "rotation_period": "23h"}, "Nothing.Such"},
+		"another project":                 {fields{"project_id": archived}, "project_id cannot be changed"},
+		"another account":                 {fields{"service_account_id": hand}, "service_account_id cannot be changed"},
+		"no schedule":                     {fields{"rotation_period": 0}, "is required"},
+		"a period under revocation_delay": {fields{"rotation_period": "59m"}, "revocation_delay must be between 0 and 59m0s"},
+		"a period over the key_ttl":       {fields{"rotation_period": "47h"}, "key_ttl must be 48h5m0s or more"},
+		"a scope that OpenAI rejects":     {fields{"scopes": "Nothing.Such", "rotation_period": "23h"}, "Nothing.Such"},
 	} {
 		t.Run("update, "+name, func(t *testing.T) {
 			refusedFor(t, h, "static-roles/there", test.data, test.said)
-			require.Equal(t, before, h.staticRole("there"), "the role is as it was")
+			require.Equal(t, before, h.staticRole("there"), "the role is unchanged")
 		})
 	}
 	long := strings.Repeat("x", maxRoleName+1)
@@ -190,7 +189,7 @@ func TestStatic_BadInputIsRejectedWithoutSideEffects(t *testing.T) {
 	h.gone("there", hand)
 }
 
-// refusedFor makes a write that the engine or the framework must reject.
+// refusedFor sends a write that the engine or the framework must reject.
 func refusedFor(t *testing.T, h *harness, at string, data fields, said string) {
 	t.Helper()
 	resp, err := h.write(at, data)
@@ -198,7 +197,7 @@ func refusedFor(t *testing.T, h *harness, at string, data fields, said string) {
 		require.ErrorContains(t, err, said)
 		return
 	}
-	require.True(t, resp.IsError(), "not refused: %v", resp)
+	require.True(t, resp.IsError(), "not rejected: %v", resp)
 	require.Contains(t, resp.Error().Error(), said)
 }
 
@@ -254,7 +253,7 @@ func TestStatic_ProjectOfTheConfig(t *testing.T) {
 	require.Equal(t, h.project, h.staticRole("batch")["project_id"])
 	h.must(h.write("config", fields{"project_id": h.sim.AddProject("another")}))
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "48h", "project_id": "", "service_account_id": ""}))
-	require.Equal(t, h.project, h.staticRole("batch")["effective_project_id"], "its account is where it was made")
+	require.Equal(t, h.project, h.staticRole("batch")["effective_project_id"], "the account stays in its project")
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()
 	h.gone("batch")
@@ -282,7 +281,7 @@ func TestStatic_NotConfigured(t *testing.T) {
 	logged := len(h.log.String())
 	h.advance(25 * time.Hour)
 	h.keep()
-	require.Len(t, h.log.String(), logged, "a mount without a config is not warned of every minute")
+	require.Len(t, h.log.String(), logged, "without a config, no run logs a warning")
 	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
 	resp := h.must(h.remove("static-roles/batch"))
 	require.Contains(t, resp.Warnings[0], "Queued for deletion at OpenAI in the WAL")
@@ -311,8 +310,8 @@ func TestStatic_APartialWriteKeepsTheRest(t *testing.T) {
 	h.must(h.write("static-roles/batch", throughJSON(t, fields{
 		"project_id": before["project_id"], "service_account_id": before["service_account_id"], "scopes": before["scopes"], "rotation_period": before["rotation_period"],
 	})))
-	require.Equal(t, before, h.staticRole("batch"), "what was read can be written")
-	require.Zero(t, h.sim.Count("", ""), "nothing of that takes a call")
+	require.Equal(t, before, h.staticRole("batch"), "a read can be written back")
+	require.Zero(t, h.sim.Count("", ""), "none of these writes makes a call")
 
 	// One kind of schedule replaces the other.
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "1h"}))
@@ -341,7 +340,7 @@ func TestStatic_AChangeOfScopesRotatesImmediately(t *testing.T) {
 		require.Len(t, k.Scopes, map[bool]int{true: 1, false: 2}[k.ID == first["api_key_id"]])
 	}
 	h.must(h.write("static-roles/batch", fields{"scopes": "api.model.read,api.model.request"}))
-	require.Equal(t, second["api_key_id"], h.staticCreds("batch")["api_key_id"], "the same scopes are no change")
+	require.Equal(t, second["api_key_id"], h.staticCreds("batch")["api_key_id"], "the same scopes do not rotate the key")
 	resp := h.must(h.write("static-roles/batch", fields{"scopes": ""}))
 	require.Contains(t, resp.Warnings[0], "no longer has scopes")
 	h.onlyStatic()
@@ -362,7 +361,7 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	require.InDelta(t, 86400, got["ttl"], 60)
 
 	h.advance(20 * time.Hour)
-	require.InDelta(t, 4*3600, h.staticCreds("batch")["ttl"], 60, "it counts down")
+	require.InDelta(t, 4*3600, h.staticCreds("batch")["ttl"], 60, "ttl counts down")
 	h.until(h.staticTime("batch", "next_vault_rotation").Add(time.Second))
 	require.Zero(t, h.staticCreds("batch")["ttl"], "due")
 	h.advance(time.Hour)
@@ -372,12 +371,12 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	require.NotEqual(t, got["api_key_id"], next["api_key_id"])
 	require.InDelta(t, 86400, next["ttl"], 60)
 	about(t, h.now().Add(defaultRevocationDelay), next["previous_api_key_expires_at"])
-	require.True(t, h.accepted(got["api_key"].(string)), "the overlap")
+	require.True(t, h.accepted(got["api_key"].(string)), "the previous key works during the overlap")
 	h.advance(defaultRevocationDelay - 2*time.Minute)
 	h.keep()
 	require.Contains(t, h.staticCreds("batch"), "previous_api_key_expires_at")
 	h.advance(2 * time.Minute)
-	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the moment has passed, deleted or not")
+	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the time has passed, even before the deletion")
 	h.keep()
 	require.False(t, h.accepted(got["api_key"].(string)))
 	h.onlyStatic()
@@ -412,7 +411,7 @@ func TestStaticCreds_AnExpiredKeyComesWithAWarning(t *testing.T) {
 	h.advance(time.Hour)
 	h.keep()
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
-	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the one before is dead")
+	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the previous key has expired")
 	h.advance(defaultRevocationDelay)
 	h.keep()
 	h.onlyStatic()

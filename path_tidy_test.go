@@ -26,7 +26,7 @@ const (
 	deleteAccountRoute = "/organization/projects/{project_id}/service_accounts/{service_account_id}"
 )
 
-// listed returns the IDs of the accounts in a status.
+// listed returns the IDs of the accounts in a tidy status.
 func listed(status map[string]any) []string {
 	ids := []string{}
 	for _, o := range status["orphans"].([]any) {
@@ -88,8 +88,8 @@ func TestTidy_DeletesExactlyTheOrphans(t *testing.T) {
 		fault  func(c *crowd) openaitest.Fault
 		hidden bool // by a retry
 	}{
-		"nothing fails": {hidden: true},
-		"a page is slow to come": {hidden: true, fault: func(c *crowd) openaitest.Fault {
+		"no fault": {hidden: true},
+		"a page fails twice": {hidden: true, fault: func(c *crowd) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: path(c.projects[1]), Skip: 1, Times: 2, Status: 500}
 		}},
 		"a page of accounts is refused": {fault: func(c *crowd) openaitest.Fault {
@@ -111,7 +111,7 @@ func TestTidy_DeletesExactlyTheOrphans(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newCrowd(t)
-			require.NoError(t, c.b.writeUsage(t.Context(), c.storage)) // of the crowd's leases, which would be written meanwhile
+			require.NoError(t, c.b.writeUsage(t.Context(), c.storage)) // or the crowd's usage records would be written during the dry run
 			c.storage.fail(storageFault{write: -1})
 			status := c.tidy(false)
 			require.Equal(t, tidyFinished, status["state"])
@@ -122,7 +122,7 @@ func TestTidy_DeletesExactlyTheOrphans(t *testing.T) {
 			require.Equal(t, 3, status["done_project_count"])
 			require.Zero(t, status["deleted_count"])
 			require.Len(t, c.alive(), 500, "a dry run deletes nothing")
-			require.Empty(t, c.storage.writes, "nor does it write anything")
+			require.Empty(t, c.storage.writes, "a dry run writes nothing")
 
 			if test.fault != nil {
 				c.sim.Fail(test.fault(c))
@@ -134,15 +134,15 @@ func TestTidy_DeletesExactlyTheOrphans(t *testing.T) {
 			} else {
 				require.Equal(t, tidyError, status["state"])
 				require.NotEmpty(t, status["error"])
-				require.Equal(t, 3, status["done_project_count"], "one project's failure stops no other")
+				require.Equal(t, 3, status["done_project_count"], "a failure in one project does not stop the others")
 				require.Greater(t, status["deleted_count"], 20)
 				require.Subset(t, c.alive(), c.rest)
 				c.sim.ClearFaults()
 				status = c.tidy(true)
-				require.Equal(t, tidyFinished, status["state"], "the next tidy run makes up for it")
+				require.Equal(t, tidyFinished, status["state"], "the next run succeeds")
 			}
 			require.ElementsMatch(t, c.rest, c.alive())
-			require.Equal(t, 40, strings.Count(c.log.String(), `"orphan deleted"`), "one line for each")
+			require.Equal(t, 40, strings.Count(c.log.String(), `"orphan deleted"`), "one log line for each orphan")
 			status = c.tidy(true)
 			require.Equal(t, 420, status["account_count"])
 			require.Zero(t, status["orphan_count"])
@@ -192,26 +192,26 @@ func TestTidy_ReportsOrphansAndReasons(t *testing.T) {
 func TestTidy_NeverDeletesALiveKey(t *testing.T) {
 	t.Parallel()
 	for name, keep := range map[string]func(h *harness, id string){
-		"a key that somebody made": func(h *harness, id string) {
+		"a key created by hand": func(h *harness, id string) {
 			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, time.Hour)
 			require.NoError(t, err)
 		},
-		"one without an end": func(h *harness, id string) {
+		"a key without an expiry": func(h *harness, id string) {
 			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
 			require.NoError(t, err)
 		},
-		"one that died a moment ago, by our clock": func(h *harness, id string) {
+		"a key that expired just now by this clock": func(h *harness, id string) {
 			_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, time.Second)
 			require.NoError(t, err)
 			h.advance(30 * time.Second)
 		},
-		"one whose owner is not known": func(h *harness, _ string) {
+		"a key with an unknown owner": func(h *harness, _ string) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Kind: openaitest.FaultGarbage, Body: `{"object":"list","data":[{"object":"organization.project.api_key","id":"key_1","owner":{"type":"robot"}}],"first_id":"key_1","last_id":"key_1","has_more":false}`})
 		},
 		"keys that cannot be listed": func(h *harness, _ string) {
 			h.sim.Fail(openaitest.Fault{Route: listKeysRoute, Status: 403})
 		},
-		"an entry of the WAL": func(h *harness, id string) {
+		"a WAL entry": func(h *harness, id string) {
 			_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: 1, Type: typeAccount, ProjectID: h.project, ID: id})
 			require.NoError(t, err)
 		},
@@ -247,7 +247,7 @@ func TestTidy_SafetyBuffer(t *testing.T) {
 	h.advance(20 * time.Second)
 	require.Zero(t, h.tidy(true)["orphan_count"])
 	h.advance(34 * time.Second)
-	require.Equal(t, 1, h.tidy(true)["orphan_count"], "the slack for clocks is no longer than the buffer")
+	require.Equal(t, 1, h.tidy(true)["orphan_count"], "the clock slack does not exceed the buffer")
 	h.onlyLeased()
 }
 
@@ -309,7 +309,7 @@ func TestTidy_UsesTheActiveAdminKey(t *testing.T) {
 		}
 	}})
 	h.tidy(true)
-	h.tidy(true) // deletions that the old key could not make
+	h.tidy(true) // repeats the deletes that failed with the old key
 	h.onlyLeased()
 }
 
@@ -341,7 +341,7 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	gone := func() (cancel func()) {
 		return h.sim.Fail(openaitest.Fault{Status: 404, Message: "no such project", Match: func(r *http.Request) bool { return strings.Contains(r.URL.Path, unknown) }})
 	}
-	// projects has the listing of projects show only these.
+	// projects makes OpenAI list only these projects.
 	projects := func(ids ...string) (cancel func()) {
 		data := []any{}
 		for _, id := range ids {
@@ -357,15 +357,15 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, 3, status["project_count"])
 	require.Equal(t, 2, status["skipped_project_count"])
-	require.Equal(t, 1, status["deleted_count"], "they do not stop it")
-	require.Len(t, h.recorded(), 3, "roles still name them")
+	require.Equal(t, 1, status["deleted_count"], "skipped projects do not stop the run")
+	require.Len(t, h.recorded(), 3, "roles still use these projects")
 
 	h.must(h.remove("roles/old"))
 	h.must(h.remove("roles/elsewhere"))
 	h.tidy(false)
 	require.Len(t, h.recorded(), 3, "a dry run changes nothing")
 	h.tidy(true)
-	require.ElementsMatch(t, []string{h.project, unknown}, h.recorded(), "archived is for good, unknown may pass")
+	require.ElementsMatch(t, []string{h.project, unknown}, h.recorded(), "archived is final, unknown may be temporary")
 
 	h.advance(forgetAfter - time.Hour)
 	h.tidy(true)
@@ -379,11 +379,11 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	cancel()
 	gone()
 	h.tidy(true)
-	require.Len(t, h.recorded(), 2, "a listing of projects shows it")
+	require.Len(t, h.recorded(), 2, "the list of projects contains it")
 	for _, ids := range [][]string{{}, {"proj_of_others"}, {"proj_of_others", unknown}} {
 		cancel := projects(ids...)
 		h.tidy(true)
-		require.Len(t, h.recorded(), 2, "nor is it this organization's listing: %v", ids)
+		require.Len(t, h.recorded(), 2, "not the list of this organization: %v", ids)
 		cancel()
 	}
 	projects("proj_of_others", h.project)
@@ -404,7 +404,7 @@ func TestTidy_ReportsARoleThatCannotBeRead(t *testing.T) {
 	require.Equal(t, tidyError, status["state"])
 	require.Contains(t, status["error"], "newer version")
 	require.Equal(t, 1, status["deleted_count"])
-	require.Contains(t, h.recorded(), archived, "that role may name it")
+	require.Contains(t, h.recorded(), archived, "the unreadable role may use it")
 
 	// The project of a role that was stored before the records existed is searched and
 	// recorded.
@@ -452,7 +452,7 @@ func TestTidy_Automatic(t *testing.T) {
 	require.Equal(t, tidyInactive, h.tidied()["state"])
 	h.restart()
 	h.rollback()
-	require.Equal(t, tidyInactive, h.tidied()["state"], "a restart is no reason")
+	require.Equal(t, tidyInactive, h.tidied()["state"], "a restart does not start a run")
 	require.Equal(t, []string{id}, h.alive())
 
 	h.advance(time.Minute)
@@ -546,7 +546,7 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 		require.NoError(t, h.storage.Delete(t.Context(), projectStoragePrefix+h.project))
 		return h
 	}
-	// run is a tidy run in this goroutine, in which the process may die.
+	// run runs tidy in this goroutine and reports whether the process died.
 	run := func(h *harness) (killed bool) {
 		defer func() {
 			if died := recover(); died == any(errKilled) {
@@ -663,7 +663,7 @@ func TestTidy_LongDryRun(t *testing.T) {
 func TestTidy_StopsWithTheBackendAndTheMount(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(h *harness){
-		"the backend ends": func(h *harness) { h.b.Cleanup(t.Context()) },
+		"the backend is unloaded": func(h *harness) { h.b.Cleanup(t.Context()) },
 		"the mount is being disabled": func(h *harness) {
 			h.system.TaintedVal = true
 			_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
@@ -726,7 +726,7 @@ func TestTidy_RejectsASecondRun(t *testing.T) {
 	require.NotZero(t, accepted)
 	h.rollback()
 	h.tidied()
-	require.Equal(t, 10, h.sim.Count(http.MethodDelete, deleteAccountRoute), "each is deleted once")
+	require.Equal(t, 10, h.sim.Count(http.MethodDelete, deleteAccountRoute), "each orphan is deleted once")
 	h.onlyLeased()
 }
 
@@ -803,7 +803,7 @@ func TestTidy_DeletesExpiredKeysOfAdoptedAccounts(t *testing.T) {
 	}
 	lease := h.lease("creds/app", nil)
 	stay = append(stay, lease.Data["api_key_id"].(string))
-	// A key whose revocation is in the WAL, and one whose create is.
+	// The WAL contains the revocation of one key and the create of another.
 	revoked, creating := h.key(account, h.ours(), time.Minute), h.ours()
 	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeKey, ProjectID: h.project, ID: account, KeyID: revoked})
 	require.NoError(t, err)
@@ -836,7 +836,7 @@ func TestTidy_DeletesExpiredKeysOfAdoptedAccounts(t *testing.T) {
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, 2, status["deleted_count"])
 	require.Equal(t, 2, h.sim.Count(http.MethodDelete, ""))
-	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKey), "it looks once whether a delete has deleted")
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKey), "one read verifies the first delete")
 	require.ElementsMatch(t, stay, h.keysThere())
 	require.Equal(t, []string{account}, h.alive())
 	require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
@@ -846,12 +846,12 @@ func TestTidy_DeletesExpiredKeysOfAdoptedAccounts(t *testing.T) {
 // Only the keys of an adopted account belong to the engine.
 func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 	t.Parallel()
-	for name, name2 := range map[string]string{"a person's name": "batch", "a name that bears the tag": ""} {
+	for name, name2 := range map[string]string{"a name without the tag": "batch", "a name with the tag": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
 			if name2 == "" {
-				name2 = h.ours() // a name that a person copied
+				name2 = h.ours() // a copied name
 			}
 			account := h.sim.AddServiceAccount(h.project, name2)
 			entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", &role{
@@ -868,9 +868,9 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 			require.Equal(t, tidyFinished, status["state"], status["error"])
 			require.Equal(t, 3, status["deleted_count"])
 			require.Empty(t, h.keysThere())
-			require.Equal(t, []string{account}, h.alive(), "without any key")
+			require.Equal(t, []string{account}, h.alive(), "the account stays without a key")
 			require.Zero(t, h.tidy(true)["orphan_count"])
-			if name == "a name that bears the tag" {
+			if name == "a name with the tag" {
 				return // without the role, the account counts as the mount's
 			}
 			h.lease("creds/app", nil)
@@ -884,7 +884,7 @@ func TestTidy_AnAdoptedAccountOutlivesItsKeysAndItsRole(t *testing.T) {
 	}
 }
 
-// A key that is deleted with its account needs no call of its own.
+// A key that is deleted with its account needs no separate call.
 func TestTidy_AccountsAndKeys(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -937,11 +937,11 @@ func TestTidy_ReportsUndeletableKeysOnce(t *testing.T) {
 		require.Equal(t, tidyFinished, status["state"], status["error"])
 		require.Empty(t, status["errors"])
 		require.Zero(t, status["failed_count"])
-		require.Equal(t, 2-2*i, status["deleted_count"], "the accounts")
-		require.Equal(t, 2-2*i, status["orphan_count"], "what can be done nothing about is none")
+		require.Equal(t, 2-2*i, status["deleted_count"], "only the accounts")
+		require.Equal(t, 2-2*i, status["orphan_count"], "an undeletable key is not an orphan")
 		require.Len(t, status["orphans"], 2-2*i)
 		require.Equal(t, 6, status["key_count"])
-		require.Equal(t, 1, h.sim.Count(http.MethodDelete, routeKey), "one shows it for all")
+		require.Equal(t, 1, h.sim.Count(http.MethodDelete, routeKey), "one refusal stands for all")
 		require.Equal(t, i+1, strings.Count(h.log.String(), "OpenAI does not delete keys of service accounts"))
 	}
 	require.Subset(t, h.keysThere(), dead)
@@ -1030,7 +1030,7 @@ func TestBearsTag(t *testing.T) {
 	}
 	for _, tag := range []string{"", "ab3d", "ab3def"} {
 		_, err := naming.BearsTag(tag)
-		require.Error(t, err, "a tag that is none would make everything ours")
+		require.Error(t, err, "an invalid tag would match every name")
 	}
 }
 
@@ -1089,13 +1089,13 @@ func TestTidy_LeavesANewAccountToTheNextRun(t *testing.T) {
 	require.Zero(t, status["deleted_count"])
 	require.Zero(t, status["failed_count"])
 	h.advance(notFinalBefore)
-	require.Equal(t, 1, h.tidy(true)["deleted_count"], "it is the account that OpenAI says is gone")
+	require.Equal(t, 1, h.tidy(true)["deleted_count"], "the 404 for the account is final")
 	cancel()
-	require.Equal(t, 1, h.tidy(true)["deleted_count"], "and it is deleted for good if it was not")
+	require.Equal(t, 1, h.tidy(true)["deleted_count"], "an account that still exists is deleted")
 	h.onlyLeased()
 }
 
-// A 404 that is not OpenAI's for the account does not prove its deletion.
+// Only OpenAI's own 404 for the account proves its deletion.
 func TestTidy_A404IsNotADeletion(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
@@ -1114,7 +1114,7 @@ func TestTidy_A404IsNotADeletion(t *testing.T) {
 			status := h.tidy(true)
 			require.Equal(t, tidyError, status["state"])
 			require.Zero(t, status["deleted_count"])
-			require.Equal(t, 1, status["failed_count"], "keys that have expired and are still there are no failure")
+			require.Equal(t, 1, status["failed_count"], "an expired key that remains is not a failure")
 			require.Len(t, h.keysThere(), 3)
 			cancel()
 
@@ -1123,7 +1123,7 @@ func TestTidy_A404IsNotADeletion(t *testing.T) {
 			cancel = h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: 404, Body: body})
 			status = h.tidy(true)
 			require.Equal(t, 3, status["deleted_count"], "%v %v", status["errors"], h.routes())
-			require.GreaterOrEqual(t, h.sim.Count(http.MethodGet, routeKey), 2, "each is looked at, since none has shown it")
+			require.GreaterOrEqual(t, h.sim.Count(http.MethodGet, routeKey), 2, "each delete is verified, since none is proven")
 			cancel()
 			require.Empty(t, h.keysThere())
 		})
@@ -1156,8 +1156,8 @@ func TestTidy_AHangingProjectDoesNotStopTheOthers(t *testing.T) {
 func TestTidy_StopsAfterSystemicFailures(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"throttled for good": {Status: 429, Message: "slow down"},
-		"no answer":          {Kind: openaitest.FaultHang},
+		"permanent throttling": {Status: 429, Message: "slow down"},
+		"no answer":            {Kind: openaitest.FaultHang},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

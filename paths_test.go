@@ -47,7 +47,7 @@ func TestPaths_FollowVaultsConventions(t *testing.T) {
 						}
 					}
 				}
-				switch op { //nolint:exhaustive // the others have no rule of their own
+				switch op { //nolint:exhaustive // no rule for the others
 				case logical.CreateOperation:
 					require.NotNil(t, p.ExistenceCheck, "Vault panics without it")
 					require.True(t, props.ForwardPerformanceStandby)

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// The fault tables of the pool: what is alive at OpenAI, and what storage knows, if a
-// step of a refill, of a hand-out or of an invalidation fails or the process dies there.
+// The fault tables of the pool: the state of OpenAI and storage after a failure or a
+// crash at any step of a refill, a hand-out or an invalidation.
 
 import (
 	"errors"
@@ -15,8 +15,8 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// poolFault is everyFault for a mount whose role "app" has a pool of this size, full
-// unless it is empty. Nothing refills it but the flow.
+// poolFault is everyFault for a mount whose role "app" has a pool, filled if full is set.
+// Only the flow refills it.
 func poolFault(t *testing.T, full bool, role fields, flow func(h *harness) (*logical.Response, error), check func(h *harness, resp *logical.Response, err error)) {
 	t.Helper()
 	everyFault(t, faultFlow{
@@ -50,15 +50,15 @@ func poolFault(t *testing.T, full bool, role fields, flow func(h *harness) (*log
 	})
 }
 
-// refillOnce is a run of the worker in the test's goroutine, where a death of the
-// process can be seen.
+// refillOnce runs the worker in the test's goroutine, where a crash of the process is
+// detected.
 func (h *harness) refillOnce() {
 	h.b.pools.wake()
 	_ = h.b.refillPools(client.Background(h.t.Context()), h.background())
 }
 
-// poolOnly fails the test unless what the pool of this process has is what is alive
-// besides these leases, each with its entry, and all of it works.
+// poolOnly fails the test unless only the keys of the pool and of these leases are valid,
+// the leased keys work, and each pooled key has a WAL entry.
 func (h *harness) poolOnly(leases ...*logical.Response) {
 	h.t.Helper()
 	keys := h.liveKeysInPool()
@@ -67,13 +67,13 @@ func (h *harness) poolOnly(leases ...*logical.Response) {
 		keys = append(keys, lease.Data["api_key_id"].(string))
 		require.NotEqual(h.t, http.StatusUnauthorized, h.inference(lease, http.MethodGet, "/models"), "the leased key works")
 	}
-	require.ElementsMatch(h.t, keys, h.liveKeys(), "keys alive")
+	require.ElementsMatch(h.t, keys, h.liveKeys(), "valid keys")
 	require.Len(h.t, h.liveAccounts(), len(keys))
 	require.Len(h.t, h.walEntries(), entries, "WAL entries")
 }
 
-// afterwards lets the WAL be worked off, has the pool filled, and checks that nothing is
-// alive but the pool and these leases; then it ends both.
+// afterwards processes the WAL, fills the pool, checks that only the pool and these
+// leases are left, and then ends both.
 func (h *harness) afterwards(leases ...*logical.Response) {
 	h.t.Helper()
 	h.settlePools()
@@ -97,7 +97,7 @@ func TestPoolRefill_EveryFaultAtEveryStep(t *testing.T) {
 		},
 		func(h *harness, _ *logical.Response, _ error) {
 			for _, c := range h.b.pools.roles["app"].list() {
-				require.Equal(h.t, []string{scopeChat}, h.scopesOf(c.KeyID), "what is in the pool is restricted")
+				require.Equal(h.t, []string{scopeChat}, h.scopesOf(c.KeyID), "a pooled key is restricted")
 			}
 			h.afterwards()
 		})
@@ -117,7 +117,7 @@ func (h *harness) scopesOf(keyID string) []string {
 			return k.Scopes
 		}
 	}
-	h.t.Fatalf("key %s is not alive", keyID)
+	h.t.Fatalf("key %s is invalid", keyID)
 	return nil
 }
 
@@ -132,8 +132,8 @@ func TestPoolHandOut_EveryFaultAtEveryStep(t *testing.T) {
 				return
 			}
 			if errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.walEntries()) == 1 {
-				// The gap that no plugin sees: the entry has gone and the answer was not
-				// sent. The key expires, and tidy deletes the account.
+				// No plugin can detect a crash after the deletion of the entry and before
+				// the response. The key expires, and tidy deletes the account.
 				h.tick()
 				require.Len(h.t, h.liveKeys(), 1)
 				h.advance(defaultMaxTTL + defaultPoolMaxAge + expiryMargin + clockSlack + defaultTidySafetyBuffer)
@@ -147,13 +147,13 @@ func TestPoolHandOut_EveryFaultAtEveryStep(t *testing.T) {
 		})
 }
 
-// A write of a role discards its pool; what fails or dies on the way leaves neither a key
-// of the old role nor one that nobody has.
+// A write of a role discards its pool. A failure or a crash leaves neither a key of the
+// old role nor an orphaned one.
 func TestPoolInvalidation_EveryFaultAtEveryStep(t *testing.T) {
 	t.Parallel()
 	poolFault(t, true, fields{"pool_size": 2, "scopes": []string{scopeChat, "api.responses.write"}},
 		func(h *harness) (*logical.Response, error) {
-			release, err := h.b.work.leaving.Wait(h.t.Context()) // so that the test sees a death
+			release, err := h.b.work.leaving.Wait(h.t.Context()) // so that the test detects a crash
 			if err != nil {
 				return nil, err
 			}
@@ -167,17 +167,16 @@ func TestPoolInvalidation_EveryFaultAtEveryStep(t *testing.T) {
 		func(h *harness, _ *logical.Response, err error) {
 			wide := http.StatusForbidden
 			if r, getErr := getRole(h.t.Context(), h.storage, "app"); getErr == nil && len(r.Scopes) == 2 {
-				require.Error(h.t, err, "the write that was answered is stored")
+				require.Error(h.t, err, "a successful write is stored")
 				wide = http.StatusOK
 			}
 			lease := h.lease("creds/app", nil)
-			require.Equal(h.t, wide, h.inference(lease, http.MethodPost, "/responses"), "the key is that of the stored role")
+			require.Equal(h.t, wide, h.inference(lease, http.MethodPost, "/responses"), "the key fits the stored role")
 			h.afterwards(lease)
 		})
 }
 
-// What a disable does first, before the WAL is worked off: the pool is closed, and what
-// it had is recorded.
+// Before a disable processes the WAL, it closes the pool and records its credentials.
 func TestPoolDisable_EveryFaultAtEveryStep(t *testing.T) {
 	t.Parallel()
 	poolFault(t, true, fields{"pool_size": 2},

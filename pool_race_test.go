@@ -1,9 +1,9 @@
 package openaisecrets
 
-// The one race of the pool: the WAL worker must delete what nobody has, and nothing
-// that waits in the pool or is being returned. The engine's own functions run against
-// storage that stops between a listing, a read and a delete; creates and deletes at
-// OpenAI are a set of names.
+// The race between the pool and the WAL worker: the worker must delete orphaned
+// credentials, but none in the pool or in a response. The engine's own functions run
+// against storage that pauses between a listing, a read and a delete; sets of names
+// replace OpenAI.
 
 import (
 	"context"
@@ -26,7 +26,7 @@ import (
 	"vault-plugin-secrets-openai/internal/metrics"
 )
 
-// stoppingStorage stops before and after each operation until others have gone on.
+// stoppingStorage pauses before and after each operation until others proceed.
 type stoppingStorage struct {
 	logical.Storage
 	steps atomic.Int64
@@ -36,7 +36,7 @@ func (s *stoppingStorage) stop() {
 	// #nosec G404 -- a test
 	for until := s.steps.Add(1) + rand.Int64N(6); s.steps.Load() < until; {
 		if rand.IntN(50) == 0 {
-			return // all others may be stopped, too
+			return // all others may be paused, too
 		}
 		runtime.Gosched()
 	}
@@ -66,14 +66,14 @@ func (s *stoppingStorage) Delete(ctx context.Context, key string) error {
 	return s.Storage.Delete(ctx, key)
 }
 
-// TestPool_TheWorkerAndTheHandOutNeverShareAKey returns a thousand credentials (POOL_RETURNS=10000 for more) while
-// the worker looks at every entry that it may look at, whatever its age.
+// TestPool_TheWorkerAndTheHandOutNeverShareAKey returns a thousand credentials
+// (POOL_RETURNS=10000 for more) while the worker processes entries of any age.
 func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	h.configure(nil)
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project, "pool_size": 100}))
-	ended, err := h.b.work.pools.Hold(t.Context()) // the test refills
+	ended, err := h.b.work.pools.Hold(t.Context()) // only the test refills
 	require.NoError(t, err)
 	defer ended()
 	h.sim.KeepAll()
@@ -87,7 +87,7 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 	life := r.lifetime(b.System(), 0)
 	b.pools.mu.Lock()
 	known := b.pools.roles["app"]
-	for _, c := range known.stock { // what the write of the role began with
+	for _, c := range known.stock { // from the write of the role
 		b.wal.release(c.walID)
 	}
 	known.stock = nil
@@ -111,7 +111,7 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if !created[c.Name] { // as one that no listing shows
+		if !created[c.Name] { // like an account that no listing shows
 			return errNotFinal
 		}
 		destroyed[c.Name] = true
@@ -134,7 +134,7 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 		created[m.Name] = true
 		mu.Unlock()
 		switch rand.IntN(20) {
-		case 0: // its answer was lost
+		case 0: // a lost response
 			b.wal.release(m.walID)
 		default:
 			c := &pooled{issued: m, made: b.fingerprint(of), life: life.Key + m.spare, start: time.Now()}
@@ -157,7 +157,7 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 			}
 		})
 	}
-	others.Go(func() { // a role is written
+	others.Go(func() { // writes of the role
 		for {
 			select {
 			case <-done:
@@ -175,7 +175,7 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 			return
 		}
 		_ = b.wal.listed(ids, b.now())
-		// The budget of a run may be over, on a busy machine.
+		// On a busy machine, a run may exceed its budget.
 		if err := b.refreshWAL(ctx, req); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
@@ -225,11 +225,11 @@ func TestPool_TheWorkerAndTheHandOutNeverShareAKey(t *testing.T) {
 	close(done)
 	others.Wait()
 
-	b.closePools() // what is left is nobody's
+	b.closePools() // the rest is orphaned
 	b.recordLeaving(ctx, req)
 	work(0)
 	work(0)
-	require.Empty(t, h.walEntries(), "the worker deletes all that nobody has")
+	require.Empty(t, h.walEntries(), "the worker deletes all orphaned credentials")
 	for name := range created {
 		require.NotEqual(t, returned[name], destroyed[name], "%s: returned %t, destroyed %t", name, returned[name], destroyed[name])
 	}

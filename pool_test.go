@@ -36,7 +36,7 @@ func (h *harness) fill() {
 	h.settlePools()
 }
 
-// settlePools waits for what a request has started.
+// settlePools waits for the background work that a request started.
 func (h *harness) settlePools() {
 	h.t.Helper()
 	h.settle()
@@ -47,7 +47,7 @@ func (h *harness) background() *logical.Request {
 	return &logical.Request{Storage: h.storage, MountPoint: "openai/"}
 }
 
-// withPool is configured with a pool of the role "app" that is full.
+// withPool is configured with a full pool for the role "app".
 func withPool(t *testing.T, size int, more fields) *harness {
 	t.Helper()
 	h := configured(t, openaitest.Options{})
@@ -61,13 +61,13 @@ func withPool(t *testing.T, size int, more fields) *harness {
 	return h
 }
 
-// ready is what the read of a role says of its pool.
+// ready returns pool_ready of a role.
 func (h *harness) ready(role string) int {
 	h.t.Helper()
 	return h.must(h.read("roles/" + role)).Data["pool_ready"].(int)
 }
 
-// hold keeps the pools as they are.
+// holdPools prevents the backend from refilling the pools until release.
 func (h *harness) holdPools() (release func()) {
 	h.t.Helper()
 	release, err := h.b.work.pools.Wait(context.Background())
@@ -75,7 +75,7 @@ func (h *harness) holdPools() (release func()) {
 	return release
 }
 
-// closed takes the rest of the pools away at the end of a test, and deletes it.
+// closed closes the pools at the end of a test and deletes their credentials.
 func (h *harness) closed() {
 	h.t.Helper()
 	h.b.closePools()
@@ -94,27 +94,27 @@ func TestPool_ServesARequestWithoutACall(t *testing.T) {
 			} else {
 				h.role(fields{"scopes": scopeChat, "pool_size": 3})
 			}
-			before := h.lease("creds/app", nil) // on demand, or the first of the pool
+			before := h.lease("creds/app", nil) // on demand, or from the pool
 			h.fill()
 			require.Equal(t, 3, h.ready("app"))
-			require.Len(t, h.walEntries(), 3, "each has its entry")
+			require.Len(t, h.walEntries(), 3, "one entry for each credential")
 			for _, secret := range h.sim.Secrets() {
 				if _, admin := h.sim.AdminKey(); secret != admin {
-					require.NotContains(t, h.entries(), secret, "no entry has a key")
+					require.NotContains(t, h.entries(), secret, "storage contains no key")
 				}
 			}
 			require.Contains(t, h.entries(), `"type":"pooled_`+kind+`"`)
-			require.Equal(t, 0, h.config()["wal_entries"], "the pool is no backlog")
+			require.Equal(t, 0, h.config()["wal_entries"], "the pool is not a backlog")
 
 			release := h.holdPools()
 			h.sim.ResetRequests()
 			watched := &watchedStorage{Storage: h.storage}
 			resp, err := h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.ReadOperation, Path: "creds/app", Storage: watched, MountPoint: "openai/"})
 			lease := h.stored(h.must(resp, err))
-			require.Zero(t, h.sim.Count("", ""), "calls on the way of the request")
-			require.EqualValues(t, 1, watched.operations.Load(), "storage operations: the end of the WAL entry")
+			require.Zero(t, h.sim.Count("", ""), "calls during the request")
+			require.EqualValues(t, 1, watched.operations.Load(), "storage operations: the deletion of the WAL entry")
 			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodPost, "/chat/completions"))
-			require.Equal(t, http.StatusForbidden, h.inference(lease, http.MethodPost, "/responses"), "it is restricted")
+			require.Equal(t, http.StatusForbidden, h.inference(lease, http.MethodPost, "/responses"), "the key is restricted")
 			var names, others []string
 			for name := range lease.Data {
 				names = append(names, name)
@@ -122,7 +122,7 @@ func TestPool_ServesARequestWithoutACall(t *testing.T) {
 			for name := range before.Data {
 				others = append(others, name)
 			}
-			require.ElementsMatch(t, others, names, "the answer is that of a credential created on demand")
+			require.ElementsMatch(t, others, names, "the response has the fields of one created on demand")
 			require.Equal(t, 2, h.ready("app"))
 			require.Len(t, h.walEntries(), 2)
 			release()
@@ -138,7 +138,7 @@ func TestPool_ServesARequestWithoutACall(t *testing.T) {
 			h.closed()
 			require.Empty(t, h.sim.Keys())
 			require.Empty(t, h.walEntries())
-			h.sim.KeepAll() // the account that stays
+			h.sim.KeepAll() // the adopted account
 		})
 	}
 }
@@ -158,28 +158,28 @@ func TestPool_TheFieldsOfTheRole(t *testing.T) {
 		data   fields
 		reason string
 	}{
-		"negative":                         {fields{"pool_size": -1}, "pool_size must be between 0 and 100"},
-		"a fraction":                       {fields{"pool_size": 1.5}, "pool_size must be an integer"},
-		"above the limit":                  {fields{"pool_size": 101}, "pool_size must be between 0 and 100"},
-		"text":                             {fields{"pool_size": "many"}, "pool_size must be an integer"},
-		"true":                             {fields{"pool_size": true}, "pool_size must be an integer"},
-		"a list":                           {fields{"pool_size": []int{1}}, "pool_size must be an integer"},
-		"too large":                        {fields{"pool_size": 1e30}, "pool_size must be an integer"},
-		"an age too short":                 {fields{"pool_max_age": "9m59s"}, "pool_max_age must be between 10m0s and 168h0m0s"},
-		"an age too long":                  {fields{"pool_max_age": "169h"}, "pool_max_age must be between 10m0s and 168h0m0s"},
-		"a negative age":                   {fields{"pool_max_age": -600}, "pool_max_age must not be negative"},
-		"a fraction of a second":           {fields{"pool_max_age": "600.5s"}, "pool_max_age must be a duration in whole seconds"},
-		"keys without an end":              {fields{"pool_size": 1, "key_expiry": "none"}, "requires key_expiry=max_ttl or key_expiry=ttl"},
-		"the holder's name":                {fields{"pool_size": 1, "service_account_name_template": "{{.RandomSuffix}}-{{.DisplayName}}"}, "cannot be combined with .DisplayName"},
-		"the holder's name in a condition": {fields{"pool_size": 1, "service_account_name_template": `{{.RandomSuffix}}{{if eq "x" (lowercase .DisplayName)}}x{{else}}y{{end}}`}, "cannot be combined with .DisplayName"},
-		"beyond a year":                    {fields{"pool_size": 1, "max_ttl": "8755h", "pool_max_age": "6h"}, "max_ttl 8755h0m0s plus pool_max_age 6h0m0s exceeds"},
-		"beyond a year, ttl":               {fields{"pool_size": 1, "key_expiry": "ttl", "ttl": "8755h", "max_ttl": "9000h"}, "ttl 8755h0m0s plus pool_max_age 6h0m0s exceeds"},
+		"negative":                      {fields{"pool_size": -1}, "pool_size must be between 0 and 100"},
+		"a fraction":                    {fields{"pool_size": 1.5}, "pool_size must be an integer"},
+		"above the limit":               {fields{"pool_size": 101}, "pool_size must be between 0 and 100"},
+		"text":                          {fields{"pool_size": "many"}, "pool_size must be an integer"},
+		"true":                          {fields{"pool_size": true}, "pool_size must be an integer"},
+		"a list":                        {fields{"pool_size": []int{1}}, "pool_size must be an integer"},
+		"too large":                     {fields{"pool_size": 1e30}, "pool_size must be an integer"},
+		"an age too short":              {fields{"pool_max_age": "9m59s"}, "pool_max_age must be between 10m0s and 168h0m0s"},
+		"an age too long":               {fields{"pool_max_age": "169h"}, "pool_max_age must be between 10m0s and 168h0m0s"},
+		"a negative age":                {fields{"pool_max_age": -600}, "pool_max_age must not be negative"},
+		"a fraction of a second":        {fields{"pool_max_age": "600.5s"}, "pool_max_age must be a duration in whole seconds"},
+		"keys without an expiry":        {fields{"pool_size": 1, "key_expiry": "none"}, "requires key_expiry=max_ttl or key_expiry=ttl"},
+		"a template with .DisplayName":  {fields{"pool_size": 1, "service_account_name_template": "{{.RandomSuffix}}-{{.DisplayName}}"}, "cannot be combined with .DisplayName"},
+		"a condition with .DisplayName": {fields{"pool_size": 1, "service_account_name_template": `{{.RandomSuffix}}{{if eq "x" (lowercase .DisplayName)}}x{{else}}y{{end}}`}, "cannot be combined with .DisplayName"},
+		"over a year":                   {fields{"pool_size": 1, "max_ttl": "8755h", "pool_max_age": "6h"}, "max_ttl 8755h0m0s plus pool_max_age 6h0m0s exceeds"},
+		"over a year, ttl":              {fields{"pool_size": 1, "key_expiry": "ttl", "ttl": "8755h", "max_ttl": "9000h"}, "ttl 8755h0m0s plus pool_max_age 6h0m0s exceeds"},
 	} {
 		said, _ := role(c.data)
 		require.Contains(t, said, c.reason, name)
 	}
 	_, shown := role(fields{"pool_size": nil, "pool_max_age": nil})
-	require.Equal(t, 0, shown["pool_size"], "null is not given")
+	require.Equal(t, 0, shown["pool_size"], "null counts as unset")
 	require.EqualValues(t, 0, shown["pool_max_age"])
 	require.EqualValues(t, 6*3600, shown["effective_pool_max_age"])
 	require.Equal(t, 0, shown["pool_ready"])
@@ -193,7 +193,7 @@ func TestPool_TheFieldsOfTheRole(t *testing.T) {
 	stored := h.entries()
 	again := throughJSON(t, h.must(h.read("roles/app")).Data)
 	resp := h.must(h.write("roles/app", again))
-	require.NotNil(t, resp, "fields that only a read shows are ignored with a warning")
+	require.NotNil(t, resp, "read-only fields are ignored with a warning")
 	require.Equal(t, stored, h.entries(), "a read that is written back changes nothing")
 	_, shown = role(fields{"pool_size": 0})
 	require.Equal(t, 0, shown["pool_size"])
@@ -235,21 +235,21 @@ func TestPool_TheSumOfAMountIsBounded(t *testing.T) {
 		})
 		return n
 	}
-	require.Equal(t, 1, count(&stored), "of the writes at once")
+	require.Equal(t, 1, count(&stored), "one of the concurrent writes")
 	require.Equal(t, 7, count(&refused))
 	h.must(h.write("roles/rest", fields{"project_id": h.project, "pool_size": 40}))
 	h.refused(h.write("roles/more", fields{"project_id": h.project, "pool_size": 1}))
-	h.must(h.write("roles/r0", fields{"pool_size": 99})) // less is always possible
+	h.must(h.write("roles/r0", fields{"pool_size": 99})) // a reduction always succeeds
 	h.must(h.write("roles/more", fields{"project_id": h.project, "pool_size": 1}))
 	h.must(h.remove("roles/r1"))
 	h.must(h.write("roles/r2", fields{"pool_size": 0}))
 	h.must(h.write("roles/more", fields{"pool_size": 100}))
 }
 
-// It counts the goroutines of the process, so no other test may run beside it.
+// Not parallel: it counts the goroutines of the process.
 func TestPool_WithoutOneNothingIsPaidForIt(t *testing.T) {
 	h := configured(t, openaitest.Options{})
-	h.restartStatic() // whose worker reads the config, too, and nothing waits for it
+	h.restartStatic() // holds the static worker, which also reads the config
 	count := func(do func()) (operations int64) {
 		watched := &watchedStorage{Storage: h.storage}
 		h.b.storage = watched
@@ -262,7 +262,7 @@ func TestPool_WithoutOneNothingIsPaidForIt(t *testing.T) {
 		require.NoError(t, err)
 		h.settle()
 	}
-	for range 3 { // what is read once
+	for range 3 { // until everything that is cached was read
 		tick()
 	}
 	h.sim.ResetRequests()
@@ -270,7 +270,7 @@ func TestPool_WithoutOneNothingIsPaidForIt(t *testing.T) {
 	require.Zero(t, count(func() {}))
 	before := watched.operations.Load()
 	tick()
-	// The list of the WAL, the time of the last tidy run.
+	// The list of the WAL, and the time of the last tidy run.
 	require.LessOrEqual(t, watched.operations.Load()-before, int64(2))
 	require.Zero(t, h.sim.Count("", ""))
 	require.LessOrEqual(t, runtime.NumGoroutine(), goroutines+2)
@@ -313,8 +313,8 @@ func withoutWAL(keys []string) []string {
 	return slices.DeleteFunc(keys, func(key string) bool { return strings.HasPrefix(key, "wal/") })
 }
 
-// Whatever is written to a role while many read it, no answer that begins after the
-// write's has a key of the role as it was.
+// While many requests read a role, none that begins after a write has returned receives a
+// key of the previous role.
 func TestPool_ARoleIsNarrowedDuringABurst(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 40, fields{"scopes": []string{scopeChat, "api.responses.write"}})
@@ -367,7 +367,7 @@ func TestPool_ARoleIsNarrowedDuringABurst(t *testing.T) {
 	for _, a := range answers {
 		if len(scopes[a.key]) == 2 {
 			wide++
-			require.True(t, a.at.Before(narrowed), "a wide key was returned to a request that began after the write's answer")
+			require.True(t, a.at.Before(narrowed), "a request that began after the write received a wide key")
 		}
 		if a.at.After(narrowed) {
 			late++
@@ -384,7 +384,7 @@ func TestPool_ARoleIsNarrowedDuringABurst(t *testing.T) {
 	}
 }
 
-// stockOf returns what waits with these scopes.
+// stockOf returns the pooled credentials with these scopes.
 func (p *pooledRole) stockOf(scopes []string) (found []*pooled) {
 	want := strings.Join(slices.Sorted(slices.Values(scopes)), ",")
 	for _, c := range p.stock {
@@ -395,8 +395,8 @@ func (p *pooledRole) stockOf(scopes []string) (found []*pooled) {
 	return found
 }
 
-// A credential that is being created on demand when its role is narrowed is discarded,
-// and the request starts over with the role as it is then.
+// If a role is narrowed while a credential is created on demand, the engine discards the
+// credential and starts over with the new role.
 func TestPool_ACredentialCreatedOnDemandFitsTheRoleOfItsAnswer(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -417,7 +417,7 @@ func TestPool_ACredentialCreatedOnDemandFitsTheRoleOfItsAnswer(t *testing.T) {
 	require.Equal(t, http.StatusForbidden, h.inference(lease, http.MethodPost, "/responses"))
 	h.onlyLeased(lease)
 
-	// Of one that is deleted meanwhile nothing is left.
+	// If the role is deleted meanwhile, nothing is left.
 	creating = newHold()
 	once = sync.Once{}
 	reader.Go(func() { require.Contains(t, h.refused(h.read("creds/app")), "role \"app\"") })
@@ -445,7 +445,7 @@ func TestPool_WhatDoesNotFitLeavesBeforeTheWriteAnswers(t *testing.T) {
 		"fewer":           {"roles/app", fields{"pool_size": 1}, 1},
 		"none":            {"roles/app", fields{"pool_size": 0}, 0},
 		"description":     {"roles/app", fields{"service_account_description": "x"}, 3},
-		"the same again":  {"roles/app", fields{"pool_size": 3}, 3},
+		"the same size":   {"roles/app", fields{"pool_size": 3}, 3},
 		"deletion":        {"roles/app", nil, 0},
 		"another project": {"config", fields{"project_id": "the other"}, 0},
 		"another limit":   {"config", fields{"max_concurrent_requests": 8}, 3},
@@ -492,24 +492,24 @@ func TestPool_AKeyThatIsTooOldIsReplacedAndNotReturned(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 4, fields{"pool_max_age": "1h"})
 	first := h.liveKeys()
-	h.advance(50 * time.Minute) // three quarters have passed
+	h.advance(50 * time.Minute) // more than three quarters of the age
 	h.fill()
 	require.Equal(t, 4, h.ready("app"))
 	require.Empty(t, intersect(first, h.liveKeysInPool()), "all are replaced")
 	h.tick()
-	require.Empty(t, intersect(first, h.liveKeys()), "and deleted")
+	require.Empty(t, intersect(first, h.liveKeys()), "the old keys are deleted")
 
 	second := h.liveKeys()
 	release := h.holdPools()
 	h.advance(time.Hour + time.Second)
 	lease := h.lease("creds/app", nil)
-	require.NotContains(t, second, lease.Data["api_key_id"], "none is returned after its age")
+	require.NotContains(t, second, lease.Data["api_key_id"], "no key over pool_max_age is returned")
 	release()
 	h.closed()
 	h.onlyLeased(lease)
 	require.NoError(t, h.revoke(lease))
 
-	// What a clock says that has been set back does not keep a key.
+	// A clock that is set back does not make a key younger.
 	h.b.pools.wake()
 	h.fill()
 	c := h.b.pools.roles["app"].stock[0]
@@ -558,13 +558,13 @@ func TestPool_AKeyCoversItsLease(t *testing.T) {
 			require.LessOrEqual(t, left, covers+2*time.Hour+expiryMargin+time.Second)
 
 			if expiry == expiryTTL {
-				// One that must last longer is created, and the pool keeps its own.
+				// A longer lease gets a new credential, and the pool is unchanged.
 				long := h.lease("creds/app", fields{"ttl": "5h"})
 				require.Equal(t, 2, h.ready("app"))
 				require.InDelta(t, 1, h.measured()[`vault_openai_pool_missed_total{reason="too_short",role="app"}`], 0)
 				require.NoError(t, h.revoke(long))
 
-				// A renewal within what the key lives anyway calls nobody.
+				// A renewal within the lifetime of the key makes no call.
 				fresh := withPool(t, 1, fields{"key_expiry": expiry, "ttl": "1h", "max_ttl": "20h", "pool_max_age": "2h"})
 				young := fresh.lease("creds/app", nil)
 				fresh.settlePools()
@@ -582,7 +582,7 @@ func TestPool_AKeyCoversItsLease(t *testing.T) {
 	}
 }
 
-// Without a pool that a new process has, the entries of the one before are orphans.
+// A new process does not know the pool of the previous one, so its entries are orphans.
 func TestPool_AProcessLeavesItsPoolToTheNext(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 5, nil)
@@ -590,13 +590,13 @@ func TestPool_AProcessLeavesItsPoolToTheNext(t *testing.T) {
 	h.restart()
 	h.advance(walMinAge - 30*time.Second)
 	h.rollback()
-	require.Len(t, intersect(old, h.liveKeys()), 5, "an entry of a create is left alone for two minutes")
+	require.Len(t, intersect(old, h.liveKeys()), 5, "entries of creates are skipped for two minutes")
 	h.advance(notFinalBefore)
 	h.rollback()
 	h.rollback()
 	require.Empty(t, intersect(old, h.liveKeys()))
 	h.fill()
-	require.Equal(t, 5, h.ready("app"), "the new process fills its own")
+	require.Equal(t, 5, h.ready("app"), "the new process fills its own pool")
 	require.InDelta(t, 5, h.measured()[`vault_openai_pool_destroyed_total{reason="lost"}`], 0)
 	h.closed()
 	h.onlyLeased()
@@ -623,7 +623,7 @@ func TestPool_ARefusedCreateIsNotRepeatedInAStorm(t *testing.T) {
 				h.sim.ClearFaults()
 				time.Sleep(70 * time.Minute)
 				for i := range 5 {
-					require.Equal(t, 20, h.ready(fmt.Sprintf("r%d", i)), "the pool is filled when OpenAI accepts again")
+					require.Equal(t, 20, h.ready(fmt.Sprintf("r%d", i)), "the pool is filled after the fault")
 					require.Empty(t, h.must(h.read(fmt.Sprintf("roles/r%d", i))).Data["pool_last_error"])
 				}
 				stop()
@@ -665,7 +665,7 @@ func TestPool_TheTaintClosesIt(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
 
-	// It was a move: the mount goes on.
+	// The mount was moved, and works again.
 	h.manager.untaint()
 	h.rollback()
 	h.fill()
@@ -673,7 +673,7 @@ func TestPool_TheTaintClosesIt(t *testing.T) {
 	h.closed()
 }
 
-// What cannot be deleted in time is logged by its ID, and expires.
+// A credential that cannot be deleted in time is logged with its ID, and expires.
 func TestPool_ADisableAtAFewCallsAMinute(t *testing.T) {
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
 		h.configure(nil)
@@ -696,7 +696,7 @@ func TestPool_ADisableAtAFewCallsAMinute(t *testing.T) {
 		began := time.Now()
 		h.manager.taint()
 		h.rollbackOnly()
-		require.LessOrEqual(t, time.Since(began), 90*time.Second, "Vault waits no longer")
+		require.LessOrEqual(t, time.Since(began), 90*time.Second, "Vault waits at most this long")
 		left := h.liveAccounts()
 		require.Len(t, left, 100-deletes)
 		require.Positive(t, deletes)
@@ -722,7 +722,7 @@ func TestPool_AClientThatHasGoneGetsNothing(t *testing.T) {
 	cancel()
 	_, err := h.do(ctx, logical.ReadOperation, "creds/app", nil)
 	require.Error(t, err)
-	require.Equal(t, 1, h.ready("app"), "it is not put back")
+	require.Equal(t, 1, h.ready("app"), "the credential does not return to the pool")
 	require.Len(t, h.liveKeys(), 1)
 	require.InDelta(t, 1, h.measured()[`vault_openai_pool_destroyed_total{reason="not_returned"}`], 0)
 	release()
@@ -735,7 +735,7 @@ func TestPool_TidyLeavesItAlone(t *testing.T) {
 	h := withPool(t, 3, fields{"max_ttl": "1h", "ttl": "1h", "pool_max_age": "48h"})
 	longest, err := getLongestLease(t.Context(), h.storage)
 	require.NoError(t, err)
-	require.Equal(t, 49*time.Hour, longest.LongestLease, "an account can be so old before its lease ends")
+	require.Equal(t, 49*time.Hour, longest.LongestLease, "the maximum age of a leased account")
 	release := h.holdPools()
 	h.advance(30 * time.Hour)
 	require.Zero(t, h.tidy(true)["orphans_found"])
@@ -759,7 +759,7 @@ func TestPool_MetricsTellIt(t *testing.T) {
 	require.InDelta(t, 0, m[`vault_openai_pool_ready{role="app"}`], 0)
 	require.InDelta(t, 2, m[`vault_openai_pool_taken_total{role="app"}`], 0)
 	require.InDelta(t, 1, m[`vault_openai_pool_missed_total{reason="empty",role="app"}`], 0)
-	require.InDelta(t, 0, m["vault_openai_wal_entries{}"], 0, "the pool is no backlog")
+	require.InDelta(t, 0, m["vault_openai_wal_entries{}"], 0, "the pool is not a backlog")
 	for _, lease := range leases {
 		require.NoError(t, h.revoke(lease))
 	}
@@ -774,7 +774,7 @@ func TestPool_IsEachClustersOwn(t *testing.T) {
 	h := withPool(t, 2, nil)
 	stock := h.liveKeysInPool()
 	for state, filled := range map[consts.ReplicationState]bool{
-		consts.ReplicationPerformanceSecondary: true, // it has a WAL of its own
+		consts.ReplicationPerformanceSecondary: true, // it has its own WAL
 		consts.ReplicationPerformanceStandby:   false,
 		consts.ReplicationDRSecondary:          false,
 	} {
@@ -796,10 +796,10 @@ func TestPool_IsEachClustersOwn(t *testing.T) {
 			require.Equal(t, http.StatusForbidden, node.inference(lease, http.MethodPost, "/responses"))
 			node.closed()
 		} else {
-			require.Nil(t, shown["pool_ready"], "it does not know")
+			require.Nil(t, shown["pool_ready"], "this node has no pool")
 			require.Empty(t, node.b.pools.roles)
 		}
-		require.Len(t, intersect(stock, h.liveKeys()), 2, "what the other cluster has stays")
+		require.Len(t, intersect(stock, h.liveKeys()), 2, "the pool of the other cluster is unchanged")
 	}
 	h.closed()
 	h.sim.KeepAll()
@@ -836,7 +836,7 @@ func TestPool_AWriteWarnsOfAPoolThatStaysEmpty(t *testing.T) {
 		h.configure(nil)
 		release := h.holdPools()
 		h.must(h.write("roles/app", fields{"project_id": h.project}))
-		for range 8 { // some are refused, and the pace is learned
+		for range 8 { // some are rejected, so the client learns the rate
 			if resp, err := h.read("creds/app"); err == nil && !resp.IsError() {
 				require.NoError(t, h.revoke(h.stored(resp)))
 			}
@@ -872,7 +872,7 @@ func TestPool_ALifetimePolicyIsWarnedOf(t *testing.T) {
 	warned := strings.Join(warningsOf(h.must(h.write("roles/app", fields{"pool_max_age": "7h"}))), " ")
 	require.Contains(t, warned, "OpenAI has rejected a key lifetime of 30h1m15s")
 	require.Empty(t, warningsOf(h.must(h.write("roles/app", fields{"pool_max_age": "30m"}))))
-	require.Eventually(t, func() bool { // a refill by the former rule may fail late, and postpone the next
+	require.Eventually(t, func() bool { // a late failure with the old role can postpone the next refill
 		h.advance(time.Minute)
 		h.fill()
 		return h.ready("app") == 2
@@ -880,7 +880,7 @@ func TestPool_ALifetimePolicyIsWarnedOf(t *testing.T) {
 	h.closed()
 }
 
-// The entries of the pool as storage has them, and as a later release must read them.
+// The WAL entry of a pooled credential in storage contains no key.
 func TestPool_TheEntryHasNoKey(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 1, nil)
@@ -896,8 +896,8 @@ func TestPool_TheEntryHasNoKey(t *testing.T) {
 	h.closed()
 }
 
-// A clock that is set back does not keep the worker from replacing a credential: the new
-// one would be the first to leave the pool, and the next be created at once.
+// If a clock is set back, the worker must discard the old credentials and not their
+// replacements, or it would never stop creating new ones.
 func TestPool_AClockThatIsSetBackStartsNoStorm(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 2, fields{"pool_max_age": "1h"})
@@ -914,8 +914,8 @@ func TestPool_AClockThatIsSetBackStartsNoStorm(t *testing.T) {
 	h.closed()
 }
 
-// A clock that is set while a key is created can make the newest key in the pool the one
-// that seems old. It is that one that its replacement replaces, or there would be no end.
+// If a clock is set while a key is created, the newest key in the pool can seem old. The
+// replacement must replace that key, or the replacements would never end.
 func TestPool_AKeyThatSeemsOldIsReplacedOnce(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 3, fields{"pool_max_age": "1h"})
@@ -931,8 +931,8 @@ func TestPool_AKeyThatSeemsOldIsReplacedOnce(t *testing.T) {
 	h.closed()
 }
 
-// A lease has the times of its key by the clock of its own beginning: with those of the
-// create, a renewal would take the key to last for hours longer than it does.
+// A lease stores the times of its key by the clock at its issue. With the clock at the
+// create, a renewal would take the key to be valid for hours longer than it is.
 func TestPool_AClockThatIsSetBetweenCreateAndHandOut(t *testing.T) {
 	t.Parallel()
 	for name, ahead := range map[string]time.Duration{"ahead": 3 * time.Hour, "behind": -3 * time.Hour} {
@@ -955,11 +955,11 @@ func TestPool_AClockThatIsSetBetweenCreateAndHandOut(t *testing.T) {
 			shown, err := time.Parse(time.RFC3339, lease.Data["expires_at"].(string))
 			require.NoError(t, err)
 			require.WithinDuration(t, h.now(), stored("created_at"), time.Minute)
-			require.False(t, stored("key_expires_at").After(shown.Add(2*time.Second)), "the key does not last longer than OpenAI says")
-			require.True(t, stored("key_expires_at").After(h.now().Add(15*time.Minute)), "nor does it seem to have expired")
+			require.False(t, stored("key_expires_at").After(shown.Add(2*time.Second)), "not later than the expiry at OpenAI")
+			require.True(t, stored("key_expires_at").After(h.now().Add(15*time.Minute)), "the key does not seem to have expired")
 
-			// The key that stays is recorded for deletion with its times, too: a 404 is not
-			// final for longer than for a new key.
+			// The key that stays is also recorded for deletion with these times: its 404
+			// becomes final no later than that of a new key.
 			h.b.closePools()
 			for _, m := range h.b.pools.leaving {
 				require.WithinDuration(t, h.now(), m.CreatedAt, time.Minute)
@@ -971,8 +971,8 @@ func TestPool_AClockThatIsSetBetweenCreateAndHandOut(t *testing.T) {
 	}
 }
 
-// The monotonic clock stands still while the machine is suspended, and the clock of the
-// process may, too; OpenAI's does not.
+// While a machine is suspended, its monotonic clock stops, and the clock of the process
+// may stop; OpenAI's does not.
 func TestPool_ASuspendedMachineHandsOutNoKeyThatExpires(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -981,16 +981,16 @@ func TestPool_ASuspendedMachineHandsOutNoKeyThatExpires(t *testing.T) {
 	h.fill()
 	release := h.holdPools()
 	stock := h.b.pools.roles["app"].stock
-	require.NotContains(t, stock[0].began.String(), "m=", "with a monotonic reading, its age would be by that alone")
+	require.NotContains(t, stock[0].began.String(), "m=", "a monotonic reading alone would determine the age")
 
 	pooled := h.liveKeysInPool()
-	h.sim.Advance(defaultMaxTTL) // which only OpenAI's answers tell
+	h.sim.Advance(defaultMaxTTL) // only OpenAI's responses show this time
 	snap, err := h.b.current(t.Context(), h.storage)
 	require.NoError(t, err)
 	_, err = snap.api.GetServiceAccount(t.Context(), h.project, stock[0].ID)
 	require.NoError(t, err)
 	lease := h.lease("creds/app", nil)
-	require.NotContains(t, pooled, lease.Data["api_key_id"], "the key would end before its lease")
+	require.NotContains(t, pooled, lease.Data["api_key_id"], "the key would expire before its lease")
 	require.InDelta(t, 1, h.measured()[`vault_openai_pool_missed_total{reason="too_short",role="app"}`], 0)
 	release()
 	h.closed()
@@ -1004,13 +1004,13 @@ func TestPool_AnInvalidationDuringTheReadIsNotLost(t *testing.T) {
 	h.sim.KeepAll()
 	h.must(h.write("roles/app", fields{"pool_size": 1, "activation_timeout": 0}))
 	h.tick()
-	h.b.rereadPool("app") // an invalidation before
+	h.b.rereadPool("app") // an earlier invalidation
 	held, watched := newHold(), &watchedStorage{Storage: h.storage}
 	watched.next.Store(held)
 	var err error
 	var reading sync.WaitGroup
 	reading.Go(func() { err = h.b.readPools(t.Context(), watched) })
-	<-held.entered // it has the older role
+	<-held.entered // it has read the older role
 	r, rerr := getRole(t.Context(), h.storage, "app")
 	require.NoError(t, rerr)
 	r.Scopes = []string{scopeChat}

@@ -29,7 +29,7 @@ func onOpenBao(t *testing.T) *harness {
 	return h
 }
 
-// All that a mount answers, in each way that it has for hints.
+// answersWithHints returns the errors, warnings and help of a mount that name commands.
 func answersWithHints(h *harness) (texts []string) {
 	said := func(resp *logical.Response, err error) {
 		h.t.Helper()
@@ -65,7 +65,7 @@ func answersWithHints(h *harness) (texts []string) {
 	return texts
 }
 
-// Not parallel: the environment is the process's.
+// Not parallel, since it changes the environment of the process.
 func TestProduct_HintsNameTheServersCLI(t *testing.T) {
 	vault := func(t *testing.T) *harness {
 		t.Helper()

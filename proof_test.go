@@ -29,15 +29,14 @@ var notTheThings = map[string]string{
 	"a bare string":                     `{"error":"Not Found"}`,
 	"an API gateway's, without a route": `{"error":{"message":"no Route matched with those values","type":"not_found"}}`,
 	"Google's form":                     `{"error":{"code":404,"message":"Requested entity was not found.","status":"NOT_FOUND"}}`,
-	"an error object of numbers":        `{"error":{"message":"Not found","type":404,"code":"not_found"}}`,
+	"an error object with a number":     `{"error":{"message":"Not found","type":404,"code":"not_found"}}`,
 	"an envelope of another kind":       `{"message":"Not Found","code":"not_found","type":"error"}`,
 	"an empty object":                   `{"error":{}}`,
-	"nothing":                           ``,
+	"an empty body":                     ``,
 	"a page":                            `<html><title>404 Not Found</title></html>`,
 	"a list":                            `[]`,
-	// In OpenAI's form, though not OpenAI's: nothing tells it apart but what is
-	// there.
-	"one that imitates OpenAI": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
+	// In OpenAI's form, but not OpenAI's: only a read of the account or key shows it.
+	"an imitation of OpenAI's": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
 }
 
 // everyNotFound runs a test for each of these 404s on DELETE only, and for an endpoint
@@ -71,17 +70,17 @@ func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 				}
 				lease := h.lease("creds/app", nil)
 				h.advance(time.Hour)
-				if kind == typeKey { // or the update that ends it would succeed
+				if kind == typeKey { // or the update that expires the key would succeed
 					deletes.Method = ""
 				}
 				cancel := h.sim.Fail(deletes)
 				require.Error(t, h.revoke(lease))
 				require.Len(t, h.walEntries(), 1)
 				h.tick()
-				require.Len(t, h.walEntries(), 1, "nor does the WAL take it for a deletion")
+				require.Len(t, h.walEntries(), 1, "the WAL does not take it for a deletion")
 				require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 				cancel()
-				h.restart() // and forget what it knew of the limits
+				h.restart() // forgets what the process has learned
 				require.NoError(t, h.revoke(lease))
 				h.advance(2 * time.Second)
 				require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
@@ -140,7 +139,7 @@ func TestProof_NumberOfReads(t *testing.T) {
 	}
 	require.Empty(t, h.walEntries())
 
-	// Another admin key has shown nothing yet.
+	// Another admin key has proven nothing yet.
 	lease := h.lease("creds/app", nil)
 	h.advance(time.Hour)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
@@ -175,18 +174,18 @@ func TestProof_NotFoundNewCredentialIsCheckedAgain(t *testing.T) {
 		h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id."}),
 		h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeAccount, Status: 404, Code: "service_account_not_found", Message: "No service account found with id."}),
 	}
-	require.NoError(t, h.revoke(lease), "the lease ends")
+	require.NoError(t, h.revoke(lease), "the revocation succeeds")
 	require.Len(t, h.walEntries(), 1)
 	h.rollback()
 	require.Len(t, h.walEntries(), 1)
-	require.NotContains(t, h.log.String(), "incomplete", "to wait is no failure")
+	require.NotContains(t, h.log.String(), "incomplete", "waiting is not a failure")
 	lagging[0]()
 	lagging[1]()
 	h.rollback()
 	require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
 	h.onlyLeased()
 
-	// One that is really deleted is final once it is old enough.
+	// The 404 of a deleted account is final once the account is old enough.
 	lease = h.lease("creds/app", nil)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 	require.NoError(t, h.revoke(lease))
@@ -202,7 +201,7 @@ func TestProof_AgeCountsFromTheCreate(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
-	delete(lease.Secret.InternalData, "created_at") // as in leases of before it was kept
+	delete(lease.Secret.InternalData, "created_at") // as in leases from before this field
 	lease.Secret.IssueTime = h.now().Add(-time.Hour)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
 	require.NoError(t, h.revoke(lease))
@@ -263,7 +262,7 @@ func TestPeriodic_ThrottledEndpointDoesNotDelayOthers(t *testing.T) {
 	tick()
 	require.Eventually(t, func() bool { return h.sim.Count(http.MethodDelete, routeAccount) > 0 }, 20*time.Second, 10*time.Millisecond, "the run has begun")
 
-	// A superseded admin key, and a key on an endpoint that is free.
+	// A superseded admin key, and a key on an endpoint that is not throttled.
 	superseded := h.adminKeyIDs()[0]
 	h.must(h.write("config/rotate", nil))
 	id := h.sim.AddServiceAccount(h.project, "batch")
@@ -287,7 +286,7 @@ func TestDisable_DeletesExpiredCredentials(t *testing.T) {
 	h.role(map[string]any{"key_expiry": expiryTTL, "ttl": "10m", "max_ttl": "720h"})
 	lease := h.lease("creds/app", nil)
 	_, err := h.renew(t.Context(), lease, time.Minute, 700*time.Hour)
-	require.NoError(t, err) // which Vault could not store
+	require.NoError(t, err) // but Vault could not store the renewal
 	h.advance(14 * time.Minute)
 	h.system.TaintedVal = true
 	h.rollback()
@@ -324,7 +323,7 @@ func TestIssue_ClockStepDeletesNothingInProgress(t *testing.T) {
 	h.onlyLeased()
 }
 
-// Of two concurrent renewals the key keeps the later expiry, whichever is last.
+// After two concurrent renewals, the key has the later expiry, in either order.
 func TestRenew_ConcurrentRenewalsKeepTheLaterExpiry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -351,7 +350,7 @@ func TestRenew_ConcurrentRenewalsKeepTheLaterExpiry(t *testing.T) {
 }
 
 // Another Vault with a copy of this storage finds entries of credentials that were
-// returned since. A used credential was returned.
+// returned later. A used credential must have been returned.
 func TestWAL_UsedCredentialIsReportedAndRetained(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
@@ -381,10 +380,10 @@ func TestWAL_UsedCredentialIsReportedAndRetained(t *testing.T) {
 			require.Contains(t, h.log.String(), "another Vault with a copy of this storage")
 			require.Equal(t, 1, h.sim.Count(http.MethodGet, routeKeys))
 			entries, _, kept := h.b.wal.totals()
-			require.Equal(t, []int{0, 1}, []int{entries, kept}, "it is no backlog")
+			require.Equal(t, []int{0, 1}, []int{entries, kept}, "a retained entry is not a backlog")
 			require.NotContains(t, h.log.String(), "incomplete")
 
-			// It ends once its key has expired.
+			// The entry ends once its key has expired.
 			h.advance(defaultMaxTTL + time.Hour)
 			h.rollback()
 			require.Empty(t, h.walEntries())
@@ -433,7 +432,7 @@ func TestWAL_ListingWithoutTheUsedKeyDeletesNothing(t *testing.T) {
 	h.onlyLeased()
 }
 
-// An account whose key a person has deleted is deleted by the second listing, some
+// An account whose key was deleted by hand is deleted after the second listing, some
 // minutes after the first.
 func TestWAL_AccountWithoutKeyIsDeletedAfterTwoListings(t *testing.T) {
 	t.Parallel()
@@ -444,7 +443,7 @@ func TestWAL_AccountWithoutKeyIsDeletedAfterTwoListings(t *testing.T) {
 		_, err := h.read("creds/app")
 		require.Error(t, err)
 		_, admin := h.sim.AdminKey()
-		for _, k := range h.sim.Keys() { // a person's doing
+		for _, k := range h.sim.Keys() { // deleted by hand
 			r := httptest.NewRequest(http.MethodDelete, "/v1/organization/projects/"+h.project+"/api_keys/"+k.ID, nil)
 			r.Header.Set("Authorization", "Bearer "+admin)
 			h.sim.ServeHTTP(httptest.NewRecorder(), r)
@@ -605,13 +604,13 @@ func TestWAL_RefreshSkipsEntriesInUse(t *testing.T) {
 	require.NoError(t, err)
 	h.setClock(0)
 	counted := &watchedStorage{Storage: h.storage}
-	h.storage.fail(storageFault{write: -1}) // and note the writes
+	h.storage.fail(storageFault{write: -1}) // records the writes
 	require.NoError(t, h.b.refreshWAL(t.Context(), &logical.Request{Storage: counted, MountPoint: "openai/"}))
 	require.Empty(t, h.storage.writes)
 	require.NoError(t, h.b.deleteWAL(t.Context(), h.storage, id))
 }
 
-// Entries in the index that were written while the clock was ahead.
+// The index has entries that were written while the clock was ahead.
 func TestWAL_IndexedEntriesAreCorrectedWithTheClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -619,7 +618,7 @@ func TestWAL_IndexedEntriesAreCorrectedWithTheClock(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeAccounts, Times: maxAttempts, Kind: openaitest.FaultLost})
 	_, err := h.read("creds/app")
 	require.Error(t, err)
-	h.rollback() // remembers them
+	h.rollback() // adds them to the index
 	require.NotEmpty(t, h.walEntries())
 	h.setClock(0)
 	h.rollback()
@@ -628,14 +627,14 @@ func TestWAL_IndexedEntriesAreCorrectedWithTheClock(t *testing.T) {
 	h.onlyLeased()
 }
 
-// An entry of a revocation whose create was recorded while the clock was ahead.
+// A revocation has an entry whose create was recorded while the clock was ahead.
 func TestWAL_RevokedEntryWithFutureCreationTimeIsProcessed(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.setClock(40 * 24 * time.Hour)
 	lease := h.lease("creds/app", nil)
 	h.sim.DeleteServiceAccount(h.project, lease.Data["service_account_id"].(string))
-	require.NoError(t, h.revoke(lease)) // proven, but new: the WAL looks again
+	require.NoError(t, h.revoke(lease)) // proven, but new: the WAL checks it again
 	require.Len(t, h.walEntries(), 1)
 	h.setClock(0)
 	h.rollback()
@@ -644,7 +643,7 @@ func TestWAL_RevokedEntryWithFutureCreationTimeIsProcessed(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A key whose owner is listed in the other documented form.
+// OpenAI lists the owner of a key in the other documented form.
 func TestWAL_UsedKeyIsFoundInEveryFormOfOwner(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -733,7 +732,7 @@ func TestProof_IDMayContainTheWordURL(t *testing.T) {
 func TestWAL_ProbeDoesNotCountAsUseWithSlowClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	h.setClock(-3 * time.Minute)       // the engine's only
+	h.setClock(-3 * time.Minute)       // only the engine's clock
 	lease := h.lease("creds/app", nil) // probed at its issue
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
@@ -749,7 +748,7 @@ func TestWAL_ProbeDoesNotCountAsUseWithSlowClock(t *testing.T) {
 func TestWAL_UseIsDetectedWithFastClock(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	h.setClock(9 * time.Minute) // the engine's only; maxSkew allows it
+	h.setClock(9 * time.Minute) // only the engine's clock; maxSkew allows it
 	lease := h.lease("creds/app", nil)
 	created, _ := time.Parse(time.RFC3339, lease.Secret.InternalData["created_at"].(string))
 	c := credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, CreatedAt: created, Name: lease.Data["service_account"].(string)}
@@ -805,7 +804,7 @@ func TestProof_NotFoundProjectProvesNothingAboutTheAccount(t *testing.T) {
 	first, lease := h.lease("creds/app", nil), h.lease("creds/app", nil)
 	h.advance(time.Hour)
 	h.sim.DeleteServiceAccount(h.project, first.Data["service_account_id"].(string))
-	require.NoError(t, h.revoke(first)) // shows the project
+	require.NoError(t, h.revoke(first)) // proves that the project is visible
 	stop := h.sim.Fail(openaitest.Fault{Route: "/organization/projects/*", Status: 404, Code: "project_not_found", Message: "No project found with id '" + h.project + "'."})
 	require.Error(t, h.revoke(lease))
 	stop()
@@ -813,10 +812,8 @@ func TestProof_NotFoundProjectProvesNothingAboutTheAccount(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A clock is set back while a request is in progress: its entry is dated again by
-
-// What OpenAI has told this process that it deleted is not looked for again, although
-// it is new: a disable would wait for it.
+// A deletion that OpenAI confirms to this process is final even for a new account or key:
+// otherwise, a disable would wait for it.
 func TestProof_ConfirmedDeletionIsFinal(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
@@ -835,7 +832,7 @@ func TestProof_ConfirmedDeletionIsFinal(t *testing.T) {
 		h.sim.ClearFaults()
 		h.rollback()
 		require.Empty(t, h.walEntries())
-		require.NoError(t, h.revoke(lease), "Vault's next try")
+		require.NoError(t, h.revoke(lease), "Vault's next attempt")
 		require.Empty(t, h.walEntries())
 		if kind == typeKey {
 			h.onlyKeys(account)
@@ -865,7 +862,7 @@ func TestDisable_LogsEntriesWhenAWorkerDoesNotEnd(t *testing.T) {
 	require.Equal(t, id, lines[0]["service_account_id"])
 }
 
-// Two listings that leave a key out count as two only if none between them shows it.
+// Two listings without a key count as two only if no listing between them shows it.
 func TestWAL_ListingThatShowsAKeyResetsTheOneThatDidNot(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -879,7 +876,7 @@ func TestWAL_ListingThatShowsAKeyResetsTheOneThatDidNot(t *testing.T) {
 	account := lease.Data["service_account_id"].(string)
 	h.unseenBefore(account)
 	h.rollback()
-	require.Len(t, h.walEntries(), 1, "this one shows the key in use")
+	require.Len(t, h.walEntries(), 1, "this listing shows the used key")
 
 	empty := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKeys, Times: 1, Kind: openaitest.FaultGarbageBefore, Body: empty})
@@ -893,8 +890,8 @@ func TestWAL_ListingThatShowsAKeyResetsTheOneThatDidNot(t *testing.T) {
 	h.onlyLeased()
 }
 
-// The age of a listed key is by OpenAI's clock alone: with a clock that is behind, a key
-// seemed to be younger than it is until that clock had passed its creation.
+// The age of a listed key is by OpenAI's clock alone: by a clock that is behind, a key
+// seems too young until that clock has passed its creation.
 func TestWAL_AClockThatIsBehindDoesNotDelayTheDeletion(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
@@ -923,15 +920,15 @@ func TestWAL_AClockThatIsBehindDoesNotDelayTheDeletion(t *testing.T) {
 	require.Error(t, err)
 	require.Greater(t, len(h.sim.AdminKeys()), 1)
 	h.advance(10 * time.Minute)
-	h.rollback() // PutWAL's time is the machine's
+	h.rollback() // PutWAL uses the machine's clock
 	h.advance(10 * time.Minute)
 	h.rollback()
 	require.Len(t, h.sim.AdminKeys(), 1)
 	require.Empty(t, h.walEntries())
 }
 
-// An entry that was postponed under a clock that was ahead is due again once the clock is
-// right.
+// An entry that was postponed under a clock that was ahead is due once the clock is
+// corrected.
 func TestWAL_NothingIsPostponedForLongerAfterAClockAhead(t *testing.T) {
 	t.Parallel()
 	x, now := newWALIndex(), time.Now()

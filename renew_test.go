@@ -56,14 +56,14 @@ func TestRenew_WithTTLExtendsTheKeyFirst(t *testing.T) {
 				require.NoError(t, renewed.Error())
 				want := min(10*time.Minute, 2*time.Hour-age)
 				require.InDelta(t, want, renewed.Secret.TTL, float64(10*time.Second))
-				require.False(t, h.keyEnd().Before(before), "never nearer")
+				require.False(t, h.keyEnd().Before(before), "never earlier")
 				require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL)), "the key covers the lease")
-				require.WithinDuration(t, h.now().Add(want+expiryMargin), h.keyEnd(), 30*time.Second, "and not by much more")
+				require.WithinDuration(t, h.now().Add(want+expiryMargin), h.keyEnd(), 30*time.Second, "the margin is small")
 				require.Equal(t, text.Time(h.keyEnd()), renewed.Data["expires_at"])
 				about(t, h.keyEnd(), renewed.Secret.InternalData["key_expires_at"])
 				for name, value := range first.Secret.InternalData {
 					if name != "key_expires_at" {
-						require.Equal(t, value, renewed.Secret.InternalData[name], "what is not returned is lost to Vault")
+						require.Equal(t, value, renewed.Secret.InternalData[name], "Vault keeps only what a renewal returns")
 					}
 				}
 				for name, value := range first.Data {
@@ -88,7 +88,7 @@ func TestRenew_WithTTLExtendsTheKeyFirst(t *testing.T) {
 			require.Contains(t, said, "past the max TTL")
 			require.Equal(t, 14, h.sim.Count("", ""))
 			h.advance(8*time.Minute + expiryMargin)
-			require.Empty(t, h.sim.Keys(), "should Vault be gone now")
+			require.Empty(t, h.sim.Keys(), "the key expires even without Vault")
 			require.NoError(t, h.revoke(lease))
 		})
 	}
@@ -103,12 +103,12 @@ func TestRenew_Increments(t *testing.T) {
 		calls          int
 	}{
 		{30 * time.Minute, 30 * time.Minute, 1},
-		{5 * time.Minute, 5 * time.Minute, 0}, // never nearer
+		{5 * time.Minute, 5 * time.Minute, 0}, // never earlier
 		{0, 10 * time.Minute, 0},
 		{29 * time.Minute, 29 * time.Minute, 0},
 		{31 * time.Minute, 31 * time.Minute, 1},
 		{time.Second, time.Second, 0},
-		{5 * time.Hour, 2 * time.Hour, 1}, // no more than it may be
+		{5 * time.Hour, 2 * time.Hour, 1}, // limited by max_ttl
 		{5 * time.Hour, 2 * time.Hour, 0},
 	} {
 		h.sim.ResetRequests()
@@ -141,7 +141,7 @@ func TestRenew_ExtendsAKeyWithoutSlack(t *testing.T) {
 
 func TestRenew_ClockSkew(t *testing.T) {
 	t.Parallel()
-	for _, ahead := range []time.Duration{-clockSlack + time.Second, clockSlack - time.Second} { // Vault's, of OpenAI's
+	for _, ahead := range []time.Duration{-clockSlack + time.Second, clockSlack - time.Second} { // of Vault's clock
 		h, lease := following(t, openaitest.Options{}, nil)
 		h.mu.Lock()
 		h.offset += ahead
@@ -196,10 +196,10 @@ func TestRenew_TunedMountDoesNotExtendTheLease(t *testing.T) {
 	h.tune(24 * time.Hour)
 	granted, _, err := framework.CalculateTTL(h.system, 90*time.Minute, resp.Secret.TTL, 0, resp.Secret.MaxTTL, 0, secret.IssueTime)
 	require.NoError(t, err)
-	require.False(t, h.keyEnd().Before(h.now().Add(granted)), "the key covers the lease, which is of %s", granted)
+	require.False(t, h.keyEnd().Before(h.now().Add(granted)), "the key covers the lease of %s", granted)
 	renewed, err := h.renew(t.Context(), h.stored(resp), 0, 90*time.Minute)
 	require.NoError(t, err)
-	require.InDelta(t, 90*time.Minute, renewed.Secret.TTL, float64(10*time.Second), "the next renewal goes by the new maximum")
+	require.InDelta(t, 90*time.Minute, renewed.Secret.TTL, float64(10*time.Second), "the next renewal uses the new maximum")
 	require.NoError(t, h.revoke(renewed))
 }
 
@@ -216,7 +216,7 @@ func TestRenew_OtherModesMakeNoCall(t *testing.T) {
 			}
 			lease := h.lease("creds/app", nil)
 			h.sim.ResetRequests()
-			cancel := h.sim.Fail(openaitest.Fault{Status: 500}) // it would not matter
+			cancel := h.sim.Fail(openaitest.Fault{Status: 500}) // would make any call fail
 			h.advance(30 * time.Minute)
 			renewed, err := h.renew(t.Context(), lease, 30*time.Minute, 5*time.Hour)
 			require.NoError(t, err)
@@ -224,7 +224,7 @@ func TestRenew_OtherModesMakeNoCall(t *testing.T) {
 			require.Zero(t, h.sim.Count("", ""))
 			require.Equal(t, lease.Data, renewed.Data)
 			require.Equal(t, lease.Secret.InternalData, renewed.Secret.InternalData)
-			// Nor does it matter what the role has become: the key is as it was made.
+			// A changed role does not matter either: the key keeps its expiry.
 			h.must(h.write("config", map[string]any{"skip_verify": true}))
 			cancel()
 			h.must(h.write("roles/app", map[string]any{"key_expiry": expiryTTL}))
@@ -242,8 +242,8 @@ func TestRenew_OtherModesMakeNoCall(t *testing.T) {
 func TestRenew_FailureKeepsTheLease(t *testing.T) {
 	t.Parallel()
 	faults := maps.Clone(apiFaults)
-	faults["an end that does not cover"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":1767225600}`}
-	faults["no end"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":null}`}
+	faults["an expiry before the end of the lease"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":1767225600}`}
+	faults["no expiry"] = openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: `{"id":"key_x","expires_at":null}`}
 	faults["a spend limit"] = openaitest.Fault{Status: 429, Code: "project_spend_limit_exceeded"}
 	faults["a policy"] = openaitest.Fault{Status: 400, Code: "key_expiration_too_long", Message: "at most 60"}
 	for name, fault := range faults {
@@ -260,7 +260,7 @@ func TestRenew_FailureKeepsTheLease(t *testing.T) {
 			ctx, stop := context.WithTimeout(t.Context(), 8*time.Second)
 			defer stop()
 			resp, err := h.renew(ctx, lease, 8*time.Minute, 0)
-			if name == "missing key" { // no harm in that
+			if name == "missing key" { // harmless: an update does not return the key
 				require.NoError(t, err)
 				require.NoError(t, h.revoke(resp))
 				return
@@ -274,12 +274,12 @@ func TestRenew_FailureKeepsTheLease(t *testing.T) {
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 			require.Empty(t, h.walEntries())
 
-			// It passes, and the next renewal makes good for it.
+			// After the fault, the next renewal extends the key.
 			cancel()
 			renewed, err := h.renew(t.Context(), lease, 8*time.Minute, 0)
 			require.NoError(t, err)
 			require.False(t, h.keyEnd().Before(h.now().Add(renewed.Secret.TTL)))
-			require.NoError(t, h.revoke(lease), "by either")
+			require.NoError(t, h.revoke(lease), "the old lease also works")
 			h.onlyLeased()
 		})
 	}
@@ -292,7 +292,7 @@ func TestRenew_UnstoredRenewalStillDeletesTheKey(t *testing.T) {
 	_, err := h.renew(t.Context(), lease, 0, 2*time.Hour)
 	require.NoError(t, err)
 	h.advance(10*time.Minute + expiryMargin + 2*clockSlack)
-	require.Len(t, h.sim.Keys(), 1, "as far as the lease knows it is dead")
+	require.Len(t, h.sim.Keys(), 1, "by the data of the lease, the key has expired")
 	require.NoError(t, h.revoke(lease))
 	h.rollback()
 	h.onlyLeased()
@@ -317,10 +317,10 @@ func TestRenew_Errors(t *testing.T) {
 		"the project was archived": {func(h *harness, _ *logical.Response) { h.sim.ArchiveProject(h.project) }, "is archived", 1},
 		"the role was deleted":     {func(h *harness, _ *logical.Response) { h.must(h.remove("roles/app")) }, "not found", 0},
 		"the config was deleted":   {func(h *harness, _ *logical.Response) { h.must(h.remove("config")) }, "no admin key", 0},
-		"the role allows less by now": {func(h *harness, _ *logical.Response) {
+		"the role has a shorter max_ttl": {func(h *harness, _ *logical.Response) {
 			h.must(h.write("roles/app", map[string]any{"ttl": "1m", "max_ttl": "5m"}))
 		}, "past the max TTL", 0},
-		"the policy allows less by now": {func(h *harness, _ *logical.Response) {
+		"the policy is stricter": {func(h *harness, _ *logical.Response) {
 			h.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = time.Minute })
 		}, "key_expiration_too_long", 1},
 	} {
@@ -346,7 +346,7 @@ func TestRenew_Errors(t *testing.T) {
 func TestRenew_RetriesWithTheRotatedAdminKey(t *testing.T) {
 	t.Parallel()
 	h, lease := following(t, openaitest.Options{}, nil)
-	h.must(h.write("config", map[string]any{"rotation_grace_period": 0})) // for the rotation within
+	h.must(h.write("config", map[string]any{"rotation_grace_period": 0})) // for the rotation below
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Times: 1, Status: 401, OnStrike: func(*http.Request) {
 		if _, err := h.write("config/rotate", nil); err != nil {
 			t.Error(err)
@@ -361,7 +361,6 @@ func TestRenew_RetriesWithTheRotatedAdminKey(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-// A lease of the first format is renewed and revoked as it was made.
 func TestRenew_WithVaultTwoMinutesAhead(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -390,12 +389,12 @@ func TestRenew_WithVaultFiveMinutesBehind(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, renewed.Error())
 	end := h.sim.Now().Add(renewed.Secret.TTL)
-	require.False(t, h.keyEnd().Before(end), "the key ends at %s, its lease at %s", h.keyEnd(), end)
+	require.False(t, h.keyEnd().Before(end), "the key expires at %s, its lease at %s", h.keyEnd(), end)
 	require.NoError(t, h.revoke(renewed))
 }
 
-// A lease that was made, or whose key was moved, while the clock was ahead has an end
-// of its key on record that OpenAI knows nothing of.
+// If a lease was issued, or its key extended, while the clock was ahead, the recorded
+// expiry of the key is later than the one at OpenAI.
 func TestRenew_ExtendsTheKeyAfterAFastClock(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{30 * time.Minute, 5 * time.Hour} {
@@ -411,7 +410,7 @@ func TestRenew_ExtendsTheKeyAfterAFastClock(t *testing.T) {
 					h.restart()
 				}
 				if restarted && ahead < 2*time.Hour {
-					h.lease("creds/app", nil) // by which OpenAI's clock is known
+					h.lease("creds/app", nil) // shows OpenAI's clock
 					h.sim.KeepAll()
 				}
 				renewed, err := h.renew(t.Context(), lease, 0, time.Hour)
@@ -425,8 +424,8 @@ func TestRenew_ExtendsTheKeyAfterAFastClock(t *testing.T) {
 	}
 }
 
-// With a clock that is ahead, a key seems to end sooner than it does. Its expiry must not
-// move to an earlier time for that: the longer lease may be in a snapshot.
+// With a clock that is ahead, a key seems to expire sooner than it does. Its expiry must
+// not move to an earlier time: the longer lease may be in a snapshot.
 func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -434,7 +433,7 @@ func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
 	lease, err := h.renew(t.Context(), h.lease("creds/app", nil), time.Minute, time.Hour)
 	require.NoError(t, err)
 	ends := h.keyEnd()
-	h.setClock(h.offset + 50*time.Minute) // of this server alone
+	h.setClock(h.offset + 50*time.Minute) // only of this server
 	for range 2 {
 		lease, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
 		require.NoError(t, err)
@@ -443,8 +442,8 @@ func TestRenew_AClockThatIsAheadShortensNoKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A failed restoration is an error, and the next renewal restores the expiry, although the
-// lease's data says that the key lives for longer.
+// A failed restoration is an error, and the next renewal restores the expiry, although
+// the lease's data contains a later one.
 func TestRenew_AnExpiryThatWasNotRestoredIsMovedByTheNextRenewal(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -456,7 +455,7 @@ func TestRenew_AnExpiryThatWasNotRestoredIsMovedByTheNextRenewal(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Skip: 1, Times: 1, Status: http.StatusForbidden, Message: "no"})
 	_, err = h.renew(t.Context(), lease, time.Minute, 20*time.Minute)
 	require.ErrorContains(t, err, "before the lease; renew it again")
-	require.True(t, h.keyEnd().Before(time.Now().Add(30*time.Minute)), "the key has been cut")
+	require.True(t, h.keyEnd().Before(time.Now().Add(30*time.Minute)), "the expiry was shortened")
 	h.setClock(offset)
 	lease, err = h.renew(t.Context(), lease, time.Minute, 50*time.Minute)
 	require.NoError(t, err)

@@ -91,7 +91,7 @@ func TestRequest_WordsThatContainSKAreAccepted(t *testing.T) {
 		lease := h.lease("creds/"+word, nil)
 		require.True(t, strings.HasPrefix(lease.Data["service_account"].(string), word+"-"))
 		require.NoError(t, h.revoke(lease))
-		require.Contains(t, h.refused(h.write("roles/x", map[string]any{"project_id": word})), word, "a refusal names it as it is")
+		require.Contains(t, h.refused(h.write("roles/x", map[string]any{"project_id": word})), word, "an error quotes the word unchanged")
 		h.must(h.remove("roles/" + word))
 	}
 }
@@ -103,7 +103,7 @@ func TestRequest_ARoleWithAKeyForANameCanBeReadAndDeleted(t *testing.T) {
 	const name = "sk-proj-AbCdEf0123456789"
 	for where, c := range map[string]struct{ at, prefix string }{
 		"role":                 {"roles/", roleStoragePrefix},
-		"role of the other":    {"roles/", communityRolePrefix},
+		"community role":       {"roles/", communityRolePrefix},
 		"static role":          {"static-roles/", staticStoragePrefix},
 		"unreadable":           {"roles/", roleStoragePrefix},
 		"unreadable static":    {"static-roles/", staticStoragePrefix},

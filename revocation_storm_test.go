@@ -1,8 +1,8 @@
 package openaisecrets
 
-// A thousand leases end in the same minute, at ten calls a minute. Time is the
-// bubble's of testing/synctest, so that Vault's schedule, the engine's budgets
-// and OpenAI's limit are all as they are; only the waiting costs nothing.
+// A thousand leases expire in the same minute, at ten calls a minute. In a synctest
+// bubble, Vault's schedule, the engine's budgets and OpenAI's limit are realistic, but
+// waiting takes no time.
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// What Vault 1.21 does with a lease that ends (vault/expiration.go).
+// How Vault 1.21 revokes an expired lease (vault/expiration.go).
 const (
 	vaultWorkers  = 200
 	vaultAttempts = 6
@@ -46,12 +46,12 @@ func TestRevocationStorm_ThousandLeasesAtTenCallsAMinute(t *testing.T) {
 				for i := range n {
 					leases = append(leases, h.lease("creds/app", nil))
 					if i%25 == 24 {
-						time.Sleep(time.Second) // the 40 s in which they were issued
+						time.Sleep(time.Second) // issues them over 40 s
 					}
 				}
 				h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = perMinute })
 				require.Len(t, h.sim.Keys(), n)
-				ends := map[string]time.Time{} // of keys, by what their leases say
+				ends := map[string]time.Time{} // of keys, from their leases
 				for _, lease := range leases {
 					end := lease.Secret.IssueTime.Add(ttl + expiryMargin)
 					ends[lease.Data["api_key_id"].(string)] = end
@@ -86,7 +86,7 @@ func TestRevocationStorm_ThousandLeasesAtTenCallsAMinute(t *testing.T) {
 					})
 				}
 				time.Sleep(time.Until(leases[n-1].Secret.IssueTime.Add(ttl + expiryMargin + time.Second)))
-				require.Empty(t, h.sim.Keys(), "every key is dead at its time")
+				require.Empty(t, h.sim.Keys(), "every key expires on time")
 				time.Sleep(time.Second)
 				for _, e := range h.sim.Ledger() {
 					if e.Kind == openaitest.KindKey && e.Event == openaitest.EventExpired {
@@ -101,7 +101,7 @@ func TestRevocationStorm_ThousandLeasesAtTenCallsAMinute(t *testing.T) {
 				over := time.Since(leases[n-1].Secret.IssueTime.Add(ttl))
 				require.Zero(t, irrevocable.Load(), "no lease becomes irrevocable")
 
-				// What is left of them drains at the pace allowed.
+				// The WAL deletes the rest at the allowed rate.
 				began := time.Now()
 				left := len(h.walEntries())
 				require.Greater(t, left, n/2)
@@ -127,13 +127,13 @@ func TestRevocationStorm_ThousandLeasesAtTenCallsAMinute(t *testing.T) {
 						deletes++
 					}
 				}
-				t.Logf("%d leases ended; the last revoke succeeded %s later, at its try %d; %d were left to the WAL, which took %s and was refused %d times by the limit, with the revokes",
+				t.Logf("%d leases expired; the last revocation succeeded %s later, at attempt %d; the WAL deleted %d in %s; the limit refused %d calls in all",
 					n, over.Round(time.Second), most.Load(), left, took.Round(time.Minute), refused)
 				require.Equal(t, n, deletes, "each is deleted once")
-				// The limit alone takes so long.
+				// The limit alone requires this time.
 				least := time.Duration(left/perMinute) * time.Minute
 				require.Less(t, took, 2*least)
-				require.Less(t, refused, n/2, "no storm")
+				require.Less(t, refused, n/2, "no retry storm")
 			})
 		})
 	}

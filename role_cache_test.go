@@ -36,7 +36,7 @@ func TestRoleCache_ReadsARoleOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Nil(t, r)
 	}
-	require.EqualValues(t, 4, s.reads.Load(), "that there is none, under either prefix, is not kept")
+	require.EqualValues(t, 4, s.reads.Load(), "a role that is missing under both prefixes is not cached")
 	putRole(t, s, "app", time.Hour)
 	for range 3 {
 		r, err := c.get(ctx, s, "app")
@@ -102,7 +102,7 @@ func TestRoleCache_AWriteInvalidatesBeforeItReturns(t *testing.T) {
 	for range 2 {
 		require.Equal(t, 2*time.Hour, ttl())
 	}
-	require.Equal(t, reads+1, s.reads.Load(), "and then it is kept")
+	require.Equal(t, reads+1, s.reads.Load(), "and then it is cached")
 	require.Empty(t, c.unsure)
 }
 
@@ -178,7 +178,7 @@ func TestRoleCache_ChangesApplyImmediately(t *testing.T) {
 	putRole(t, h.storage, "app", 3*time.Hour)
 	require.Equal(t, 2*time.Hour, ttl())
 	h.b.invalidate(context.Background(), roleStoragePrefix+"app")
-	h.must(h.write("config", map[string]any{"project_id": h.project})) // the role sets none
+	h.must(h.write("config", map[string]any{"project_id": h.project})) // the role has no project
 	require.Equal(t, 3*time.Hour, ttl())
 
 	lease := h.lease("creds/app", nil)

@@ -20,8 +20,8 @@ func nestedDefine() string {
 	return `{{define "a"}}` + strings.Repeat("{{if 1}}", depth) + `{{template "a"}}` + strings.Repeat("{{end}}", depth) + `{{end}}{{template "a"}}{{.RandomSuffix}}`
 }
 
-// forbiddenTemplates has one template of each kind that internal/naming rejects; its
-// own test has all of them.
+// forbiddenTemplates has one template of each kind that internal/naming rejects; the test
+// of that package has all of them.
 func forbiddenTemplates() map[string]string {
 	const suffix = "{{.RandomSuffix}}"
 	return map[string]string{
@@ -43,7 +43,7 @@ func TestNameTemplate_InvalidTemplatesAreRejectedAtTheWrite(t *testing.T) {
 		got := h.refused(h.write("roles/app", map[string]any{"project_id": "proj_1", "service_account_name_template": template}))
 		require.Contains(t, got, "service_account_name_template", template)
 		require.Contains(t, got, said, template)
-		require.Less(t, len(got), 600, "%s: an error is no place for the whole template", template)
+		require.Less(t, len(got), 600, "%s: an error does not quote the whole template", template)
 		resp, err := h.read("roles/app")
 		require.NoError(t, err)
 		require.Nil(t, resp, template)
@@ -60,7 +60,7 @@ func TestNameTemplate_AStoredInvalidTemplateAffectsOnlyItsRole(t *testing.T) {
 		entry, err := logical.StorageEntryJSON(roleStoragePrefix+"app", r)
 		require.NoError(t, err)
 		require.NoError(t, h.storage.Put(t.Context(), entry))
-		h.restart() // as an upgrade that adds the rule
+		h.restart() // like an upgrade that adds the rule
 	}
 	templates := forbiddenTemplates()
 	templates["{{.RandomSuffix}}"+strings.Repeat("x", text.MaxLen)] = "the limit is"

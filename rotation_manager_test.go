@@ -39,33 +39,33 @@ func TestSchedule_Rules(t *testing.T) {
 		data fields
 		said string
 	}{
-		"both":                         {fields{"rotation_period": "24h", "rotation_schedule": "0 2 * * *"}, "mutually exclusive"},
-		"window with period":           {fields{"rotation_period": "24h", "rotation_window": "1h"}, "rotation_window does not apply to period"},
-		"window alone":                 {fields{"rotation_window": "1h"}, "without rotation_schedule"},
-		"window and no schedule":       {fields{"rotation_window": "1h", "rotation_schedule": ""}, "rotation_window requires rotation_schedule"},
-		"short window":                 {fields{"rotation_schedule": "0 2 * * *", "rotation_window": 3599}, "3600 seconds or more"},
-		"negative window":              {fields{"rotation_schedule": "0 2 * * *", "rotation_window": -3600}, "rotation_window"},
-		"huge window":                  {fields{"rotation_schedule": "0 2 * * *", "rotation_window": 1 << 32}, "rotation_window must be between"},
-		"negative period":              {fields{"rotation_period": -1}, "rotation_period"},
-		"negative period as text":      {fields{"rotation_period": "-24h"}, "rotation_period"},
-		"short period":                 {fields{"rotation_period": 9}, "10s or more"},
-		"huge period":                  {fields{"rotation_period": 1 << 32}, "rotation_period must be between"},
-		"period that is none":          {fields{"rotation_period": "often"}, "rotation_period"},
-		"schedule that is none":        {fields{"rotation_schedule": "often"}, "rotation_schedule"},
-		"seconds":                      {fields{"rotation_schedule": "0 0 2 * * *"}, "rotation_schedule"},
-		"descriptor":                   {fields{"rotation_schedule": "@daily"}, "rotation_schedule"},
-		"time zone":                    {fields{"rotation_schedule": "CRON_TZ=Asia/Tokyo 0 2 * * *"}, "must not contain a time zone"},
-		"time zone that would panic":   {fields{"rotation_schedule": "TZ=UTC"}, "must not contain a time zone"},
-		"a day that never comes":       {fields{"rotation_schedule": "0 0 31 2 *"}, "has no future occurrence"},
-		"control character":            {fields{"rotation_schedule": "0 2 * *\n*"}, "control character"},
-		"huge schedule":                {fields{"rotation_schedule": strings.Repeat("0", 1<<20)}, "limit"},
-		"the field of Enterprise 2.0":  {fields{"rotation_policy": "p"}, "unknown field"},
-		"disabling that is no boolean": {fields{"disable_automated_rotation": "perhaps"}, "disable_automated_rotation"},
+		"both":                           {fields{"rotation_period": "24h", "rotation_schedule": "0 2 * * *"}, "mutually exclusive"},
+		"window with period":             {fields{"rotation_period": "24h", "rotation_window": "1h"}, "rotation_window does not apply to period"},
+		"window without schedule":        {fields{"rotation_window": "1h"}, "without rotation_schedule"},
+		"window with an empty schedule":  {fields{"rotation_window": "1h", "rotation_schedule": ""}, "rotation_window requires rotation_schedule"},
+		"short window":                   {fields{"rotation_schedule": "0 2 * * *", "rotation_window": 3599}, "3600 seconds or more"},
+		"negative window":                {fields{"rotation_schedule": "0 2 * * *", "rotation_window": -3600}, "rotation_window"},
+		"huge window":                    {fields{"rotation_schedule": "0 2 * * *", "rotation_window": 1 << 32}, "rotation_window must be between"},
+		"negative period":                {fields{"rotation_period": -1}, "rotation_period"},
+		"negative period as text":        {fields{"rotation_period": "-24h"}, "rotation_period"},
+		"short period":                   {fields{"rotation_period": 9}, "10s or more"},
+		"huge period":                    {fields{"rotation_period": 1 << 32}, "rotation_period must be between"},
+		"invalid period":                 {fields{"rotation_period": "often"}, "rotation_period"},
+		"invalid schedule":               {fields{"rotation_schedule": "often"}, "rotation_schedule"},
+		"seconds":                        {fields{"rotation_schedule": "0 0 2 * * *"}, "rotation_schedule"},
+		"descriptor":                     {fields{"rotation_schedule": "@daily"}, "rotation_schedule"},
+		"time zone":                      {fields{"rotation_schedule": "CRON_TZ=Asia/Tokyo 0 2 * * *"}, "must not contain a time zone"},
+		"time zone that would panic":     {fields{"rotation_schedule": "TZ=UTC"}, "must not contain a time zone"},
+		"schedule without an occurrence": {fields{"rotation_schedule": "0 0 31 2 *"}, "has no future occurrence"},
+		"control character":              {fields{"rotation_schedule": "0 2 * *\n*"}, "control character"},
+		"huge schedule":                  {fields{"rotation_schedule": strings.Repeat("0", 1<<20)}, "limit"},
+		"field of Vault Enterprise 2.0":  {fields{"rotation_policy": "p"}, "unknown field"},
+		"invalid boolean":                {fields{"disable_automated_rotation": "perhaps"}, "disable_automated_rotation"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := h.config()
 			resp, err := h.write("config", test.data)
-			if err != nil { // what the framework refuses comes so
+			if err != nil { // a rejection by the framework
 				require.ErrorContains(t, err, test.said)
 			} else {
 				require.Contains(t, h.refused(resp, nil), test.said)
@@ -127,7 +127,7 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 	require.Equal(t, first, h.adminKeyID(), "not yet")
 	next := h.time("next_rotation")
 	h.must(h.write("config", map[string]any{"rotation_period": "24h", "request_timeout": 20}))
-	require.Equal(t, next, h.time("next_rotation"), "writing the same again does not put it off")
+	require.Equal(t, next, h.time("next_rotation"), "an unchanged write does not postpone the rotation")
 
 	for range 3 {
 		h.until(h.time("next_rotation").Add(30 * time.Second))
@@ -144,7 +144,7 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 	h.oneAdminKey()
 	asked, unasked := h.manager.calls()
-	require.Equal(t, []int{1, 0}, []int{asked, unasked}, "asked once, however often it was written or looked at")
+	require.Equal(t, []int{1, 0}, []int{asked, unasked}, "one call, whatever the number of writes and runs")
 }
 
 func TestSchedule_PeriodCountsFromTheLastRotation(t *testing.T) {
@@ -157,11 +157,11 @@ func TestSchedule_PeriodCountsFromTheLastRotation(t *testing.T) {
 	h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
 	require.Equal(t, rotated.Add(24*time.Hour), h.time("next_rotation"))
 
-	// A rotation by hand is one, too.
+	// A manual rotation counts, too.
 	h.must(h.write("config/rotate", nil))
 	require.Equal(t, h.time("last_rotated").Add(24*time.Hour), h.time("next_rotation"))
 
-	// A key written by hand begins again.
+	// A new key starts a new period.
 	h.advance(10 * time.Hour)
 	_, key := h.sim.AddAdminKey("by hand")
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
@@ -192,7 +192,7 @@ func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
 	h.until(due.Add(time.Hour + 59*time.Minute)) // Vault was down
 	h.restart()
 	h.tick()
-	require.NotEqual(t, id, h.adminKeyID(), "made up for, inside the window")
+	require.NotEqual(t, id, h.adminKeyID(), "the missed rotation runs within its window")
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
 	id = h.adminKeyID()
@@ -203,7 +203,7 @@ func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
 	require.Equal(t, id, h.adminKeyID(), "its window has passed")
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
-	h.until(due.Add(3*24*time.Hour + time.Hour)) // and was down for days
+	h.until(due.Add(3*24*time.Hour + time.Hour)) // Vault was down for days
 	h.restart()
 	require.Equal(t, due.Add(3*24*time.Hour), h.time("next_rotation"), "today's window is open")
 	h.tick()
@@ -222,7 +222,7 @@ func TestSchedule_MissedRotationWithoutWindowRunsOnce(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
 			h.must(h.write("config", data))
-			h.until(h.time("next_rotation").Add(60 * time.Hour)) // three are missed
+			h.until(h.time("next_rotation").Add(60 * time.Hour)) // three missed rotations
 			h.restart()
 			first := h.adminKeyID()
 			h.tick()
@@ -263,14 +263,14 @@ func TestSchedule_FailuresBackOffAndAreReported(t *testing.T) {
 	}
 	require.Contains(t, h.config()["last_rotation_error"], "admin keys are frozen")
 	require.Equal(t, id, h.adminKeyID())
-	require.True(t, h.time("next_rotation").Before(h.now()), "it is overdue")
+	require.True(t, h.time("next_rotation").Before(h.now()), "the rotation is overdue")
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the old key stays active")
 
 	h.restart()
 	require.Contains(t, h.config()["last_rotation_error"], "admin keys are frozen")
 	cancel()
 	h.tick()
-	require.NotEqual(t, id, h.adminKeyID(), "a new process tries at once")
+	require.NotEqual(t, id, h.adminKeyID(), "a new process retries immediately")
 	require.Empty(t, h.config()["last_rotation_error"])
 	h.oneAdminKey()
 }
@@ -311,7 +311,7 @@ func TestSchedule_UnrelatedWriteKeepsTheError(t *testing.T) {
 	}
 	_, key := h.sim.AdminKey()
 	_, other := h.sim.AddAdminKey("other")
-	// Without a schedule the key's own end asks for rotations, which can fail too.
+	// Without a schedule, the key's expiry causes rotations, which can fail, too.
 	said("frozen", map[string]any{"tidy_interval": "6h"})
 	said("frozen", map[string]any{"rotation_period": 0, "rotation_schedule": "", "rotation_window": 0, "disable_automated_rotation": false})
 	said("frozen", map[string]any{"admin_api_key": key})
@@ -342,23 +342,23 @@ func TestSchedule_EnterpriseManagerRunsTheSchedule(t *testing.T) {
 
 	h.must(h.write("config", map[string]any{"request_timeout": 20}))
 	asked, _ := h.manager.calls()
-	require.Equal(t, 1, asked, "a write that changes nothing of the schedule does not start it again")
+	require.Equal(t, 1, asked, "a write with the same schedule does not register it again")
 
 	due := h.time("next_rotation")
 	h.until(due.Add(time.Minute))
 	h.tick()
-	require.Equal(t, id, h.adminKeyID(), "that is Vault's task")
+	require.Equal(t, id, h.adminKeyID(), "Vault rotates the key")
 	require.NoError(t, h.rotateByVault())
 	require.NotEqual(t, id, h.adminKeyID())
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
-	// Vault has lost the job: the engine steps in, inside the window.
+	// If Vault loses the job, the engine rotates within the window.
 	id = h.adminKeyID()
 	h.until(h.time("next_rotation").Add(time.Hour + time.Minute))
 	h.tick()
 	require.NotEqual(t, id, h.adminKeyID())
 
-	// A failure is Vault's to repeat, and shows here.
+	// Vault retries after a failure, and the config shows it.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Status: 403, Message: "frozen"})
 	require.ErrorContains(t, h.rotateByVault(), "frozen")
 	require.Contains(t, h.config()["last_rotation_error"], "frozen")
@@ -368,7 +368,7 @@ func TestSchedule_EnterpriseManagerRunsTheSchedule(t *testing.T) {
 	h.must(h.write("config", map[string]any{"disable_automated_rotation": true}))
 	_, ok = h.manager.job()
 	require.False(t, ok)
-	require.NoError(t, h.rotateByVault(), "a job that outlived its schedule is not worth an error")
+	require.NoError(t, h.rotateByVault(), "a job without a schedule is not an error")
 	require.Equal(t, id, h.adminKeyID())
 
 	h.must(h.write("config", map[string]any{"disable_automated_rotation": false, "rotation_period": "48h"}))
@@ -424,10 +424,10 @@ func TestSchedule_ManagerErrorRejectsTheWrite(t *testing.T) {
 		h.runSchedule()
 		h.advance(time.Minute)
 	}
-	require.Equal(t, 1, strings.Count(h.log.String()[logged:], "not registered yet"), "no flood")
+	require.Equal(t, 1, strings.Count(h.log.String()[logged:], "not registered yet"), "one log line")
 
-	// The end of a schedule is not held up, and what Vault still asks for is
-	// not done.
+	// The error does not block the removal of a schedule, and the engine ignores a call
+	// by the remaining job.
 	resp := h.must(h.write("config", map[string]any{"rotation_period": 0}))
 	require.Contains(t, strings.Join(resp.Warnings, " "), "rotation manager")
 	require.Empty(t, h.config()["rotation_manager"])
@@ -439,7 +439,7 @@ func TestSchedule_ManagerErrorRejectsTheWrite(t *testing.T) {
 	h.manager.set(nil)
 	h.runSchedule()
 	_, ok = h.manager.job()
-	require.False(t, ok, "told in the end")
+	require.False(t, ok, "deregistered in the end")
 	_, before2 := h.manager.calls()
 	h.runSchedule()
 	_, after := h.manager.calls()
@@ -512,7 +512,7 @@ func TestSchedule_ScheduledKeysExpireUnlessRotated(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.must(h.write("config", map[string]any{"rotation_period": "240h"}))
-	require.Empty(t, h.config()["admin_api_key_expires_at"], "the operator's key is as it is")
+	require.Empty(t, h.config()["admin_api_key_expires_at"], "the operator's key is unchanged")
 	for range 2 {
 		h.until(h.time("next_rotation"))
 		h.tick()
@@ -520,7 +520,7 @@ func TestSchedule_ScheduledKeysExpireUnlessRotated(t *testing.T) {
 	}
 	require.Empty(t, h.must(h.read("config")).Warnings)
 
-	// Rotation fails on and on: warnings come when a third is left.
+	// Rotation keeps failing: warnings start in the last third of the lifetime.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Status: 403})
 	h.advance(470 * time.Hour)
 	h.tick()
@@ -613,7 +613,7 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		require.Empty(t, h.config()["admin_api_key_expires_at"])
 		h.oneAdminKey()
 	})
-	t.Run("longer", func(t *testing.T) {
+	t.Run("longer period", func(t *testing.T) {
 		t.Parallel()
 		h := rotated(t)
 		id, end := h.adminKeyID(), h.time("admin_api_key_expires_at")
@@ -623,10 +623,10 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		h.until(end.Add(-240*time.Hour + 5*time.Second))
 		h.tick()
 		require.NotEqual(t, id, h.adminKeyID())
-		require.Empty(t, h.config()["admin_api_key_expires_at"], "too long a period for an end")
+		require.Empty(t, h.config()["admin_api_key_expires_at"], "the period is too long for an expiry")
 		h.oneAdminKey()
 	})
-	t.Run("operator's own", func(t *testing.T) {
+	t.Run("operator's key", func(t *testing.T) {
 		t.Parallel()
 		h := newHarness(t, openaitest.Options{})
 		id, key := h.sim.AddAdminKey("for a month", openaitest.ExpiresIn(30*24*time.Hour))
@@ -635,11 +635,11 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		require.Empty(t, h.config()["next_rotation"])
 		h.advance(24 * 24 * time.Hour)
 		h.tick()
-		require.Equal(t, id, h.adminKeyID(), "not replaced uninvited")
+		require.Equal(t, id, h.adminKeyID(), "not replaced without a schedule")
 		require.Contains(t, h.log.String(), "expires soon")
 		h.must(h.write("config", map[string]any{"rotation_period": "2400h"}))
 		h.tick()
-		require.NotEqual(t, id, h.adminKeyID(), "but before its end where a schedule invites it")
+		require.NotEqual(t, id, h.adminKeyID(), "replaced before its expiry with a schedule")
 		root, _ := h.sim.AdminKey()
 		h.sim.DeleteAdminKey(root)
 		h.oneAdminKey()
@@ -664,18 +664,18 @@ func TestSchedule_StorageFaultsLeaveOneWorkingKey(t *testing.T) {
 			},
 			func(h *harness) { h.runSchedule() },
 		},
-		"another edition": {
+		"a new Vault edition": {
 			func(h *harness) { h.manager.set(nil); h.restart() },
 			func(h *harness) { h.runSchedule() },
 		},
-		"the end of a schedule": {
+		"the removal of a schedule": {
 			func(h *harness) {
 				h.manager.set(nil)
 				h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
 			},
 			func(h *harness) { _, _ = h.write("config", map[string]any{"rotation_period": 0}) },
 		},
-		"another schedule": {
+		"a new schedule": {
 			func(h *harness) { h.manager.set(nil) },
 			func(h *harness) { _, _ = h.write("config", map[string]any{"rotation_period": "72h"}) },
 		},
@@ -698,7 +698,7 @@ func TestSchedule_StorageFaultsLeaveOneWorkingKey(t *testing.T) {
 			cfg, err := getConfig(context.Background(), h.storage)
 			require.NoError(t, err)
 			job, kept := h.manager.job()
-			require.Equal(t, cfg.RotationManager == managerVault, kept, "Vault keeps the schedule that is stored, or none")
+			require.Equal(t, cfg.RotationManager == managerVault, kept, "Vault has the stored schedule, or none")
 			if kept {
 				require.Equal(t, cfg.RotationPeriod, job.RotationPeriod)
 			}
@@ -796,15 +796,15 @@ func TestRotate_ReadersRetryWhileTheNewKeyPropagates(t *testing.T) {
 	h.advance(2 * time.Minute)
 	h.sim.Fail(fault)
 	_, err := h.read("creds/app")
-	require.ErrorContains(t, err, "401", "later it is the operator's to know at once")
+	require.ErrorContains(t, err, "401", "after the propagation, a 401 is an error")
 	h.sim.ClearFaults()
 	h.oneAdminKey()
 }
 
 func TestRotate_FiftyTimesWithSixteenReaders(t *testing.T) {
 	t.Parallel()
-	// New admin keys take a second of the simulator's, whose clock runs ten
-	// times as fast as the engine's: only the order of things matters here.
+	// A new admin key is active after a second of the simulator's clock, which runs ten
+	// times as fast as the engine's: only the order of events matters.
 	start := time.Now()
 	h := configured(t, openaitest.Options{
 		AdminActivationDelay: time.Second,
@@ -839,11 +839,11 @@ func TestRotate_FiftyTimesWithSixteenReaders(t *testing.T) {
 		require.NoError(t, err)
 		cfg, err := getConfig(t.Context(), h.storage)
 		require.NoError(t, err)
-		_, _, err = h.b.rotateLocked(t.Context(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, cfg, false) // as on schedule, without the limit
+		_, _, err = h.b.rotateLocked(t.Context(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, cfg, false) // like a scheduled rotation, without the limit
 		require.NoError(t, err)
 		unlock()
 		for reads.Load() < before+2 && !t.Failed() {
-			time.Sleep(10 * time.Millisecond) // there are reads between any two
+			time.Sleep(10 * time.Millisecond) // ensures reads between any two rotations
 		}
 	}
 	close(stop)
@@ -900,7 +900,7 @@ func FuzzRotationSchedule(f *testing.F) {
 			t.Fatalf("%q is next due at %s", text, next)
 		}
 		if life := cfg.keyLife(now); life != 0 && (life < minKeyLife || life > 366*24*time.Hour) {
-			t.Fatalf("%q gives keys a life of %s", text, life)
+			t.Fatalf("%q gives keys a lifetime of %s", text, life)
 		}
 	})
 }

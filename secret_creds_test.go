@@ -67,13 +67,13 @@ func TestRevoke_MissingPermissionFails(t *testing.T) {
 		require.ErrorContains(t, err, lease.Data["service_account_id"].(string))
 		require.Len(t, h.sim.Accounts(), 1)
 		require.Error(t, h.revoke(lease))
-		require.Len(t, h.walEntries(), 1, "any number of failed revokes make one entry")
+		require.Len(t, h.walEntries(), 1, "repeated failed revocations create one entry")
 		h.tick()
 		require.Len(t, h.sim.Accounts(), 1)
 		cancel()
 		h.tick()
 		h.onlyLeased()
-		require.NoError(t, h.revoke(lease), "Vault's next try finds it gone")
+		require.NoError(t, h.revoke(lease), "Vault's next attempt succeeds")
 	}
 }
 
@@ -105,7 +105,7 @@ func TestRevoke_DuringRotationWithoutGracePeriod(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-// Vault revokes a credential that it cannot store as a lease once.
+// If Vault cannot store a lease, it revokes the credential only once.
 func TestRevoke_IsRecordedAlthoughStorageFailsOnce(t *testing.T) {
 	t.Parallel()
 	for _, after := range []bool{false, true} {
@@ -130,7 +130,7 @@ func TestRevoke_NeedsOnlyTheLease(t *testing.T) {
 	h.restart()
 	require.NoError(t, h.revoke(lease))
 	h.onlyLeased()
-	require.NoError(t, h.revoke(lease), "a second time, too")
+	require.NoError(t, h.revoke(lease), "a repeated revocation succeeds")
 }
 
 func TestRevoke_RetriesTransientFailures(t *testing.T) {
@@ -147,13 +147,13 @@ func TestRenew_WithoutACallToOpenAI(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	lease := h.lease("creds/app", nil)
 	h.sim.ResetRequests()
-	h.sim.Fail(openaitest.Fault{Status: 500}) // it would not matter
+	h.sim.Fail(openaitest.Fault{Status: 500}) // would make any call fail
 
 	resp := h.must(h.end(logical.RenewOperation, lease))
 	require.Zero(t, h.sim.Count("", ""))
 	require.Equal(t, time.Hour, resp.Secret.TTL)
 	require.Equal(t, 24*time.Hour, resp.Secret.MaxTTL)
-	require.Equal(t, lease.Data, resp.Data, "what is not returned is lost to Vault")
+	require.Equal(t, lease.Data, resp.Data, "Vault keeps only what a renewal returns")
 	require.Equal(t, lease.Secret.InternalData, resp.Secret.InternalData)
 
 	h.sim.ClearFaults()
@@ -193,12 +193,12 @@ func TestRollback_RetainsUnfinishedEntries(t *testing.T) {
 	cancel := h.sim.Fail(openaitest.Fault{Status: 403, Message: "not now"})
 	h.tick()
 	require.Len(t, h.walEntries(), maxAttempts)
-	require.Contains(t, h.log.String(), "WAL rollback incomplete", "Vault itself logs nothing of it")
+	require.Contains(t, h.log.String(), "WAL rollback incomplete", "Vault does not log it")
 	cancel()
 
 	h.must(h.remove("config"))
 	h.tick()
-	require.Len(t, h.walEntries(), maxAttempts, "no config is no reason to forget")
+	require.Len(t, h.walEntries(), maxAttempts, "entries stay without a config")
 	h.configure(nil)
 	h.tick()
 	h.onlyLeased()
@@ -210,14 +210,14 @@ func TestRevoke_ExpiredKeyMakesNoCall(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	h.advance(defaultMaxTTL + expiryMargin + 2*time.Minute)
 	h.sim.ResetRequests()
-	require.NoError(t, h.revoke(lease), "the lease ends")
+	require.NoError(t, h.revoke(lease), "the revocation succeeds")
 	require.Zero(t, h.sim.Count("", ""))
 	require.Len(t, h.sim.Accounts(), 1)
-	require.Empty(t, h.sim.Keys(), "its key is dead")
+	require.Empty(t, h.sim.Keys(), "its key has expired")
 	h.rollback()
 	h.onlyLeased()
 
-	// Only where that can be recorded in the WAL.
+	// If the WAL cannot record it, the revocation deletes the account.
 	lease = h.lease("creds/app", nil)
 	h.advance(defaultMaxTTL + expiryMargin + 2*time.Minute)
 	h.storage.fail(storageFault{write: 0})
@@ -236,7 +236,7 @@ func TestRevoke_WALRetriesAfterVaultGivesUp(t *testing.T) {
 	h.must(h.write("config", map[string]any{"request_timeout": shortTimeout}))
 	cancel := h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
 	for _, lease := range leases[:3] {
-		for range 2 { // six, with Vault; the second shows that one entry is enough
+		for range 2 { // Vault makes six attempts; two are enough here
 			require.Error(t, h.revoke(lease))
 		}
 	}
@@ -286,15 +286,15 @@ func TestWAL_ListingMustBeginAfterTheEntryIsOldEnough(t *testing.T) {
 	ctx, req := client.Background(t.Context()), &logical.Request{Storage: h.storage}
 	h.sim.ResetRequests()
 	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
-	require.Zero(t, h.sim.Count("", ""), "a request may be using it")
+	require.Zero(t, h.sim.Count("", ""), "a request may still use the entry")
 
-	// A listing that lasts: by its end the entries are old, but what it shows is not.
+	// A slow listing: the entries are old enough at its end, but not at its start.
 	h.advance(notFinalBefore - 30*time.Second)
 	h.sim.Fail(openaitest.Fault{Route: listAccountsRoute, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) { h.advance(time.Hour) }})
 	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
 	require.Len(t, h.walEntries(), maxAttempts)
 	require.ErrorIs(t, h.runAllWAL(ctx, req, walMinAge), errNotFinal)
-	require.Len(t, h.walEntries(), maxAttempts, "one listing may leave something out")
+	require.Len(t, h.walEntries(), maxAttempts, "one listing may be incomplete")
 	for _, id := range h.walEntries() {
 		entry, err := framework.GetWAL(ctx, h.storage, id)
 		require.NoError(t, err)
@@ -303,10 +303,10 @@ func TestWAL_ListingMustBeginAfterTheEntryIsOldEnough(t *testing.T) {
 		h.unseenBefore(c.ownName())
 	}
 	require.NoError(t, h.runAllWAL(ctx, req, walMinAge))
-	require.Empty(t, h.walEntries(), "never executed, by two listings of when they were old")
+	require.Empty(t, h.walEntries(), "two listings of old enough entries prove that no account exists")
 }
 
-// Nothing looks for an account whose key does not expire but its WAL entry.
+// Only the WAL entry leads to an account whose key does not expire.
 func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 	t.Parallel()
 	for kind, routes := range map[string][2]string{typeAccount: {routeAccounts, listAccountsRoute}, typeKey: {routeNewKey, routeKeys}} {
@@ -329,7 +329,7 @@ func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 				stop := h.ticking()
 				defer stop()
 				time.Sleep(notFinalBefore - 30*time.Second)
-				require.Len(t, h.walEntries(), maxAttempts, "listings have left them out, but not for five minutes")
+				require.Len(t, h.walEntries(), maxAttempts, "listings have omitted them for less than five minutes")
 				shown()
 				time.Sleep(2 * time.Minute)
 				if kind == typeKey {
@@ -342,7 +342,7 @@ func TestWAL_OneListingThatLeavesANameOutProvesNothing(t *testing.T) {
 	}
 }
 
-// Tidy finds what these listings leave out when its key has expired.
+// Tidy finds an account that these listings omit once its key has expired.
 func TestWAL_TwoRunsInARowEndAnUnexecutedCreateOfAKeyThatExpires(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
@@ -355,14 +355,14 @@ func TestWAL_TwoRunsInARowEndAnUnexecutedCreateOfAKeyThatExpires(t *testing.T) {
 		stop := h.ticking()
 		defer stop()
 		time.Sleep(90 * time.Second)
-		require.Len(t, h.walEntries(), maxAttempts, "one run")
+		require.Len(t, h.walEntries(), maxAttempts, "after one run")
 		time.Sleep(time.Minute)
 		require.Empty(t, h.walEntries())
 	})
 }
 
-// A listing of keys may lag behind that of accounts. The account may be under a lease of
-// the Vault that this one is a copy of.
+// A listing of keys may lag behind that of accounts. The account may belong to a lease of
+// the Vault from which this one was copied.
 func TestWAL_AListingThatMayLagShowsNoAccountWithoutKey(t *testing.T) {
 	t.Parallel()
 	inBubble(t, openaitest.Options{}, func(t *testing.T, h *harness) {
@@ -375,7 +375,7 @@ func TestWAL_AListingThatMayLagShowsNoAccountWithoutKey(t *testing.T) {
 		stop := h.ticking()
 		defer stop()
 		time.Sleep(2*notFinalBefore - time.Minute)
-		require.Len(t, h.sim.Accounts(), maxAttempts, "one listing counts, which began five minutes after the create")
+		require.Len(t, h.sim.Accounts(), maxAttempts, "only one listing began five minutes after the create")
 		time.Sleep(3 * time.Minute)
 		h.onlyLeased()
 	})
@@ -425,10 +425,10 @@ func TestWAL_SkipsYoungEntries(t *testing.T) {
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	h.rollback()
-	require.Len(t, h.walEntries(), maxAttempts, "a live request may be using them")
+	require.Len(t, h.walEntries(), maxAttempts, "a request in progress may use them")
 	require.Greater(t, walMinAge, requestBudget+cleanupBudget)
 
-	// But when the mount is being disabled there is no later.
+	// A disabled mount has no later run.
 	h.system.TaintedVal = true
 	_, err = h.b.HandleRequest(t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage})
 	require.NoError(t, err)
@@ -436,7 +436,7 @@ func TestWAL_SkipsYoungEntries(t *testing.T) {
 	require.True(t, h.b.draining.Load())
 	h.system.TaintedVal = false
 	h.tick()
-	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays goes on")
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays works again")
 }
 
 func TestRollback_ArchivedProjectEndsEntries(t *testing.T) {
@@ -461,7 +461,7 @@ func TestWAL_PerformanceSecondaryProcessesItsOwnEntries(t *testing.T) {
 	h.advance(time.Hour)
 	h.rollback()
 	h.onlyLeased()
-	require.Len(t, h.adminKeyIDs(), 2, "the admin keys are the primary's")
+	require.Len(t, h.adminKeyIDs(), 2, "only the primary deletes admin keys")
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
@@ -535,18 +535,18 @@ func TestLease_UnusableDataIsAnError(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	for name, data := range map[string]map[string]any{
-		"nothing":        {},
-		"no project":     {"service_account_id": "user-1"},
-		"no account":     {"project_id": "proj_1"},
-		"wrong type":     {"project_id": 7, "service_account_id": "user-1"},
-		"no max_ttl":     {"project_id": "proj_1", "service_account_id": "user-1"},
-		"newer version":  {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
-		"unknown type":   {"version": 1, "credential_type": "robot", "project_id": "proj_1", "service_account_id": "user-1", "api_key_id": "key_1", "max_ttl": 1},
-		"no key":         {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "max_ttl": 1},
-		"a key by name":  {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "api_key_name": "n", "max_ttl": 1},
-		"no key to move": {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expiry": "ttl", "max_ttl": 1},
-		"a key's owner":  {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "api_key_id": "key_1", "max_ttl": 1},
-		"no time":        {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expires_at": "soon", "max_ttl": 1},
+		"nothing":           {},
+		"no project":        {"service_account_id": "user-1"},
+		"no account":        {"project_id": "proj_1"},
+		"wrong type":        {"project_id": 7, "service_account_id": "user-1"},
+		"no max_ttl":        {"project_id": "proj_1", "service_account_id": "user-1"},
+		"newer version":     {"version": 9, "project_id": "proj_1", "service_account_id": "user-1"},
+		"unknown type":      {"version": 1, "credential_type": "robot", "project_id": "proj_1", "service_account_id": "user-1", "api_key_id": "key_1", "max_ttl": 1},
+		"no key":            {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "max_ttl": 1},
+		"no key ID":         {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "service_account_id": "user-1", "api_key_name": "n", "max_ttl": 1},
+		"no key to extend":  {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expiry": "ttl", "max_ttl": 1},
+		"no owner of a key": {"version": 1, "credential_type": "api_key", "project_id": "proj_1", "api_key_id": "key_1", "max_ttl": 1},
+		"invalid time":      {"version": 1, "project_id": "proj_1", "service_account_id": "user-1", "key_expires_at": "soon", "max_ttl": 1},
 	} {
 		data["secret_type"] = secretType
 		lease := &logical.Response{Secret: &logical.Secret{InternalData: data}}
@@ -569,13 +569,13 @@ func FuzzLeaseData(f *testing.F) {
 		}
 		lease, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: data}})
 		if err == nil && (lease.ProjectID == "" || (lease.ID == "" && lease.Name == "")) {
-			t.Fatalf("%s is taken for a lease that can be revoked: %+v", raw, lease)
+			t.Fatalf("%s is accepted as a lease: %+v", raw, lease)
 		}
 		if err == nil {
 			stored := lease.internal()
 			again, err := decodeLease(&logical.Request{Secret: &logical.Secret{InternalData: stored}})
 			if err != nil || !maps.Equal(again.internal(), stored) {
-				t.Fatalf("%+v comes back as %+v (%v)", lease, again, err)
+				t.Fatalf("%+v is read back as %+v (%v)", lease, again, err)
 			}
 		}
 	})
@@ -613,7 +613,7 @@ func TestRevoke_RateLimitedRevocationsAreProcessedByTheWAL(t *testing.T) {
 		for range n {
 			leases = append(leases, h.lease("creds/app", nil))
 		}
-		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 10 }) // and ten at once
+		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 10 }) // with a burst of ten
 		h.sim.ResetRequests()
 
 		var failed atomic.Int64
@@ -633,16 +633,16 @@ func TestRevoke_RateLimitedRevocationsAreProcessedByTheWAL(t *testing.T) {
 		}
 		wg.Wait()
 		require.Positive(t, failed.Load())
-		require.Len(t, h.walEntries(), int(failed.Load()), "what is not deleted is recorded in the WAL")
+		require.Len(t, h.walEntries(), int(failed.Load()), "the WAL records each failed revocation")
 		require.Len(t, h.sim.Accounts(), int(failed.Load()))
-		require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), 2*n, "no storm")
+		require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), 2*n, "no retry storm")
 
-		// Reads have an endpoint of their own, and do not wait for the backlog.
+		// Credential requests use another endpoint, and do not wait for the backlog.
 		began := time.Now()
 		lease := h.lease("creds/app", nil)
 		require.Less(t, time.Since(began), 2*time.Second)
 
-		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // time, compressed
+		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // shortens the test
 		for range 20 {
 			h.tick()
 			time.Sleep(time.Minute)

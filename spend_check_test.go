@@ -19,8 +19,8 @@ import (
 	"vault-plugin-secrets-openai/internal/events"
 )
 
-// limited is a mount that compares costs, with the role "app" in the middle of a month
-// and of a day.
+// limited is a mount that compares costs and whose role "app" has a limit, in the middle
+// of a month and of a day.
 func limited(t *testing.T, opts openaitest.Options, role fields) *harness {
 	t.Helper()
 	h := configured(t, opts)
@@ -46,7 +46,7 @@ func (h *harness) cost(lease *logical.Response, amount string) {
 	h.sim.AddCost(h.project, lease.Data["api_key_id"].(string), "gpt-5-mini, input_tokens", h.sim.Now(), amount)
 }
 
-// compared is a refresh of the costs, and a run of the worker without the deletions.
+// compared refreshes the costs and runs the worker without the deletions.
 func (h *harness) compared() error {
 	h.t.Helper()
 	h.b.spending.mu.Lock()
@@ -57,7 +57,7 @@ func (h *harness) compared() error {
 	return err
 }
 
-// notRenewed fails the test unless a renewal was answered with status 400.
+// notRenewed fails the test unless a renewal fails with status 400.
 func (h *harness) notRenewed(lease *logical.Response) string {
 	h.t.Helper()
 	_, err := h.renew(h.t.Context(), lease, time.Minute, time.Hour)
@@ -89,7 +89,7 @@ func TestSpendLimit_WarnsBlocksOrRevokes(t *testing.T) {
 				require.NotContains(t, h.measured(), `openai_role_blocked{role="app"}`)
 				require.Len(t, h.lines("role has reached its spend_limit"), 1)
 				require.NoError(t, h.compared())
-				require.Len(t, h.lines("role has reached its spend_limit"), 1, "once")
+				require.Len(t, h.lines("role has reached its spend_limit"), 1, "logged once")
 				require.NoError(t, h.revoke(lease))
 				require.NoError(t, h.revoke(other))
 				return
@@ -116,7 +116,7 @@ func TestSpendLimit_WarnsBlocksOrRevokes(t *testing.T) {
 			if action == actionBlock {
 				require.Len(t, h.liveKeys(), 2, "a block deletes nothing")
 			} else {
-				require.Len(t, h.walEntries(), 2, "first the WAL")
+				require.Len(t, h.walEntries(), 2, "the WAL records the keys first")
 				h.b.deleteDoomed(t.Context(), h.background())
 				require.Empty(t, h.liveKeys())
 			}
@@ -126,7 +126,7 @@ func TestSpendLimit_WarnsBlocksOrRevokes(t *testing.T) {
 
 			// The block ends with the window, by OpenAI's clock.
 			h.until(tomorrow.Add(time.Minute))
-			require.NoError(t, h.compared()) // any call tells the time
+			require.NoError(t, h.compared()) // any call shows OpenAI's time
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 			require.Nil(t, h.must(h.read("roles/app")).Data["spend_blocked_until"])
 			h.noState()
@@ -172,7 +172,7 @@ func TestSpendLimit_ABlockOutlivesTheProcess(t *testing.T) {
 	require.InDelta(t, 1, h.measured()[blockedMetric("app")], 0, "the metric needs no costs")
 	h.refused(h.read("creds/app"))
 
-	// A raised limit ends it at once; a lowered one begins it with the next answer.
+	// A raised limit ends it immediately; a lowered one begins it with the next costs.
 	h.must(h.write("roles/app", fields{"spend_limit": "10.01"}))
 	next := h.lease("creds/app", nil)
 	h.sim.ClearFaults()
@@ -181,7 +181,7 @@ func TestSpendLimit_ABlockOutlivesTheProcess(t *testing.T) {
 	h.must(h.write("roles/app", fields{"spend_limit": "9"}))
 	require.NoError(t, h.compared())
 	require.Contains(t, h.refused(h.read("creds/app")), "9.00 USD per month")
-	// So does a change of the action, and of the limit to none.
+	// A change of the action and the removal of the limit take effect immediately.
 	h.must(h.write("roles/app", fields{"spend_action": "warn"}))
 	third := h.lease("creds/app", nil)
 	h.must(h.write("roles/app", fields{"spend_action": "block"}))
@@ -192,7 +192,7 @@ func TestSpendLimit_ABlockOutlivesTheProcess(t *testing.T) {
 	}
 }
 
-// A window that is changed while the role is blocked counts once costs were read.
+// If the window changes while the role is blocked, it applies from the next costs.
 func TestSpendLimit_AWindowChangedWhileBlocked(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock})
@@ -204,7 +204,7 @@ func TestSpendLimit_AWindowChangedWhileBlocked(t *testing.T) {
 	h.must(h.write("roles/app", fields{"spend_window": windowDay}))
 	h.refused(h.read("creds/app"))
 	require.NoError(t, h.compared())
-	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the day cost 1")
+	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "the day's costs are 1 USD")
 
 	h.must(h.write("roles/app", fields{"spend_limit": "1"}))
 	require.NoError(t, h.compared())
@@ -215,7 +215,7 @@ func TestSpendLimit_AWindowChangedWhileBlocked(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// Windows are OpenAI's: this server's clock neither opens nor closes one.
+// Windows are by OpenAI's clock: this server's clock neither begins nor ends one.
 func TestSpendLimit_WindowsAreByOpenAIsClock(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "spend_window": windowDay})
@@ -231,7 +231,7 @@ func TestSpendLimit_WindowsAreByOpenAIsClock(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A process that has no answer of OpenAI yet ends no block by this server's clock.
+// Before its first response from OpenAI, a process does not end a block by its own clock.
 func TestSpendLimit_AWindowEndsNoSoonerAfterARestart(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "spend_window": windowDay})
@@ -249,8 +249,8 @@ func TestSpendLimit_AWindowEndsNoSoonerAfterARestart(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A client that is built again during an outage, for a config that is read again, knows
-// the time that OpenAI told an earlier one.
+// A client that is rebuilt during an outage, after the config is read again, knows
+// OpenAI's time from the previous client.
 func TestSpendLimit_AWindowEndsAlthoughTheConfigIsReadAgain(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "spend_window": windowDay})
@@ -260,7 +260,7 @@ func TestSpendLimit_AWindowEndsAlthoughTheConfigIsReadAgain(t *testing.T) {
 	h.until(h.sim.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 1).Add(time.Minute))
 	snap, err := h.b.current(t.Context(), h.storage)
 	require.NoError(t, err)
-	_, err = snap.api.ListProjects(t.Context()) // tells the time
+	_, err = snap.api.ListProjects(t.Context()) // shows OpenAI's time
 	require.NoError(t, err)
 	h.b.dropSnapshot()
 	h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultReset})
@@ -283,7 +283,7 @@ func TestSpendLimit_BlocksAStaticRole(t *testing.T) {
 	require.InDelta(t, 1, h.measured()[blockedMetric("static-roles/batch")], 0)
 	require.NotNil(t, h.must(h.read("static-roles/batch")).Data["spend_blocked_until"])
 	h.must(h.write("rotate-role/batch", nil))
-	require.Len(t, h.liveKeys(), 2, "rotation goes on")
+	require.Len(t, h.liveKeys(), 2, "rotation continues")
 	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"spend_action": "revoke"})), "spend_action must be one of warn, block")
 	h.must(h.write("static-roles/batch", fields{"spend_limit": "20"}))
 	h.must(h.read("static-creds/batch"))
@@ -304,7 +304,7 @@ func TestSpendLimit_ABlockEmptiesThePool(t *testing.T) {
 	require.InDelta(t, 3, h.measured()[`vault_openai_pool_destroyed_total{reason="blocked"}`], 0)
 	h.sim.ResetRequests()
 	h.fill()
-	require.Zero(t, h.sim.Count(http.MethodPost, routeCreate), "nothing refills it")
+	require.Zero(t, h.sim.Count(http.MethodPost, routeCreate), "a blocked pool is not refilled")
 	require.Contains(t, h.must(h.read("roles/app")).Data["pool_last_error"], "blocked by its spend_limit")
 	h.tick()
 	h.onlyLeased(lease)
@@ -326,7 +326,7 @@ func TestSpendLimit_AKeyInTheMakingIsNotReturned(t *testing.T) {
 		if err := h.compared(); err != nil {
 			t.Error(err)
 		}
-		return false // it never strikes
+		return false // observes only
 	}})
 	h.refused(h.read("creds/app"))
 	h.sim.ClearFaults()
@@ -336,8 +336,8 @@ func TestSpendLimit_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// Requests that are under way when a role is blocked get a key that the block knows, or
-// none: once the block's deletions are done, no key of the role is valid.
+// A request in progress when a role is blocked returns a key that the block deletes, or
+// none: after the deletions, no key of the role is valid.
 func TestSpendLimit_NoRequestOvertakesABlock(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{Latency: 5 * time.Millisecond}, fields{"spend_action": actionRevoke, "pool_size": 5})
@@ -379,7 +379,7 @@ func TestSpendLimit_NoRequestOvertakesABlock(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A block waits for the answers that are being completed.
+// A block waits for responses in progress.
 func TestSpendLimit_ABlockWaitsForAnswersInProgress(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock})
@@ -426,11 +426,11 @@ func TestSpendLimit_DeletesTheDearestKeyFirst(t *testing.T) {
 	for _, id := range h.liveKeys() {
 		alive[id] = true
 	}
-	require.False(t, alive[want[0]], "the dearest is dead")
-	require.True(t, alive[want[len(want)-1]], "the cheapest waits")
-	require.GreaterOrEqual(t, len(h.walEntries()), len(alive), "and is in the WAL")
+	require.False(t, alive[want[0]], "the most expensive key is deleted")
+	require.True(t, alive[want[len(want)-1]], "the cheapest key waits")
+	require.GreaterOrEqual(t, len(h.walEntries()), len(alive), "the WAL records the remaining keys")
 
-	// The lease's own revocation finds it gone, and the adopted account stays.
+	// The leases can still be revoked, and the adopted account stays.
 	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 0 })
 	h.tick()
 	for _, lease := range leases {
@@ -439,14 +439,13 @@ func TestSpendLimit_DeletesTheDearestKeyFirst(t *testing.T) {
 		end.Secret = &secret
 		require.NoError(t, h.revoke(&end))
 	}
-	h.tick() // what OpenAI did not find is new, and looked for again
+	h.tick() // checks the 404s of new accounts again
 	require.Equal(t, []string{adopted}, h.alive())
 	require.Empty(t, h.liveKeys())
 	require.Empty(t, h.walEntries())
 }
 
-// A role that is revoked once is not revoked again, and a key that a restart forgot is not
-// looked for twice.
+// A role's keys are revoked only once, and a restart does not search for them again.
 func TestSpendLimit_RevokesOnce(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -458,12 +457,12 @@ func TestSpendLimit_RevokesOnce(t *testing.T) {
 	h.sim.ResetRequests()
 	require.NoError(t, h.compared())
 	require.Zero(t, h.b.doomed.waiting())
-	require.Equal(t, 1, h.sim.Count("", ""), "the refresh of the costs")
+	require.Equal(t, 1, h.sim.Count("", ""), "only the refresh of the costs")
 	require.NoError(t, h.revoke(lease))
 }
 
-// A key that was issued while the limit was raised is deleted once it is lowered again,
-// also if no comparison came between the two writes.
+// A key that was issued under a raised limit is deleted after the limit is lowered, even
+// without a comparison between the two writes.
 func TestSpendLimit_RevokesWhatWasIssuedWhileTheLimitWasRaised(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -488,8 +487,8 @@ func TestSpendLimit_RevokesWhatWasIssuedWhileTheLimitWasRaised(t *testing.T) {
 	h.onlyLeased()
 }
 
-// A key whose record a crash lost is deleted once its lease is renewed, which restores the
-// record, although the renewal is refused.
+// If a crash lost the record of a key, a renewal of its lease is rejected but restores
+// the record, and the key is deleted.
 func TestSpendLimit_RevokesAKeyWhoseRecordWasLost(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -508,8 +507,8 @@ func TestSpendLimit_RevokesAKeyWhoseRecordWasLost(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A role that is deleted and written again without a limit issues keys; with its limit
-// again, they are deleted.
+// A role that is deleted and written again without a limit issues keys. Once the limit is
+// restored, they are deleted.
 func TestSpendLimit_RevokesWhatWasIssuedWhileTheRoleHadNoLimit(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -528,8 +527,8 @@ func TestSpendLimit_RevokesWhatWasIssuedWhileTheRoleHadNoLimit(t *testing.T) {
 	require.NoError(t, h.revoke(next))
 }
 
-// A limit that is raised while the keys are being recorded for deletion keeps them, and
-// what is issued until it is lowered again is deleted, too.
+// If a limit is raised while the keys are recorded for deletion, they stay. If it is
+// lowered again, keys that were issued meanwhile are deleted, too.
 func TestSpendLimit_ALimitRaisedWhileKeysAreRecorded(t *testing.T) {
 	t.Parallel()
 	for _, lowered := range []bool{false, true} {
@@ -547,7 +546,7 @@ func TestSpendLimit_ALimitRaisedWhileKeysAreRecorded(t *testing.T) {
 						h.must(h.write("roles/app", fields{"spend_limit": "10"}))
 					}
 				}
-				return false // it never strikes
+				return false // observes only
 			}})
 			require.NoError(t, h.compared())
 			h.sim.ClearFaults()
@@ -599,7 +598,7 @@ func TestSpendLimit_AnUnreadableRoleKeepsItsBlock(t *testing.T) {
 	h.tick()
 }
 
-// Before OpenAI's first answer, a wrong clock of this server ends no state.
+// Before OpenAI's first response, a wrong clock of this server does not end a state.
 func TestSpendLimit_AWrongClockAfterARestartEndsNoState(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "spend_window": windowDay})
@@ -617,7 +616,7 @@ func TestSpendLimit_AWrongClockAfterARestartEndsNoState(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A clock that is ahead while the keys are recorded hides none of them.
+// A clock that is ahead while the keys are recorded does not hide any of them.
 func TestSpendLimit_AWrongClockHidesNoKey(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -632,7 +631,7 @@ func TestSpendLimit_AWrongClockHidesNoKey(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// A live key that listings leave out for a while is deleted once one shows it.
+// A valid key that listings omit for a while is deleted once a listing shows it.
 func TestSpendLimit_OneListingProvesNoKeyGone(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -652,12 +651,12 @@ func TestSpendLimit_OneListingProvesNoKeyGone(t *testing.T) {
 	h.sim.ResetRequests()
 	require.NoError(t, h.compared())
 	require.NoError(t, h.compared())
-	require.Equal(t, 2, h.sim.Count("", ""), "the refreshes: nothing more is looked for")
+	require.Equal(t, 2, h.sim.Count("", ""), "the refreshes: there is no further search")
 	require.NoError(t, h.revoke(lease))
 }
 
-// A copy of Vault compares by its own state: it deletes keys of the original that the
-// snapshot has, though the original's limit was raised, and no others.
+// A copy of Vault compares by its own state: it deletes the original's keys in the
+// snapshot, even if the original's limit was raised, but no other keys.
 func TestSpendLimit_OfACopy(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -707,7 +706,7 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 					}
 				}()
 				err = h.compared()
-				for d, ok := h.b.doomed.take(); ok; d, ok = h.b.doomed.take() { // in this goroutine, whose death is seen
+				for d, ok := h.b.doomed.take(); ok; d, ok = h.b.doomed.take() { // in this goroutine, to detect a crash
 					_ = h.b.deleteOne(h.t.Context(), h.background(), d)
 				}
 				return nil, err
@@ -716,7 +715,7 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 				h.hear(nil, err)
 				h.releasePools()
 				if strings.Contains(h.entries(), stateStoragePrefix) {
-					require.Contains(h.t, h.refused(h.read("creds/app")), "have cost 12 USD", "what is stored holds at once")
+					require.Contains(h.t, h.refused(h.read("creds/app")), "have cost 12 USD", "a stored state applies immediately")
 				} else if action == actionRevoke {
 					require.GreaterOrEqual(h.t, len(h.liveKeys()), 2, "nothing is deleted before the state is stored")
 				}
@@ -729,13 +728,13 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 				if action == actionRevoke {
 					require.Empty(h.t, h.liveKeys())
 				} else {
-					require.Len(h.t, h.liveKeys(), 2, "leases live until they end")
+					require.Len(h.t, h.liveKeys(), 2, "leased keys stay valid")
 				}
 				require.Empty(h.t, h.walEntries())
 				for _, lease := range h.leases {
 					require.NoError(h.t, h.revoke(lease))
 				}
-				h.tick() // a 404 of a new account is looked at again
+				h.tick() // checks the 404 of a new account again
 				h.onlyLeased()
 			},
 		})
@@ -763,8 +762,8 @@ func TestSpendLimit_NeedsTheUsageSettings(t *testing.T) {
 	h.tick()
 }
 
-// A write of the config that disables what a limit needs waits for a static role with a
-// limit that is being written, and is then rejected.
+// A config write that disables the usage settings waits for the write of a static role
+// with a limit, and is then rejected.
 func TestSpendLimit_AStaticRoleAndTheConfigDoNotCross(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -787,7 +786,7 @@ func TestSpendLimit_AStaticRoleAndTheConfigDoNotCross(t *testing.T) {
 				}
 			}
 		})
-		return false // it never strikes
+		return false // observes only
 	}})
 	h.must(h.write("static-roles/batch", fields{"project_id": h.project, "rotation_period": "24h", "spend_limit": "1"}))
 	got := <-disabled
@@ -797,8 +796,8 @@ func TestSpendLimit_AStaticRoleAndTheConfigDoNotCross(t *testing.T) {
 	h.tick()
 }
 
-// The records of a month's keys stay until the month ends, although the keys were issued
-// before it and have ended, and although this server's clock is wrong meanwhile.
+// The records of a month's keys stay until the month ends, even if the keys were issued
+// before it and have expired, and even if this server's clock is wrong.
 func TestSpendLimit_TheMonthsRecordsStay(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionBlock, "max_ttl": "240h"})
@@ -846,8 +845,7 @@ func TestSpendLimit_AmountsAreExact(t *testing.T) {
 	require.False(t, reaches(below, 1000))
 }
 
-// A role without a limit reads and asks nothing, and one with a limit, nothing more after
-// its first credential.
+// A limit adds no call and no storage operation to a credential, except to the first one.
 func TestSpendLimit_CostsNothingPerCredential(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -874,8 +872,7 @@ func TestSpendLimit_CostsNothingPerCredential(t *testing.T) {
 	require.Equal(t, calls, callsWith)
 }
 
-// The worker compares after each refresh, and a role with a limit costs no call of its
-// own.
+// The worker compares after each refresh, and a role with a limit adds no call.
 func TestSpendLimit_TheWorkerComparesAfterEachRefresh(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -893,7 +890,7 @@ func TestSpendLimit_TheWorkerComparesAfterEachRefresh(t *testing.T) {
 	require.Empty(t, h.liveKeys())
 	require.NoError(t, h.revoke(lease))
 
-	// A limit that is lowered is compared with what is known.
+	// A lowered limit is compared with the known costs.
 	h.must(h.write("roles/other", fields{"project_id": h.project, "spend_limit": "1", "spend_action": "block", "activation_timeout": 0}))
 	other := h.lease("creds/other", nil)
 	h.cost(other, "0.5")
@@ -949,12 +946,12 @@ func TestSpendLimit_ALimitLoweredDuringAComparisonIsCompared(t *testing.T) {
 	if resp, err := h.read("creds/app"); err != nil || !resp.IsError() {
 		t.Error("not blocked until the next refresh of the costs")
 	}
-	h.b.states.compareAgain() // control
+	h.b.states.compareAgain() // requests the comparison
 	require.NoError(t, h.b.checkSpending(t.Context(), h.background()))
 	h.refused(h.read("creds/app"))
 }
 
-// reconsider comes while recordDoomed stores that every key is recorded.
+// reconsider runs while recordDoomed stores that every key is recorded.
 func TestSpendLimit_AReconsiderationIsNotLost(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -985,5 +982,5 @@ func TestSpendLimit_AReconsiderationIsNotLost(t *testing.T) {
 	require.NoError(t, err)
 	state, err := h.b.states.get(t.Context(), h.storage, "app")
 	require.NoError(t, err)
-	require.False(t, state.recorded(), "the keys must be looked for again")
+	require.False(t, state.recorded(), "the keys must be searched again")
 }

@@ -1,6 +1,6 @@
 package openaisecrets
 
-// Static roles whose key or account somebody deletes at OpenAI.
+// Static roles whose key or account an operator deletes at OpenAI.
 
 import (
 	"context"
@@ -16,13 +16,13 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// check is a run of the check of static roles.
+// check runs the check of static roles.
 func (h *harness) check() {
 	h.t.Helper()
 	require.NoError(h.t, h.b.checkStaticRoles(client.Background(context.Background()), &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
 }
 
-// daily is the check a day later, and the second look ten minutes after it.
+// daily runs the check a day later, and again ten minutes after it.
 func (h *harness) daily() {
 	h.t.Helper()
 	h.advance(checkEvery)
@@ -31,7 +31,7 @@ func (h *harness) daily() {
 	h.check()
 }
 
-// byHand deletes what a static role names as a person does, at OpenAI.
+// byHand deletes the key or account of a static role at OpenAI, outside the engine.
 func (h *harness) byHand(name, what string) (account, key string) {
 	h.t.Helper()
 	r := h.storedStatic(name)
@@ -45,7 +45,7 @@ func (h *harness) byHand(name, what string) (account, key string) {
 
 const missingLine = "static role key was deleted at OpenAI, not by this engine"
 
-// slow has no role rotate while the test looks on.
+// slow prevents scheduled rotations during a test.
 var slow = fields{"rotation_period": "720h"}
 
 func withSlow(more fields) fields {
@@ -67,14 +67,14 @@ func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
 			h.static("batch", slow)
 			h.static("other", slow)
 			adopted := h.adoptStatic("adopted", slow)
-			h.check() // which begins the first day
+			h.check() // starts the first day
 			account, key := h.byHand("batch", what)
 			h.advance(checkEvery)
 			h.check()
-			require.Empty(t, h.staticRole("batch")["missing"], "one look is no proof")
+			require.Empty(t, h.staticRole("batch")["missing"], "one check proves nothing")
 			h.advance(confirmAfterFirst - time.Second)
 			h.check()
-			require.Empty(t, h.staticRole("batch")["missing"], "nor are two that are close together")
+			require.Empty(t, h.staticRole("batch")["missing"], "two checks close together prove nothing")
 			h.advance(time.Second)
 			h.check()
 
@@ -86,7 +86,7 @@ func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
 			said := h.lines(missingLine)
 			require.Len(t, said, 1)
 			require.Equal(t, []any{"batch", what, account, key}, []any{said[0]["static_role"], said[0]["missing"], said[0]["service_account_id"], said[0]["api_key_id"]})
-			h.keep() // which reads the roles
+			h.keep() // reads the roles
 			measured := h.measured()
 			require.InDelta(t, 1, measured[fmt.Sprintf(`vault_openai_static_missing_total{missing=%q,static_role="batch"}`, what)], 0, measured)
 			require.InDelta(t, 1, measured[`vault_openai_static_roles_missing{}`], 0)
@@ -97,13 +97,13 @@ func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
 			require.Empty(t, h.warnings("static-creds/other"))
 
 			h.daily()
-			require.Len(t, h.lines(missingLine), 1, "it is said once")
+			require.Len(t, h.lines(missingLine), 1, "logged once")
 			require.Equal(t, what, h.staticRole("batch")["missing"])
 			h.restartStatic() // another process
 			h.daily()
 			require.Len(t, h.lines(missingLine), 1)
 			require.Contains(t, h.warnings("static-creds/batch"), "deleted at OpenAI")
-			if what == missingKey { // as the warning says
+			if what == missingKey { // the remedy in the warning
 				h.must(h.write("rotate-role/batch", nil))
 				require.Empty(t, h.staticRole("batch")["missing"])
 				require.Empty(t, h.warnings("static-creds/batch"))
@@ -124,7 +124,7 @@ func TestStaticCheck_RecreatesAtMostOnceADay(t *testing.T) {
 			t.Parallel()
 			h := withStatic(t, openaitest.Options{})
 			h.static("batch", withSlow(fields{"on_missing": "recreate", "scopes": "api.model.read"}))
-			h.must(h.write("rotate-role/batch", nil)) // so that it has a superseded key, too
+			h.must(h.write("rotate-role/batch", nil)) // adds a superseded key
 			h.check()
 			account, key := h.byHand("batch", what)
 			h.daily()
@@ -138,16 +138,16 @@ func TestStaticCheck_RecreatesAtMostOnceADay(t *testing.T) {
 			require.Empty(t, h.warnings("static-creds/batch"))
 			require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 			if what == missingAccount {
-				require.Empty(t, r.Superseded, "they went with the account")
+				require.Empty(t, r.Superseded, "deleted with the account")
 			}
-			// The former IDs are in an entry, which finds nothing.
+			// A WAL entry contains the former IDs, which no longer exist.
 			require.Len(t, h.walEntries(), 1)
 			h.tick()
 			require.Empty(t, h.walEntries())
 
 			_, key = h.byHand("batch", what)
 			h.advance(12 * time.Hour)
-			h.keep() // the superseded one ends
+			h.keep() // deletes the superseded key
 			h.b.checks.suspect("batch", h.storedStatic("batch").suspicion())
 			h.check()
 			h.advance(confirmAfterFirst)
@@ -166,7 +166,7 @@ func TestStaticCheck_RecreatesAtMostOnceADay(t *testing.T) {
 	}
 }
 
-// What is deleted at OpenAI and shown again is not left alive.
+// If OpenAI shows a key or account again after its recreation, the engine deletes it.
 func TestStaticCheck_WhatComesBackAfterARecreationEnds(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -201,7 +201,7 @@ func TestStaticCheck_AnAdoptedAccountIsNotCreated(t *testing.T) {
 	h.check()
 	h.byHand("batch", missingKey)
 	h.daily()
-	require.Len(t, h.lines("static role recreated"), 1, "a key of it is")
+	require.Len(t, h.lines("static role recreated"), 1, "only a key is created")
 	require.Equal(t, account, h.storedStatic("batch").ServiceAccountID)
 	h.tick()
 	h.onlyStatic(account)
@@ -216,8 +216,7 @@ func TestStaticCheck_AnAdoptedAccountIsNotCreated(t *testing.T) {
 	h.must(h.remove("static-roles/batch"))
 }
 
-// A listing that lacks a key, a 404 that proves nothing and an OpenAI that does not
-// answer are no proof.
+// An incomplete listing, an unproven 404 and an outage do not prove a deletion.
 func TestStaticCheck_NothingButProofCounts(t *testing.T) {
 	t.Parallel()
 	const empty = `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
@@ -253,7 +252,7 @@ func TestStaticCheck_NothingButProofCounts(t *testing.T) {
 			require.Empty(t, h.lines(missingLine))
 			require.Empty(t, h.lines("static role recreated"))
 			if name == "no listing shows it" {
-				require.Len(t, h.lines("listings of a project are incomplete: OpenAI shows a key or account that they lack"), 4, "the first that is shown speaks for the others")
+				require.Len(t, h.lines("listings of a project are incomplete: OpenAI shows a key or account that they lack"), 4, "one existing key stands for the others")
 			}
 			for _, h := range heal {
 				h()
@@ -286,11 +285,11 @@ func TestStaticCheck_AKeyThatIsShownAgainIsNotMissing(t *testing.T) {
 	h.gone("batch")
 }
 
-// A rotation heals what it finds, and does not hide it.
+// A rotation replaces a deleted key, but does not hide the deletion.
 func TestStaticCheck_AKeyThatARotationReplacesIsSaid(t *testing.T) {
 	t.Parallel()
 	const line = "static role key was deleted at OpenAI before its rotation, not by this engine"
-	for _, by := range []string{"somebody", "nobody", "this engine"} {
+	for _, by := range []string{"an operator", "no deletion", "this engine"} {
 		t.Run(by, func(t *testing.T) {
 			t.Parallel()
 			h := withStatic(t, openaitest.Options{})
@@ -301,18 +300,18 @@ func TestStaticCheck_AKeyThatARotationReplacesIsSaid(t *testing.T) {
 			h.static("batch", delay)
 			h.advance(24 * time.Hour)
 			key := h.storedStatic("batch").Current.ID
-			if by == "somebody" {
+			if by == "an operator" {
 				h.byHand("batch", missingKey)
-			} else { // the read before the rotation has erred
+			} else { // the read before the rotation is wrong
 				h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Times: 1, Status: http.StatusNotFound, Code: "not_found", Message: "No such key."})
 			}
 			h.keep()
 			require.NotEqual(t, key, h.storedStatic("batch").Current.ID)
 			h.check()
 			h.advance(confirmAfterFirst)
-			h.keep() // the superseded key ends
+			h.keep() // deletes the superseded key
 			h.check()
-			if by == "somebody" {
+			if by == "an operator" {
 				said := h.lines(line)
 				require.Len(t, said, 1)
 				require.Equal(t, key, said[0]["api_key_id"])
@@ -329,9 +328,9 @@ func TestStaticCheck_AKeyThatARotationReplacesIsSaid(t *testing.T) {
 	}
 }
 
-// At each moment of a rotation, the active key, its account, or the new key is deleted
-// by hand. The role ends with a key that works: by the rotation itself, by the next
-// one, or with on_missing=recreate.
+// At each moment of a rotation, an operator deletes the active key, its account, or the
+// new key. The role then gets a working key: by the rotation itself, by the next one, or
+// with on_missing=recreate.
 func TestStaticCheck_DeletedByHandInTheMiddleOfARotation(t *testing.T) {
 	t.Parallel()
 	moments := map[string]openaitest.Fault{
@@ -370,7 +369,7 @@ func TestStaticCheck_DeletedByHandInTheMiddleOfARotation(t *testing.T) {
 					}
 					h.sim.Fail(at)
 					h.keep()
-					for range 3 { // days, with ticks as far apart as matters
+					for range 3 { // days, with the relevant ticks
 						h.check()
 						h.advance(confirmAfterFirst)
 						h.check()
@@ -406,7 +405,7 @@ func TestStaticCheck_DeletedByHandInTheMiddleOfARotation(t *testing.T) {
 	}
 }
 
-// byHandKey deletes a key of the project as a person does.
+// byHandKey deletes a key of the project outside the engine.
 func (h *harness) byHandKey(id string) {
 	if err := h.api().DeleteProjectKey(context.Background(), h.project, id); err != nil {
 		h.t.Errorf("deleting a key by hand: %v", err)
@@ -433,7 +432,7 @@ func TestStaticCheck_AThousandRolesCostFewCalls(t *testing.T) {
 		before := calls()
 		began := time.Now()
 		h.check()
-		require.Equal(t, 2*roles/100, calls()-before, "the listings' pages, with nothing missing")
+		require.Equal(t, 2*roles/100, calls()-before, "only the pages of the listings")
 		h.check()
 		require.Equal(t, 2*roles/100, calls()-before, "once a day")
 		t.Logf("a day's check of %d roles: %d calls in %s", roles, calls()-before, time.Since(began))
@@ -465,7 +464,7 @@ func TestStaticCheck_AThousandRolesCostFewCalls(t *testing.T) {
 	})
 }
 
-// A recreation that fails leaves the role as it was, and is tried again.
+// A failed recreation leaves the role unchanged, and is retried.
 func TestStaticCheck_EveryFaultOfARecreation(t *testing.T) {
 	t.Parallel()
 	faults := map[string]func(h *harness) (heal func()){
@@ -514,7 +513,7 @@ func TestStaticCheck_EveryFaultOfARecreation(t *testing.T) {
 					h.advance(time.Hour)
 					h.check()
 				}
-				h.daily() // of which nothing is left to a process that has died
+				h.daily() // a new process has forgotten the first check
 				require.NotEqual(t, key, h.storedStatic("batch").Current.ID)
 				require.Empty(t, h.staticRole("batch")["missing"])
 				h.tick()
@@ -538,7 +537,7 @@ func TestStaticCheck_OnMissingIsWarnOrRecreate(t *testing.T) {
 	require.Equal(t, missingKey, h.staticRole("batch")["missing"])
 	h.must(h.write("static-roles/batch", fields{"on_missing": "recreate"}))
 	require.Equal(t, "recreate", h.staticRole("batch")["on_missing"])
-	h.check() // the write asks for it, a day is not awaited
+	h.check() // the write requests a check before the next day
 	require.Empty(t, h.staticRole("batch")["missing"])
 	h.must(h.write("static-roles/batch", fields{"on_missing": "warn"}))
 	require.Equal(t, "warn", h.staticRole("batch")["on_missing"])
@@ -547,7 +546,7 @@ func TestStaticCheck_OnMissingIsWarnOrRecreate(t *testing.T) {
 	h.gone("batch")
 }
 
-// Tidy and the check keep a time each in the record of a project.
+// Tidy and the check each store a time in the record of a project.
 func TestStaticCheck_TidyKeepsItsTime(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -560,7 +559,7 @@ func TestStaticCheck_TidyKeepsItsTime(t *testing.T) {
 	}
 	checked := entry().StaticChecked
 	require.WithinDuration(t, h.now(), checked, time.Minute)
-	h.gone("batch") // tidy asks so only of a project that no role names
+	h.gone("batch") // tidy looks up only a project without roles
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Status: http.StatusNotFound, Code: "project_not_found", Message: "No such project."})
 	h.tidy(true)
 	require.NotZero(t, entry().UnknownSince)

@@ -44,7 +44,7 @@ func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 				}
 				about(t, h.now().Add(24*time.Hour), h.staticRole("batch")["next_vault_rotation"])
 				about(t, h.sim.Now().Add(7*24*time.Hour), h.staticRole("batch")["api_key_expires_at"])
-				require.True(t, h.accepted(first["api_key"].(string)), "its readers have their time")
+				require.True(t, h.accepted(first["api_key"].(string)), "readers have the whole overlap")
 				about(t, h.now().Add(defaultRevocationDelay), h.staticCreds("batch")["previous_api_key_expires_at"])
 				h.advance(defaultRevocationDelay + time.Second)
 				h.keep()
@@ -61,8 +61,7 @@ func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 	}
 }
 
-// In an entry stored before the key's expiry at OpenAI was recorded, the key is
-// replaced immediately.
+// If an older entry lacks the key's expiry at OpenAI, the key is replaced immediately.
 func TestStaticClock_AnOlderEntrysKeyIsRotated(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -96,7 +95,7 @@ func TestStaticClock_BehindAtARotationAndCorrected(t *testing.T) {
 			h.setClock(0)
 			h.keep()
 			h.keep()
-			require.True(t, h.accepted(first["api_key"].(string)), "its readers have their time")
+			require.True(t, h.accepted(first["api_key"].(string)), "readers have the whole overlap")
 			require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 			h.advance(defaultRevocationDelay + time.Second)
 			h.keep()
@@ -129,7 +128,7 @@ func TestStaticClock_SlightlyBehindAfterTheCorrection(t *testing.T) {
 			h.must(h.write("rotate-role/batch", nil))
 			h.setClock(-still)
 			h.keep()
-			require.True(t, h.accepted(old), "its readers have their time")
+			require.True(t, h.accepted(old), "readers have the whole overlap")
 			h.advance(defaultRevocationDelay + clockSlack)
 			h.keep()
 			require.False(t, h.accepted(old))
@@ -138,8 +137,8 @@ func TestStaticClock_SlightlyBehindAfterTheCorrection(t *testing.T) {
 	}
 }
 
-// After a long time, a clock that was ahead leaves no time in the future, but an expiry
-// of the key that is too late.
+// Long after a clock was ahead, no stored time is in the future, but the expiry of the
+// key is too late.
 func TestStaticClock_TheExpiryAtOpenAIBoundsTheNextRotation(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -196,8 +195,8 @@ func TestStaticClock_CorrectsTheTimeOfASupersession(t *testing.T) {
 	h.gone("batch")
 }
 
-// What a process postpones under a clock that is ahead, it does not postpone for longer
-// once the clock is right.
+// Work that was postponed under a clock that was ahead is due once the clock is
+// corrected.
 func TestStaticClock_FailuresWhileAheadDoNotPostpone(t *testing.T) {
 	t.Parallel()
 	s, now := newStaticState(), time.Now()

@@ -26,13 +26,13 @@ func ofRoles(key string) error {
 func TestStaticRetry_PermanentFailuresBackOff(t *testing.T) {
 	t.Parallel()
 	failures := map[string]func(h *harness, s *watchedStorage) (end func()){
-		"an entry that cannot be read": func(_ *harness, s *watchedStorage) func() { s.fail(ofRoles, nil); return func() {} },
+		"an unreadable entry": func(_ *harness, s *watchedStorage) func() { s.fail(ofRoles, nil); return func() {} },
 		"an entry of a newer format": func(h *harness, s *watchedStorage) func() {
 			require.NoError(h.t, h.storage.Put(h.t.Context(), &logical.StorageEntry{Key: staticStoragePrefix + "batch", Value: []byte(`{"version":99}`)}))
 			return func() {}
 		},
-		"storage that takes no entry": func(_ *harness, s *watchedStorage) func() { s.fail(nil, ofRoles); return func() {} },
-		"storage that takes nothing": func(_ *harness, s *watchedStorage) func() {
+		"storage that rejects roles": func(_ *harness, s *watchedStorage) func() { s.fail(nil, ofRoles); return func() {} },
+		"storage that rejects all writes": func(_ *harness, s *watchedStorage) func() {
 			s.fail(nil, func(string) error { return errStorage })
 			return func() {}
 		},
@@ -41,14 +41,14 @@ func TestStaticRetry_PermanentFailuresBackOff(t *testing.T) {
 			require.NoError(h.t, err)
 			return unlock
 		},
-		"garbage of OpenAI's": func(h *harness, _ *watchedStorage) func() {
+		"garbage from OpenAI": func(h *harness, _ *watchedStorage) func() {
 			// Except for listings: callers that wait for the same one stop the time of the
 			// bubble.
 			return h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Match: func(r *http.Request) bool {
 				return r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "s")
 			}})
 		},
-		"a key that may not be deleted": func(h *harness, _ *watchedStorage) func() {
+		"a key that cannot be deleted": func(h *harness, _ *watchedStorage) func() {
 			return h.sim.Fail(openaitest.Fault{Route: routeKey, Status: 403})
 		},
 		"no config": func(h *harness, _ *watchedStorage) func() { h.must(h.remove("config")); return func() {} },
@@ -74,8 +74,8 @@ func TestStaticRetry_PermanentFailuresBackOff(t *testing.T) {
 					tick := func() {
 						_, _ = h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: s, MountPoint: "openai/"})
 					}
-					require.NoError(t, h.b.static.worker.End(t.Context())) // the run that the writes started has another storage
-					tick()                                                 // the due times are read while storage works
+					require.NoError(t, h.b.static.worker.End(t.Context())) // the run that the writes started uses other storage
+					tick()                                                 // reads the due times while storage works
 					time.Sleep(time.Second)
 					end := fail(h, s)
 					reads, logged := s.reads.Load(), len(h.log.String())
@@ -86,7 +86,7 @@ func TestStaticRetry_PermanentFailuresBackOff(t *testing.T) {
 					cost, said := s.reads.Load()-reads, len(h.log.String())-logged
 					t.Logf("%d reads of storage, %d bytes of log", cost, said)
 					end()
-					require.Less(t, cost, int64(600)) // a minute of attempts for each of several reasons
+					require.Less(t, cost, int64(600)) // one read a second
 					require.Less(t, said, 64<<10)
 					h.b.Cleanup(context.Background())
 					h.sim.KeepAll()

@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// monthly is a static role with a superseded key, and that key.
+// monthly is a mount with a monthly static role, and its superseded key.
 func monthly(t *testing.T) (h *harness, superseded fields) {
 	t.Helper()
 	h = withStatic(t, openaitest.Options{})
@@ -36,10 +36,10 @@ func TestStaticKept_AUsedKeyIsKeptForAWeek(t *testing.T) {
 	for range 5 {
 		h.keep()
 	}
-	require.Equal(t, 1, h.reads(), "it is read once")
+	require.Equal(t, 1, h.reads(), "its use is read once")
 	require.Equal(t, 1, said())
 	require.InDelta(t, 1, h.measured().one(t, "static_keys_superseded"), 0)
-	require.Zero(t, h.measured().one(t, "static_role_lag_seconds"), "and is not late")
+	require.Zero(t, h.measured().one(t, "static_role_lag_seconds"), "a retained key is not overdue")
 	resp := h.must(h.read("static-roles/batch"))
 	require.Equal(t, []any{1, 1}, []any{resp.Data["superseded_keys"], resp.Data["retained_keys"]})
 	require.Len(t, resp.Warnings, 1)
@@ -49,12 +49,12 @@ func TestStaticKept_AUsedKeyIsKeptForAWeek(t *testing.T) {
 
 	h.restartStatic()
 	h.keep()
-	require.Equal(t, 1, said(), "a restart says nothing again")
+	require.Equal(t, 1, said(), "a restart does not log it again")
 	for day := range 6 {
 		h.advance(24*time.Hour + time.Second)
 		h.keep()
 		h.keep()
-		require.Equal(t, day+2, said(), "once a day")
+		require.Equal(t, day+2, said(), "logged once a day")
 		require.True(t, h.accepted(key))
 	}
 	h.until(until)
@@ -97,16 +97,16 @@ func TestStaticKept_OperatorSettingsDeleteUsedKeys(t *testing.T) {
 		kept bool
 		end  func(h *harness)
 	}{
-		"force, at once":                  {false, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
-		"force, a kept one":               {true, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
-		"no revocation_delay, at once":    {false, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
-		"no revocation_delay, a kept one": {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
-		"a shorter one, a kept one":       {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": "5m"})) }},
-		"a shorter one, at its new end": {false, func(h *harness) {
+		"force, in the overlap":               {false, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
+		"force, a retained key":               {true, func(h *harness) { h.must(h.write("rotate-role/batch", fields{"force": true})) }},
+		"no revocation_delay, in the overlap": {false, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
+		"no revocation_delay, a retained key": {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": 0})) }},
+		"a shorter delay, a retained key":     {true, func(h *harness) { h.must(h.write("static-roles/batch", fields{"revocation_delay": "5m"})) }},
+		"a shorter delay, at its end": {false, func(h *harness) {
 			h.must(h.write("static-roles/batch", fields{"revocation_delay": "2m"}))
 			h.advance(2 * time.Minute)
 		}},
-		"a shorter one that is over already": {false, func(h *harness) {
+		"a shorter delay that has passed": {false, func(h *harness) {
 			h.advance(3 * time.Minute)
 			h.must(h.write("static-roles/batch", fields{"revocation_delay": "2m"}))
 		}},
@@ -123,7 +123,7 @@ func TestStaticKept_OperatorSettingsDeleteUsedKeys(t *testing.T) {
 			}
 			h.sim.ResetRequests()
 			test.end(h)
-			require.Zero(t, h.reads(), "no request waits for a read")
+			require.Zero(t, h.reads(), "the request does not read the use")
 			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: http.StatusInternalServerError})
 			if test.kept || h.storedStatic("batch").Superseded != nil {
 				h.accepted(key) // another use
@@ -154,7 +154,7 @@ func TestStaticKept_ForceReportsAndRetriesFailedDeletions(t *testing.T) {
 	h.gone("batch")
 }
 
-// A key whose use cannot be read is kept, but not longer than one that is used.
+// A key whose use cannot be read is kept, but no longer than a used key.
 func TestStaticKept_AnUnreadableKeyIsKeptForAtMostAWeek(t *testing.T) {
 	t.Parallel()
 	h, old := monthly(t)
@@ -215,7 +215,7 @@ func TestStaticKept_ARestoredCopyKeepsTheOriginalsKey(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// last_used_at is by OpenAI's clock, and the end of the key by this server's.
+// last_used_at is by OpenAI's clock, and the end of the overlap by this server's.
 func TestStaticKept_ARestoredCopyWithAClockAheadKeepsTheOriginalsKey(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{90 * time.Second, 3 * time.Minute, 40 * 24 * time.Hour} {
@@ -325,11 +325,11 @@ func TestStaticKept_TheOverlapStartsAfterTheActivation(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	m := &issued{began: at.Add(900 * time.Millisecond), key: client.Key{CreatedAt: at.Add(time.Hour)}}
-	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(1800*time.Millisecond)), "a second is not counted before it is over")
+	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(1800*time.Millisecond)), "fractions of a second are dropped")
 	m.began = at
 	require.Equal(t, at.Add(time.Hour+30*time.Second), m.supersedes(at.Add(30*time.Second)))
 	require.Equal(t, at.Add(time.Hour), m.supersedes(at.Add(-time.Hour)), "a clock that was set back")
-	require.Equal(t, at.Add(time.Hour+requestBudget), m.supersedes(at.Add(24*time.Hour)), "and one that was set ahead")
+	require.Equal(t, at.Add(time.Hour+requestBudget), m.supersedes(at.Add(24*time.Hour)), "a clock that was set ahead")
 	m.key.CreatedAt = time.Time{}
 	require.Zero(t, m.supersedes(at))
 }

@@ -32,9 +32,9 @@ func TestStaticRotation_ByPeriod(t *testing.T) {
 	require.Equal(t, first, h.keyOf("batch"), "not yet")
 	next := h.staticTime("batch", "next_vault_rotation")
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "24h", "activation_timeout": 9}))
-	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "writing the same again does not put it off")
+	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "an unchanged write does not postpone the rotation")
 	h.restartStatic()
-	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "nor does a new process")
+	require.Equal(t, next, h.staticTime("batch", "next_vault_rotation"), "a new process does not postpone the rotation")
 
 	for range 3 {
 		h.until(h.staticTime("batch", "next_vault_rotation").Add(10 * time.Second))
@@ -78,7 +78,7 @@ func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
 	h.until(due.Add(time.Hour + 59*time.Minute)) // Vault was down
 	h.restartStatic()
 	h.keep()
-	require.NotEqual(t, id, h.keyOf("batch"), "made up for, inside the window")
+	require.NotEqual(t, id, h.keyOf("batch"), "the missed rotation runs within its window")
 
 	id, due = h.keyOf("batch"), next()
 	h.until(due.Add(2*time.Hour + time.Minute))
@@ -87,12 +87,12 @@ func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
 	require.Equal(t, id, h.keyOf("batch"), "its window has passed")
 	require.Equal(t, due.Add(24*time.Hour), next())
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "3h"}))
-	require.Equal(t, due, next(), "a longer window brings it back")
+	require.Equal(t, due, next(), "a longer window makes the rotation due again")
 	h.keep()
 	require.NotEqual(t, id, h.keyOf("batch"))
 
 	id, due = h.keyOf("batch"), next()
-	h.until(due.Add(3*24*time.Hour + time.Hour)) // down for days
+	h.until(due.Add(3*24*time.Hour + time.Hour)) // Vault was down for days
 	h.restartStatic()
 	require.Equal(t, due.Add(3*24*time.Hour), next(), "today's window is open")
 	h.keep()
@@ -100,7 +100,7 @@ func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
 	require.Equal(t, due.Add(4*24*time.Hour), next())
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "30 3 * * *"}))
 	require.Equal(t, "03:30:00", next().UTC().Format(time.TimeOnly))
-	require.True(t, next().After(h.now()), "another schedule begins with its next time")
+	require.True(t, next().After(h.now()), "a new schedule starts with its next time")
 	h.advance(defaultRevocationDelay)
 	h.keep()
 	h.onlyStatic()
@@ -135,7 +135,7 @@ func TestStaticRotation_OnRequest(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
-	var keys []string // IDs, since a use would keep a key
+	var keys []string // IDs, since a use would retain a key
 	for range 4 {     // all within revocation_delay
 		old := h.staticCreds("batch")
 		keys = append(keys, old["api_key_id"].(string))
@@ -210,7 +210,7 @@ func TestStaticRotation_ANewKeyIsActiveOnceOpenAIAcceptsIt(t *testing.T) {
 		h.configure(nil)
 		h.static("batch", fields{"revocation_delay": 0})
 		old := h.staticCreds("batch")
-		require.True(t, h.accepted(old["api_key"].(string)), "at its first read")
+		require.True(t, h.accepted(old["api_key"].(string)), "it works at its first read")
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -226,7 +226,7 @@ func TestStaticRotation_ANewKeyIsActiveOnceOpenAIAcceptsIt(t *testing.T) {
 			key := h.staticCreds("batch")["api_key"].(string)
 			works := h.accepted(key)
 			if before == h.keyOf("batch") {
-				require.True(t, works, "what is handed out works")
+				require.True(t, works, "a returned key works")
 			}
 		}
 		require.NotEqual(t, old["api_key_id"], h.keyOf("batch"))
@@ -253,7 +253,7 @@ func TestStaticRotation_ANewKeyIsActiveOnceOpenAIAcceptsIt(t *testing.T) {
 		h.onlyStatic()
 		h.must(h.write("static-roles/batch", fields{"activation_timeout": 0}))
 		h.must(h.write("rotate-role/batch", nil))
-		require.False(t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "untried, as it was asked for")
+		require.False(t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "activation_timeout=0 skips the probe")
 		h.advance(10 * time.Minute)
 		h.onlyStatic()
 		h.gone("batch")
@@ -286,7 +286,7 @@ func TestStaticRotation_TheKeysExpiryForcesARotation(t *testing.T) {
 	h.keep()
 	h.onlyStatic()
 
-	// Without one the default covers three rotations.
+	// Without key_ttl, the default covers three rotations.
 	h.must(h.write("static-roles/batch", fields{"key_ttl": 0}))
 	h.must(h.write("rotate-role/batch", nil))
 	require.WithinDuration(t, h.now().Add(1500*time.Hour+30*time.Minute), ends(), time.Minute)
@@ -326,13 +326,13 @@ func TestStaticRotation_FailuresBackOffAndAreReported(t *testing.T) {
 	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "keys are frozen")
 	require.Contains(t, h.log.String(), "static role not rotated; its key stays active")
 	require.Equal(t, id, h.keyOf("batch"))
-	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(h.now()), "it is overdue")
+	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(h.now()), "the rotation is overdue")
 	require.Zero(t, h.staticCreds("batch")["ttl"])
 	h.onlyStatic()
 
 	h.restartStatic()
 	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "keys are frozen")
-	require.Empty(t, h.staticRole("batch")["next_rotation_retry"], "a new process tries at once")
+	require.Empty(t, h.staticRole("batch")["next_rotation_retry"], "a new process retries immediately")
 	cancel()
 	h.keep()
 	require.NotEqual(t, id, h.keyOf("batch"))
@@ -383,7 +383,7 @@ func TestStaticRotation_SupersededKeysAreBounded(t *testing.T) {
 			break
 		}
 	}
-	require.Equal(t, []any{1, ""}, []any{h.staticRole("batch")["superseded_keys"], h.staticRole("batch")["last_rotation_error"]}, "all deleted, and rotated")
+	require.Equal(t, []any{1, ""}, []any{h.staticRole("batch")["superseded_keys"], h.staticRole("batch")["last_rotation_error"]}, "all keys are deleted, and the role is rotated")
 	h.onlyStatic()
 	h.gone("batch")
 }
@@ -395,7 +395,7 @@ func TestStaticRotation_ReportsAMissingAccount(t *testing.T) {
 	account := h.adoptStatic("adopted", nil)
 	for name, id := range map[string]string{"made": h.staticRole("made")["service_account_id"].(string), "adopted": account} {
 		h.sim.DeleteServiceAccount(h.project, id)
-		if name == "made" { // its age is known
+		if name == "made" { // the engine knows the age of the account
 			require.Contains(t, h.refused(h.write("rotate-role/made", nil)), "may still appear")
 			h.advance(notFinalBefore)
 		}
@@ -508,7 +508,7 @@ func TestStaticRotation_EntriesOfADeletedRoleDoNotAffectANewOne(t *testing.T) {
 		cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusUnauthorized})
 		resp := h.must(h.remove("static-roles/" + name))
 		require.Contains(t, resp.Warnings[0], "Queued for deletion at OpenAI in the WAL: ")
-		require.Equal(t, map[string]int{"made": 1, "adopted": 2}[name], strings.Count(resp.Warnings[0], "OpenAI error"), "all that is left is named: %s", resp.Warnings[0])
+		require.Equal(t, map[string]int{"made": 1, "adopted": 2}[name], strings.Count(resp.Warnings[0], "OpenAI error"), "the warning names all that is left: %s", resp.Warnings[0])
 		h.static(name, test.data)
 		cancel()
 		require.NotEmpty(t, h.walEntries())
@@ -522,7 +522,7 @@ func TestStaticRotation_EntriesOfADeletedRoleDoNotAffectANewOne(t *testing.T) {
 	h.gone("adopted", others...)
 }
 
-// A WAL entry for a credential that a role needs was merely not deleted.
+// If a role needs the credential of a WAL entry, only the entry is deleted.
 func TestStaticWAL_CredentialsOfARoleAreNotDestroyed(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -692,7 +692,7 @@ func TestStaticWorker_EveryFaultLeavesTheStoredKeys(t *testing.T) {
 					h.keep() // without faults
 					h.advance(longestRetry + time.Second)
 					h.keep()
-					require.True(h.t, h.staticTime("batch", "next_vault_rotation").After(h.now()), "rotated in the end")
+					require.True(h.t, h.staticTime("batch", "next_vault_rotation").After(h.now()), "the role is rotated in the end")
 					require.Empty(h.t, h.staticRole("batch")["last_rotation_error"])
 					h.settled("batch")
 				})
@@ -750,7 +750,7 @@ func TestStaticWrite_EveryStorageFaultIsAtomic(t *testing.T) {
 						require.True(h.t, changed)
 					}
 					if name == "scopes" {
-						require.Equal(h.t, changed, len(role["scopes"].([]string)) == 1, "whole or not at all")
+						require.Equal(h.t, changed, len(role["scopes"].([]string)) == 1, "the write is atomic")
 						stored := err == nil && resp != nil && strings.Contains(strings.Join(resp.Warnings, ""), "The scopes are stored")
 						require.Equal(h.t, changed && !stored, role["superseded_keys"] == 1)
 					}

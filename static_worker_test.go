@@ -35,7 +35,7 @@ func TestStaticWorker_AReaderFollowsTwentyRotations(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Longer than the reader's second: it reads before the new key works.
+			// Longer than the reader's second, so that it reads before the new key works.
 			inBubble(t, openaitest.Options{ActivationDelay: 3 * time.Second}, func(t *testing.T, h *harness) {
 				h.configure(fields{"tidy_interval": 0})
 				h.static("batch", data)
@@ -48,14 +48,14 @@ func TestStaticWorker_AReaderFollowsTwentyRotations(t *testing.T) {
 						rotations++
 						held = key
 					}
-					require.True(t, h.accepted(held), "the key that was read works at once")
+					require.True(t, h.accepted(held), "a key works when it is read")
 					again := time.Now().Add(time.Duration(creds["ttl"].(int64)+1) * time.Second)
 					for time.Now().Before(again) {
 						time.Sleep(min(time.Until(again), 5*time.Second))
 						require.True(t, h.accepted(held), "the key that the reader holds works until it reads again")
 					}
 					last := h.staticTime("batch", "last_vault_rotation")
-					require.WithinDuration(t, time.Now(), last, time.Minute+10*time.Second, "each rotation comes at its time")
+					require.WithinDuration(t, time.Now(), last, time.Minute+10*time.Second, "each rotation is on time")
 				}
 				time.Sleep(h.delayOf("batch") + 10*time.Second)
 				require.Equal(t, 0, h.staticRole("batch")["superseded_keys"])
@@ -126,7 +126,7 @@ func TestStaticWorker_AThousandDueRolesAreQueued(t *testing.T) {
 	}
 	began := time.Now()
 	rollback()
-	require.False(t, allRotated(), "the periodic function returns at once")
+	require.False(t, allRotated(), "the periodic function returns immediately")
 	var slowest time.Duration
 	for round := 0; !allRotated(); round++ {
 		require.Less(t, time.Since(began), 5*time.Minute)
@@ -139,11 +139,11 @@ func TestStaticWorker_AThousandDueRolesAreQueued(t *testing.T) {
 		}
 	}
 	took := time.Since(began)
-	t.Logf("%d roles rotated in %s; %d calls, %d at once at most; the slowest issue meanwhile took %s; %d calls were told to slow down",
+	t.Logf("%d roles rotated in %s; %d calls, at most %d at a time; the slowest credential request took %s; %d calls were throttled",
 		roles, took.Round(time.Millisecond), g.all.Load(), g.most.Load(), slowest.Round(time.Millisecond), h.b.rateLimiter.Throttled())
 	require.LessOrEqual(t, g.most.Load(), int64(staticWorkers))
-	require.Less(t, slowest, took/2, "an issue does not wait for the queue")
-	require.Less(t, g.all.Load(), int64(roles*12/10), "few calls are made in vain")
+	require.Less(t, slowest, took/2, "a credential request does not wait for the queue")
+	require.Less(t, g.all.Load(), int64(roles*12/10), "few calls are wasted")
 
 	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute, o.Latency = 0, 0 })
 	require.NoError(t, h.b.static.worker.End(context.Background()))
@@ -181,12 +181,12 @@ func TestStaticWorker_StopsImmediately(t *testing.T) {
 				require.Empty(t, h.walEntries())
 			} else {
 				h.b.Cleanup(context.Background())
-				h.holdStatic() // once the run has ended
+				h.holdStatic() // waits for the end of the run
 			}
 			calls := h.sim.Count(http.MethodPost, routeNewKey)
 			time.Sleep(500 * time.Millisecond)
-			require.Equal(t, calls, h.sim.Count(http.MethodPost, routeNewKey), "and nothing more is begun")
-			require.Less(t, calls, 60, "it did not wait for the pass")
+			require.Equal(t, calls, h.sim.Count(http.MethodPost, routeNewKey), "no further rotation starts")
+			require.Less(t, calls, 60, "the stop did not wait for all roles")
 			require.NoError(t, h.standing())
 			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 0 })
 			if how == "drain" { // the mount was moved
@@ -284,7 +284,6 @@ func TestStaticWorker_RunsOnlyOnWritableNodes(t *testing.T) {
 	}
 }
 
-// storageTrouble lists transient storage failures.
 func TestStaticWorker_RetriesAnUnreadableRole(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -298,7 +297,7 @@ func TestStaticWorker_RetriesAnUnreadableRole(t *testing.T) {
 	h.restartStatic()
 	h.advance(25 * time.Hour)
 	h.keep()
-	require.NotEqual(t, other, h.keyOf("other"), "the others are kept")
+	require.NotEqual(t, other, h.keyOf("other"), "the other role is rotated")
 	require.Contains(t, h.log.String(), "static role not processed")
 	require.NoError(t, h.storage.Put(context.Background(), entry))
 	h.advance(2 * time.Minute)
@@ -311,7 +310,7 @@ func TestStaticWorker_RetriesAnUnreadableRole(t *testing.T) {
 	h.gone("batch")
 }
 
-// Writes of another node, which invalidate the cache here.
+// A write of another node invalidates the cache here.
 func TestStaticWorker_FollowsChangesInStorage(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -330,7 +329,7 @@ func TestStaticWorker_FollowsChangesInStorage(t *testing.T) {
 	require.NoError(t, h.storage.Delete(context.Background(), staticStoragePrefix+"batch"))
 	h.advance(time.Hour + time.Second)
 	h.keep()
-	require.Empty(t, h.b.static.due, "a role that is gone is not looked for again")
+	require.Empty(t, h.b.static.due, "a deleted role is not scheduled again")
 	h.sim.DeleteServiceAccount(h.project, r.ServiceAccountID)
 }
 
@@ -477,7 +476,7 @@ func TestStaticUnmount_IsBoundedAndReportsRemainingKeys(t *testing.T) {
 	ill := h.staticRole("role-7")["service_account_id"].(string)
 	h.sim.Fail(openaitest.Fault{Route: "/organization/projects/" + h.project + "/service_accounts/" + ill, Status: http.StatusForbidden})
 	h.unmount()
-	require.Equal(t, []string{ill}, h.liveAccounts(), "one failure stops no other")
+	require.Equal(t, []string{ill}, h.liveAccounts(), "one failure does not stop the others")
 	require.Equal(t, 1, strings.Count(h.log.String(), "remains at OpenAI"))
 	require.Contains(t, h.log.String(), "service account "+ill+" in project "+h.project+": ")
 	h.sim.ClearFaults()
@@ -491,7 +490,7 @@ func TestStaticUnmount_IsBoundedAndReportsRemainingKeys(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang})
 	began := time.Now()
 	h.unmount()
-	require.Less(t, time.Since(began), 4*unmountBudget, "others wait: an outage is not waited out for each")
+	require.Less(t, time.Since(began), 4*unmountBudget, "the roles do not wait for the outage one by one")
 	log := h.log.String()
 	require.Equal(t, 100, strings.Count(log, "remains at OpenAI"))
 	for _, id := range h.liveAccounts() {
@@ -554,7 +553,7 @@ func TestStaticTidy_DeletesOnlyCredentialsThatNoRoleNeeds(t *testing.T) {
 	}
 	h.advance(time.Hour)
 	run()
-	require.True(t, listed(forgotten), "it may work")
+	require.True(t, listed(forgotten), "the key may still work")
 	require.True(t, listed(stray))
 	h.advance(8 * 24 * time.Hour) // without a rotation, every key has expired
 	require.Empty(t, h.liveKeys())
@@ -585,7 +584,7 @@ func TestStaticWorker_DoesNotRunWhileTheMountIsBeingDisabled(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	release, err := h.b.static.worker.Wait(ctx)
-	require.NoError(t, err, "a pass goes on")
+	require.NoError(t, err, "a run is in progress")
 	release()
 	h.manager.untaint()
 	h.gone("batch")
@@ -703,7 +702,7 @@ func TestStaticWorker_EveryQueuedKeyIsRotatedInTime(t *testing.T) {
 				overlong += 10 * time.Second
 			}
 		}
-		t.Logf("fast's active key was dead for %s; daily-0's old key outlived previous_api_key_expires_at by %s so far", dead, overlong)
+		t.Logf("fast's active key was invalid for %s; daily-0's old key outlived previous_api_key_expires_at by %s so far", dead, overlong)
 		require.Zero(t, dead)
 		require.Less(t, overlong, 5*time.Minute)
 	})
@@ -720,7 +719,7 @@ func TestStaticWorker_DoesNotOverwriteARotationThatMayBeStored(t *testing.T) {
 	h.storage.fail(storageFault{write: 1, after: true})
 	h.keep()
 	h.storage.heal()
-	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "the rotation, which storage has taken")
+	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "the rotation is stored")
 	h.tick() // runs the WAL worker
 	h.advance(time.Minute)
 	h.keep()
@@ -752,5 +751,5 @@ func TestStaticWorker_RetriesBeforeTheKeyExpires(t *testing.T) {
 			}
 		})
 	}
-	require.Zero(t, died, "of 10 keys active died after an outage that had ended three minutes before their end")
+	require.Zero(t, died, "of 10 active keys, these expired although the outage ended three minutes before")
 }

@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// replaced is an engine with a rotated admin key, which no other program should have.
+// replaced is a mount with a rotated admin key, which no other program should have.
 func replaced(t *testing.T) *harness {
 	t.Helper()
 	h := configured(t, openaitest.Options{})
@@ -30,7 +30,7 @@ func TestSuperseded_WriteWithoutGracePeriodDeletesAStolenKey(t *testing.T) {
 	for name, writes := range map[string][]map[string]any{
 		"in one write":                 {{"rotation_grace_period": 0}},
 		"after a grace period of 0":    {nil},
-		"the grace period of 0 later":  {{"rotation_grace_period": "5m"}, {"rotation_grace_period": 0}},
+		"a grace period of 0 later":    {{"rotation_grace_period": "5m"}, {"rotation_grace_period": 0}},
 		"a shorter grace period later": {{"rotation_grace_period": "5m"}, {"rotation_grace_period": "4m"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,16 +71,16 @@ func TestSuperseded_DocumentedRemediesDeleteRetainedKeys(t *testing.T) {
 			require.Contains(t, h.warnings("config"), "force=true")
 			h.must(h.write("config/rotate", map[string]any{"force": true}))
 		},
-		"0 again": func(h *harness) {
+		"0 written again": func(h *harness) {
 			h.inStorage0()
 			h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
 		},
-		"a rotation at 0": func(h *harness) { h.inStorage0(); h.must(h.write("config/rotate", nil)) },
+		"a rotation with 0": func(h *harness) { h.inStorage0(); h.must(h.write("config/rotate", nil)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := replaced(t)
-			h.restart() // of the use before it knows nothing
+			h.restart() // forgets the earlier use
 			stolen := h.adminKeyValue()
 			_, own := h.sim.AddAdminKey("own")
 			h.must(h.write("config", map[string]any{"admin_api_key": own}))
@@ -128,7 +128,7 @@ func TestSuperseded_OneListChecksKeysAfterSkipVerify(t *testing.T) {
 	require.Equal(t, 1, h.sim.Count(http.MethodGet, "/organization/admin_api_keys"))
 	require.Equal(t, id, h.adminKeyID())
 	require.NotContains(t, h.warnings("config"), "only after it has checked")
-	require.Contains(t, h.adminKeyIDs(), made, "it is kept for a week")
+	require.Contains(t, h.adminKeyIDs(), made, "the key is retained for a week")
 	h.advance(longestKept)
 	h.tick()
 	require.Equal(t, []string{id}, h.adminKeyIDs())
@@ -151,7 +151,7 @@ func TestSuperseded_UnknownIDIsSearchedHourlyAndLoggedDaily(t *testing.T) {
 	require.Contains(t, h.warnings("config"), made)
 	require.Contains(t, h.adminKeyIDs(), made)
 	cancel()
-	h.must(h.write("config", map[string]any{"request_timeout": 9, "skip_verify": true})) // a write has it looked for again
+	h.must(h.write("config", map[string]any{"request_timeout": 9, "skip_verify": true})) // a write starts the search again
 	h.tick()
 	require.NotContains(t, h.adminKeyIDs(), made)
 	require.Empty(t, h.supersededKeys())
@@ -246,7 +246,7 @@ func TestSuperseded_SlowClockDeletesNoKey(t *testing.T) {
 	staging.tick()
 	staging.setClock(h.offset)
 	staging.tick()
-	require.Equal(t, before, staging.supersededKeys(), "nothing is corrected that OpenAI confirms")
+	require.Equal(t, before, staging.supersededKeys(), "times that OpenAI confirms are not corrected")
 	together(24*time.Hour, h, staging)
 	staging.tick()
 	require.Equal(t, keptUsed, staging.supersededKeys()[0].Kept)
@@ -263,7 +263,7 @@ func TestSuperseded_CopyDisabledInGracePeriodRetainsTheOriginalsKey(t *testing.T
 			h := replaced(t)
 			h.must(h.write("config", map[string]any{"rotation_grace_period": "24h"}))
 			h.must(h.write("config", map[string]any{"rotation_period": "720h"}))
-			h.must(h.write("config/rotate", map[string]any{"force": true})) // so that the key has an end
+			h.must(h.write("config/rotate", map[string]any{"force": true})) // so that the key expires
 			id := h.adminKeyID()
 			staging := copyOf(h)
 			staging.must(staging.write("config/rotate", nil))
@@ -277,7 +277,7 @@ func TestSuperseded_CopyDisabledInGracePeriodRetainsTheOriginalsKey(t *testing.T
 			require.Contains(t, said, "Superseded admin key "+id+" remains at OpenAI: OpenAI reports that it was last used at")
 			require.Contains(t, said, "It expires at "+h.config()["admin_api_key_expires_at"].(string))
 			h.lease("creds/app", nil)
-			require.NotContains(t, h.adminKeyIDs(), unused, "nobody else uses it")
+			require.NotContains(t, h.adminKeyIDs(), unused, "no other Vault uses it")
 		})
 	}
 }

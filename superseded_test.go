@@ -17,8 +17,7 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// copyOf is a Vault restored from a snapshot of h's: the same storage, another
-// process.
+// copyOf is a Vault restored from a snapshot of h: the same storage in another process.
 func copyOf(h *harness) *harness {
 	h.t.Helper()
 	other := &harness{t: h.t, sim: h.sim, storage: &faultyStorage{inner: &logical.InmemStorage{}}, log: &lockedBuffer{}, system: h.system, manager: h.manager, project: h.project, offset: h.offset}
@@ -49,7 +48,7 @@ func TestSuperseded_CopyWithNewAdminKeyRetainsTheOriginals(t *testing.T) {
 	staging.tick()
 	t.Log("before", inForce, "after", h.adminKeyIDs())
 	_, err := h.read("creds/app")
-	require.NoError(t, err, "production can issue")
+	require.NoError(t, err, "production can issue credentials")
 }
 
 func TestSchedule_FastClockAtARotationDoesNotLockOutTheEngine(t *testing.T) {
@@ -57,12 +56,12 @@ func TestSchedule_FastClockAtARotationDoesNotLockOutTheEngine(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
 	h.must(h.write("config", map[string]any{"rotation_period": "24h"}))
-	// The node boots with a clock that is 40 days ahead; all is due at once.
+	// The node boots with a clock that is 40 days ahead; everything is due.
 	h.mu.Lock()
 	h.offset = 40 * 24 * time.Hour
 	h.mu.Unlock()
 	h.tick()
-	// NTP sets it right.
+	// NTP corrects the clock.
 	h.mu.Lock()
 	h.offset = 0
 	h.mu.Unlock()
@@ -124,13 +123,13 @@ func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 		together(time.Hour, h, staging)
 	}
 	require.Contains(t, h.adminKeyIDs(), originals)
-	require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute), "one read of its use, and none once it is kept")
+	require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute), "one read of its use, and none once it is retained")
 	require.Zero(t, h.sim.Count(http.MethodDelete, adminKeyRoute))
 	resp := staging.must(staging.read("config"))
 	require.Contains(t, strings.Join(resp.Warnings, " "), "Superseded admin key "+originals+" is retained until")
 	require.Contains(t, strings.Join(resp.Warnings, " "), "force=true")
 	require.Equal(t, 1.0, staging.measured().one(t, "admin_keys_retained"))
-	require.Len(t, staging.lines("superseded admin key retained"), 2, "once a day")
+	require.Len(t, staging.lines("superseded admin key retained"), 2, "logged once a day")
 	require.Equal(t, keptUsed, staging.supersededKeys()[0].Kept)
 	require.False(t, staging.supersededKeys()[0].LastUsed.IsZero())
 	h.lease("creds/app", nil)
@@ -145,10 +144,10 @@ func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 func TestSuperseded_UnusedKeyIsDeletedAfterOneRead(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(h *harness, id string){
-		"used before":    func(*harness, string) {},
-		"used just then": func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, h.sim.Now().Add(2*time.Minute)) },
-		"never used":     func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, time.Time{}) },
-		"not said": func(h *harness, id string) {
+		"used before the rotation": func(*harness, string) {},
+		"used in the grace period": func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, h.sim.Now().Add(2*time.Minute)) },
+		"never used":               func(h *harness, id string) { h.sim.SetAdminKeyUsed(id, time.Time{}) },
+		"last_used_at is absent": func(h *harness, id string) {
 			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: adminKeyRoute, Times: 1, Kind: openaitest.FaultGarbageBefore,
 				Body: `{"object":"organization.admin_api_key","id":"` + id + `","redacted_value":"sk-admin...abc"}`})
 		},
@@ -161,7 +160,7 @@ func TestSuperseded_UnusedKeyIsDeletedAfterOneRead(t *testing.T) {
 			h.must(h.write("config/rotate", nil))
 			h.sim.KeepAll()
 			prepare(h, id)
-			root, _ := h.sim.AdminKey() // is not of interest here
+			root, _ := h.sim.AdminKey() // irrelevant here
 			h.sim.DeleteAdminKey(root)
 			cfg, err := getConfig(t.Context(), h.storage)
 			require.NoError(t, err)
@@ -185,17 +184,17 @@ func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 		waits bool // until the grace period is over and the key is kept
 		end   func(h *harness)
 	}{
-		"the recipe": {false, func(h *harness) {
+		"the documented steps": {false, func(h *harness) {
 			h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
 			h.must(h.write("config/rotate", nil))
 		}},
 		"force": {false, func(h *harness) { h.must(h.write("config/rotate", map[string]any{"force": true})) }},
-		"force, of a key superseded before": {true, func(h *harness) {
+		"force, of a retained key": {true, func(h *harness) {
 			h.must(h.write("rotate-root", map[string]any{"force": true}))
 		}},
 		"a grace period of 0 later":    {true, func(h *harness) { h.must(h.write("config", map[string]any{"rotation_grace_period": 0})) }},
 		"a shorter grace period later": {true, func(h *harness) { h.must(h.write("config", map[string]any{"rotation_grace_period": "4m59s"})) }},
-		"a shorter one without any check": {true, func(h *harness) {
+		"a shorter grace period with skip_verify": {true, func(h *harness) {
 			h.must(h.write("config", map[string]any{"rotation_grace_period": "4m", "skip_verify": true}))
 			h.tick()
 		}},
@@ -223,7 +222,7 @@ func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 			reads := h.sim.Count(http.MethodGet, adminKeyRoute)
 			test.end(h)
 			require.Equal(t, http.StatusUnauthorized, h.callWith(stolen))
-			require.LessOrEqual(t, h.sim.Count(http.MethodGet, adminKeyRoute)-reads, 2, "those of the check of the new key")
+			require.LessOrEqual(t, h.sim.Count(http.MethodGet, adminKeyRoute)-reads, 2, "only the reads that verify the new key")
 			require.Empty(t, h.supersededKeys())
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 		})
@@ -283,9 +282,9 @@ func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 		kept    bool
 	}{
 		"used by this process":        {0, false, false},
-		"about then":                  {2 * time.Minute, false, false},
-		"later, by another":           {4 * time.Minute, false, true},
-		"by a process that never did": {0, true, true},
+		"used shortly after":          {2 * time.Minute, false, false},
+		"used later by another Vault": {4 * time.Minute, false, true},
+		"used before a restart":       {0, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -297,7 +296,7 @@ func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 			made := h.adminKeyID()
 			h.lease("creds/app", nil)
 			h.sim.SetAdminKeyUsed(made, h.sim.Now().Add(test.used))
-			h.b.dropSnapshot() // what is known of the use outlives it
+			h.b.dropSnapshot() // the record of the use survives
 			h.advance(10 * time.Minute)
 			if test.restart {
 				h.restart()
@@ -310,7 +309,7 @@ func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 			h.tick()
 			require.Equal(t, test.kept, len(h.adminKeyIDs()) == 2)
 			if test.kept {
-				require.Empty(t, h.routes(), "there is nothing to ask")
+				require.Empty(t, h.routes(), "no call is needed")
 				h.advance(longestKept)
 				h.tick()
 				require.Len(t, h.adminKeyIDs(), 1)
@@ -367,7 +366,7 @@ func TestSuperseded_HangingDeletionBlocksNeitherOthersNorConfig(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	h.advance(6 * time.Minute)
 	h.tick()
-	require.Contains(t, h.adminKeyIDs(), ids[3], "it is active again")
+	require.Contains(t, h.adminKeyIDs(), ids[3], "the key is active again")
 }
 
 func TestSuperseded_NotFoundYoungKeyIsCheckedAgain(t *testing.T) {
@@ -431,15 +430,15 @@ func TestSuperseded_KeysOfAFormerOrganizationAreReportedAndRetained(t *testing.T
 		said := strings.Join(resp.Warnings, " ")
 		require.Equal(t, !skip, strings.Contains(said, "their revocation fails"))
 		require.Contains(t, said, root+", "+made)
-		h.must(h.write("config/rotate", nil)) // which finds the ID after skip_verify
+		h.must(h.write("config/rotate", nil)) // finds the ID after skip_verify
 		h.advance(time.Hour)
 		h.tick()
 		require.ElementsMatch(t, []string{root, made}, h.adminKeyIDs())
-		require.Len(t, h.supersededKeys(), 2, "and none is said to be deleted")
+		require.Len(t, h.supersededKeys(), 2, "no key is considered deleted")
 		require.Contains(t, strings.Join(h.must(h.read("config")).Warnings, " "), root)
 
-		// Back again, they end as planned: of the one that the engine made this
-		// process has not seen the last of its use.
+		// With a key of the first organization, they are deleted as planned. This process
+		// does not know the last use of the one that the engine created.
 		_, key = h.sim.AddAdminKey("by hand")
 		h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
 		h.tick()
@@ -468,7 +467,7 @@ func TestSuperseded_KeysOfAFormerOrganizationAreDroppedAfterAWeek(t *testing.T) 
 	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are no longer tracked; delete them there"), 1)
 }
 
-// A single list may have left a key out that is still valid.
+// A single list may omit a key that is still valid.
 func TestSuperseded_OneListDropsNoRecord(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -506,8 +505,8 @@ func TestSuperseded_ForceDropsAndReportsKeysOfAFormerOrganization(t *testing.T) 
 	require.Len(t, other.AdminKeys(), 1)
 }
 
-// Faults at each storage write of the deletion of a superseded key: stored steps are done,
-// others are repeated.
+// Faults at each storage write of the deletion of a superseded key: steps that were not
+// stored are repeated.
 func TestSuperseded_StorageFaultsAreRecovered(t *testing.T) {
 	t.Parallel()
 	for name, used := range map[string]bool{"deleted": false, "kept": true} {
@@ -556,8 +555,8 @@ func TestRotate_AbsenceRequiresAnOldEntryAndACompleteList(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now()), errNotFinal)
 	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore+time.Minute)), errNotFinal)
-	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "seen once")
-	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "and again at once")
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "one list proves nothing")
+	require.ErrorIs(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)), errNotFinal, "two lists in a row prove nothing")
 	h.unseenBefore("vault-admin-x")
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(-notFinalBefore)))
 	h.unseenBefore("vault-admin-x")
@@ -567,7 +566,7 @@ func TestRotate_AbsenceRequiresAnOldEntryAndACompleteList(t *testing.T) {
 	require.ErrorContains(t, h.rollbackAdminKey("vault-admin-x", time.Time{}), "does not show the current key")
 	cancel()
 
-	// What is listed goes, and a 404 of it is believed only when it is old.
+	// A listed key is deleted, and its 404 counts only once it is old and not listed.
 	id, _ := h.sim.AddAdminKey("vault-admin-x")
 	notFound := openaitest.Fault{Method: http.MethodDelete, Route: adminKeyRoute, Times: 1, Status: 404, Code: "admin_api_key_not_found", Message: "No admin API key found."}
 	h.sim.Fail(notFound)
@@ -578,7 +577,7 @@ func TestRotate_AbsenceRequiresAnOldEntryAndACompleteList(t *testing.T) {
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now()))
 	require.NotContains(t, h.adminKeyIDs(), id)
 
-	// The clock was ahead when the entry was made: another takes its place.
+	// A new entry replaces one that was written while the clock was ahead.
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(40*24*time.Hour)))
 	require.Len(t, h.walEntries(), 1)
 	h.tick()
@@ -607,10 +606,10 @@ func TestRotate_CopyDoesNotDeleteTheOriginalsActiveKey(t *testing.T) {
 	h.lease("creds/app", nil)
 	h.sim.DeleteAdminKey(h.adminKeyID())
 	staging.unseenBefore(name)
-	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "it is gone")
+	require.NoError(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), "the key no longer exists")
 }
 
-// Nobody can use an expired key, so its WAL entry ends.
+// An expired key is useless, so its WAL entry ends.
 func TestRotate_CopyDeletesTheOriginalsKeyOnceItHasExpired(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -627,10 +626,10 @@ func TestRotate_CopyDeletesTheOriginalsKeyOnceItHasExpired(t *testing.T) {
 	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed)
 	right := staging.offset
 	staging.setClock(right + 8*24*time.Hour)
-	require.ErrorIs(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), errKeyUsed, "a clock that is ahead expires no key")
+	require.ErrorIs(t, staging.rollbackAdminKey(name, began.Add(-time.Hour)), errKeyUsed, "a clock that is ahead does not expire a key")
 	staging.setClock(right)
 	together(time.Minute+clockSlack/2, h, staging)
-	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed, "within the slack of the clocks")
+	require.ErrorIs(t, staging.rollbackAdminKey(name, began), errKeyUsed, "within the clock slack")
 	together(2*clockSlack, h, staging)
 	require.NoError(t, staging.rollbackAdminKey(name, began))
 	require.NotContains(t, h.adminKeyIDs(), key)
@@ -693,13 +692,13 @@ func TestSchedule_WrongClockAtARotationDeletesNoActiveKey(t *testing.T) {
 	t.Parallel()
 	const day = 24 * time.Hour
 	for name, offsets := range map[string][]time.Duration{
-		"behind":         {-40 * day},
-		"an hour behind": {-time.Hour},
-		"three days":     {3 * day},
-		"eight days":     {8 * day},
-		"a year":         {365 * day},
-		"twice":          {40 * day, 400 * day},
-		"to and fro":     {40 * day, -40 * day, 10 * day},
+		"behind":               {-40 * day},
+		"an hour behind":       {-time.Hour},
+		"three days":           {3 * day},
+		"eight days":           {8 * day},
+		"a year":               {365 * day},
+		"twice":                {40 * day, 400 * day},
+		"ahead, behind, ahead": {40 * day, -40 * day, 10 * day},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -750,7 +749,7 @@ func TestSchedule_FutureTimesAreCorrectedOnce(t *testing.T) {
 	cfg, err := getConfig(t.Context(), h.storage)
 	require.NoError(t, err)
 	require.False(t, cfg.correctTimes(h.now()))
-	require.False(t, cfg.correctTimes(h.now().Add(-30*time.Second)), "the clocks of two nodes")
+	require.False(t, cfg.correctTimes(h.now().Add(-30*time.Second)), "within the skew of two nodes")
 
 	end := cfg.AdminKeyExpires
 	h.setClock(0)
@@ -796,7 +795,7 @@ func TestRotate_RejectedWithFiveSupersededKeysInGracePeriod(t *testing.T) {
 	require.Equal(t, before, h.entries())
 	require.Len(t, h.adminKeyIDs(), maxWaiting+1)
 
-	// One on schedule is made all the same.
+	// A scheduled rotation still runs.
 	h.must(h.write("config", map[string]any{"rotation_period": "10m"}))
 	h.advance(11 * time.Minute)
 	h.tick()
@@ -804,7 +803,7 @@ func TestRotate_RejectedWithFiveSupersededKeysInGracePeriod(t *testing.T) {
 	h.must(h.write("config", map[string]any{"rotation_period": 0}))
 	h.refused(h.write("config/rotate", nil))
 
-	// Those that are kept, or could not be deleted, do not count.
+	// Retained keys, and keys that could not be deleted, do not count.
 	cfg, err := getConfig(t.Context(), h.storage)
 	require.NoError(t, err)
 	cfg.keep(cfg.Superseded[0].ID, keptUsed, h.now())
@@ -813,7 +812,7 @@ func TestRotate_RejectedWithFiveSupersededKeysInGracePeriod(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	h.refused(h.write("config/rotate", nil))
 
-	// With force, and without a grace period, none is left.
+	// With force, no superseded key is left.
 	h.must(h.write("config/rotate", map[string]any{"force": true}))
 	require.Len(t, h.adminKeyIDs(), 1)
 }
@@ -828,7 +827,7 @@ func TestRotate_NotRejectedWithoutGracePeriod(t *testing.T) {
 	failed := h.supersededKeys()[1].ID
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: "/organization/admin_api_keys/" + failed, Status: 403})
 	resp := h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
-	require.Equal(t, []string{notDeletedText([]string{failed})}, resp.Warnings, "of the one that has failed")
+	require.Equal(t, []string{notDeletedText([]string{failed})}, resp.Warnings, "only for the failed deletion")
 	cancel()
 	require.Empty(t, h.must(h.write("config/rotate", nil)).Warnings)
 	require.Len(t, h.adminKeyIDs(), 1)
@@ -840,11 +839,11 @@ func TestSuperseded_WarnsOnlyOfFailures(t *testing.T) {
 	h.sim.KeepAll()
 	h.must(h.write("config", map[string]any{"rotation_grace_period": "1h"}))
 	h.must(h.write("config/rotate", nil))
-	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "30m"})), "it waits")
+	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "30m"})), "a pending deletion is not a failure")
 	h.advance(10 * time.Minute)
 	h.must(h.write("config/rotate", nil))
-	// The first is deleted and the second waits; that storage fails then is the
-	// worker's affair.
+	// The first key is deleted, and the second is pending. The worker handles the storage
+	// failure.
 	h.advance(10 * time.Minute)
 	h.storage.fail(storageFault{write: 1})
 	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "15m"})))
@@ -854,8 +853,8 @@ func TestSuperseded_WarnsOnlyOfFailures(t *testing.T) {
 	require.Len(t, h.supersededKeys(), 1)
 }
 
-// A snapshot can be taken while a create waits for OpenAI's rate limit. The entry in it
-// is then older than the key that the original returns.
+// A snapshot can be taken while a create waits for OpenAI's rate limit. Its entry is then
+// older than the key that the original returns.
 func TestWAL_CopyWaitsForAKeyThatWasCreatedLate(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{typeAccount, typeKey} {
@@ -886,11 +885,11 @@ func TestWAL_CopyWaitsForAKeyThatWasCreatedLate(t *testing.T) {
 			}
 			h.advance(45 * time.Second)
 			work()
-			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "the copy left it")
+			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "the copy keeps a new account")
 			h.advance(3 * time.Minute)
 			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"))
 			work()
-			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "it is used")
+			require.Equal(t, http.StatusOK, h.inference(lease, http.MethodGet, "/models"), "the copy keeps a used key")
 		})
 	}
 }

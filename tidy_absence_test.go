@@ -85,7 +85,7 @@ func TestTidy_IncompleteListingDeletesNoLeasedAccount(t *testing.T) {
 				}
 				h.advance(time.Hour)
 				lie(h, leases)
-				for range 3 { // the last one when the leases are almost over
+				for range 3 { // the last run shortly before the leases expire
 					h.tidyTwice()
 					h.advance(7 * time.Hour)
 				}
@@ -102,7 +102,7 @@ func TestTidy_StaleListingDeletesNoNewAccount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
-	h.listing(func(client.ProjectKey) bool { return true }) // of now, for minutes
+	h.listing(func(client.ProjectKey) bool { return true }) // freezes the listing
 	lease := h.lease("creds/app", nil)
 	h.advance(defaultTidySafetyBuffer + time.Minute)
 	h.tidyTwice()
@@ -115,11 +115,11 @@ func TestTidy_AccountWithoutKeyRequiresTwoListings(t *testing.T) {
 		between func(h *harness)
 		gone    bool
 	}{
-		"minutes apart":          {func(h *harness) { h.advance(confirmAfter + time.Second) }, true},
-		"moments apart":          {func(h *harness) { h.advance(confirmAfter - time.Minute) }, false},
-		"of two processes":       {func(h *harness) { h.advance(time.Hour); h.restart() }, false},
-		"and a third that fails": {func(h *harness) { h.advance(time.Hour); h.failed(listKeysRoute) }, true},
-		"and a third with a key": {func(h *harness) {
+		"minutes apart":             {func(h *harness) { h.advance(confirmAfter + time.Second) }, true},
+		"too close together":        {func(h *harness) { h.advance(confirmAfter - time.Minute) }, false},
+		"in two processes":          {func(h *harness) { h.advance(time.Hour); h.restart() }, false},
+		"with a failed run between": {func(h *harness) { h.advance(time.Hour); h.failed(listKeysRoute) }, true},
+		"with a listed key between": {func(h *harness) {
 			h.advance(confirmAfter)
 			_, err := h.api().CreateServiceAccountKey(h.t.Context(), h.project, h.alive()[0], "by hand", nil, 0)
 			require.NoError(h.t, err)
@@ -226,7 +226,7 @@ func TestRole_RecordsTheLongestLeaseBeforeTheRole(t *testing.T) {
 		return entry.LongestLease
 	}
 	h.configure(nil)
-	require.Zero(t, longest(), "nothing can have been issued")
+	require.Zero(t, longest(), "there are no leases yet")
 	for _, step := range []struct {
 		max    string
 		want   time.Duration
@@ -260,7 +260,7 @@ func TestRole_RecordsTheLongestLeaseBeforeTheRole(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	h.storage.fail(storageFault{write: -1})
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
-	require.NotContains(t, h.storage.writes, "put .", "no request for a credential writes it")
+	require.NotContains(t, h.storage.writes, "put .", "a credential request does not write it")
 	require.NoError(t, h.revoke(lease))
 
 	fresh := newHarness(t, openaitest.Options{})
@@ -268,7 +268,7 @@ func TestRole_RecordsTheLongestLeaseBeforeTheRole(t *testing.T) {
 	fresh.configure(nil)
 	entry, err := getLongestLease(t.Context(), fresh.storage)
 	require.NoError(t, err)
-	require.Equal(t, 3*time.Hour, entry.LongestLease, "a role that is older than the config")
+	require.Equal(t, 3*time.Hour, entry.LongestLease, "the role is older than the config")
 }
 
 func TestGolden_LongestLeaseV1(t *testing.T) {
@@ -305,7 +305,7 @@ func TestTidy_ListingWithoutAnExistingKeyIsIncomplete(t *testing.T) {
 		require.Len(t, h.alive(), 4)
 		cancel()
 		h.tidy(true)
-		require.Len(t, h.alive(), 4, "what the false listings agreed on is forgotten")
+		require.Len(t, h.alive(), 4, "the incomplete listings do not count")
 		h.advance(confirmAfter + time.Second)
 		require.Equal(t, 3, h.tidy(true)["deleted_count"])
 		require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
@@ -318,7 +318,7 @@ func TestTidy_ListingWithoutAnExistingKeyIsIncomplete(t *testing.T) {
 		h.oldEnough()
 		lease := h.lease("creds/app", nil)
 		h.listed([]any{})
-		require.Equal(t, 1, h.tidy(true)["unconfirmed_count"], "it is too young to be held against a listing")
+		require.Equal(t, 1, h.tidy(true)["unconfirmed_count"], "the key is too new to check a listing")
 		h.advance(notFinalBefore + time.Second)
 		status := h.tidy(true)
 		require.Equal(t, tidyError, status["state"])
@@ -327,10 +327,10 @@ func TestTidy_ListingWithoutAnExistingKeyIsIncomplete(t *testing.T) {
 
 		require.NoError(t, h.revoke(lease))
 		h.sim.ResetRequests()
-		require.Equal(t, 1, h.tidyTwice()["deleted_count"], "a key that is gone is not missed")
-		require.Equal(t, 2, h.sim.Count(http.MethodGet, getKeyRoute), "nor looked for twice")
+		require.Equal(t, 1, h.tidyTwice()["deleted_count"], "a deleted key is not missing")
+		require.Equal(t, 2, h.sim.Count(http.MethodGet, getKeyRoute), "reads of the deleted key")
 	})
-	t.Run("and it is not known whether one exists", func(t *testing.T) {
+	t.Run("a key that cannot be read", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		h.sim.KeepAll()
@@ -353,7 +353,7 @@ func TestTidy_ListingWithoutAnExistingKeyIsIncomplete(t *testing.T) {
 	})
 }
 
-// Of any number of returned keys, a process remembers a few that are old enough to check a
+// A process remembers a bounded number of returned keys that are old enough to check a
 // listing.
 func TestKnownKeys_AreBoundedAndSpaced(t *testing.T) {
 	t.Parallel()
@@ -381,17 +381,17 @@ func TestKnownKeys_AreBoundedAndSpaced(t *testing.T) {
 func TestTidy_ReadsEveryFormOfOwner(t *testing.T) {
 	t.Parallel()
 	for name, form := range map[string]func(id string) any{
-		"a service account":            func(id string) any { return map[string]any{"type": "service_account", "service_account": owner(id)} },
-		"a service account of no type": func(id string) any { return map[string]any{"service_account": owner(id)} },
-		"a user":                       func(id string) any { return map[string]any{"type": "user", "user": owner(id)} },
+		"a service account":                func(id string) any { return map[string]any{"type": "service_account", "service_account": owner(id)} },
+		"a service account without a type": func(id string) any { return map[string]any{"service_account": owner(id)} },
+		"a user":                           func(id string) any { return map[string]any{"type": "user", "user": owner(id)} },
 		"both": func(id string) any {
 			return map[string]any{"type": "user", "user": owner(id), "service_account": owner(id)}
 		},
-		"a user next to an account":     func(id string) any { return map[string]any{"service_account": owner("user-x"), "user": owner(id)} },
-		"a service account as a user":   func(id string) any { return map[string]any{"type": "service_account", "user": owner(id)} },
-		"a form that nobody knows":      func(string) any { return map[string]any{"type": "robot", "robot": owner("user-x")} },
-		"a service account without one": func(string) any { return map[string]any{"type": "service_account"} },
-		"nobody":                        func(string) any { return nil },
+		"a user next to an account":          func(id string) any { return map[string]any{"service_account": owner("user-x"), "user": owner(id)} },
+		"a service account as a user":        func(id string) any { return map[string]any{"type": "service_account", "user": owner(id)} },
+		"an unknown form":                    func(string) any { return map[string]any{"type": "robot", "robot": owner("user-x")} },
+		"a service account without an owner": func(string) any { return map[string]any{"type": "service_account"} },
+		"no owner":                           func(string) any { return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -410,7 +410,7 @@ func TestTidy_BoundsDeletesOfAccountsWithoutKey(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	second := h.sim.AddProject("second")
 	h.must(h.write("roles/second", map[string]any{"project_id": second}))
-	h.rollback() // the interval begins
+	h.rollback() // starts the interval
 	h.keyless(absenceLimit - 5)
 	for range 10 {
 		h.sim.AddServiceAccount(second, h.ours())
@@ -426,7 +426,7 @@ func TestTidy_BoundsDeletesOfAccountsWithoutKey(t *testing.T) {
 	h.advance(confirmAfter + time.Second)
 	status = h.tidy(false)
 	require.Equal(t, 55, status["orphan_count"])
-	require.Equal(t, 5, status["waiting_count"], "what a run would leave")
+	require.Equal(t, 5, status["waiting_count"], "orphans that a run would leave")
 	require.NotContains(t, h.log.String(), "some accounts without a key were not deleted")
 
 	h.rollback()
@@ -434,7 +434,7 @@ func TestTidy_BoundsDeletesOfAccountsWithoutKey(t *testing.T) {
 	require.Equal(t, true, status["automatic"])
 	require.Equal(t, tidyFinished, status["state"], status["error"])
 	require.Equal(t, 55, status["orphan_count"])
-	require.Equal(t, 30+absenceLimit, status["deleted_count"], "what shows an expired key has no bound")
+	require.Equal(t, 30+absenceLimit, status["deleted_count"], "accounts with an expired key have no limit")
 	require.Equal(t, 5, status["waiting_count"])
 	require.Contains(t, h.log.String(), "some accounts without a key were not deleted")
 	require.Contains(t, h.log.String(), "vault write openai/tidy apply=true force=true")
@@ -449,7 +449,7 @@ func TestTidy_BoundsDeletesOfAccountsWithoutKey(t *testing.T) {
 	}
 	h.oldEnough()
 	status = h.tidyTwice() // the first deletes the five
-	require.Equal(t, absenceLimit, status["deleted_count"], "nor does one by hand")
+	require.Equal(t, absenceLimit, status["deleted_count"], "a manual run has the same limit")
 	require.Equal(t, 5, status["waiting_count"])
 	require.Contains(t, h.refused(h.write("tidy", map[string]any{"force": true})), "force=true requires apply=true")
 
@@ -478,7 +478,7 @@ func TestTidy_ChecksAgainBeforeDeletingAccountsWithoutKey(t *testing.T) {
 		said    string
 		deleted int
 	}{
-		"a key that was made since": {func(h *harness, id string) openaitest.Fault {
+		"a key that was created meanwhile": {func(h *harness, id string) openaitest.Fault {
 			return openaitest.Fault{Method: http.MethodGet, Route: listKeysRoute, Skip: 1, Times: 1, Kind: openaitest.FaultSlow, OnStrike: func(*http.Request) {
 				_, err := h.api().CreateServiceAccountKey(t.Context(), h.project, id, "by hand", nil, 0)
 				require.NoError(t, err)
@@ -523,7 +523,7 @@ func TestTidy_ChecksAgainBeforeDeletingAccountsWithoutKey(t *testing.T) {
 			require.Equal(t, test.deleted, h.sim.Count(http.MethodDelete, ""))
 		})
 	}
-	t.Run("a listing that lacks a key which exists", func(t *testing.T) {
+	t.Run("a listing without an existing key", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		h.sim.KeepAll()
@@ -538,7 +538,7 @@ func TestTidy_ChecksAgainBeforeDeletingAccountsWithoutKey(t *testing.T) {
 		require.Contains(t, status["error"], "key listing is incomplete: it does not show existing key "+lease.Data["api_key_id"].(string))
 		require.Len(t, h.alive(), 4)
 	})
-	t.Run("and what the listings agreed on is forgotten if it does not", func(t *testing.T) {
+	t.Run("a failed check resets both listings", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		id := h.keyless(3)[1]
@@ -558,7 +558,7 @@ func TestTidy_ChecksAgainBeforeDeletingAccountsWithoutKey(t *testing.T) {
 		h.advance(confirmAfter + time.Second)
 		require.Equal(t, 3, h.tidy(true)["deleted_count"])
 	})
-	t.Run("more than a minute ago", func(t *testing.T) {
+	t.Run("a check older than a minute is repeated", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		h.keyless(4)
@@ -581,7 +581,7 @@ func TestTidy_ClockSkew(t *testing.T) {
 	h.account(h.project, h.ours(), time.Minute)
 	h.oldEnough()
 	h.mu.Lock()
-	h.offset -= 40 * 24 * time.Hour // all was created in the future
+	h.offset -= 40 * 24 * time.Hour // all creation times are in the future
 	h.mu.Unlock()
 	require.Zero(t, h.tidyTwice()["orphan_count"])
 	require.Len(t, h.alive(), 3)
@@ -597,9 +597,9 @@ func TestTidy_ClockSkew(t *testing.T) {
 func TestTidy_FailedDeletesDoNotUseUpTheLimit(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"a failure that others would share": {Method: http.MethodDelete, Status: http.StatusUnauthorized},
-		"any other":                         {Method: http.MethodDelete, Status: http.StatusForbidden},
-		"an account that cannot be read":    {Method: http.MethodGet, Status: http.StatusForbidden},
+		"a systemic failure":             {Method: http.MethodDelete, Status: http.StatusUnauthorized},
+		"another failure":                {Method: http.MethodDelete, Status: http.StatusForbidden},
+		"an account that cannot be read": {Method: http.MethodGet, Status: http.StatusForbidden},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -613,7 +613,7 @@ func TestTidy_FailedDeletesDoNotUseUpTheLimit(t *testing.T) {
 			}
 			h.oldEnough()
 			h.tidyTwice()
-			for range 20 { // as many as it takes for one order in which they are not first
+			for range 20 { // until the random order does not start with them
 				if len(h.alive()) > maxSystemicFailures {
 					h.tidyTwice()
 				}
@@ -622,12 +622,12 @@ func TestTidy_FailedDeletesDoNotUseUpTheLimit(t *testing.T) {
 			h.sim.KeepAll()
 		})
 	}
-	t.Run("more than a run deletes, in another project", func(t *testing.T) {
+	t.Run("more failures than the limit, in another project", func(t *testing.T) {
 		t.Parallel()
 		h := configured(t, openaitest.Options{})
 		projects := []string{h.project, h.sim.AddProject("other")}
 		h.must(h.write("roles/other", fields{"project_id": projects[1]}))
-		slices.Sort(projects) // they are tidied in this order
+		slices.Sort(projects) // tidy processes them in this order
 		for range absenceLimit {
 			h.sim.AddServiceAccount(projects[0], h.ours())
 		}
@@ -641,7 +641,7 @@ func TestTidy_FailedDeletesDoNotUseUpTheLimit(t *testing.T) {
 	})
 }
 
-// Neither the search nor the final listing counts it.
+// Neither the search nor the final listing counts such a key.
 func TestTidy_IgnoresExpiredKeyWithUnknownOwner(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

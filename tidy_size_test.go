@@ -1,6 +1,6 @@
 package openaisecrets
 
-// How much memory and how many calls tidy takes in a very large organization.
+// The memory and the calls that tidy needs in a very large organization.
 
 import (
 	"context"
@@ -22,14 +22,14 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// How many accounts there are, and half as many WAL entries. The figures of
-// docs/performance.md are of 200,000, which takes a minute.
+// The number of accounts; there are half as many WAL entries. The figures in
+// docs/performance.md are for 200,000, which takes a minute.
 var many = flag.Int("accounts", 20_000, "accounts of TestTidy_ManyAccounts")
 
 const pageOf = 100
 
-// multitude is the simulator with so many accounts of this mount, each with one
-// key, that only their listings exist.
+// multitude is the simulator with that many accounts of this mount, each with one key.
+// Only their listings exist.
 type multitude struct {
 	*openaitest.Server
 	tag            string
@@ -47,7 +47,7 @@ func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind := ""
 	switch {
 	case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/service_accounts/user-"):
-		if m.deletes.Add(1) == 1000 { // they take no memory
+		if m.deletes.Add(1) == 1000 { // further deletes take no memory
 			m.enough()
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -87,8 +87,8 @@ func (m *multitude) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(b.String()))
 }
 
-// recorded in the WAL is storage whose WAL has so many entries of other accounts, which
-// take no memory.
+// walStorage is storage whose WAL has many entries of other accounts, which take no
+// memory.
 type walStorage struct {
 	logical.Storage
 	m       *multitude
@@ -123,7 +123,7 @@ func (s *walStorage) Get(ctx context.Context, key string) (*logical.StorageEntry
 	}})
 }
 
-// most runs work and returns by how many bytes the heap grew at most.
+// most runs work and returns the maximum growth of the heap in bytes.
 func most(work func()) int64 {
 	var m runtime.MemStats
 	runtime.GC()
@@ -164,7 +164,7 @@ func TestTidy_ManyAccounts(t *testing.T) {
 	pages := *many / pageOf
 	limit := 64.0
 	if *many < 100_000 {
-		limit = 24 // most of which is the garbage of the answers
+		limit = 24 // mostly garbage of the responses
 	}
 	for _, run := range []struct {
 		name    string
@@ -190,7 +190,7 @@ func TestTidy_ManyAccounts(t *testing.T) {
 		require.Equal(t, run.orphans, status["orphan_count"])
 		require.EqualValues(t, pages, m.accounts.Load(), "no page is read twice")
 		require.EqualValues(t, pages, m.keys.Load(), "no page is read twice")
-		require.EqualValues(t, *many/2, storage.reads.Swap(0), "nor is an entry of the WAL")
+		require.EqualValues(t, *many/2, storage.reads.Swap(0), "no WAL entry is read twice")
 		require.LessOrEqual(t, grown, limit)
 	}
 }

@@ -1,6 +1,6 @@
 package openaisecrets
 
-// A disabled mount, and operations that look the same.
+// A disabled mount, and operations that look like a disable.
 
 import (
 	"context"
@@ -30,16 +30,16 @@ func leased(t *testing.T) (h *harness, one, two *logical.Response) {
 func TestUnmount_FailureDuringATaintPersists(t *testing.T) {
 	t.Parallel()
 	for name, between := range map[string]func(h *harness){
-		"a restart":                    func(*harness) {},
-		"Vault's ticks":                func(h *harness) { h.rollbackOnly(); h.rollbackOnly() },
-		"the disable or move repeated": func(h *harness) { h.manager.taint(); h.rollbackOnly() },
+		"a restart":                  func(*harness) {},
+		"Vault's ticks":              func(h *harness) { h.rollbackOnly(); h.rollbackOnly() },
+		"a repeated disable or move": func(h *harness) { h.manager.taint(); h.rollbackOnly() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h, one, two := leased(t)
 			h.begin()
 			h.refusesOnce()
-			require.Error(t, h.revoke(one))   // which fails it: the mount stays tainted
+			require.Error(t, h.revoke(one))   // fails the disable: the mount stays tainted
 			require.NoError(t, h.revoke(two)) // another lease expires
 			between(h)
 			account := h.staticRole("batch")
@@ -121,7 +121,7 @@ func TestUnmount_CanceledRevocationIsAFailure(t *testing.T) {
 				secret := *one.Secret
 				_, err := h.b.HandleRequest(ctx, &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret})
 				if err == nil {
-					t.Error("revoked")
+					t.Error("the revocation succeeded")
 				}
 			}()
 			<-arrived
@@ -170,11 +170,11 @@ func TestUnmount_FailedMoveRetainsStaticRoles(t *testing.T) {
 			h.rollbackOnly()
 		},
 		"more than a minute passes": func(h *harness, _ *logical.Response) { h.advance(unmountPause + time.Second) },
-		"a lease ends later": func(h *harness, lease *logical.Response) {
+		"a lease is revoked later": func(h *harness, lease *logical.Response) {
 			h.advance(unmountPause + time.Second)
 			require.NoError(h.t, h.revoke(lease))
 		},
-		"a lease ends after two ticks": func(h *harness, lease *logical.Response) {
+		"a lease is revoked after two ticks": func(h *harness, lease *logical.Response) {
 			h.rollbackOnly()
 			h.advance(unmountTick + time.Second)
 			h.rollbackOnly()
@@ -265,11 +265,11 @@ func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	h.works()
 }
 
-// What the drain does not read, nobody reads later.
+// No later run reads what the drain does not read.
 func TestUnmount_RepeatsReadsThatFail(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	h.must(h.write("config/rotate", nil)) // its previous key is in its grace period
+	h.must(h.write("config/rotate", nil)) // the previous key is in its grace period
 	require.Len(t, h.adminKeyIDs(), 2)
 	lease := h.lease("creds/app", nil)
 	id, _ := lease.Data["service_account_id"].(string)
@@ -308,8 +308,8 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A mount that is moved, or whose namespace is sealed, goes on: one list is no proof that
-// an admin key does not exist, nor, in a namespace, that an account has no key.
+// A mount that is moved, or whose namespace is sealed, continues. One list does not prove
+// that an admin key does not exist or, in a namespace, that an account has no key.
 func TestUnmount_BelievesNoSingleListing(t *testing.T) {
 	t.Parallel()
 	for at, stays := range map[string]bool{"teams/openai/": true, "openai/": false} {
@@ -341,7 +341,7 @@ func TestUnmount_BelievesNoSingleListing(t *testing.T) {
 				require.ErrorContains(t, err, errNotFinal.Error())
 				require.Len(t, h.walEntries(), 2)
 				require.Equal(t, []string{account}, h.liveAccounts())
-			} else { // if it ends, nobody deletes the account later
+			} else { // after a disable, nothing deletes the account later
 				require.NoError(t, err)
 				require.Len(t, h.walEntries(), 1)
 				require.Empty(t, h.liveAccounts())
@@ -396,7 +396,7 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 			require.Len(t, h.liveAccounts(), 3)
 			require.Contains(t, h.liveAccounts(), young)
 			require.Equal(t, admins, h.adminKeyIDs())
-			require.Len(t, lines(log, "superseded admin key retained for its grace period"), 1, "once for each taint")
+			require.Len(t, lines(log, "superseded admin key retained for its grace period"), 1, "logged once for each taint")
 			require.Len(t, lines(log, "WAL entry retained"), 2)
 			require.Contains(t, strings.Join(lines(log, "WAL entry retained"), ""), "vault-admin-young")
 			kept := lines(log, "static role keeps its credential")
@@ -404,7 +404,7 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 			for _, line := range kept {
 				require.Contains(t, line, "key_expires_at\":\"20")
 			}
-			// After the unseal all goes on.
+			// After the unseal, the mount works again.
 			h.restartStatic()
 			h.manager.untaint()
 			for _, name := range []string{"made", "adopted"} {
@@ -436,7 +436,7 @@ func TestUnmount_VaultMountPointMayContainASlash(t *testing.T) {
 	require.Empty(t, h.liveAccounts())
 }
 
-// After the unload nothing can check again whether it appears.
+// After the unload, nothing checks again whether the account appears.
 func TestUnmount_RetriesNotFoundNewCredentials(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -468,10 +468,10 @@ func TestStaticDelete_NotFoundNewCredentialIsQueuedInTheWAL(t *testing.T) {
 	h.static("batch", nil)
 	account := h.staticRole("batch")["service_account_id"].(string)
 	h.sim.DeleteServiceAccount(h.project, account)
-	require.Nil(t, h.must(h.remove("static-roles/batch")), "that is no failure")
+	require.Nil(t, h.must(h.remove("static-roles/batch")), "the 404 of a new account is not a failure")
 	require.NotContains(t, h.log.String(), "left to the WAL")
-	require.Len(t, h.walEntries(), 1, "it is looked for again")
-	h.tick() // old enough
+	require.Len(t, h.walEntries(), 1, "the WAL checks the account again")
+	h.tick() // the account counts as old enough
 	require.Empty(t, h.walEntries())
 }
 
@@ -479,9 +479,9 @@ func TestStaticDelete_NotFoundNewCredentialIsQueuedInTheWAL(t *testing.T) {
 func TestStaticDelete_UnprovenNotFoundFails(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
-		"an unknown URL": {Status: http.StatusNotFound, Code: "unknown_url", Message: "Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos."},
-		"a gateway's":    {Status: http.StatusNotFound, Body: `{"timestamp":"2026-01-01","status":404,"error":"Not Found","path":"/v1"}`},
-		"still shown":    {Status: http.StatusNotFound, Code: "service_account_not_found", Message: "No service account found."},
+		"an unknown URL":   {Status: http.StatusNotFound, Code: "unknown_url", Message: "Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos."},
+		"a gateway's 404":  {Status: http.StatusNotFound, Body: `{"timestamp":"2026-01-01","status":404,"error":"Not Found","path":"/v1"}`},
+		"a listed account": {Status: http.StatusNotFound, Code: "service_account_not_found", Message: "No service account found."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -492,10 +492,10 @@ func TestStaticDelete_UnprovenNotFoundFails(t *testing.T) {
 			h.advance(defaultRevocationDelay)
 			fault.Method = http.MethodDelete
 			heal := h.sim.Fail(fault)
-			fault.Method, fault.Route = http.MethodPost, routeKey // which would have it expire instead
+			fault.Method, fault.Route = http.MethodPost, routeKey // or the key would expire instead
 			healUpdate := h.sim.Fail(fault)
 			h.keep()
-			require.Equal(t, 1, h.staticRole("adopted")["superseded_keys"], "it stays on the list")
+			require.Equal(t, 1, h.staticRole("adopted")["superseded_keys"], "the key stays listed")
 			for _, role := range []string{"made", "adopted"} {
 				require.Contains(t, h.must(h.remove("static-roles/" + role)).Warnings[0], "Queued for deletion at OpenAI in the WAL")
 			}

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// The state machine of unmount.go on its own, and the whole mount at each way in which
-// Vault or OpenBao ends it, with the server's calls faked.
+// The state machine of unmount.go alone, and a whole mount in each way in which Vault or
+// OpenBao ends it, with faked calls of the server.
 
 import (
 	"context"
@@ -35,7 +35,7 @@ func (f *fakeMount) ask(op logical.Operation, handle func() error) {
 	done(nil, handle())
 }
 
-// The events that a mount can see, each of which takes a moment.
+// mountEvents are the events that a mount can see.
 var mountEvents = map[string]func(f *fakeMount){
 	"request":  func(f *fakeMount) { f.ask(logical.ReadOperation, func() error { return nil }) },
 	"taint":    func(f *fakeMount) { f.taint = true },
@@ -43,7 +43,7 @@ var mountEvents = map[string]func(f *fakeMount){
 	"rollback": func(f *fakeMount) { f.ask(logical.RollbackOperation, func() error { f.look(f.taint); return nil }) },
 	"revoke":   func(f *fakeMount) { f.ask(logical.RevokeOperation, func() error { return nil }) },
 	"fails":    func(f *fakeMount) { f.ask(logical.RevokeOperation, func() error { return errStorage }) },
-	"canceled": func(f *fakeMount) { // a rollback that Vault breaks off
+	"canceled": func(f *fakeMount) { // a rollback that Vault cancels
 		f.ask(logical.RollbackOperation, func() error { f.look(f.taint); f.fail(); return nil })
 	},
 	"seconds": func(f *fakeMount) { f.at = f.at.Add(unmountTick + time.Second) },
@@ -57,13 +57,13 @@ func TestUnmountState_OnlyAnUndisturbedDisableIsOne(t *testing.T) {
 		"rollback taint rollback":                               "",
 		"request taint rollback revoke revoke":                  "",
 		"request taint rollback seconds revoke seconds revoke":  "",
-		"request taint rollback rollback":                       "", // a tick in between, at once
+		"request taint rollback rollback":                       "", // an immediate second tick
 		"request taint rollback revoke rollback revoke":         "",
 		"request taint rollback revoke seconds rollback revoke": "",
 
-		"taint rollback":                                                 reasonUnseen, // a process that began under the taint
+		"taint rollback":                                                 reasonUnseen, // the process started under the taint
 		"taint rollback revoke":                                          reasonUnseen,
-		"request taint":                                                  reasonUnseen, // no rollback has come
+		"request taint":                                                  reasonUnseen, // no rollback yet
 		"request taint canceled":                                         reasonFailed,
 		"request taint canceled rollback revoke":                         reasonFailed,
 		"request taint rollback fails":                                   reasonFailed,
@@ -78,9 +78,9 @@ func TestUnmountState_OnlyAnUndisturbedDisableIsOne(t *testing.T) {
 		"request taint rollback fails untaint request taint rollback":     "", // the next disable
 		"taint rollback untaint rollback taint rollback revoke":           "",
 		"request taint rollback minutes revoke untaint rollback":          reasonUnseen, // not tainted at all
-		"request taint rollback fails untaint taint rollback":             reasonFailed, // between two looks nothing is seen
+		"request taint rollback fails untaint taint rollback":             reasonFailed, // the engine does not see the untaint
 		"request fails taint rollback revoke":                             "",           // before the taint
-		"request taint fails rollback revoke":                             "",           // before the engine sees it, as any lease's
+		"request taint fails rollback revoke":                             "",           // before the engine sees the taint
 		"request taint rollback untaint request seconds taint rollback":   "",
 		"request taint rollback revoke untaint request taint rollback":    "",
 		"request taint rollback request rollback":                         "", // requests that were in progress
@@ -95,8 +95,8 @@ func TestUnmountState_OnlyAnUndisturbedDisableIsOne(t *testing.T) {
 	}
 }
 
-// Each sequence of six events is judged by the rule of unmount.go's header, which is
-// written down here once more, over the sequence as a whole.
+// For each sequence of six events, the state machine must agree with isDisable, which
+// applies the rule of unmount.go's header to the whole sequence.
 func TestUnmountState_EverySequenceFollowsTheRule(t *testing.T) {
 	t.Parallel()
 	events := []string{"request", "taint", "untaint", "rollback", "canceled", "revoke", "fails", "seconds", "minutes"}
@@ -128,8 +128,8 @@ func TestUnmountState_EverySequenceFollowsTheRule(t *testing.T) {
 	require.Greater(t, disables, 100)
 }
 
-// isDisable is the rule: a look without the taint; then, under a taint that no look
-// found ended, a rollback; since then no failure, and no pause.
+// isDisable is the rule: the engine saw the mount without the taint, then a rollback
+// under a taint whose end it did not see, and since then no failure and no pause.
 func isDisable(script []string) bool {
 	tainted, seenWithout, begun, clean := false, false, false, false
 	var sinceStep time.Duration
@@ -173,14 +173,14 @@ type wayToEnd struct {
 	bao bool   // on OpenBao
 	at  string // the mount point
 	run func(w *mountEnd)
-	// What lives at OpenAI afterwards: the leased credentials, the static role's key and
-	// the superseded admin key.
+	// Whether these work at OpenAI afterward: the leased credentials, the static role's
+	// key and the superseded admin key.
 	leases, static, admin bool
-	// over says that Vault deletes the storage, so that no process follows.
+	// over means that Vault deletes the storage, so no process follows.
 	over bool
 }
 
-// mountEnd is a mount in such a way.
+// mountEnd is a mount that ends in one of these ways.
 type mountEnd struct {
 	*harness
 	at       string
@@ -201,7 +201,7 @@ func (w *mountEnd) revokesOne(l *logical.Response) {
 	require.NoError(w.t, err)
 }
 
-// The rows of docs/architecture.md, by their names.
+// waysToEnd are the rows of docs/architecture.md, by name.
 var waysToEnd = map[string]wayToEnd{
 	"disable": {at: "openai/", over: true, run: func(w *mountEnd) { w.taint(); w.rollback(); w.revokes(); w.unload(); w.wipe() }},
 	"disable that fails": {at: "openai/", leases: true, static: true, run: func(w *mountEnd) {
@@ -225,7 +225,7 @@ var waysToEnd = map[string]wayToEnd{
 	"move that fails": {at: "openai/", static: true, run: func(w *mountEnd) {
 		w.taint()
 		w.rollback()
-		w.revokes() // then its new path is taken; the taint stays
+		w.revokes() // then the new path is in use; the taint stays
 		w.advance(time.Minute)
 		w.rollback()
 		w.unload()
@@ -236,10 +236,10 @@ var waysToEnd = map[string]wayToEnd{
 		w.rollback()
 		w.revokes()
 		w.manager.untaint()
-		moved := w.storage.swap(&logical.InmemStorage{}) // what the process still has is the view of the old place
+		moved := w.storage.swap(&logical.InmemStorage{}) // the process still has the old view
 		w.at = "target/openai/"
 		resp, err := w.read("static-creds/batch")
-		require.True(w.t, err != nil || resp.IsError(), "nothing is there until the reload")
+		require.True(w.t, err != nil || resp.IsError(), "the role is missing until the reload")
 		w.rollback()
 		w.unload()
 		w.storage.swap(moved)
@@ -249,7 +249,7 @@ var waysToEnd = map[string]wayToEnd{
 	"upgrade": {at: "openai/", leases: true, static: true, admin: true, run: func(w *mountEnd) { w.unload(); w.followed() }},
 	"step-down": {at: "openai/", leases: true, static: true, admin: true, run: func(w *mountEnd) {
 		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // Vault's requests end with it
+		cancel() // cancels Vault's requests
 		_, _ = w.b.HandleRequest(ctx, &logical.Request{Operation: logical.RollbackOperation, Storage: w.storage, MountPoint: w.at})
 		w.unload()
 		w.followed() // on another node
@@ -264,7 +264,7 @@ var waysToEnd = map[string]wayToEnd{
 	}},
 	"namespace deletion (OpenBao)": {at: "team/openai/", bao: true, leases: true, static: true, admin: true, over: true, run: func(w *mountEnd) {
 		w.taint()
-		w.rollback() // its leases lie under sys/, which is deleted before: none is revoked
+		w.rollback() // its leases are under sys/, which is deleted first: none is revoked
 		w.unload()
 		w.wipe()
 	}},
@@ -282,7 +282,7 @@ func TestUnmount_EachWayAMountEnds(t *testing.T) {
 			admins := h.adminKeyIDs()
 			require.Len(t, admins, 2)
 			h.sim.Keep(admins...)
-			h.advance(2 * time.Minute) // a refusal is not for a key that is new
+			h.advance(2 * time.Minute) // from here on, a refusal is not due to a new key
 			if way.bao {
 				h.b.getenv = baoEnv
 			}
@@ -311,7 +311,7 @@ func TestUnmount_EachWayAMountEnds(t *testing.T) {
 				h.sim.KeepAll()
 				return
 			}
-			// The mount lives on: all that it had works, and nothing is left over.
+			// The mount continues: everything works, and nothing is left over.
 			h.manager.untaint()
 			require.Equal(t, batch.Current.ID, h.staticCreds("batch")["api_key_id"])
 			h.must(h.write("rotate-role/batch", nil))
@@ -330,7 +330,7 @@ func TestUnmount_EachWayAMountEnds(t *testing.T) {
 	}
 }
 
-// Each row of the page is a way of the test above, with what that says.
+// Each row of the page is one of waysToEnd, with the same result.
 func TestUnmount_TheArchitecturePageHasEachWay(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("docs/architecture.md")

@@ -1,8 +1,8 @@
 package openaisecrets
 
-// A mount as earlier releases left it: all golden files stored in one storage, which a new
-// backend must serve from start to end. golden_test.go holds the meaning of each file. A
-// release that reads the entries of a later one is also tested here.
+// A mount of earlier releases: one storage with all golden files, which a new backend
+// must serve completely. golden_test.go tests the content of each file. Another test here
+// reads entries of a later release.
 
 import (
 	"encoding/json"
@@ -38,7 +38,7 @@ func (h *goldenMount) file(name string, replace ...string) []byte {
 	for i := 0; i < len(replace); i += 2 {
 		require.Contains(h.t, content, replace[i], name)
 	}
-	// All at once: an ID that was put in may begin as another of the file's does.
+	// All at once: a new ID may begin like another ID of the file.
 	return []byte(strings.NewReplacer(replace...).Replace(content))
 }
 
@@ -52,7 +52,7 @@ func (h *goldenMount) leaseOf(content []byte) *logical.Response {
 	h.t.Helper()
 	var data map[string]any
 	require.NoError(h.t, json.Unmarshal(content, &data))
-	data["secret_type"] = secretType // the framework's own
+	data["secret_type"] = secretType // set by the framework
 	return &logical.Response{
 		Secret: &logical.Secret{LeaseOptions: logical.LeaseOptions{TTL: time.Hour, Renewable: true, IssueTime: time.Now()}, InternalData: data},
 		Data:   map[string]any{"service_account_id": data["service_account_id"]},
@@ -75,7 +75,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	t.Parallel()
 	h := &goldenMount{newHarness(t, openaitest.Options{}), map[string]bool{}}
 	if latest := time.Date(2026, 1, 10, 0, 0, 0, 0, time.UTC); h.now().Before(latest) {
-		h.until(latest) // the files' dates lie in the past
+		h.until(latest) // the files' dates must be in the past
 	}
 	adminID, adminKey := h.sim.AdminKey()
 	supersededAdmin, _ := h.sim.AddAdminKey("vault-admin-superseded")
@@ -102,7 +102,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	h.store(staticStoragePrefix+"batch", h.file("static_role.v1.json", "proj_1", h.project, "user-1", batch,
 		"key_2", currentID, "key_1", supersededID, "sk-svcacct-golden", h.liveKey(current).Value, `"disable_automated_rotation": true`, `"disable_automated_rotation": false`))
 
-	// All files have the same name; here each names another account or key.
+	// All files use the same name; here, each names a different account or key.
 	const name = "vault-app-ab3defghij4klmn"
 	account := func(own string) (newName, id string) {
 		newName = "vault-app-ab3de" + own
@@ -135,7 +135,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	takenName, taken := account("lease00005")
 	leases["of a pool"] = h.leaseOf(h.file("lease_pooled.v1.json", "proj_1", h.project, name, takenName, "user-1", taken, "key_1", h.liveKey(taken).ID, "2026-01-03T09:06:05Z", later))
 	deadName, dead := account("lease00004")
-	expired := h.leaseOf(h.file("lease.v1.json", "proj_1", h.project, name, deadName, "user-1", dead)) // its key's end has passed
+	expired := h.leaseOf(h.file("lease.v1.json", "proj_1", h.project, name, deadName, "user-1", dead)) // its key has expired
 
 	files, err := filepath.Glob("testdata/*.json")
 	require.NoError(t, err)
@@ -152,10 +152,10 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	require.Equal(t, "0 2 * * *", config["rotation_schedule"])
 	h.sim.SetSpendLimit(h.project, 1)
 	h.sim.SetModelPermissions(h.project, client.AllowList)
-	require.Contains(t, h.refused(h.read("creds/app")), "require_model_allow_list", "a no counts whatever its age")
+	require.Contains(t, h.refused(h.read("creds/app")), "require_model_allow_list", "a negative verdict counts at any age")
 	h.must(h.read("projects/" + h.project))
 	app, team := h.lease("creds/app", nil), h.lease("creds/team", nil)
-	require.Contains(t, app.Data["service_account"], "ab3de", "it has the mount tag")
+	require.Contains(t, app.Data["service_account"], "ab3de", "the name has the mount tag")
 	require.Equal(t, batch, team.Data["service_account_id"])
 	require.Equal(t, []string{"api.model.request", "api.model.read"}, h.liveKey(team.Data["api_key_id"].(string)).Scopes)
 	require.Equal(t, h.liveKey(current).Value, h.staticCreds("batch")["api_key"])
@@ -194,7 +194,7 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	require.Equal(t, tidyFinished, h.tidied()["state"])
 	project, err := getProjectEntry(t.Context(), h.storage, h.project)
 	require.NoError(t, err)
-	require.Zero(t, project.UnknownSince, "OpenAI knows it")
+	require.Zero(t, project.UnknownSince, "OpenAI knows the project")
 	run, err := getTidyEntry(t.Context(), h.storage)
 	require.NoError(t, err)
 	require.WithinDuration(t, h.now(), run.LastAutoRun, time.Minute)
@@ -221,8 +221,8 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-// formats are the current ones, under their names in docs/upgrades.md, and how each is
-// read.
+// formats are the current formats, with their names in docs/upgrades.md and their
+// readers.
 var formats = []struct {
 	name    string
 	version int
@@ -275,7 +275,7 @@ func acts(kind string) func(*harness, []byte) error {
 }
 
 // After a downgrade, the older release reads entries of the newer one. It must reject
-// them by name, and delete nothing.
+// them with an error that names the format, and delete nothing.
 func TestUpgrade_EntriesOfALaterReleaseAreRejectedByName(t *testing.T) {
 	t.Parallel()
 	for _, format := range formats {

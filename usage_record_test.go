@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
-// flush writes what a minute would write.
+// flush writes the pending usage records.
 func (h *harness) flush() {
 	h.t.Helper()
 	require.NoError(h.t, h.b.writeUsage(context.Background(), h.storage))
@@ -45,7 +45,7 @@ func (h *harness) known() (all []usageRecord) {
 	return all
 }
 
-// crash is a process that ends without unloading its plugin.
+// crash replaces the process without unloading the plugin.
 func (h *harness) crash() {
 	h.b.cancel()
 	h.b.usage.drop()
@@ -65,7 +65,7 @@ func TestUsageRecord_OfALease(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	lease := h.leaseAs("app", "entity-1", "userpass-alice")
-	require.Empty(t, h.usageEntries(), "written by the request")
+	require.Empty(t, h.usageEntries(), "the request does not write the record")
 	got := h.known()
 	require.Len(t, got, 1)
 	ends := got[0].Ends
@@ -87,7 +87,7 @@ func TestUsageRecord_OfALease(t *testing.T) {
 	require.Equal(t, revokedID(decoded.credential), revokedID(record.credential()))
 	require.NoError(t, h.revoke(lease))
 	h.flush()
-	require.Len(t, h.known(), 1, "the revocation recorded a key again that this process holds")
+	require.Len(t, h.known(), 1, "the revocation does not record a known key again")
 }
 
 // One entry is filled over many flushes, and the next one begins when it is full.
@@ -110,8 +110,8 @@ func TestUsageRecord_FewEntries(t *testing.T) {
 	require.Len(t, h.known(), usageBatch+6)
 }
 
-// What a crash lost returns with the next renewal or the revocation, also without the
-// role, and is counted once.
+// The next renewal or the revocation restores a record that a crash lost, even without
+// the role, and counts it once.
 func TestUsageRecord_ACrashIsRepaired(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(h *harness, lease *logical.Response){
@@ -131,7 +131,7 @@ func TestUsageRecord_ACrashIsRepaired(t *testing.T) {
 			lease := h.leaseAs("app", "entity-1", "userpass-alice")
 			want := h.known()
 			h.crash()
-			require.Empty(t, h.known(), "nothing was lost")
+			require.Empty(t, h.known(), "the crash loses the record")
 			end(h, lease)
 			require.Equal(t, want, h.known())
 			h.flush()
@@ -141,11 +141,11 @@ func TestUsageRecord_ACrashIsRepaired(t *testing.T) {
 	}
 }
 
-// The process dies at each step of a flush. Whatever storage has then, the records are
-// complete after the revocations.
+// The process dies at each step of a flush. In each case, the records are complete after
+// the revocations.
 func TestUsageRecord_DeathDuringAFlush(t *testing.T) {
 	t.Parallel()
-	for name, fault := range map[string]storageFault{"before": {kill: true}, "after": {after: true, kill: true}, "failure": {}, "lost answer": {after: true}} {
+	for name, fault := range map[string]storageFault{"before": {kill: true}, "after": {after: true, kill: true}, "failure": {}, "lost response": {after: true}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := configured(t, openaitest.Options{})
@@ -172,7 +172,7 @@ func TestUsageRecord_DeathDuringAFlush(t *testing.T) {
 			}
 			require.ElementsMatch(t, want, distinct)
 			if fault == (storageFault{after: true}) {
-				require.Len(t, h.known(), 2, "a write whose answer was lost was not repeated under its key")
+				require.Len(t, h.known(), 2, "a write whose response was lost is repeated under its key")
 			}
 		})
 	}
@@ -187,8 +187,8 @@ func containsKey(records []usageRecord, key string) bool {
 	return false
 }
 
-// A record that is being written is in no storage yet, and a reader must not miss it: a
-// role's switch would leave its key alive.
+// A record that is being written is not in storage yet. A reader must not miss it, or a
+// spend limit would leave its key valid.
 func TestUsageRecord_NoneIsMissedWhileItIsWritten(t *testing.T) {
 	t.Parallel()
 	h := limited(t, openaitest.Options{}, fields{"spend_action": actionRevoke})
@@ -226,7 +226,7 @@ func TestUsageRecord_StorageFails(t *testing.T) {
 	h.b.storage = s
 	s.fail(nil, func(string) error { return errStorage })
 	lease := h.leaseAs("app", "", "alice")
-	h.b.usage.writing <- struct{}{} // what a write in progress has taken is not dropped
+	h.b.usage.writing <- struct{}{} // records of a write in progress are not dropped
 	for i := range maxUnwritten + 10*usageBatch {
 		h.b.recordUsage(usageRecord{KeyID: fmt.Sprint("key_", i), ProjectID: h.project})
 	}
@@ -249,7 +249,7 @@ func TestUsageRecord_Settings(t *testing.T) {
 	require.NotContains(t, fmt.Sprint(lease.Secret.InternalData), "entity-1")
 	require.Empty(t, h.known()[0].DisplayName+h.known()[0].EntityID)
 
-	// A lease of before is recorded again without its identity.
+	// An earlier lease is recorded again without its identity.
 	h.must(h.write("config", map[string]any{"usage_record_identity": true}))
 	former := h.leaseAs("app", "entity-1", "userpass-alice")
 	h.crash()
@@ -258,7 +258,7 @@ func TestUsageRecord_Settings(t *testing.T) {
 	h.flush()
 	require.Empty(t, h.known()[0].DisplayName+h.known()[0].EntityID)
 
-	// 0 records nothing and deletes what there is.
+	// 0 disables recording and deletes all records.
 	h.must(h.write("config", map[string]any{"usage_retention": 0}))
 	require.NotEmpty(t, h.usageEntries())
 	h.rollback()
@@ -283,7 +283,7 @@ func TestUsageRecord_Settings(t *testing.T) {
 	}
 }
 
-// Whole days are deleted; the record of a key that is still valid is not.
+// Retention deletes whole days, but not the record of a valid key.
 func TestUsageRecord_Retention(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -296,7 +296,7 @@ func TestUsageRecord_Retention(t *testing.T) {
 	h.rollback()
 	require.Len(t, h.known(), 2)
 	h.advance(3 * 24 * time.Hour)
-	h.must(h.list("projects")) // any call tells OpenAI's time
+	h.must(h.list("projects")) // any call shows OpenAI's time
 	h.rollback()
 	require.Len(t, h.known(), 1)
 	require.Equal(t, "key_long", h.known()[0].KeyID)
@@ -307,8 +307,8 @@ func TestUsageRecord_Retention(t *testing.T) {
 	require.Empty(t, h.usageEntries())
 }
 
-// A node that may not write its local storage keeps nothing, and one of a performance
-// secondary writes.
+// A node that may not write its local storage keeps no records. A performance secondary
+// writes them.
 func TestUsageRecord_Replication(t *testing.T) {
 	t.Parallel()
 	for state, writes := range map[consts.ReplicationState]bool{
@@ -328,7 +328,7 @@ func TestUsageRecord_Replication(t *testing.T) {
 	}
 }
 
-// Records of static roles are made by rotations, and found in the roles themselves.
+// Rotations create records of static roles, and the roles contain the keys, too.
 func TestUsageRecord_StaticRoles(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
@@ -341,7 +341,7 @@ func TestUsageRecord_StaticRoles(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, keys, 2)
 		require.True(t, containsKey(keys, first) && containsKey(keys, second))
-		h.crash() // which loses the records, and not the roles
+		h.crash() // loses the records, but not the roles
 	}
 	h.must(h.remove("static-roles/batch"))
 }
@@ -376,7 +376,7 @@ func TestUsageRecord_KeysOfARole(t *testing.T) {
 	require.Empty(t, ids("none"))
 }
 
-// An entry of a newer version is not an error of the report, and never deleted early.
+// An entry of a newer version does not fail a report, and is not deleted early.
 func TestUsageRecord_UnreadableEntry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -390,8 +390,8 @@ func TestUsageRecord_UnreadableEntry(t *testing.T) {
 	require.Equal(t, 1, n)
 }
 
-// Costs are read with the projects that the mount has recorded, by key and line item,
-// and are exact.
+// Costs are read for the projects that the mount has recorded, by key and line item, and
+// are exact.
 func TestUsageCosts_ExactAndComplete(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{AmountsVary: true})
@@ -409,7 +409,7 @@ func TestUsageCosts_ExactAndComplete(t *testing.T) {
 	require.Len(t, got.cells, 2)
 	require.Equal(t, "0.0000000000000000001", dollars(got.cells[costCell{"key_1", "gpt-5-mini"}]))
 
-	// A rotation in the middle counts nothing twice; a failure gives no part.
+	// A failure in the middle returns no partial costs.
 	h.sim.Fail(openaitest.Fault{Method: "GET", Route: "/organization/costs", Skip: 1, Times: 4, Kind: openaitest.FaultStatus, Status: 500})
 	_, err = h.b.readCosts(context.Background(), req, today.AddDate(0, 0, -99), today.AddDate(0, 0, 1), nil)
 	require.Error(t, err)
@@ -437,11 +437,11 @@ func TestUsageRecord_MemoryOfManyRecords(t *testing.T) {
 	}
 	grown := int64(heap()) - int64(before)
 	t.Logf("100,000 records: %d writes of %d KiB in all, %.1f MiB of memory for the known keys", discard.puts, discard.bytes>>10, float64(grown)/(1<<20))
-	require.Less(t, grown, int64(32<<20)) // twice what was seen under the race detector
+	require.Less(t, grown, int64(32<<20)) // twice the growth under the race detector
 	require.Less(t, discard.puts, 100_000/usageBatch*3)
 }
 
-// discarding counts what is written and keeps none of it.
+// discarding counts writes and discards them.
 type discarding struct {
 	logical.Storage
 	puts, bytes int
@@ -456,7 +456,7 @@ func (d *discarding) Put(_ context.Context, entry *logical.StorageEntry) error {
 	return nil
 }
 
-// A credential costs as many storage operations as it would without records.
+// Usage records add no storage operation to a credential.
 func TestUsageRecord_CostsNoStorageOperation(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -478,7 +478,7 @@ func TestUsageRecord_CostsNoStorageOperation(t *testing.T) {
 	h.sim.KeepAll()
 }
 
-// A pooled key has no owner until it is handed out.
+// A pooled key has no owner until it is returned.
 func TestUsageRecord_OfAPooledKey(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -514,7 +514,7 @@ func TestUsageRecord_Unload(t *testing.T) {
 	}
 }
 
-// The end of a key that renewals extend is that of its longest lease.
+// If renewals extend a key, its record ends with the longest lease.
 func TestUsageRecord_EndsWithTheLongestLease(t *testing.T) {
 	t.Parallel()
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -525,14 +525,14 @@ func TestUsageRecord_EndsWithTheLongestLease(t *testing.T) {
 		{leaseData{credential: credential{CreatedAt: made, KeyExpires: made.Add(time.Hour)}, MaxTTL: 24 * time.Hour}, made.Add(24*time.Hour + expiryMargin)},
 		{leaseData{credential: credential{CreatedAt: made, KeyExpires: made.Add(30 * time.Hour)}, MaxTTL: 24 * time.Hour}, made.Add(30 * time.Hour)},
 		{leaseData{credential: credential{CreatedAt: made}, MaxTTL: 24 * time.Hour}, made.Add(24*time.Hour + expiryMargin)},
-		{leaseData{credential: credential{CreatedAt: made}}, time.Time{}}, // the community plugin's
+		{leaseData{credential: credential{CreatedAt: made}}, time.Time{}}, // a lease of the community plugin
 	} {
 		require.Equal(t, c.ends, c.lease.usageRecord().Ends)
 	}
 }
 
-// keysOfRole returns the keys that a role had in a window, each once. The role is named
-// as by usageRecord.role.
+// keysOfRole returns the keys that a role had in a window, each once. The role has the
+// form of usageRecord.role.
 func (b *backend) keysOfRole(ctx context.Context, s logical.Storage, role string, start, end time.Time) (keys []usageRecord, err error) {
 	seen := map[string]bool{}
 	_, err = b.eachKnownKey(ctx, s, func(r *usageRecord) {
@@ -549,7 +549,7 @@ func (r *usageRecord) within(start, end time.Time) bool {
 	return r.IssuedAt.Before(end) && (r.Ends.IsZero() || r.Ends.After(start))
 }
 
-// A write that storage does not end delays the unload by no more than its budget.
+// A hanging write delays the unload by no more than the budget of the last flush.
 func TestUsageRecord_UnloadDoesNotWaitForAHangingWrite(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})

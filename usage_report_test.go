@@ -37,7 +37,7 @@ func (h *harness) usage(data map[string]any) map[string]any {
 	return h.must(resp, err).Data
 }
 
-// groups are the fields of the groups.
+// groups returns the costs of the groups.
 func groups(data map[string]any) map[string]string {
 	found := map[string]string{}
 	for name, value := range data {
@@ -60,7 +60,8 @@ func exact(t *testing.T, text any) *big.Rat {
 	return sum
 }
 
-// Three leases of two roles, one deleted, and a key of somebody else in the project.
+// Three leases of two roles, one deleted, and a key in the project that the engine did
+// not create.
 func TestUsage_ByEachGroup(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{AmountsVary: true})
@@ -99,7 +100,7 @@ func TestUsage_ByEachGroup(t *testing.T) {
 		require.Equal(t, "10.25", data["unattributed"], group)
 		require.NotContains(t, data, "rows")
 	}
-	require.Equal(t, 3, h.manager.entitiesAsked, "entities are asked for once in five minutes")
+	require.Equal(t, 3, h.manager.entitiesAsked, "each entity is read once in five minutes")
 
 	// The identity store fails: the costs keep their entities' IDs, and a warning says so.
 	h.manager.mu.Lock()
@@ -124,7 +125,7 @@ func TestUsage_ByEachGroup(t *testing.T) {
 	require.Equal(t, []any{
 		map[string]any{"group": "entity-2", "name": "bob", "cost": "2"}, map[string]any{"group": "entity-1", "name": "alice", "cost": "1.250012"},
 		map[string]any{"group": "entity-gone", "cost": "0.5"}, map[string]any{"group": "(none)", "cost": "0.1"},
-	}, nested["rows"], "the dearest first")
+	}, nested["rows"], "highest cost first")
 
 	// A role that was deleted is still reported.
 	h.must(h.remove("roles/batch"))
@@ -157,7 +158,7 @@ func TestUsage_Tokens(t *testing.T) {
 }
 
 // Random ledgers with credits, null keys, sub-cent amounts in each form, deleted keys,
-// keys of others and several projects: the report adds up to OpenAI's total, exactly.
+// unknown keys and several projects: the report adds up to OpenAI's total, exactly.
 func TestUsage_AddsUpToTheDigit(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(20) {
@@ -197,7 +198,7 @@ func TestUsage_AddsUpToTheDigit(t *testing.T) {
 				for _, cost := range groups(data) {
 					sum.Add(sum, exact(t, cost))
 				}
-				require.Zero(t, want.Cmp(sum), "%s: the rows and unattributed are %s of %s", group, dollars(sum), dollars(want))
+				require.Zero(t, want.Cmp(sum), "%s: the rows and unattributed add up to %s, not %s", group, dollars(sum), dollars(want))
 
 				resp, err := h.do(context.Background(), logical.ReadOperation, "usage", map[string]any{"start": start, "group_by": group, "format": "csv"})
 				raw := h.must(resp, err).Data[logical.HTTPRawBody].([]byte)
@@ -208,7 +209,7 @@ func TestUsage_AddsUpToTheDigit(t *testing.T) {
 					sum.Add(sum, exact(t, line[4]))
 					require.NotRegexp(t, `^[=+@-]`, line[2]+"|"+line[3])
 				}
-				require.Zero(t, want.Cmp(sum), "%s: the column of the table", group)
+				require.Zero(t, want.Cmp(sum), "%s: the sum of the CSV column", group)
 			}
 		})
 	}
@@ -246,7 +247,7 @@ func TestUsage_BadInput(t *testing.T) {
 	h.usage(map[string]any{"start": day(-179)})
 }
 
-// Without the permission, the path says so, and the rest goes on.
+// Without the permission, the path returns an error, and everything else works.
 func TestUsage_MissingPermission(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
@@ -255,7 +256,7 @@ func TestUsage_MissingPermission(t *testing.T) {
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	said := h.refused(h.read("usage"))
 	require.Contains(t, said, "the engine's admin key lacks the permission api.usage.read; grant it at "+adminKeysPage)
-	require.Contains(t, said, "Missing scopes: api.usage.read", "OpenAI's own words")
+	require.Contains(t, said, "Missing scopes: api.usage.read", "OpenAI's message")
 	lease := h.lease("creds/app", nil)
 	h.must(h.end(logical.RenewOperation, lease))
 	h.must(h.write("config/rotate", nil))
@@ -263,8 +264,8 @@ func TestUsage_MissingPermission(t *testing.T) {
 	h.sim.Keep(h.adminKeyIDs()...)
 }
 
-// Requests that ask at once share one answer, which is returned for a minute; a caller
-// that gives up takes nothing from the others.
+// Concurrent requests share one response, which is cached for a minute. A caller that
+// gives up does not affect the others.
 func TestUsage_SingleFlightAndCache(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{Latency: 200 * time.Millisecond})
@@ -306,7 +307,7 @@ func TestUsage_SingleFlightAndCache(t *testing.T) {
 	resp := h.must(h.read("usage"))
 	require.True(t, slices.ContainsFunc(resp.Warnings, func(w string) bool { return strings.HasPrefix(w, "These figures are of ") }), "%q", resp.Warnings)
 	_, err := h.do(context.Background(), logical.ReadOperation, "usage", map[string]any{"format": "csv"})
-	require.Error(t, err, "a table cannot say that it is old")
+	require.Error(t, err, "a table cannot show its age")
 	h.advance(reportUsable)
 	_, err = h.read("usage")
 	var coded logical.HTTPCodedError
@@ -314,7 +315,7 @@ func TestUsage_SingleFlightAndCache(t *testing.T) {
 	require.Equal(t, http.StatusBadGateway, coded.Code())
 }
 
-// OpenAI restates the last days: the report says which, and follows.
+// OpenAI may change the costs of the last days: the report names these days, and follows.
 func TestUsage_Restatement(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -339,7 +340,7 @@ func TestUsage_Restatement(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// What a crash lost is unattributed until the lease is renewed or revoked.
+// Costs whose record a crash lost are unattributed until the lease is renewed or revoked.
 func TestUsage_ACrashIsUnattributedAndRestored(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -357,7 +358,7 @@ func TestUsage_ACrashIsUnattributedAndRestored(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-// Text that a client or an identity chose is no formula and no second line.
+// Text from a client or an identity cannot become a formula or another line.
 func TestUsage_TextOfClientsIsInert(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
@@ -380,7 +381,7 @@ func TestUsage_TextOfClientsIsInert(t *testing.T) {
 	}
 }
 
-// Two entities of one name have a field each.
+// Two entities with the same name have separate fields.
 func TestUsage_EqualLabels(t *testing.T) {
 	t.Parallel()
 	r := usageReport{rows: []usageRow{{group: "1", name: "a"}, {group: "2", name: "a"}, {group: "b"}, {group: "a\n"}, {group: "a\t"}, {group: `a ("1")`}}}
@@ -400,11 +401,12 @@ func TestUsage_OfNothing(t *testing.T) {
 	require.Equal(t, []any{}, h.usage(map[string]any{"format": "json"})["rows"])
 }
 
-// Records of 400 days, of which a report of 180 days finds fewer than half.
-// USAGE_RECORDS=100000 prints the figures of as many.
+// Records of 400 days, of which a report of 180 days uses fewer than half.
+// USAGE_RECORDS=100000 measures that number of records.
 func TestUsage_OfManyRecords(t *testing.T) {
 	h := newHarness(t, openaitest.Options{})
-	// Answers are kept, so that the memory of the second report is the engine's alone.
+	// The server caches its responses, so that the second report shows only the engine's
+	// memory.
 	answers := map[string][]byte{}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet || !strings.HasPrefix(r.URL.Path, "/v1/organization/costs") {
@@ -452,7 +454,7 @@ func TestUsage_OfManyRecords(t *testing.T) {
 		req, q := &logical.Request{Storage: h.storage, MountPoint: "openai/"}, usageQuery{start: from, end: until, group: c.group}
 		_, err := h.b.readReport(context.Background(), req, q)
 		require.NoError(t, err)
-		defer debug.SetGCPercent(debug.SetGCPercent(10)) // so that the heap is what is alive, and little more
+		defer debug.SetGCPercent(debug.SetGCPercent(10)) // so that the heap contains little garbage
 		runtime.GC()
 		var before, m runtime.MemStats
 		runtime.ReadMemStats(&before)
@@ -485,15 +487,15 @@ func TestUsage_OfManyRecords(t *testing.T) {
 	}
 }
 
-// The figures of the metrics are of the last refresh: a failure changes none, and the
-// time of the last success tells their age.
+// The metrics show the last refresh: a failure does not change them, and the time of the
+// last success shows their age.
 func TestUsageRefresh_Metrics(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{AmountsVary: true})
 	h.static("batch", nil)
 	h.must(h.write("roles/app", map[string]any{"project_id": h.project}))
 	lease := h.leaseAs("app", "", "root")
-	now := h.now().Add(5 * time.Minute).UTC() // that of the refresh below, perhaps tomorrow
+	now := h.now().Add(5 * time.Minute).UTC() // the time of the refresh below, possibly tomorrow
 	for key, amounts := range map[string][]string{
 		lease.Data["api_key_id"].(string):             {"2.5", "1", "0.5", "0", "0", "0", "0", "0.25", "100"},
 		h.staticCreds("batch")["api_key_id"].(string): {"0.125"},

@@ -25,7 +25,7 @@ import (
 // changing are fields of reads that change without a write.
 var changing = []string{"wal_entries", "wal_oldest_entry", "effective_ttl", "effective_max_ttl", "effective_key_lifetime", "effective_key_ttl", "pool_ready", "pool_refilling"}
 
-// TestWrites_EveryFieldOfEveryPath has the table of values by field type.
+// TestWrites_EveryFieldOfEveryPath writes values according to the field's type.
 func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 	t.Parallel()
 	const key = "sk-svcacct-0123456789012345678901234567890123456789"
@@ -51,11 +51,11 @@ func TestWrites_EveryFieldOfEveryPath(t *testing.T) {
 				h.must(h.write("config", map[string]any{"rotation_schedule": "0 2 * * *", "rotation_window": "2h", "allow_insecure_endpoint": true}))
 				h.role(map[string]any{"scopes": "b.read,a.read", "service_account_description": "for the app", "ttl": "30m"})
 
-				// unchanged, rejected: storage stays unchanged.
+				// unchanged requires that a write, accepted or rejected, changes nothing.
 				unchanged := func(what string, value any, refused bool) {
 					t.Helper()
 					if !entry && !refused {
-						return // it would have an effect
+						return // the write would have an effect
 					}
 					var before map[string]any
 					if entry {
@@ -242,7 +242,7 @@ func TestWrites_AReadCanBeWrittenBack(t *testing.T) {
 		require.Equal(t, before, h.must(h.read(at)).Data, at)
 		require.Contains(t, h.refused(h.write(at, map[string]any{"effective_tll": 1})), `unknown field: "effective_tll"`)
 	}
-	require.Contains(t, h.refused(h.write("creds/app", map[string]any{"api_key_id": "x"})), "unknown field", "a credential is no entry")
+	require.Contains(t, h.refused(h.write("creds/app", map[string]any{"api_key_id": "x"})), "unknown field", "creds has no read-only fields")
 	h.must(h.remove("static-roles/batch"))
 }
 
@@ -268,7 +268,7 @@ func TestRoles_NarrowingDoesNotRequireOpenAI(t *testing.T) {
 func TestRoles_WithoutATTLFollowAShorterMount(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
-	require.Nil(t, h.role(nil), "of an untuned mount there is nothing to say")
+	require.Nil(t, h.role(nil), "no warning for an untuned mount")
 	h.system.DefaultLeaseTTLVal = 20 * time.Minute
 	time.Sleep(sysview.FreshFor)
 	require.Contains(t, h.role(nil).Warnings[0], "the TTL of leases is 20m0s")
@@ -341,7 +341,7 @@ func TestStatic_NarrowingDoesNotRequireOpenAI(t *testing.T) {
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "12h", "scopes": "api.model.read,api.model.request"}))
 	require.Zero(t, h.sim.Count("", ""))
 	_, err := h.write("static-roles/batch", fields{"scopes": "api.model.read,api.other"})
-	require.Error(t, err, "that is no narrowing")
+	require.Error(t, err, "an additional scope is not a narrowing")
 	resp := h.must(h.write("static-roles/batch", fields{"scopes": "api.model.read"}))
 	require.Contains(t, resp.Warnings[0], "keeps its previous scopes until a rotation succeeds")
 	require.Equal(t, []string{"api.model.read"}, h.staticRole("batch")["scopes"])

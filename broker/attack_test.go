@@ -1,7 +1,7 @@
 package broker
 
-// What a hostile agent, or a hostile answer, could try, beyond the table of
-// refusals in proxy_test.go.
+// Attacks by a hostile agent or a hostile response, beyond the table of refusals in
+// proxy_test.go.
 
 import (
 	"bufio"
@@ -24,7 +24,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// upstream is an OpenAI that does what its handler says, and notes requests.
+// upstream replaces OpenAI with a handler, and records requests.
 func upstream(t *testing.T, change func(*Config), handler http.HandlerFunc) (w *world, seen func() []*http.Request) {
 	t.Helper()
 	var mu sync.Mutex
@@ -50,8 +50,8 @@ func upstream(t *testing.T, change func(*Config), handler http.HandlerFunc) (w *
 
 func fine(http.ResponseWriter, *http.Request) {}
 
-// After a 101 the agent speaks to OpenAI unchecked, so nothing may switch to a
-// protocol that carries requests.
+// After a 101, the broker does not check the agent's traffic, so an upgrade must not
+// switch to a protocol that carries requests.
 func TestAttack_NothingButAWebSocketIsAnUpgrade(t *testing.T) {
 	w, seen := upstream(t, nil, func(rw http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
@@ -86,13 +86,13 @@ func TestAttack_NothingButAWebSocketIsAnUpgrade(t *testing.T) {
 	require.NotContains(t, got, "200 OK")
 }
 
-// What the model check has seen is what OpenAI reads.
+// OpenAI must read the same model as the model check.
 func TestAttack_NothingHidesTheModel(t *testing.T) {
 	w, seen := upstream(t, func(c *Config) { c.Agents[0].Models = []string{"gpt-5"} }, fine)
 	form := `{"a":"&model=gpt-4o&","model":"gpt-5"}`
 	for name, r := range map[string]struct{ line, headers, body string }{
-		"an upgrade that is none":   {"POST /v1/realtime/calls?model=gpt-5", "Content-Type: multipart/form-data; boundary=x\r\nUpgrade: websocket\r\n", "--x\r\n\r\ngpt-4o\r\n--x--"},
-		"two types":                 {"POST /v1/responses", "Content-Type: application/json\r\nContent-Type: application/x-www-form-urlencoded\r\n", form},
+		"an invalid upgrade":        {"POST /v1/realtime/calls?model=gpt-5", "Content-Type: multipart/form-data; boundary=x\r\nUpgrade: websocket\r\n", "--x\r\n\r\ngpt-4o\r\n--x--"},
+		"two content types":         {"POST /v1/responses", "Content-Type: application/json\r\nContent-Type: application/x-www-form-urlencoded\r\n", form},
 		"another charset":           {"POST /v1/responses", "Content-Type: application/json; charset=utf-7\r\n", form},
 		"an empty encoding first":   {"POST /v1/responses", "Content-Type: application/json\r\nContent-Encoding:\r\nContent-Encoding: gzip\r\n", form},
 		"another case in the query": {"POST /v1/responses?Model=gpt-4o", "Content-Type: application/json\r\n", form},
@@ -104,7 +104,7 @@ func TestAttack_NothingHidesTheModel(t *testing.T) {
 	require.Empty(t, seen())
 	got := w.rawBody("POST /v1/responses", "Content-Type: application/json\r\nConnection: close, Content-Type\r\n", form)
 	require.Contains(t, got, "HTTP/1.1 200")
-	require.Equal(t, "application/json", seen()[0].Header.Get("Content-Type"), "Connection took away what was checked")
+	require.Equal(t, "application/json", seen()[0].Header.Get("Content-Type"), "Connection removed a checked header")
 }
 
 func (w *world) rawBody(line, headers, body string) string {
@@ -112,7 +112,7 @@ func (w *world) rawBody(line, headers, body string) string {
 		"Content-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n" + body)
 }
 
-// Two requests in one, in every way that parsers have disagreed on.
+// Two requests in one, in every form on which parsers have disagreed.
 func TestAttack_NoRequestIsSmuggled(t *testing.T) {
 	w, seen := upstream(t, nil, fine)
 	inner := "GET /v1/organization/projects HTTP/1.1\r\nHost: " + w.b.address + "\r\n\r\n"
@@ -134,7 +134,7 @@ func TestAttack_NoRequestIsSmuggled(t *testing.T) {
 		_, err = io.WriteString(conn, "POST /v1/responses HTTP/1.1\r\nHost: "+w.b.address+"\r\nAuthorization: Bearer "+w.a.token+"\r\n"+headers)
 		require.NoError(t, err)
 		require.NoError(t, conn.(*net.TCPConn).CloseWrite())
-		answer, _ := io.ReadAll(conn) // 400, or two answers
+		answer, _ := io.ReadAll(conn) // 400, or two responses
 		_ = conn.Close()
 		require.NotContains(t, strings.TrimPrefix(string(answer), "HTTP/1.1 200"), "HTTP/1.1 200", "%s: the inner request passed", name)
 	}
@@ -144,8 +144,8 @@ func TestAttack_NoRequestIsSmuggled(t *testing.T) {
 	}
 }
 
-// Neither a trailer nor the query names another key or project, and no header by
-// any other name.
+// No trailer, query parameter or header under another name may pass another key or
+// project.
 func TestAttack_OtherNamesOfAKey(t *testing.T) {
 	w, seen := upstream(t, nil, fine)
 	got := w.raw("POST /v1/responses?api_key=sk-other&api-key=sk-other&Authorization=sk-other&openai-project=p&x=1&x=2 HTTP/1.1\r\nHost: " + w.b.address +
@@ -165,7 +165,7 @@ func TestAttack_OtherNamesOfAKey(t *testing.T) {
 	require.Equal(t, []string{"Bearer " + w.sim.Keys()[0].Value}, r.Header["Authorization"])
 }
 
-// What OpenAI sends before its answer and after it goes the way of the answer.
+// The broker filters early hints and trailers like the headers of OpenAI's response.
 func TestAttack_InformationBeforeAnAnswer(t *testing.T) {
 	w, _ := upstream(t, nil, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Set-Cookie", "a=b")
@@ -180,8 +180,8 @@ func TestAttack_InformationBeforeAnAnswer(t *testing.T) {
 	require.Contains(t, got, "HTTP/1.1 200")
 }
 
-// A 401 about the request says nothing of the key: it costs no lease, and cuts
-// no client's WebSocket.
+// A 401 about the request does not concern the key: the broker leases no new key, and
+// ends no client's WebSocket.
 func TestAttack_AMissingScopeCostsNoLease(t *testing.T) {
 	w := newWorld(t, nil)
 	ws, _, err := openaitest.DialWebSocket(w.b.address, "/v1/responses", http.Header{"Authorization": {"Bearer " + w.a.token}})
@@ -203,8 +203,8 @@ func TestAttack_AMissingScopeCostsNoLease(t *testing.T) {
 	require.NoError(t, ws.Close())
 }
 
-// One path that OpenAI refuses beside one that it accepts must not lease a key
-// for each request.
+// If OpenAI refuses one path and accepts another, the broker must not lease a key for
+// each request.
 func TestAttack_RefusedKeysArePacedWhateverComesBetween(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, nil, nil)
@@ -221,8 +221,8 @@ func TestAttack_RefusedKeysArePacedWhateverComesBetween(t *testing.T) {
 	})
 }
 
-// A stranger who announces a body and does not send it is not served for longer
-// than one who dawdles over a header.
+// A client that announces a body and does not send it is served for no longer than one
+// with an unfinished header.
 func TestAttack_AnUnfinishedBodyEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, nil, func(c *Config) { c.Agents[0].Models = []string{"gpt-5"} })
@@ -242,7 +242,7 @@ func TestAttack_AnUnfinishedBodyEnds(t *testing.T) {
 			require.LessOrEqual(t, time.Since(began), 2*headerTimeout)
 		}
 
-		// A refusal does not shorten the life of its connection.
+		// A refusal does not close the connection early.
 		conn, err := dial(t.Context(), "", "")
 		require.NoError(t, err)
 		answers := bufio.NewReader(conn)
@@ -262,7 +262,7 @@ func TestAttack_AnUnfinishedBodyEnds(t *testing.T) {
 	})
 }
 
-// No end of the broker loses a line: when close returns, all are written.
+// The end of the broker loses no line: when close returns, all are written.
 func TestAttack_TheLastLinesAreWrittenBeforeTheEnd(t *testing.T) {
 	w := newWorld(t, nil)
 	file := w.b.ledger.file
@@ -298,7 +298,7 @@ func (s slowly) Write(b []byte) (int, error) {
 	return s.Writer.Write(b)
 }
 
-// "OPTIONS *" is a request like any other: refused, and recorded.
+// "OPTIONS *" is refused and recorded like any other request.
 func TestAttack_EveryRequestIsRecorded(t *testing.T) {
 	w := newWorld(t, nil)
 	got := w.raw("OPTIONS * HTTP/1.1\r\nHost: " + w.b.address + "\r\nConnection: close\r\n\r\n")
@@ -306,8 +306,7 @@ func TestAttack_EveryRequestIsRecorded(t *testing.T) {
 	require.Equal(t, "broker_token", w.last().Outcome)
 }
 
-// A WebSocket whose lease reaches its maximum is cut, and one that has ended
-// leaves nothing behind.
+// A WebSocket ends when its lease reaches the maximum, and leaves nothing behind.
 func TestAttack_ASocketDoesNotOutliveItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, func(f *fakeVault) { f.leaseTTL, f.leaseMax = 10*time.Minute, 30*time.Minute }, func(c *Config) { c.MaxSession = Duration(24 * time.Hour) })
@@ -340,8 +339,7 @@ func TestAttack_ASocketDoesNotOutliveItsLease(t *testing.T) {
 	})
 }
 
-// A file that cannot be written any more, in the middle of a line, and a process
-// that ends then: the next start must not join two lines.
+// If the process ends in the middle of a line, the next start must not join two lines.
 func TestAttack_TheLogIsReadableAfterACrash(t *testing.T) {
 	w := newWorld(t, nil)
 	content, err := os.ReadFile(w.b.config.Audit)

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every configuration under deploy/broker is one that the broker takes.
+// Every configuration under deploy/broker is valid.
 func TestDeploy_TheConfigurationsAreValid(t *testing.T) {
 	manifest, err := os.ReadFile("../deploy/broker/kubernetes.yaml")
 	require.NoError(t, err)

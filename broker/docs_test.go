@@ -58,7 +58,7 @@ func TestDocs_ThePageNamesThemAll(t *testing.T) {
 	require.LessOrEqual(t, len(strings.Fields(string(page))), 1500)
 }
 
-// The page has each key of broker.json.
+// The page names each key of broker.json.
 func TestDocs_ThePageNamesTheKeys(t *testing.T) {
 	page, err := os.ReadFile("../docs/broker.md")
 	require.NoError(t, err)
@@ -69,7 +69,7 @@ func TestDocs_ThePageNamesTheKeys(t *testing.T) {
 	}
 }
 
-// The variables of the page are those that a child gets.
+// The page names each variable that a child process gets.
 func TestDocs_ThePageNamesTheVariables(t *testing.T) {
 	page, err := os.ReadFile("../docs/broker.md")
 	require.NoError(t, err)

@@ -1,8 +1,7 @@
 package broker
 
-// What the tests share: the simulator as OpenAI, and a Vault that can be told to
-// fail. The fake has the calls that the broker makes and nothing else; what a
-// real Vault does is tested in test/integration.
+// Shared test helpers: the simulator as OpenAI, and a fake Vault that can fail. The fake
+// has only the calls that the broker makes; test/integration uses a real Vault.
 
 import (
 	"bytes"
@@ -36,10 +35,10 @@ type fakeVault struct {
 
 	mu                 sync.Mutex
 	leaseTTL, leaseMax time.Duration
-	tokenTTL, tokenMax time.Duration // 0 is no end
+	tokenTTL, tokenMax time.Duration // 0 = no expiry
 	down               bool          // no connection
-	reject             string        // a path that is a 403
-	slow               time.Duration // before a key is read
+	reject             string        // a path that returns 403
+	slow               time.Duration // delay before a lease
 	caching            bool          // a Vault Proxy with a cache
 	static             bool          // static-creds has a key
 	rotation           time.Duration // of the static role
@@ -135,7 +134,7 @@ func (f *fakeVault) serve(path, token string, session *fakeTerm, in map[string]a
 		f.leases[id] = &fakeLease{fakeTerm: *newFakeTerm(f.leaseTTL), token: token, account: account}
 		return answer(200, map[string]any{"lease_id": id, "renewable": true, "lease_duration": int(f.leaseTTL.Seconds()),
 			"data": map[string]any{"api_key": key, "api_key_id": keyID}})
-	case "openai/static-creds/s": // the first key that there is
+	case "openai/static-creds/s": // the first key
 		for _, k := range f.sim.Keys() {
 			if f.static {
 				return answer(200, map[string]any{"data": map[string]any{"api_key": k.Value, "api_key_id": k.ID, "ttl": int(f.rotation.Seconds()), "expires_at": nil}})
@@ -149,7 +148,7 @@ func (f *fakeVault) serve(path, token string, session *fakeTerm, in map[string]a
 	return answer(404, map[string]any{"errors": []string{}})
 }
 
-// create makes an account at OpenAI as the engine does.
+// create creates an account at OpenAI as the engine does.
 func (f *fakeVault) create(name string) (account, keyID, key string) {
 	_, admin := f.sim.AdminKey()
 	body, _ := json.Marshal(map[string]any{"name": name})
@@ -253,7 +252,7 @@ func answer(status int, body any) *http.Response {
 	return &http.Response{StatusCode: status, Status: http.StatusText(status), Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(content)), ContentLength: int64(len(content)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 }
 
-// world is a broker between a client, the simulator and the fake.
+// world is a broker between a client, the simulator and the fake Vault.
 type world struct {
 	t     *testing.T
 	sim   *openaitest.Server
@@ -271,8 +270,8 @@ func newFake(sim *openaitest.Server) *fakeVault {
 	}
 }
 
-// newWorld has a broker that serves on loopback until the test ends. change may
-// be nil; the first agent's role is r.
+// newWorld starts a broker that serves on loopback until the test ends. change may be
+// nil; the first agent's role is r.
 func newWorld(t *testing.T, change func(*Config)) *world {
 	t.Helper()
 	sim := openaitest.Start(t, openaitest.Options{})
@@ -282,7 +281,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	return w
 }
 
-// prepare makes a world whose broker does not serve yet.
+// prepare creates a world whose broker does not serve yet.
 func prepare(t *testing.T, sim *openaitest.Server, upstream string, change func(*Config)) *world {
 	t.Helper()
 	w := &world{t: t, sim: sim, vault: newFake(sim), log: &safeBuffer{}, dir: t.TempDir()}
@@ -309,7 +308,7 @@ func (w *world) file(name, content string) string {
 	return path
 }
 
-// searchForKeys looks for every key in what the broker wrote.
+// searchForKeys searches the broker's output for every key.
 func (w *world) searchForKeys() {
 	if w.t.Failed() {
 		w.t.Log(w.log.String())
@@ -357,7 +356,7 @@ func (w *world) do(req *http.Request) response {
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(w.t, err)
 	for _, s := range w.sim.Secrets() {
-		require.NotContains(w.t, string(body)+fmt.Sprint(resp.Header), s, "a key is in an answer")
+		require.NotContains(w.t, string(body)+fmt.Sprint(resp.Header), s, "a key is in a response")
 	}
 	return response{resp.StatusCode, resp.Header, string(body)}
 }
@@ -367,7 +366,7 @@ func (w *world) send(method, path, body string) response {
 	return w.do(w.request(method, path, body))
 }
 
-// raw sends bytes as they are and returns the first line of the answer.
+// raw sends text unchanged and returns the whole response.
 func (w *world) raw(text string) string {
 	w.t.Helper()
 	conn, err := net.Dial("tcp", w.b.address)
@@ -402,7 +401,7 @@ func (w *world) last() record {
 	return all[len(all)-1]
 }
 
-// seen returns the next request that OpenAI gets.
+// seen returns the first request that OpenAI gets during do.
 func (w *world) seen(do func()) *http.Request {
 	w.t.Helper()
 	got := make(chan *http.Request, 10)

@@ -1,6 +1,6 @@
 package broker
 
-// The life of a key on a virtual clock: each test runs in a bubble, where the
+// The lifecycle of a key on a virtual clock: each test runs in a bubble, where the
 // simulator, the fake Vault and the broker share the time.
 
 import (
@@ -66,7 +66,7 @@ func (w *world) ask() (int, string) {
 	return rec.Code, rec.Body.String()
 }
 
-// use asks 20 times a second and requires that nothing fails.
+// use sends 20 requests a second and requires that all succeed.
 func (w *world) use(d time.Duration) {
 	w.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -80,10 +80,10 @@ func TestKeys_RenewalsAndReplacementsAreInvisible(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, func(f *fakeVault) { f.leaseTTL, f.leaseMax = time.Minute, 3*time.Minute }, nil)
 		w.use(10 * time.Minute)
-		require.Equal(t, 4, w.vault.called("openai/creds/"), "a key for each 3 minutes at most, replaced a little earlier")
+		require.Equal(t, 4, w.vault.called("openai/creds/"), "one key for 3 minutes, replaced slightly earlier")
 		require.Greater(t, w.vault.called("sys/leases/renew"), 8)
 		require.Len(t, w.liveKeys(), 1, "replaced keys are revoked")
-		require.Zero(t, w.vault.called("sys/leases/revoke"), "the default policy does not permit it")
+		require.Zero(t, w.vault.called("sys/leases/revoke"), "Vault's default policy does not permit it")
 	})
 }
 
@@ -95,7 +95,7 @@ func TestKeys_ALeaseThatCannotBeRenewedIsReplacedAtTwoThirds(t *testing.T) {
 		for w.vault.called("openai/creds/") == 1 {
 			w.use(time.Second)
 		}
-		require.InDelta(t, 53, time.Since(began).Seconds(), 2, "two thirds, and two thirds of the rest")
+		require.InDelta(t, 53, time.Since(began).Seconds(), 2, "after two thirds, and two thirds of the rest")
 		synctest.Wait()
 		require.NotEqual(t, first, w.liveKeys())
 	})
@@ -108,9 +108,9 @@ func TestKeys_TheTokensEndIsTheKeysEnd(t *testing.T) {
 		for w.vault.called("auth/approle/login") == 1 {
 			w.use(time.Second)
 		}
-		require.InDelta(t, 280, time.Since(began).Seconds(), 2, "before the maximum, which is at 300")
+		require.InDelta(t, 280, time.Since(began).Seconds(), 2, "before the maximum of 300 s")
 		w.use(10 * time.Minute)
-		require.Equal(t, 4, w.vault.called("auth/approle/login"), "a login in 5 minutes")
+		require.Equal(t, 4, w.vault.called("auth/approle/login"), "one login in 5 minutes")
 	})
 }
 
@@ -122,7 +122,7 @@ func TestKeys_AnotherKeyIsLeasedAfterACentralRevocation(t *testing.T) {
 			w.use(time.Second)
 		}
 		require.Equal(t, 6, w.vault.called("openai/creds/"))
-		time.Sleep(2 * time.Hour) // nobody asks; the renewal finds out
+		time.Sleep(2 * time.Hour) // without requests, the renewal detects it
 		w.vault.revokeAll()
 		time.Sleep(time.Hour)
 		require.Len(t, w.liveKeys(), 1)
@@ -143,9 +143,9 @@ func TestKeys_WithoutVaultTheKeyLastsUntilItsEnd(t *testing.T) {
 		require.Contains(t, body, "broker_no_key")
 		time.Sleep(20 * time.Minute)
 		_, _ = w.ask()
-		require.Equal(t, asked, w.sim.Count("GET", "/models"), "a key is used beyond its end")
+		require.Equal(t, asked, w.sim.Count("GET", "/models"), "a key is used after its expiry")
 		tries := w.vault.called("")
-		require.Less(t, tries, 500, "Vault is asked every 10 s at most")
+		require.Less(t, tries, 500, "at most one call to Vault every 10 s")
 		w.vault.set(func() { w.vault.down = false })
 		time.Sleep(maxVaultBackoff + time.Second)
 		w.use(time.Minute)
@@ -158,7 +158,7 @@ func TestKeys_ARunningRequestKeepsItsKeyAlive(t *testing.T) {
 		held, refused := w.a.keys.take(t.Context())
 		require.Nil(t, refused)
 		w.a.keys.mu.Lock()
-		held.final = true // as if the maximum had come
+		held.final = true // as if the lease had reached its maximum
 		w.a.keys.mu.Unlock()
 		time.Sleep(21 * time.Minute)
 		require.Len(t, w.liveKeys(), 2, "the old key serves a request")
@@ -166,7 +166,7 @@ func TestKeys_ARunningRequestKeepsItsKeyAlive(t *testing.T) {
 		held.final = false
 		w.a.keys.mu.Unlock()
 		time.Sleep(3 * time.Hour)
-		require.Len(t, w.liveKeys(), 2, "it is renewed meanwhile")
+		require.Len(t, w.liveKeys(), 2, "the old key is renewed meanwhile")
 		w.a.keys.release(held)
 		synctest.Wait()
 		require.Len(t, w.liveKeys(), 1)
@@ -211,7 +211,7 @@ func TestKeys_AStaticRoleIsReadAgainAfterItsRotation(t *testing.T) {
 		w.use(9 * time.Minute)
 		require.Equal(t, 1, w.vault.called("openai/static-creds"))
 
-		// Vault rotates: the new key is first in the list, the old one lives on.
+		// Vault rotates the key and deletes the old one.
 		second, secondID, _ := w.vault.create("static-2")
 		w.vault.set(func() { sim.DeleteServiceAccount(w.vault.project, account) })
 		w.use(2 * time.Minute)
@@ -223,7 +223,7 @@ func TestKeys_AStaticRoleIsReadAgainAfterItsRotation(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.use(time.Second)
 		require.NoError(t, w.b.close(0))
-		require.Equal(t, []string{secondID}, w.liveKeys(), "a static role's key is not the broker's to revoke")
+		require.Equal(t, []string{secondID}, w.liveKeys(), "the broker does not revoke a static role's key")
 		sim.DeleteServiceAccount(w.vault.project, second)
 	})
 }
@@ -246,7 +246,7 @@ func TestKeys_ARejectedRevocationIsSaid(t *testing.T) {
 		sim := openaitest.New(openaitest.Options{})
 		w := prepare(t, sim, "https://api.openai.example/v1", nil)
 		require.Nil(t, w.a.keys.replace(t.Context(), nil))
-		w.vault.set(func() { w.vault.tokens = map[string]*fakeTerm{} }) // the token is gone, the lease is not
+		w.vault.set(func() { w.vault.tokens = map[string]*fakeTerm{} }) // the token is invalid, the lease is not
 		require.NoError(t, w.b.close(0))
 		require.Contains(t, w.log.String(), "the key stays valid until it expires")
 	})
@@ -265,8 +265,8 @@ func TestKeys_VaultDownAtTheEndIsAnError(t *testing.T) {
 	})
 }
 
-// A model that thinks for half an hour before its first byte and between two is
-// not cut, by the broker's real server and transport.
+// The broker's real server and transport do not cut a stream that pauses for half an hour
+// before its first byte and between two.
 func TestProxy_ASilentStreamIsNotCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, func(f *fakeVault) { f.leaseMax = 24 * time.Hour }, func(c *Config) { c.MaxSession = Duration(3 * time.Hour) })
@@ -308,8 +308,8 @@ func TestProxy_ASilentStreamIsNotCut(t *testing.T) {
 	})
 }
 
-// A client that dawdles over its header is cut after ten seconds, and an idle
-// connection after two minutes.
+// The server closes a connection with an unfinished header after ten seconds, and an idle
+// one after two minutes.
 func TestServer_SlowHeadersAndIdleConnectionsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, nil, nil)
@@ -338,7 +338,7 @@ func TestServer_SlowHeadersAndIdleConnectionsEnd(t *testing.T) {
 	})
 }
 
-// pipeListener is a listener in memory, and what dials it.
+// pipeListener is a listener in memory, and its dialer.
 func pipeListener() (dial func(ctx context.Context, network, address string) (net.Conn, error), l net.Listener) {
 	p := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {

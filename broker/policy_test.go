@@ -70,7 +70,7 @@ func TestPolicy_Paths(t *testing.T) {
 		require.Equal(t, want, code, escaped)
 	}
 	_, refused := checkPath("GET", "/v1/fine_tuning/jobs", []string{"fine_tuning"})
-	require.Nil(t, refused, "allowed by name")
+	require.Nil(t, refused, "the family is allowed by name")
 }
 
 func TestPolicy_Models(t *testing.T) {
@@ -101,12 +101,12 @@ func TestPolicy_Models(t *testing.T) {
 		{"a stored prompt", "POST", "responses", `{"model":"gpt-5","prompt":{"id":"pmpt_1"}}`, nil, false},
 		{"a text prompt", "POST", "completions", `{"model":"gpt-5","prompt":"x"}`, nil, true},
 		{"a list of prompts", "POST", "completions", `{"model":"gpt-5","prompt":["x"]}`, nil, true},
-		{"text after it", "POST", "responses", `{"model":"gpt-5"}{"model":"gpt-4o"}`, nil, false},
-		{"a list outside", "POST", "responses", `[{"model":"gpt-5"}]`, nil, false},
-		{"cut off", "POST", "responses", `{"model":"gpt-5"`, nil, false},
+		{"text after the object", "POST", "responses", `{"model":"gpt-5"}{"model":"gpt-4o"}`, nil, false},
+		{"in a list", "POST", "responses", `[{"model":"gpt-5"}]`, nil, false},
+		{"truncated", "POST", "responses", `{"model":"gpt-5"`, nil, false},
 		{"deep", "POST", "responses", `{"model":"gpt-5","a":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `}`, nil, false},
 		{"a form", "POST", "audio/transcriptions", `model=gpt-5`, http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, false},
-		{"no type", "POST", "responses", `{"model":"gpt-5"}`, http.Header{}, false},
+		{"no content type", "POST", "responses", `{"model":"gpt-5"}`, http.Header{}, false},
 		{"compressed", "POST", "responses", `{"model":"gpt-5"}`, http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}, false},
 		{"in the query too", "POST", "responses?model=gpt-4o", `{"model":"gpt-5"}`, nil, false},
 		{"batches", "POST", "batches", `{"model":"gpt-5"}`, nil, false},
@@ -150,14 +150,14 @@ func TestPolicy_ModelsEndToEnd(t *testing.T) {
 	large := w.request("POST", "/v1/responses", `{"model":"gpt-5","input":"`+strings.Repeat("x", keptBody)+`"}`)
 	require.Equal(t, "broker_model", w.do(large).code())
 	larger := w.request("POST", "/v1/responses", `{"model":"gpt-5","input":"`+strings.Repeat("x", 8*keptBody)+`"}`)
-	require.Equal(t, "broker_model", w.do(larger).code(), "a client that is still sending")
+	require.Equal(t, "broker_model", w.do(larger).code(), "the client is still sending")
 	chunked := w.request("POST", "/v1/responses", `{"model":"gpt-5"}`)
 	chunked.ContentLength = -1
 	require.Equal(t, "broker_model", w.do(chunked).code(), "a body of unknown size is not read")
 }
 
-// Whatever passes is under an allowed family for a server that reads it as
-// loosely as servers do, and is not under a forbidden one.
+// A path that passes is under an allowed family, and not under a forbidden one, even for
+// a server that reads paths loosely.
 func FuzzPath(f *testing.F) {
 	for _, seed := range []string{
 		"/v1/models", "/v1/m%6fdels", "/v1//organization", "/v1/models/../organization", "/v1/models%2f..%2forganization", "/v1/models;/organization",
@@ -172,7 +172,7 @@ func FuzzPath(f *testing.F) {
 			return
 		}
 		decoded := escaped
-		for range 3 { // servers behind servers decode again
+		for range 3 { // further servers may decode again
 			if once, err := url.PathUnescape(decoded); err == nil {
 				decoded = once
 			}
@@ -194,8 +194,8 @@ func FuzzPath(f *testing.F) {
 	})
 }
 
-// Whatever passes names an allowed model to every reader of JSON: one that takes
-// the first of two names, one that takes the last, one that ignores case.
+// A body that passes names an allowed model for every JSON parser: one that takes the
+// first of two names, one that takes the last, one that ignores case.
 func FuzzModels(f *testing.F) {
 	for _, seed := range []string{
 		`{"model":"gpt-5"}`, `{"model":"gpt-5","model":"x"}`, `{"\u006dodel":"x","model":"gpt-5"}`, `{"MODEL":"x","model":"gpt-5"}`,

@@ -61,7 +61,7 @@ func TestProxy_ForwardsWithTheKeyInPlaceOfThePlaceholder(t *testing.T) {
 	require.NotContains(t, string(content), "x=1")
 }
 
-// The answers of the table in docs/broker.md, one by one, as sent on the wire.
+// Each response of the table in docs/broker.md, as sent on the wire.
 func TestProxy_RefusesWhatItDoesNotKnow(t *testing.T) {
 	w := newWorld(t, nil)
 	auth := "Authorization: Bearer " + w.a.token + "\r\n"
@@ -82,7 +82,7 @@ func TestProxy_RefusesWhatItDoesNotKnow(t *testing.T) {
 		{"empty origin", "GET /v1/models HTTP/1.1", host + auth + "Origin:\r\n", "broker_origin"},
 		{"null origin", "OPTIONS /v1/models HTTP/1.1", host + auth + "Origin: null\r\n", "broker_origin"},
 		{"absolute form", "GET http://" + w.b.address + "/v1/models HTTP/1.1", host + auth, "broker_host"},
-		{"absolute form of another", "GET https://api.openai.com/v1/organization/projects HTTP/1.1", host + auth, "broker_host"},
+		{"absolute form of another host", "GET https://api.openai.com/v1/organization/projects HTTP/1.1", host + auth, "broker_host"},
 		{"connect", "CONNECT api.openai.com:443 HTTP/1.1", host + auth, "broker_host"},
 		{"options star", "OPTIONS * HTTP/1.1", host + auth, "broker_method"},
 		{"trace", "TRACE /v1/models HTTP/1.1", host + auth, "broker_method"},
@@ -125,7 +125,7 @@ func TestProxy_RefusesWhatItDoesNotKnow(t *testing.T) {
 			got := w.raw(c.line + "\r\n" + c.headers + "Connection: close\r\n\r\n")
 			require.Contains(t, got, c.want)
 			if c.want != "200" {
-				require.Len(t, w.sim.Requests(), before, "it reached OpenAI")
+				require.Len(t, w.sim.Requests(), before, "the request reached OpenAI")
 			}
 		})
 	}
@@ -158,7 +158,7 @@ func TestProxy_EventsArriveAsOpenAISendsThem(t *testing.T) {
 	require.Equal(t, "answered", w.eventually("end").Outcome)
 }
 
-// eventually waits for the next line of a kind, which follows the answer.
+// eventually waits for the next line of a kind, which follows the response.
 func (w *world) eventually(event string) (found record) {
 	w.t.Helper()
 	require.Eventually(w.t, func() bool {
@@ -205,7 +205,7 @@ func TestProxy_ASocketEndsWithItsKey(t *testing.T) {
 	ws, _, err := openaitest.DialWebSocket(w.b.address, "/v1/responses", http.Header{"Authorization": {"Bearer " + w.a.token}})
 	require.NoError(t, err)
 	w.vault.revokeAll()
-	require.Equal(t, 200, w.send("GET", "/v1/models", "").status, "replaced after a 401")
+	require.Equal(t, 200, w.send("GET", "/v1/models", "").status, "the key is replaced after a 401")
 	_, err = ws.Read()
 	require.Error(t, err, "the socket of the revoked key is open")
 	require.Eventually(t, func() bool {
@@ -231,11 +231,11 @@ func TestProxy_MaxSessionCutsARequest(t *testing.T) {
 func TestProxy_ARefusedKeyIsReplacedOnceAndTheRequestRepeated(t *testing.T) {
 	w := newWorld(t, nil)
 	first := w.liveKeys()
-	w.vault.slow = 200 * time.Millisecond // so that all of them wait for the first
+	w.vault.slow = 200 * time.Millisecond // so that all requests wait for the first
 	w.vault.revokeAll()
 	var wait sync.WaitGroup
 	var failed atomic.Int64
-	for range 20 { // they all meet the refused key, and one replacement serves them
+	for range 20 { // all use the refused key, and one replacement serves them
 		wait.Go(func() {
 			req := w.request("POST", "/v1/responses", `{"model":"gpt-5-mini"}`)
 			resp, err := http.DefaultClient.Do(req)
@@ -283,7 +283,7 @@ func TestProxy_OpenAIsWordsAboutAKeyDoNotPass(t *testing.T) {
 	require.Equal(t, "broker_key_refused", got.code())
 	require.NotContains(t, got.body, "sk-svcac")
 
-	// Two fresh keys were refused, so the next has to wait.
+	// OpenAI refused two new keys, so the next request has to wait.
 	got = w.send("GET", "/v1/models", "")
 	require.Equal(t, 503, got.status, got.body)
 	require.Equal(t, "broker_no_key", got.code())
@@ -299,7 +299,7 @@ func TestProxy_VaultsWordsReachTheAgentWhenItRejects(t *testing.T) {
 	require.Equal(t, 403, got.status)
 	require.Equal(t, "broker_no_key", got.code())
 	require.Contains(t, got.body, "permission denied")
-	require.Positive(t, w.vault.called("auth/token/revoke-self"), "the token goes, and with it a lease whose answer was lost")
+	require.Positive(t, w.vault.called("auth/token/revoke-self"), "the token is revoked, and with it a lease whose response was lost")
 }
 
 func TestProxy_CloseCutsWhatIsInProgress(t *testing.T) {
@@ -349,7 +349,7 @@ func TestProxy_AnAnswerThatBreaksOffIsRecorded(t *testing.T) {
 	require.NoError(t, err)
 	defer resp.Body.Close()
 	_, err = io.ReadAll(resp.Body)
-	require.Error(t, err, "a truncated answer looks whole")
+	require.Error(t, err, "a truncated response looks complete")
 	require.Equal(t, "broken_off", w.eventually("end").Outcome)
 }
 
@@ -363,7 +363,7 @@ func TestProxy_TheAgentsCancelReachesOpenAI(t *testing.T) {
 		<-struck
 		cancel()
 	}()
-	_, err := http.DefaultClient.Do(w.request("POST", "/v1/responses", `{"model":"m"}`).WithContext(ctx)) //nolint:bodyclose // there is no answer
+	_, err := http.DefaultClient.Do(w.request("POST", "/v1/responses", `{"model":"m"}`).WithContext(ctx)) //nolint:bodyclose // there is no response
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, "canceled", w.eventually("end").Outcome)
 	drained, done := context.WithTimeout(t.Context(), 10*time.Second)
@@ -397,7 +397,7 @@ func TestProxy_Limits(t *testing.T) {
 	require.Equal(t, "broker_concurrency", got.code())
 	close(release)
 	require.Equal(t, 200, (<-done).status)
-	for range 2 { // each at once after the one before
+	for range 2 { // immediately after each other
 		require.Equal(t, 200, w.send("GET", "/v1/models", "").status)
 	}
 	got = w.send("GET", "/v1/models", "")
@@ -406,7 +406,7 @@ func TestProxy_Limits(t *testing.T) {
 	require.Equal(t, "20", got.header.Get("Retry-After"))
 }
 
-// failingFile takes a number of bytes and then none, until it is mended.
+// failingFile accepts a number of bytes and then fails until it has room again.
 type failingFile struct {
 	mu      sync.Mutex
 	room    int
@@ -435,10 +435,10 @@ func TestAudit_WithoutALineNothingPasses(t *testing.T) {
 	for range 3 {
 		require.Equal(t, 503, w.send("GET", "/v1/models", "").status)
 	}
-	require.Len(t, w.b.ledger.pending, pending, "refusals pile up")
+	require.Len(t, w.b.ledger.pending, pending, "refusals accumulate")
 	require.Zero(t, w.sim.Count("GET", "/models"))
 
-	// Room for the lines above, the next start, and half of its end.
+	// Room for the lines above, the next start line, and half of its end line.
 	disk.mu.Lock()
 	disk.room = pending + 300
 	disk.mu.Unlock()

@@ -46,11 +46,11 @@ func TestServiceAccount_Lifecycle(t *testing.T) {
 		require.Equal(t, account, read)
 		require.Equal(t, "member", read.Role)
 		_, err = c.GetServiceAccount(ctx, sim.AddProject("another"), account.ID)
-		require.True(t, IsNotFound(err), "an account is one of its project")
+		require.True(t, IsNotFound(err), "an account belongs to one project")
 
 		require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
 		require.Empty(t, sim.Accounts())
-		require.Empty(t, sim.Keys(), "an account takes its keys with it")
+		require.Empty(t, sim.Keys(), "the keys are deleted with the account")
 		require.True(t, IsNotFound(c.DeleteServiceAccount(ctx, project, account.ID)))
 	})
 }
@@ -67,7 +67,7 @@ func TestCreate_SendsOnlyTheExpiry(t *testing.T) {
 		time.Nanosecond:         1.0, // never 0, which the API refuses
 		time.Second:             1.0,
 		90 * time.Second:        90.0,
-		1500 * time.Millisecond: 2.0, // up: the key must outlast what it was made for
+		1500 * time.Millisecond: 2.0, // rounded up: the key must not expire early
 		MaxExpiry:               31_536_000.0,
 	} {
 		t.Run(expiry.String(), func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestEmptyID_IsNotSent(t *testing.T) {
 	c := connect(t, sim)
 	for name, v := range verbs {
 		if v.route == adminKeysRoute || v.route == projectsRoute || v.route == modelsRoute {
-			continue // these name nothing
+			continue // these calls have no ID
 		}
 		e := failed(t, v.call(context.Background(), c, ids{}))
 		require.False(t, e.Sent || e.Ambiguous() || e.Retryable(), name)
@@ -169,35 +169,35 @@ func TestCreate_UnexpectedAnswerIsAmbiguous(t *testing.T) {
 	t.Parallel()
 	const key = `{"id":"k1","name":"n","value":"` + testKey + `","created_at":1,"expires_at":2}`
 	for name, body := range map[string]string{
-		"empty":                  ``,
-		"space":                  ` `,
-		"not JSON":               `<html>welcome</html>`,
-		"binary":                 "\xff\xfe\x00",
-		"truncated":              `{"id":"a1","api_key":` + key,
-		"null":                   `null`,
-		"number":                 `5`,
-		"string":                 `"` + testKey + `"`,
-		"array":                  `[{"id":"a1","api_key":` + key + `}]`,
-		"empty object":           `{}`,
-		"another object":         `{"status":"ok","value":"` + testKey + `"}`,
-		"error in a 200":         `{"error":{"message":"` + testKey + `"}}`,
-		"no id":                  `{"api_key":` + key + `}`,
-		"null id":                `{"id":null,"api_key":` + key + `}`,
-		"empty id":               `{"id":"","api_key":` + key + `}`,
-		"numeric id":             `{"id":5,"api_key":` + key + `}`,
-		"no key":                 `{"id":"a1"}`,
-		"null key":               `{"id":"a1","api_key":null}`,
-		"key of another type":    `{"id":"a1","api_key":"` + testKey + `"}`,
-		"key in a list":          `{"id":"a1","api_key":[` + key + `]}`,
-		"key without a value":    `{"id":"a1","api_key":{"id":"k1"}}`,
-		"key with a null value":  `{"id":"a1","api_key":{"id":"k1","value":null}}`,
-		"key with an empty one":  `{"id":"a1","api_key":{"id":"k1","value":""}}`,
-		"key with a number":      `{"id":"a1","api_key":{"id":"k1","value":7}}`,
-		"key with a truth":       `{"id":"a1","api_key":{"id":"k1","value":true}}`,
-		"key with an object":     `{"id":"a1","api_key":{"id":"k1","value":{}}}`,
-		"key without an id":      `{"id":"a1","api_key":{"value":"` + testKey + `"}}`,
-		"key with a numeric id":  `{"id":"a1","api_key":{"id":5,"value":"` + testKey + `"}}`,
-		"nested one level lower": `{"data":{"id":"a1","api_key":` + key + `}}`,
+		"empty":                   ``,
+		"space":                   ` `,
+		"not JSON":                `<html>welcome</html>`,
+		"binary":                  "\xff\xfe\x00",
+		"truncated":               `{"id":"a1","api_key":` + key,
+		"null":                    `null`,
+		"number":                  `5`,
+		"string":                  `"` + testKey + `"`,
+		"array":                   `[{"id":"a1","api_key":` + key + `}]`,
+		"empty object":            `{}`,
+		"another object":          `{"status":"ok","value":"` + testKey + `"}`,
+		"error in a 200":          `{"error":{"message":"` + testKey + `"}}`,
+		"no id":                   `{"api_key":` + key + `}`,
+		"null id":                 `{"id":null,"api_key":` + key + `}`,
+		"empty id":                `{"id":"","api_key":` + key + `}`,
+		"numeric id":              `{"id":5,"api_key":` + key + `}`,
+		"no key":                  `{"id":"a1"}`,
+		"null key":                `{"id":"a1","api_key":null}`,
+		"key of another type":     `{"id":"a1","api_key":"` + testKey + `"}`,
+		"key in a list":           `{"id":"a1","api_key":[` + key + `]}`,
+		"key without a value":     `{"id":"a1","api_key":{"id":"k1"}}`,
+		"key with a null value":   `{"id":"a1","api_key":{"id":"k1","value":null}}`,
+		"key with an empty value": `{"id":"a1","api_key":{"id":"k1","value":""}}`,
+		"key with a number":       `{"id":"a1","api_key":{"id":"k1","value":7}}`,
+		"key with a boolean":      `{"id":"a1","api_key":{"id":"k1","value":true}}`,
+		"key with an object":      `{"id":"a1","api_key":{"id":"k1","value":{}}}`,
+		"key without an id":       `{"id":"a1","api_key":{"value":"` + testKey + `"}}`,
+		"key with a numeric id":   `{"id":"a1","api_key":{"id":5,"value":"` + testKey + `"}}`,
+		"nested one level lower":  `{"data":{"id":"a1","api_key":` + key + `}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -226,25 +226,25 @@ func TestCreate_UnexpectedAnswerIsAmbiguous(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the rest may be odd", func(t *testing.T) {
+	t.Run("other fields may be invalid", func(t *testing.T) {
 		t.Parallel()
 		c := answering(t, http.StatusOK, nil, `{"id":"a1","name":null,"created_at":"x","role":7,"new":{},
 			"api_key":{"id":"k1","value":"`+testKey+`","expires_at":"soon","name":[]}}`)
 		account, made, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
-		require.NoError(t, err, "a key that works is not thrown away for a field that nobody needs")
+		require.NoError(t, err, "an unused field does not discard a working key")
 		require.Equal(t, ServiceAccount{ID: "a1"}, account)
-		require.True(t, made.ExpiresAt.IsZero() && made.CreatedAt.IsZero(), "what is not a time is none, and never one that looks safe")
+		require.True(t, made.ExpiresAt.IsZero() && made.CreatedAt.IsZero(), "an invalid time is the zero time")
 		require.True(t, made.Value.Equal(NewSecret(testKey)))
 	})
-	t.Run("no number is a time that nobody has said", func(t *testing.T) {
+	t.Run("only a valid number is a time", func(t *testing.T) {
 		t.Parallel()
 		for text, want := range map[string]time.Time{
 			"1e400": {}, "1e300": {}, "-1e300": {}, "9223372036854775808": {}, "253402300800": {}, "null": {}, "true": {}, `"1767323045"`: {}, "[1767323045]": {}, "{}": {},
 			"1767323045":                      time.Unix(1767323045, 0).UTC(),
 			"1767323045.9":                    time.Unix(1767323045, 0).UTC(),
 			"1.767323045e9":                   time.Unix(1767323045, 0).UTC(),
-			"-1":                              time.Unix(-1, 0).UTC(), // long over, and not without end
-			`1767323045,"expires_at":"never"`: {},                     // the last word counts
+			"-1":                              time.Unix(-1, 0).UTC(), // in the past, not unset
+			`1767323045,"expires_at":"never"`: {},                     // the last value counts
 		} {
 			c := answering(t, http.StatusOK, nil, `{"id":"a1","api_key":{"id":"k1","value":"`+testKey+`","expires_at":`+text+`}}`)
 			_, made, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)

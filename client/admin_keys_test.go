@@ -53,7 +53,7 @@ func TestAdminKey_Lifecycle(t *testing.T) {
 		require.True(t, IsNotFound(err))
 		_, err = next.ListAdminKeys(ctx)
 		require.True(t, IsDenied(err))
-		require.False(t, IsNotFound(err), "a key that is refused says nothing about what exists")
+		require.False(t, IsNotFound(err), "the rejection of a key does not prove that an object is missing")
 	})
 }
 
@@ -78,11 +78,11 @@ func TestAdminKeyMatches_RedactedValue(t *testing.T) {
 		"sk-admin.*.…*wxyz":                 true,
 		"sk-admin...wxyy":                   false,
 		"sk-other...wxyz":                   false,
-		"sk-admin...":                       false, // shows nothing that tells keys apart
+		"sk-admin...":                       false, // shows no part that identifies the key
 		"...":                               false,
 		"":                                  false,
-		testKey:                             false, // not redacted: what would that be?
-		testKey[:30] + "..." + testKey[20:]: false, // shows more than there is
+		testKey:                             false, // not redacted
+		testKey[:30] + "..." + testKey[20:]: false, // shows more than the whole key
 		testKey + "...z":                    false,
 		"sk-ad...min...wxyz":                false,
 	} {
@@ -126,7 +126,7 @@ func TestCheckWrite_DetectsPermissionsWithoutSideEffect(t *testing.T) {
 	}
 	require.Len(t, sim.Ledger(), before)
 
-	t.Run("an outage is no permission", func(t *testing.T) {
+	t.Run("an outage is an error", func(t *testing.T) {
 		defer sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusServiceUnavailable})()
 		e := failed(t, connect(t, sim).CheckWrite(context.Background()))
 		require.Equal(t, http.StatusServiceUnavailable, e.Status)

@@ -29,37 +29,37 @@ func TestBlame_Answers(t *testing.T) {
 		body   string
 		want   Blame
 	}{
-		"an invalid key":                {401, object("invalid_api_key", "no"), BlameKey},
-		"an invalid key, by its text":   {401, object("", "Incorrect API key provided: sk-x."), BlameKey},
-		"a revoked key":                 {401, object("api_key_revoked", "no"), BlameKey},
-		"an invalid key, on a page":     {401, "<title>Incorrect API key provided</title>", BlameStranger},
-		"an invalid key, as a string":   {401, `{"error":"Incorrect API key provided"}`, BlameUnknown},
-		"a gateway's invalid key":       {401, object("401", "Invalid API key of this gateway"), BlameUnknown},
-		"an invalid key with a 400":     {400, object("invalid_api_key", "no"), BlameRequest},
-		"an expired key to be updated":  {400, object("api_key_expired", "Expired API keys cannot be updated."), BlameRequest},
-		"no key":                        {401, object("", "You didn't provide an API key."), BlameUnknown},
-		"a missing scope":               {403, object("missing_scope", "no"), BlamePermission},
-		"a missing scope, by its text":  {401, object("", missing), BlamePermission},
-		"a missing scope, as a string":  {403, `{"error":"` + missing + `"}`, BlamePermission},
-		"a missing scope with a 400":    {400, object("missing_scope", missing), BlameRequest},
-		"an organization":               {401, object("mismatched_organization", "no"), BlameOrganization},
-		"a host":                        {401, object("incorrect_hostname", "no"), BlameHost},
-		"an address":                    {403, object("ip_not_authorized", "Not allowed by your organization's policy"), BlameAddress},
-		"a policy, by its code":         {403, object("key_creation_disabled", "no"), BlamePolicy},
-		"a policy, by its text":         {403, object("", "This is disabled for this project."), BlamePolicy},
-		"a policy on lifetimes":         {403, object("", "The expiry is too far off."), BlamePolicy},
-		"a policy with a 400":           {400, object("key_creation_disabled", "no"), BlameRequest},
-		"a policy, on a page":           {403, "<title>Corporate policy</title>", BlameStranger},
-		"a country":                     {403, object("unsupported_country_region_territory", "no"), BlameUnknown},
-		"a proxy":                       {407, "", BlameProxy},
-		"an empty answer":               {403, "", BlameStranger},
-		"a thing that is not there":     {404, object("api_key_not_found", "no"), BlameRequest},
-		"a gateway that knows no route": {404, "<title>404</title>", BlameStranger},
-		"a bad request":                 {422, object("", "no"), BlameRequest},
-		"a rate limit":                  {429, object("rate_limit_exceeded", "no"), BlameServer},
-		"a server error":                {500, object("invalid_api_key", "no"), BlameServer},
-		"a redirect":                    {302, "", BlameServer},
-		"a page":                        {200, "<title>hello</title>", BlameServer},
+		"an invalid key":               {401, object("invalid_api_key", "no"), BlameKey},
+		"an invalid key, by its text":  {401, object("", "Incorrect API key provided: sk-x."), BlameKey},
+		"a revoked key":                {401, object("api_key_revoked", "no"), BlameKey},
+		"an invalid key, on a page":    {401, "<title>Incorrect API key provided</title>", BlameStranger},
+		"an invalid key, as a string":  {401, `{"error":"Incorrect API key provided"}`, BlameUnknown},
+		"a gateway's invalid key":      {401, object("401", "Invalid API key of this gateway"), BlameUnknown},
+		"an invalid key with a 400":    {400, object("invalid_api_key", "no"), BlameRequest},
+		"an expired key to be updated": {400, object("api_key_expired", "Expired API keys cannot be updated."), BlameRequest},
+		"no key":                       {401, object("", "You didn't provide an API key."), BlameUnknown},
+		"a missing scope":              {403, object("missing_scope", "no"), BlamePermission},
+		"a missing scope, by its text": {401, object("", missing), BlamePermission},
+		"a missing scope, as a string": {403, `{"error":"` + missing + `"}`, BlamePermission},
+		"a missing scope with a 400":   {400, object("missing_scope", missing), BlameRequest},
+		"an organization":              {401, object("mismatched_organization", "no"), BlameOrganization},
+		"a host":                       {401, object("incorrect_hostname", "no"), BlameHost},
+		"an address":                   {403, object("ip_not_authorized", "Not allowed by your organization's policy"), BlameAddress},
+		"a policy, by its code":        {403, object("key_creation_disabled", "no"), BlamePolicy},
+		"a policy, by its text":        {403, object("", "This is disabled for this project."), BlamePolicy},
+		"a policy on lifetimes":        {403, object("", "The expiry is too far off."), BlamePolicy},
+		"a policy with a 400":          {400, object("key_creation_disabled", "no"), BlameRequest},
+		"a policy, on a page":          {403, "<title>Corporate policy</title>", BlameStranger},
+		"an unsupported country":       {403, object("unsupported_country_region_territory", "no"), BlameUnknown},
+		"a proxy":                      {407, "", BlameProxy},
+		"an empty answer":              {403, "", BlameStranger},
+		"a missing object":             {404, object("api_key_not_found", "no"), BlameRequest},
+		"a gateway without a route":    {404, "<title>404</title>", BlameStranger},
+		"a bad request":                {422, object("", "no"), BlameRequest},
+		"a rate limit":                 {429, object("rate_limit_exceeded", "no"), BlameServer},
+		"a server error":               {500, object("invalid_api_key", "no"), BlameServer},
+		"a redirect":                   {302, "", BlameServer},
+		"a page":                       {200, "<title>hello</title>", BlameServer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -97,13 +97,13 @@ func TestExpiryUnknown_IsNotALifetimeError(t *testing.T) {
 		unknown bool
 		about   bool
 	}{
-		"OpenAI's form":      {400, `{"error":{"message":"Unknown parameter: 'expires_in_seconds'.","type":"invalid_request_error","param":"expires_in_seconds","code":"unknown_parameter"}}`, true, false},
-		"its older form":     {400, `{"error":{"message":"Unrecognized request argument supplied: expires_in_seconds","type":"invalid_request_error","param":null,"code":null}}`, true, false},
-		"a validator's":      {422, `{"error":{"message":"expires_in_seconds: Extra inputs are not permitted","type":"invalid_request_error","param":null,"code":null}}`, true, false},
-		"another parameter":  {400, `{"error":{"message":"Unknown parameter: 'scopes'.","type":"invalid_request_error","param":"scopes","code":"unknown_parameter"}}`, false, false},
-		"too long":           {400, `{"error":{"message":"'expires_in_seconds' must be at most 60.","type":"invalid_request_error","param":"expires_in_seconds","code":"key_expiration_too_long"}}`, false, true},
-		"out of range":       {400, `{"error":{"message":"Invalid 'expires_in_seconds'","type":"invalid_request_error","param":"expires_in_seconds","code":"integer_out_of_range"}}`, false, true},
-		"a key that expired": {401, `{"error":{"message":"expires_in_seconds unknown","type":"invalid_request_error","param":null,"code":null}}`, false, false},
+		"OpenAI's form":       {400, `{"error":{"message":"Unknown parameter: 'expires_in_seconds'.","type":"invalid_request_error","param":"expires_in_seconds","code":"unknown_parameter"}}`, true, false},
+		"OpenAI's older form": {400, `{"error":{"message":"Unrecognized request argument supplied: expires_in_seconds","type":"invalid_request_error","param":null,"code":null}}`, true, false},
+		"a validator's form":  {422, `{"error":{"message":"expires_in_seconds: Extra inputs are not permitted","type":"invalid_request_error","param":null,"code":null}}`, true, false},
+		"another parameter":   {400, `{"error":{"message":"Unknown parameter: 'scopes'.","type":"invalid_request_error","param":"scopes","code":"unknown_parameter"}}`, false, false},
+		"too long":            {400, `{"error":{"message":"'expires_in_seconds' must be at most 60.","type":"invalid_request_error","param":"expires_in_seconds","code":"key_expiration_too_long"}}`, false, true},
+		"out of range":        {400, `{"error":{"message":"Invalid 'expires_in_seconds'","type":"invalid_request_error","param":"expires_in_seconds","code":"integer_out_of_range"}}`, false, true},
+		"a key that expired":  {401, `{"error":{"message":"expires_in_seconds unknown","type":"invalid_request_error","param":null,"code":null}}`, false, false},
 	} {
 		_, _, err := answering(t, test.status, nil, test.body).CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 		e := failed(t, err)
@@ -128,7 +128,7 @@ func TestBlame_ProxyThatDoesNotConnect(t *testing.T) {
 		_, _, err = c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 		e := failed(t, err)
 		require.Equal(t, BlameProxy, e.Blame())
-		require.False(t, e.Sent || e.Ambiguous(), "the host has seen nothing")
+		require.False(t, e.Sent || e.Ambiguous(), "the host did not receive the request")
 		require.ErrorContains(t, e, "cannot reach api.example.com: proxy "+at.Host+" returned "+said)
 		requireFit(t, e)
 		proxy.Close()
@@ -144,7 +144,7 @@ func TestProbe_ProjectWithDataResidency(t *testing.T) {
 	e := failed(t, c.Probe(context.Background(), NewSecret(on.value)))
 	require.Equal(t, BlameHost, e.Blame())
 	require.Equal(t, "eu.api.openai.com", e.RightHost())
-	require.Equal(t, BlameKey, failed(t, c.Probe(context.Background(), NewSecret("sk-svcacct-0123456789012345678901"))).Blame(), "of a key that it does not know")
+	require.Equal(t, BlameKey, failed(t, c.Probe(context.Background(), NewSecret("sk-svcacct-0123456789012345678901"))).Blame(), "an unknown key")
 
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, sim.URL()+"/models", nil)
 	require.NoError(t, err)
@@ -153,7 +153,7 @@ func TestProbe_ProjectWithDataResidency(t *testing.T) {
 	resp, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
 	defer resp.Body.Close()
-	require.Equal(t, http.StatusOK, resp.StatusCode, "at its own host it works")
+	require.Equal(t, http.StatusOK, resp.StatusCode, "the key works at its own host")
 	sim.SetResidency(on.project, "GLOBAL")
 	require.NoError(t, c.Probe(context.Background(), NewSecret(on.value)))
 }

@@ -31,16 +31,16 @@ func TestNew_RejectsInvalidOptions(t *testing.T) {
 	t.Parallel()
 	const password = "hunter2-hunter2"
 	for name, change := range map[string]func(*Options){
-		"no key":               func(o *Options) { o.AdminKey = Secret{} },
-		"empty key":            func(o *Options) { o.AdminKey = NewSecret("") },
-		"path only":            func(o *Options) { o.BaseURL = "/v1" },
-		"host only":            func(o *Options) { o.BaseURL = "api.openai.com/v1" },
-		"no host":              func(o *Options) { o.BaseURL = "https:///v1" },
-		"not HTTP":             func(o *Options) { o.BaseURL = "ftp://api.openai.com" },
-		"not a URL":            func(o *Options) { o.BaseURL = "https://u:" + password + "@host:port\x00" },
-		"no certificate":       func(o *Options) { o.CACert = []byte("-----BEGIN CERTIFICATE-----") },
-		"a key, not the like":  func(o *Options) { o.CACert = []byte(testKey) },
-		"credentials, no host": func(o *Options) { o.BaseURL = "u:" + password + "@host" },
+		"no key":                 func(o *Options) { o.AdminKey = Secret{} },
+		"empty key":              func(o *Options) { o.AdminKey = NewSecret("") },
+		"path only":              func(o *Options) { o.BaseURL = "/v1" },
+		"host only":              func(o *Options) { o.BaseURL = "api.openai.com/v1" },
+		"no host":                func(o *Options) { o.BaseURL = "https:///v1" },
+		"not HTTP":               func(o *Options) { o.BaseURL = "ftp://api.openai.com" },
+		"not a URL":              func(o *Options) { o.BaseURL = "https://u:" + password + "@host:port\x00" },
+		"no certificate":         func(o *Options) { o.CACert = []byte("-----BEGIN CERTIFICATE-----") },
+		"a key as a certificate": func(o *Options) { o.CACert = []byte(testKey) },
+		"credentials, no host":   func(o *Options) { o.BaseURL = "u:" + password + "@host" },
 	} {
 		o := Options{AdminKey: NewSecret(testKey), BaseURL: "https://api.openai.com/v1"}
 		change(&o)
@@ -131,7 +131,7 @@ func TestHeaders_AreExactlyTheExpected(t *testing.T) {
 			require.NoError(t, v.call(context.Background(), c, on), name)
 			h := rec.last(t).header
 			organization := organization
-			if name == "Probe" { // a project key says where it belongs
+			if name == "Probe" { // a project key determines its organization
 				organization = ""
 			}
 			require.Equal(t, []string{"vault-plugin-secrets-openai/v1.2.3 (vault 1.21.2)"}, h["User-Agent"], name)
@@ -215,10 +215,10 @@ func TestWithRequestID_IsThatOfTheLastAnswer(t *testing.T) {
 	require.Equal(t, last(), id)
 	sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 503, Times: 1})
 	require.NoError(t, c.DeleteServiceAccount(context.Background(), project, account.ID, WithRequestID(&id)))
-	require.Equal(t, last(), id, "not that of the attempt which failed")
+	require.Equal(t, last(), id, "not the ID of the failed attempt")
 	before := id
 	require.True(t, IsNotFound(c.DeleteProjectKey(context.Background(), project, "none", WithRequestID(&id))))
-	require.NotEqual(t, before, id, "a refusal has one, too")
+	require.NotEqual(t, before, id, "an error has an ID, too")
 
 	before = id
 	ctx, cancel := context.WithCancel(context.Background())
@@ -259,7 +259,7 @@ func TestCreates_AreSentOnce(t *testing.T) {
 					continue
 				}
 				ctx, cancel := context.WithCancel(context.Background())
-				// What one fault teaches would slow down the next.
+				// A rate that one fault teaches would slow down the next.
 				c.rateLimiter = NewRateLimiter()
 				_, err := c.ListProjects(ctx)
 				require.NoError(t, err) // so that there is a connection to reuse
@@ -297,9 +297,9 @@ func TestReadsAndDeletes_RetryTransientErrors(t *testing.T) {
 				case v.once:
 					continue
 				case kind != "500" && name != "ListProjects" && name != "DeleteAdminKey" && name != "UpdateProjectKey":
-					continue // one of each kind shows it
+					continue // one call of each kind is enough
 				case name == "DeleteProjectKey":
-					continue // its key goes with the account that another deletes
+					continue // another call deletes the account with this key
 				}
 				fault.Method, fault.Route = v.method, v.route
 				var strikes atomic.Int64
@@ -307,13 +307,13 @@ func TestReadsAndDeletes_RetryTransientErrors(t *testing.T) {
 				sim.Fail(fault)
 				id := name + ", " + kind
 				on := on
-				if v.method == http.MethodDelete { // the deletes take nothing from the others
+				if v.method == http.MethodDelete { // the other calls need their account and key
 					on.account = sim.AddServiceAccount(on.project, "to be deleted")
 					on.adminKey, _ = sim.AddAdminKey("to be deleted")
 				}
 				calls[id] = func() error { return v.call(context.Background(), c, on) }
 				check[id] = func(err error) {
-					// A delete whose answer was lost has happened: the next finds nothing.
+					// A delete whose response was lost took effect: the retry finds nothing.
 					if v.method != http.MethodDelete || !IsNotFound(err) {
 						require.NoError(t, err, id)
 						require.Equal(t, struck, strikes.Load(), id)
@@ -335,17 +335,17 @@ func TestReadsAndDeletes_BoundTheAttempts(t *testing.T) {
 		fault openaitest.Fault
 		want  int
 	}{
-		"500":              {openaitest.Fault{Status: 500}, maxAttempts},
-		"reset":            {openaitest.Fault{Kind: openaitest.FaultReset}, maxAttempts},
-		"empty":            {openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: "{}"}, maxAttempts},
-		"400":              {openaitest.Fault{Status: 400}, 1},
-		"401":              {openaitest.Fault{Status: 401}, 1},
-		"403":              {openaitest.Fault{Status: 403}, 1},
-		"404":              {openaitest.Fault{Status: 404}, 1},
-		"501":              {openaitest.Fault{Status: 501}, 1},
-		"spend limit":      {openaitest.Fault{Status: 429, Code: "project_spend_limit_exceeded"}, 1},
-		"asked to, in 400": {openaitest.Fault{Status: 400, Header: http.Header{"X-Should-Retry": {"true"}, "Retry-After": {"1"}}}, 1},
-		"a long wait":      {openaitest.Fault{Status: 429, Header: http.Header{"Retry-After": {"61"}}}, 1},
+		"500":                  {openaitest.Fault{Status: 500}, maxAttempts},
+		"reset":                {openaitest.Fault{Kind: openaitest.FaultReset}, maxAttempts},
+		"empty":                {openaitest.Fault{Kind: openaitest.FaultGarbageBefore, Body: "{}"}, maxAttempts},
+		"400":                  {openaitest.Fault{Status: 400}, 1},
+		"401":                  {openaitest.Fault{Status: 401}, 1},
+		"403":                  {openaitest.Fault{Status: 403}, 1},
+		"404":                  {openaitest.Fault{Status: 404}, 1},
+		"501":                  {openaitest.Fault{Status: 501}, 1},
+		"spend limit":          {openaitest.Fault{Status: 429, Code: "project_spend_limit_exceeded"}, 1},
+		"400 with Retry-After": {openaitest.Fault{Status: 400, Header: http.Header{"X-Should-Retry": {"true"}, "Retry-After": {"1"}}}, 1},
+		"a long wait":          {openaitest.Fault{Status: 429, Header: http.Header{"Retry-After": {"61"}}}, 1},
 	} {
 		sim := openaitest.Start(t, openaitest.Options{})
 		on := populate(t, sim)
@@ -372,7 +372,7 @@ func TestReadsAndDeletes_BoundTheAttempts(t *testing.T) {
 func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 	t.Parallel()
 	fault := openaitest.Fault{Status: 429, Times: 1, Header: http.Header{"Retry-After": {"1"}}}
-	t.Run("waits as long", func(t *testing.T) {
+	t.Run("waits as long as Retry-After", func(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		sim.Fail(fault)
@@ -382,7 +382,7 @@ func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 		require.GreaterOrEqual(t, time.Since(began), time.Second)
 		require.Equal(t, 2, sim.Count("", ""))
 	})
-	t.Run("not when the context ends first", func(t *testing.T) {
+	t.Run("does not wait if the context ends first", func(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		fault := fault
@@ -391,11 +391,11 @@ func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		_, err := connect(t, sim).ListProjects(ctx)
-		require.True(t, failed(t, err).RateLimited(), "what OpenAI said, not that time is up")
+		require.True(t, failed(t, err).RateLimited(), "OpenAI's error, not the deadline")
 		require.GreaterOrEqual(t, AsError(err).RetryAfter, 29*time.Second)
 		require.NoError(t, ctx.Err())
 	})
-	t.Run("until it is cancelled", func(t *testing.T) {
+	t.Run("waits until the context is canceled", func(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		fault := fault
@@ -409,7 +409,7 @@ func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 		require.True(t, failed(t, err).RateLimited())
 		require.Less(t, time.Since(began), 30*time.Second)
 	})
-	t.Run("without a number, as long as the context lasts", func(t *testing.T) {
+	t.Run("retries within the context without Retry-After", func(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		sim.Fail(openaitest.Fault{Status: 429})
@@ -418,7 +418,7 @@ func TestRetryAfter_IsHonouredWithinTheContext(t *testing.T) {
 		_, err := connect(t, sim).ListProjects(ctx)
 		require.True(t, failed(t, err).RateLimited())
 		require.GreaterOrEqual(t, sim.Count("", ""), 2)
-		require.LessOrEqual(t, sim.Count("", ""), maxAttempts, "no storm")
+		require.LessOrEqual(t, sim.Count("", ""), maxAttempts, "no retry storm")
 	})
 }
 
@@ -490,7 +490,7 @@ func TestCancel_EndsACallImmediately(t *testing.T) {
 			require.ErrorIs(t, e, context.Canceled, name)
 			require.True(t, e.Sent, name)
 			require.Less(t, time.Since(began), DefaultTimeout/2, name)
-			require.Equal(t, 1, sim.Count("", ""), "%s: nobody waits for another try", name)
+			require.Equal(t, 1, sim.Count("", ""), "%s: no retry", name)
 		}
 	})
 }
@@ -537,14 +537,14 @@ func TestConnections_AreReused(t *testing.T) {
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
 		sim := openaitest.Start(t, o)
 		sim.KeepAll()
-		// Without a bound net/http may dial for a call that then finds a
-		// connection idle.
+		// Without a limit, net/http may dial for a call that then uses an idle
+		// connection.
 		c := connect(t, sim, withConcurrency(16))
 		_, err := c.ListProjects(context.Background())
 		require.NoError(t, err)
 		most := burst(t, sim, c, 200, 16)
 		require.LessOrEqual(t, sim.Connections(), 16)
-		require.Greater(t, most, int64(4), "the calls did not wait for each other")
+		require.Greater(t, most, int64(4), "the calls run in parallel")
 		if o.TLS {
 			require.Equal(t, 1, sim.Connections())
 		}
@@ -576,7 +576,7 @@ func TestConcurrency_BoundsTheCallsInFlight(t *testing.T) {
 		require.LessOrEqual(t, burst(t, sim, c, 60, 12), int64(3))
 		require.LessOrEqual(t, sim.Connections(), 3)
 
-		// Who waits for a place leaves with its context, unsent.
+		// A call that waits for a slot ends with its context, unsent.
 		holding := make(chan struct{}, 3)
 		release, let := context.WithCancel(context.Background())
 		sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { holding <- struct{}{} }})
@@ -637,7 +637,7 @@ func TestConcurrency_ReservesSlotsForBothClasses(t *testing.T) {
 				bounded, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				require.NoError(t, calls[other](bounded))
-				require.Empty(t, holding, "no more than these are in flight")
+				require.Empty(t, holding, "no further call is in flight")
 				release()
 				wg.Wait()
 			})
@@ -659,7 +659,7 @@ func TestDialContext_DisablesProxies(t *testing.T) {
 			return d.DialContext(ctx, network, real)
 		}
 	})
-	require.Nil(t, c.http.Proxy, "a proxy of the environment would be dialled instead")
+	require.Nil(t, c.http.Proxy, "a proxy of the environment would be dialed instead")
 	_, err := c.ListProjects(context.Background())
 	require.NoError(t, err)
 	require.Equal(t, "tcp api.example.com:80", asked.Load())
@@ -696,11 +696,11 @@ func TestCACert_IsTheOnlyRootTrusted(t *testing.T) {
 		roots []byte
 		works bool
 	}{
-		"its own":        {right, true},
-		"another":        {other, false},
-		"a bundle":       {append(other[:len(other):len(other)], right...), true},
-		"the system's":   {nil, false},
-		"with some text": {append([]byte("# our roots\n"), right...), true},
+		"its own CA":       {right, true},
+		"another CA":       {other, false},
+		"a bundle":         {append(other[:len(other):len(other)], right...), true},
+		"the system's CAs": {nil, false},
+		"with a comment":   {append([]byte("# our roots\n"), right...), true},
 	} {
 		_, err := connect(t, sim, func(o *Options) { o.CACert = test.roots }).ListProjects(context.Background())
 		if test.works {
@@ -709,7 +709,7 @@ func TestCACert_IsTheOnlyRootTrusted(t *testing.T) {
 		}
 		require.ErrorContains(t, failed(t, err), "certificate signed by unknown authority", name)
 	}
-	require.Equal(t, 3, sim.Count("", ""), "nothing is sent to a server that is not trusted")
+	require.Equal(t, 3, sim.Count("", ""), "no request is sent to an untrusted server")
 }
 
 // stallingProxy forwards connections until it stalls the open ones, as a firewall that
@@ -745,7 +745,7 @@ func stallingProxy(t *testing.T, to string) (address string, stall func()) {
 						return
 					}
 					select {
-					case <-mine: // swallowed
+					case <-mine: // dropped
 					default:
 						_, _ = to.Write(buf[:n])
 					}
@@ -799,7 +799,7 @@ func TestClose_DropsOnlyIdleConnections(t *testing.T) {
 		c.Close()
 		require.NoError(t, <-done)
 		_, err := c.ListProjects(context.Background())
-		require.NoError(t, err, "a client that was replaced still serves who holds it")
+		require.NoError(t, err, "a closed client still serves its callers")
 	})
 }
 

@@ -23,14 +23,14 @@ func TestNow_FollowsTheLastSuccessfulAnswer(t *testing.T) {
 	_, err := c.ListProjects(t.Context())
 	require.Error(t, err)
 	_, known = c.Now()
-	require.False(t, known, "a refusal may be a gateway's")
+	require.False(t, known, "a gateway may have sent the error")
 	_, err = c.ListProjects(t.Context())
 	require.NoError(t, err)
 	now, known := c.Now()
 	require.True(t, known)
 	require.WithinDuration(t, local.Add(3*time.Hour), now, 10*time.Second)
 	require.Equal(t, local, c.NotAfter(local), "this clock is behind")
-	require.WithinDuration(t, now, c.NotAfter(local.Add(4*time.Hour)), 10*time.Second, "and this one ahead")
+	require.WithinDuration(t, now, c.NotAfter(local.Add(4*time.Hour)), 10*time.Second, "this clock is ahead")
 }
 
 func TestNow_IsKnownToTheNextClientOfTheEndpoint(t *testing.T) {

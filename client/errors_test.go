@@ -31,7 +31,7 @@ import (
 // maxMessage each, and the text in between.
 const maxText = 5*(maxMessage+1) + 300
 
-// requireFit checks the text of an error in every way to print it.
+// requireFit checks the text of an error in every printed form.
 func requireFit(t testing.TB, e *Error, secrets ...string) {
 	t.Helper()
 	text := e.Error()
@@ -97,13 +97,13 @@ func TestError_TextForEveryForm(t *testing.T) {
 			want{"No.", "bad_name", "invalid_request_error", "name", ": OpenAI error: No. (status 400, code bad_name, param name, request id req_1)"}},
 		"null fields": {401, `{"error":{"message":"Who?","type":null,"param":null,"code":null}}`,
 			want{message: "Who?", text: ": OpenAI error: Who? (status 401, request id req_1)"}},
-		"a bare string of a stranger's": {403, `{"error":"Not with me"}`, want{message: "Not with me", text: " rejected the request: Not with me (status 403"}},
+		"a bare string from another server": {403, `{"error":"Not with me"}`, want{message: "Not with me", text: " rejected the request: Not with me (status 403"}},
 		"bare string": {403, `{"error":"You have insufficient permissions for this operation. Missing scopes: api.management.read."}`,
 			want{message: "You have insufficient permissions for this operation. Missing scopes: api.management.read.", text: "Missing scopes"}},
 		"number as code":         {400, `{"error":{"message":"m","code":42,"type":"t"}}`, want{message: "m", kind: "t"}},
 		"object as message":      {400, `{"error":{"message":{"a":1},"code":"c"}}`, want{code: "c"}},
 		"list as type":           {400, `{"error":{"message":"m","type":["a"],"param":{"b":2}}}`, want{message: "m"}},
-		"truth as param":         {400, `{"error":{"message":"m","param":true,"code":"c"}}`, want{message: "m", code: "c"}},
+		"boolean as param":       {400, `{"error":{"message":"m","param":true,"code":"c"}}`, want{message: "m", code: "c"}},
 		"null error":             {400, `{"error":null}`, want{text: "rejected the request: Bad Request"}},
 		"number as error":        {400, `{"error":5}`, want{text: "rejected the request: Bad Request"}},
 		"list as error":          {400, `{"error":[{"message":"m"}]}`, want{text: "rejected the request: Bad Request"}},
@@ -121,7 +121,7 @@ func TestError_TextForEveryForm(t *testing.T) {
 		"lines":                  {400, `{"error":{"message":"a\r\nb\u2028c\tdd\u0000\u001b[31m\u202eee"}}`, want{message: "a  b c dd[31mee"}},
 		"unpaired surrogate":     {400, `{"error":{"message":"a\ud800b"}}`, want{message: "a\uFFFDb"}},
 		"not UTF-8":              {400, "{\"error\":{\"message\":\"a\xffb\"}}", want{message: "a\uFFFDb"}},
-		"status of nobody":       {599, ``, want{text: "rejected the request (status 599"}},
+		"unknown status":         {599, ``, want{text: "rejected the request (status 599"}},
 		"a key":                  {400, `{"error":{"message":"Incorrect key sk-proj-AbCdEf1234567890 provided","code":"sk-svcacct-abcdefghijklmnop"}}`, want{message: "Incorrect key sk-*** provided", code: "sk-***"}},
 		"a key in pieces":        {400, `{"error":{"message":"sk-ab\u0000cdef\u200bghijklmnopqrstuvwx"}}`, want{message: "sk-***"}},
 		"words with sk- inside":  {400, `{"error":{"message":"no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}}`, want{message: "no task-runner-of-project-production, risk-api-production-europe-west or sk-short"}},
@@ -168,11 +168,11 @@ func TestError_NotFoundAmbiguousRetryable(t *testing.T) {
 		{404, code("api_key_not_found"), gone},
 		{404, `{"error":"No such thing."}`, retryable}, {404, `{"error":{"message":"m"}}`, retryable},
 		{404, `{"error":{"message":"m","code":404,"type":"not_found"}}`, retryable},
-		{404, code("unknown_url"), 0}, // OpenAI's, but not of the thing
+		{404, code("unknown_url"), 0}, // OpenAI's, but about the URL
 		{404, `{"error":{"message":"Unknown request URL: DELETE /v1/x. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`, 0},
 		{404, `{"error":{"message":"Invalid URL (DELETE /v1/organization/x)","type":"invalid_request_error","param":null,"code":null}}`, 0},
 		{404, `{"error":{"message":"no Route matched with those values","type":"not_found"}}`, 0},
-		{404, "", retryable}, {404, "<h1>Not Found</h1>", retryable}, {404, `{"detail":"Not Found"}`, retryable}, // nobody knows whose these are
+		{404, "", retryable}, {404, "<h1>Not Found</h1>", retryable}, {404, `{"detail":"Not Found"}`, retryable}, // of unknown origin
 		{408, "", ambiguous | retryable}, {409, "", ambiguous | retryable},
 		{429, "", limited | retryable},
 		{429, code("rate_limit_exceeded"), limited | retryable},
@@ -222,7 +222,7 @@ func TestError_RetryAfterInEveryForm(t *testing.T) {
 		"7":                      7 * time.Second,
 		"3600":                   time.Hour,
 		"86400":                  time.Hour,
-		"9223372037":             time.Hour, // nanoseconds of it overflow
+		"9223372037":             time.Hour, // overflows in nanoseconds
 		"9223372036854775807":    time.Hour,
 		"99999999999999999999":   0,
 		"-5":                     0,
@@ -256,9 +256,9 @@ func TestError_StatusOfATruncatedBody(t *testing.T) {
 		e := failed(t, err)
 		require.Equal(t, ambiguous, e.Ambiguous(), status)
 		require.True(t, e.Sent)
-		require.False(t, e.NotFound(), "a 404 counts for nothing without OpenAI's words")
+		require.False(t, e.NotFound(), "a 404 without OpenAI's error proves nothing")
 		if status == http.StatusOK {
-			require.Zero(t, e.Status, "half an answer is none")
+			require.Zero(t, e.Status, "a truncated response has no status")
 			require.ErrorContains(t, e, "reading the response")
 		} else {
 			require.Equal(t, status, e.Status)
@@ -353,7 +353,7 @@ func raw(w http.ResponseWriter, text string) {
 func TestError_MasksAKeyThatIsNotAValidHeader(t *testing.T) {
 	t.Parallel()
 	key := testKey + "\nX-Other: 1"
-	c := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("sent") }, withKey(key))
+	c := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the request was sent") }, withKey(key))
 	_, _, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 	e := failed(t, err)
 	require.False(t, e.Sent || e.Ambiguous())
@@ -366,7 +366,7 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 		_, _, err := c.CreateServiceAccount(ctx, "p", "n", time.Hour)
 		return failed(t, err)
 	}
-	t.Run("nobody listens", func(t *testing.T) {
+	t.Run("connection refused", func(t *testing.T) {
 		t.Parallel()
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
@@ -385,13 +385,13 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 		c := connect(t, sim, func(o *Options) { o.CACert = nil })
 		e := create(context.Background(), c)
 		require.False(t, e.Sent || e.Ambiguous())
-		require.False(t, e.Retryable(), "a certificate does not get better by waiting")
+		require.False(t, e.Retryable(), "a retry does not help against a certificate")
 		require.ErrorContains(t, e, "certificate signed by unknown authority")
 		require.Error(t, verbs["ListProjects"].call(context.Background(), c, ids{}))
 		require.Equal(t, 2, sim.Connections())
 		require.Empty(t, sim.Requests())
 	})
-	t.Run("not TLS at all", func(t *testing.T) {
+	t.Run("no TLS", func(t *testing.T) {
 		t.Parallel()
 		plain := httptest.NewServer(http.NotFoundHandler())
 		defer plain.Close()
@@ -407,7 +407,7 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 		require.False(t, e.Sent || e.Ambiguous())
 		require.ErrorIs(t, e, context.DeadlineExceeded)
 	})
-	t.Run("cancelled before", func(t *testing.T) {
+	t.Run("canceled before the call", func(t *testing.T) {
 		t.Parallel()
 		sim := openaitest.Start(t, openaitest.Options{})
 		ctx, cancel := context.WithCancel(context.Background())
@@ -435,13 +435,13 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 				require.True(t, e.Sent && e.Ambiguous() && e.Retryable())
 				require.Zero(t, e.Status)
 				require.ErrorContains(t, e, ": no answer from 127.0.0.1:")
-				require.NotContains(t, e.Error(), "/v1/", "the URL is nobody's business")
+				require.NotContains(t, e.Error(), "/v1/", "the error does not contain the URL")
 			})
 		})
 	}
 }
 
-// Whenever a caller cancels, a create that is reported as unambiguous has no effect.
+// Whenever a caller cancels, a create with an unambiguous error has no effect.
 func TestError_UnambiguousMeansNothingWasCreated(t *testing.T) {
 	t.Parallel()
 	onBothProtocols(t, func(t *testing.T, o openaitest.Options) {
@@ -452,7 +452,7 @@ func TestError_UnambiguousMeansNothingWasCreated(t *testing.T) {
 		outcomes := map[string]int{}
 		c := connect(t, sim)
 		for i := range 300 {
-			if i%20 == 0 { // dialling is part of what is cut short
+			if i%20 == 0 { // some cancellations interrupt the dial
 				c = connect(t, sim)
 			}
 			name := fmt.Sprintf("n%d", i)
@@ -469,9 +469,9 @@ func TestError_UnambiguousMeansNothingWasCreated(t *testing.T) {
 				certain[name] = true
 			}
 		}
-		time.Sleep(100 * time.Millisecond) // for what the simulator still has in hand
+		time.Sleep(100 * time.Millisecond) // until the simulator has handled all requests
 		for _, account := range sim.Accounts() {
-			require.False(t, certain[account.Name], "%s was made", account.Name)
+			require.False(t, certain[account.Name], "%s was created", account.Name)
 		}
 		require.NotZero(t, outcomes["not made"], "%v", outcomes)
 		t.Log(outcomes)
@@ -505,7 +505,7 @@ func FuzzErrorBody(f *testing.F) {
 	c := pointAt(f, server.URL+"/v1")
 	f.Fuzz(func(t *testing.T, offset uint8, id string, text []byte) {
 		status, requestID, body = 400+int(offset)%200, id, text
-		c.rateLimiter = NewRateLimiter() // what a 429 teaches would slow down the next input
+		c.rateLimiter = NewRateLimiter() // a rate learned from a 429 would slow down the next input
 		_, _, err := c.CreateServiceAccount(context.Background(), "p", "n", time.Hour)
 		e := failed(t, err)
 		requireFit(t, e, testKey)

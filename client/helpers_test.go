@@ -76,7 +76,7 @@ func serve(t testing.TB, h http.HandlerFunc, change ...func(*Options)) *Client {
 	return pointAt(t, server.URL+"/v1", change...)
 }
 
-// answering is a client of a server that always answers the same.
+// answering is a client of a server that always returns the same response.
 func answering(t testing.TB, status int, header map[string]string, body string) *Client {
 	t.Helper()
 	return serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -100,7 +100,7 @@ func onBothProtocols(t *testing.T, test func(t *testing.T, o openaitest.Options)
 	}
 }
 
-// sent is a request as the simulator saw it.
+// sent is a request as the simulator received it.
 type sent struct {
 	path   string
 	header http.Header
@@ -121,7 +121,7 @@ func record(sim *openaitest.Server) *recorder {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.all = append(r.all, sent{path: req.URL.Path, header: req.Header.Clone(), query: req.URL.RawQuery, body: string(body)})
-		return false // it never strikes
+		return false // observes only
 	}})
 	return r
 }
@@ -153,7 +153,7 @@ const (
 	modelsRoute      = "/models"
 )
 
-// ids are the objects of the verbs; value is the key's.
+// ids are the objects of the verbs; value is the value of the key.
 type ids struct{ project, account, key, adminKey, value string }
 
 // nobodys are IDs for servers without objects.

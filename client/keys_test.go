@@ -1,6 +1,6 @@
 package client
 
-// Keys of existing service accounts, and that listings are read to their end.
+// Keys of existing service accounts, and listings of several pages.
 
 import (
 	"context"
@@ -101,7 +101,7 @@ func TestUpdateProjectKey_ChangesOnlyGivenFields(t *testing.T) {
 	}
 	_, err = c.UpdateProjectKey(ctx, project, key.ID, []string{}, time.Hour)
 	require.ErrorContains(t, failed(t, err), "would allow all scopes")
-	require.Equal(t, sent, sim.Count("", ""), "what makes no sense is not sent")
+	require.Equal(t, sent, sim.Count("", ""), "an invalid update is not sent")
 
 	sim.Advance(3 * time.Hour)
 	_, err = c.UpdateProjectKey(ctx, project, key.ID, nil, time.Hour)
@@ -152,7 +152,7 @@ func TestListings_ReadAllPages(t *testing.T) {
 		projectsRoute:  pluck(projects, func(p Project) string { return p.ID }),
 	} {
 		require.GreaterOrEqual(t, len(listed), many+1, route)
-		require.Len(t, slices.Compact(slices.Sorted(slices.Values(listed))), len(listed), "%s: an item came twice", route)
+		require.Len(t, slices.Compact(slices.Sorted(slices.Values(listed))), len(listed), "%s: an item is repeated", route)
 		require.Equal(t, 2, sim.Count(http.MethodGet, route), "%s: pages are as large as the API allows", route)
 	}
 }

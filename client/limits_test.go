@@ -1,6 +1,6 @@
 package client
 
-// What a project allows, and answers that say nothing about it.
+// The limits of a project, and responses that do not contain them.
 
 import (
 	"context"
@@ -44,13 +44,13 @@ func TestLimits_OtherAnswersAreErrors(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	for name, body := range map[string]string{
-		"an empty object":    `{}`,
-		"no amount":          `{"object":"project.spend_limit","threshold_amount":null,"currency":"USD","interval":"month"}`,
-		"an amount of 0":     `{"threshold_amount":0,"mode":"","model_ids":[]}`,
-		"an amount as text":  `{"threshold_amount":"100","mode":1,"model_ids":[]}`,
-		"a mode, no list":    `{"threshold_amount":-1,"mode":"allow_list"}`,
-		"a list of no mode":  `{"model_ids":["gpt-5-mini"]}`,
-		"another API's page": `{"status":"ok"}`,
+		"an empty object":       `{}`,
+		"no amount":             `{"object":"project.spend_limit","threshold_amount":null,"currency":"USD","interval":"month"}`,
+		"an amount of 0":        `{"threshold_amount":0,"mode":"","model_ids":[]}`,
+		"an amount as text":     `{"threshold_amount":"100","mode":1,"model_ids":[]}`,
+		"a mode without a list": `{"threshold_amount":-1,"mode":"allow_list"}`,
+		"a list without a mode": `{"model_ids":["gpt-5-mini"]}`,
+		"another API's page":    `{"status":"ok"}`,
 	} {
 		c := answering(t, http.StatusOK, nil, body)
 		_, err := c.GetSpendLimit(ctx, "p")

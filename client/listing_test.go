@@ -20,7 +20,8 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// each reads a listing whose absences lead to deletions, and returns the IDs of each page.
+// each reads a listing in which a missing item leads to a deletion, and passes on the IDs
+// of each page.
 var each = map[string]func(ctx context.Context, c *Client, project string, page func(ids []string) error) error{
 	"EachServiceAccount": func(ctx context.Context, c *Client, project string, page func([]string) error) error {
 		return c.EachServiceAccount(ctx, project, func(accounts []ServiceAccount) error {
@@ -81,9 +82,9 @@ func TestEach_ReadsPageByPage(t *testing.T) {
 		sim.ResetRequests()
 		stop := errors.New("enough")
 		require.Equal(t, stop, read(ctx, c, project, func([]string) error { return stop }), name)
-		require.Equal(t, 1, sim.Count("", ""), "%s: nothing is read after an error of the caller's", name)
+		require.Equal(t, 1, sim.Count("", ""), "%s: an error of the caller ends the listing", name)
 
-		require.NoError(t, read(ctx, c, sim.AddProject("empty"), func([]string) error { return stop }), "%s: there is no page without an item", name)
+		require.NoError(t, read(ctx, c, sim.AddProject("empty"), func([]string) error { return stop }), "%s: an empty page is skipped", name)
 	}
 }
 

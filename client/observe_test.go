@@ -46,7 +46,7 @@ func TestObserver_GetsEachAttempt(t *testing.T) {
 		"list_projects began", "list_projects ended 200",
 	}, d.lines)
 
-	// A limit that waiting does not lift is no throttling.
+	// A limit that does not end with time is not throttling.
 	d.lines = nil
 	sim.Fail(openaitest.Fault{Times: 1, Status: http.StatusTooManyRequests, Code: "project_spend_limit_exceeded"})
 	_, err = c.ListProjects(t.Context())

@@ -18,7 +18,7 @@ func TestTarget_AnIDIsOneSegment(t *testing.T) {
 		require.Equal(t, "/organization/projects/"+want+"/api_keys/"+want, target)
 		u, err := url.Parse("https://api.example.com/v1" + target)
 		require.NoError(t, err)
-		require.Equal(t, "/v1"+target, u.EscapedPath(), "what is sent is what was escaped here")
+		require.Equal(t, "/v1"+target, u.EscapedPath(), "the request contains the escaped path")
 		require.Len(t, strings.Split(u.EscapedPath(), "/"), 7)
 	}
 }

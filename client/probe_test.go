@@ -29,31 +29,31 @@ func TestProbe_AnswersThatAcceptTheKey(t *testing.T) {
 		body   string
 		known  bool
 	}{
-		"the models":                          {200, `{"object":"list","data":[{"id":"gpt-5-mini","object":"model"}]}`, true},
-		"no model":                            {200, `{"object":"list","data":[]}`, true},
-		"another object":                      {200, `{"status":"ok"}`, false},
-		"a page":                              {200, `<html>welcome</html>`, false},
-		"nothing":                             {200, ``, false},
-		"a missing scope, 403":                {403, object(missing, "missing_scope", ""), true},
-		"a missing scope, 401":                {401, object(missing, "missing_scope", ""), true},
-		"by its code only":                    {403, object("No.", "missing_scope", ""), true},
-		"by its text only, 403":               {403, object(missing, "", "invalid_request_error"), true},
-		"by its text only, 401":               {401, object(missing, "", "invalid_request_error"), true},
-		"by its text, as a bare string":       {403, `{"error":"` + missing + `"}`, true},
-		"a missing scope, in a 400":           {400, object(missing, "missing_scope", ""), false},
-		"a key that is not known":             {401, object("Incorrect API key provided", "invalid_api_key", "invalid_request_error"), false},
-		"no key":                              {401, object("You didn't provide an API key", "", ""), false},
-		"an address that may not":             {401, object("IP not authorized", "ip_not_authorized", ""), false},
-		"a country":                           {403, object("Country, region, or territory not supported", "unsupported_country_region_territory", ""), false},
-		"a gateway's 403":                     {403, `<html>forbidden</html>`, false},
-		"a rate limit":                        {429, object("slow", "rate_limit_exceeded", "requests"), true},
-		"a rate limit without a code":         {429, `{"error":{"message":"slow","type":"requests","code":null}}`, true},
-		"a spend limit":                       {429, object("spent", "project_spend_limit_exceeded", "insufficient_quota"), true},
-		"a gateway's 429, which knows no key": {429, `<html>slow down</html>`, false},
-		"a gateway's 429, in words":           {429, `{"error":"slow down"}`, false},
-		"an error of theirs":                  {500, object(missing, "missing_scope", ""), false},
-		"unavailable":                         {503, ``, false},
-		"not found":                           {404, object("no such path", "unknown_url", ""), false},
+		"the models":                     {200, `{"object":"list","data":[{"id":"gpt-5-mini","object":"model"}]}`, true},
+		"no model":                       {200, `{"object":"list","data":[]}`, true},
+		"another object":                 {200, `{"status":"ok"}`, false},
+		"a page":                         {200, `<html>welcome</html>`, false},
+		"nothing":                        {200, ``, false},
+		"a missing scope, 403":           {403, object(missing, "missing_scope", ""), true},
+		"a missing scope, 401":           {401, object(missing, "missing_scope", ""), true},
+		"by its code only":               {403, object("No.", "missing_scope", ""), true},
+		"by its text only, 403":          {403, object(missing, "", "invalid_request_error"), true},
+		"by its text only, 401":          {401, object(missing, "", "invalid_request_error"), true},
+		"by its text, as a bare string":  {403, `{"error":"` + missing + `"}`, true},
+		"a missing scope, in a 400":      {400, object(missing, "missing_scope", ""), false},
+		"an unknown key":                 {401, object("Incorrect API key provided", "invalid_api_key", "invalid_request_error"), false},
+		"no key":                         {401, object("You didn't provide an API key", "", ""), false},
+		"an address that is not allowed": {401, object("IP not authorized", "ip_not_authorized", ""), false},
+		"an unsupported country":         {403, object("Country, region, or territory not supported", "unsupported_country_region_territory", ""), false},
+		"a gateway's 403":                {403, `<html>forbidden</html>`, false},
+		"a rate limit":                   {429, object("slow", "rate_limit_exceeded", "requests"), true},
+		"a rate limit without a code":    {429, `{"error":{"message":"slow","type":"requests","code":null}}`, true},
+		"a spend limit":                  {429, object("spent", "project_spend_limit_exceeded", "insufficient_quota"), true},
+		"a gateway's 429, as a page":     {429, `<html>slow down</html>`, false},
+		"a gateway's 429, as a string":   {429, `{"error":"slow down"}`, false},
+		"a server error":                 {500, object(missing, "missing_scope", ""), false},
+		"unavailable":                    {503, ``, false},
+		"not found":                      {404, object("no such path", "unknown_url", ""), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,7 +66,7 @@ func TestProbe_AnswersThatAcceptTheKey(t *testing.T) {
 				_, _ = w.Write([]byte(test.body))
 			})
 			err := c.Probe(context.Background(), NewSecret(nobodys.value))
-			require.EqualValues(t, 1, asked.Load(), "its caller knows when to look again")
+			require.EqualValues(t, 1, asked.Load(), "the probe does not retry")
 			if test.known {
 				require.NoError(t, err)
 				return
@@ -88,12 +88,12 @@ func TestProbe_SimulatorKeys(t *testing.T) {
 		on := populate(t, sim)
 		c := connect(t, sim)
 		key := NewSecret(on.value)
-		require.Equal(t, "invalid_api_key", failed(t, c.Probe(ctx, key)).Code, "it is not active yet")
+		require.Equal(t, "invalid_api_key", failed(t, c.Probe(ctx, key)).Code, "the key is not active yet")
 		sim.Advance(2 * time.Minute)
 		require.NoError(t, c.Probe(ctx, key))
 		_, err := c.UpdateProjectKey(ctx, on.project, on.key, []string{"api.responses.write"}, 0)
 		require.NoError(t, err)
-		require.NoError(t, c.Probe(ctx, key), "it may not list the models, but it is known")
+		require.NoError(t, c.Probe(ctx, key), "the key lacks a scope, but is active")
 		require.NoError(t, c.DeleteProjectKey(ctx, on.project, on.key))
 		require.Equal(t, "invalid_api_key", failed(t, c.Probe(ctx, key)).Code)
 	})
@@ -123,7 +123,7 @@ func TestProbe_NoErrorQuotesTheKey(t *testing.T) {
 				w.WriteHeader(401)
 				fmt.Fprintf(w, `{"error":{"message":"Incorrect API key: %s","code":"%[1]s","type":"x%[1]s","param":"%[1]s"}}`, key)
 			},
-			"at the end of a long one": func(w http.ResponseWriter) {
+			"at the end of a long message": func(w http.ResponseWriter) {
 				w.WriteHeader(400)
 				fmt.Fprintf(w, `{"error":{"message":"%s%s"}}`, strings.Repeat("x", maxMessage-len(key)/2), key)
 			},
@@ -157,7 +157,7 @@ func TestProbe_HonorsItsContext(t *testing.T) {
 	require.ErrorIs(t, failed(t, err), context.DeadlineExceeded)
 	require.Less(t, time.Since(began), DefaultTimeout/2)
 
-	// Where there is no place for a call it does not wait for longer either.
+	// The context also bounds the wait for a slot.
 	c := connect(t, sim, withConcurrency(1))
 	c.slots <- struct{}{}
 	short, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)

@@ -1,6 +1,6 @@
 package client
 
-// Projects, and errors of listings that cannot be read to their end.
+// Projects, and errors of incomplete listings.
 
 import (
 	"context"
@@ -58,7 +58,7 @@ func TestListing_IncompleteIsAnError(t *testing.T) {
 		page func(n int, after string) string
 		want string
 	}{
-		"the same page for ever": {
+		"the same page forever": {
 			func(int, string) string { return `{"data":[{"id":"a"}],"has_more":true,"last_id":"a"}` },
 			"repeats itself",
 		},
@@ -68,16 +68,16 @@ func TestListing_IncompleteIsAnError(t *testing.T) {
 			},
 			"repeats itself",
 		},
-		"more, but nothing leads there": {
+		"more without a cursor": {
 			func(int, string) string { return `{"data":[],"has_more":true}` },
 			"repeats itself",
 		},
-		"an item without an id": {func(int, string) string { return `{"data":[{"id":"a"},{}],"has_more":false}` }, "without an id"},
-		"an item that is none":  {func(int, string) string { return `{"data":[{"id":"a"},"x"],"has_more":false}` }, "not the documented object"},
-		"no data":               {func(int, string) string { return `{"has_more":false}` }, "not the documented object"},
-		"null data":             {func(int, string) string { return `{"data":null,"has_more":false}` }, "not the documented object"},
-		"an object for a list":  {func(int, string) string { return `{"data":{},"has_more":false}` }, "not the documented object"},
-		"a second page of nonsense": {func(n int, _ string) string {
+		"an item without an id":   {func(int, string) string { return `{"data":[{"id":"a"},{}],"has_more":false}` }, "without an id"},
+		"an item of another type": {func(int, string) string { return `{"data":[{"id":"a"},"x"],"has_more":false}` }, "not the documented object"},
+		"no data":                 {func(int, string) string { return `{"has_more":false}` }, "not the documented object"},
+		"null data":               {func(int, string) string { return `{"data":null,"has_more":false}` }, "not the documented object"},
+		"an object for a list":    {func(int, string) string { return `{"data":{},"has_more":false}` }, "not the documented object"},
+		"an invalid second page": {func(n int, _ string) string {
 			return []string{`{"data":[{"id":"a"}],"has_more":true}`, `{}`}[min(n, 1)]
 		}, "not the documented object"},
 	} {
@@ -105,7 +105,7 @@ func TestListing_FollowsLastID(t *testing.T) {
 	t.Parallel()
 	pages := map[string]string{
 		"":       `{"data":[{"id":"a"}],"has_more":true,"last_id":"cursor"}`,
-		"cursor": `{"data":[],"has_more":true,"last_id":"hidden"}`, // all of the page was filtered away
+		"cursor": `{"data":[],"has_more":true,"last_id":"hidden"}`, // all items of the page were filtered out
 		"hidden": `{"data":[{"id":"b"}],"has_more":true,"last_id":"b"}`,
 		"b":      `{"data":[],"has_more":false}`,
 	}
@@ -117,7 +117,7 @@ func TestListing_FollowsLastID(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []Project{{ID: "a"}, {ID: "b"}}, projects)
 
-	pages["b"] = `{"data":[]}` // which proves no end
+	pages["b"] = `{"data":[]}` // does not prove the end
 	_, err = c.ListProjects(context.Background())
 	require.Error(t, err)
 	_, err = c.ListAdminKeys(context.Background())

@@ -56,7 +56,7 @@ func TestRateLimiter_ManyDeletesCauseFew429s(t *testing.T) {
 	require.Zero(t, failed.Load())
 	require.Empty(t, sim.Accounts())
 	require.Less(t, float64(calls)/n, 1.5)
-	require.Less(t, time.Since(began), 40*time.Second, "the pace comes near the limit, which would take 10 s")
+	require.Less(t, time.Since(began), 40*time.Second, "the rate approaches the limit, which allows 10 s")
 }
 
 func TestRateLimiter_LearnsASlowEndpoint(t *testing.T) {
@@ -65,7 +65,7 @@ func TestRateLimiter_LearnsASlowEndpoint(t *testing.T) {
 	project := sim.AddProject("p")
 	ids := fill(sim, project, 40)
 	c := connect(t, sim)
-	// Until the first 429, and what it takes to learn from it.
+	// Until the first 429, and the time to learn from it.
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
 	defer cancel()
 	var last error
@@ -79,9 +79,9 @@ func TestRateLimiter_LearnsASlowEndpoint(t *testing.T) {
 	require.GreaterOrEqual(t, deleted, 10)
 	require.True(t, failed(t, last).RateLimited())
 	calls := sim.Count("", "")
-	require.Less(t, calls, deleted+8, "a few calls find the limit, no storm")
+	require.Less(t, calls, deleted+8, "a few calls find the limit")
 
-	// Whoever comes now is told at once, without a call.
+	// The next delete fails immediately, without a call.
 	short, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	err := c.DeleteServiceAccount(short, project, ids[39])
@@ -91,7 +91,7 @@ func TestRateLimiter_LearnsASlowEndpoint(t *testing.T) {
 	require.Positive(t, AsError(err).RetryAfter)
 	require.Equal(t, calls, sim.Count("", ""))
 
-	// Another endpoint has a limit of its own.
+	// Another endpoint has its own limit.
 	_, err = c.ListServiceAccounts(context.Background(), project)
 	require.NoError(t, err)
 }
@@ -181,7 +181,7 @@ func TestRateLimiter_FailedWaitsDelayNoOthers(t *testing.T) {
 		p.endpoints["x"].limiter.SetLimit(0.5)
 		p.endpoints["x"].cooldown = time.Time{}
 		p.mu.Unlock()
-		_, _, err = p.acquire(context.Background(), "x") // the token that is there
+		_, _, err = p.acquire(context.Background(), "x") // the available token
 		require.NoError(t, err)
 		for range 50 {
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
@@ -213,7 +213,7 @@ func TestRateLimiter_FailedQueueLeavesNoReservation(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() {
-				// As if all had come before the pace was learned.
+				// As if all had arrived before the rate was learned.
 				_, _, _ = p.acquire(context.WithoutCancel(ctx), "y")
 				_, _, _ = p.acquire(ctx, "x")
 			})
@@ -235,7 +235,7 @@ func TestWithoutCancelAfterSend_IgnoresCancellation(t *testing.T) {
 	sim.Fail(openaitest.Fault{Kind: openaitest.FaultSlow, Delay: 100 * time.Millisecond, Times: 1, OnStrike: func(*http.Request) { cancel() }})
 	_, _, err := c.CreateServiceAccount(ctx, project, "n", time.Hour, WithoutCancelAfterSend())
 	require.NoError(t, err)
-	// But what is not sent yet is not sent any more.
+	// After the cancellation, a new call is not sent.
 	_, _, err = c.CreateServiceAccount(ctx, project, "n", time.Hour, WithoutCancelAfterSend())
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 1, sim.Count("", ""))

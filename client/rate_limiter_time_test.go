@@ -17,7 +17,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limited answers as an endpoint with a limit per minute and a burst of ten.
+// limited answers like an endpoint with a limit per minute and a burst of ten.
 type limited struct {
 	mu              sync.Mutex
 	bucket          *rate.Limiter
@@ -105,11 +105,11 @@ func TestRateLimiter_SteadyLimitCausesFew429s(t *testing.T) {
 		every, within time.Duration
 		refusals      int // at most, in an hour
 	}{
-		"a call each twenty seconds":      {1, 20 * time.Second, time.Minute, 0},
-		"fifteen calls each five minutes": {15, 5 * time.Minute, 4 * time.Minute, 60},
-		"thirty calls each ten minutes":   {30, 10 * time.Minute, 9 * time.Minute, 75},
-		"sixty calls each twenty minutes": {60, 20 * time.Minute, 19 * time.Minute, 100},
-		"more calls than are allowed":     {10, 30 * time.Second, 5 * time.Minute, 100},
+		"a call every twenty seconds":      {1, 20 * time.Second, time.Minute, 0},
+		"fifteen calls every five minutes": {15, 5 * time.Minute, 4 * time.Minute, 60},
+		"thirty calls every ten minutes":   {30, 10 * time.Minute, 9 * time.Minute, 75},
+		"sixty calls every twenty minutes": {60, 20 * time.Minute, 19 * time.Minute, 100},
+		"more calls than are allowed":      {10, 30 * time.Second, 5 * time.Minute, 100},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -119,7 +119,7 @@ func TestRateLimiter_SteadyLimitCausesFew429s(t *testing.T) {
 				asked := test.callers * int(time.Hour/test.every)
 				t.Logf("%d asked, %d served, with %d calls, of which %d were refused", asked, served, l.calls, l.refusals)
 				require.LessOrEqual(t, l.refusals, test.refusals)
-				// The limit and its first ten calls bound what can be served.
+				// The limit and its burst bound the served calls.
 				require.GreaterOrEqual(t, served, min(asked, 600))
 			})
 		})
@@ -162,18 +162,18 @@ func TestRateLimiter_IsPerEndpointAndOrganization(t *testing.T) {
 			p.learn(turn, &Error{Status: http.StatusTooManyRequests, Sent: true, RetryAfter: time.Hour})
 		}
 		require.True(t, waits(p))
-		require.True(t, waits(all.For(base, organization, old)), "a client that is built again changes nothing")
+		require.True(t, waits(all.For(base, organization, old)), "a new client has the same limit")
 		require.False(t, waits(all.For("https://eu.api.openai.com/v1", organization, old)))
 		require.False(t, waits(all.For(base, "org-b", old)))
 		require.True(t, waits(p))
 
 		learned := p.endpoints["x"].limiter.Limit()
 		require.Same(t, p, all.For(base, organization, fresh))
-		require.InDelta(t, float64(learned), float64(p.endpoints["x"].limiter.Limit()), float64(learned)/2, "the limit is the organization's")
+		require.InDelta(t, float64(learned), float64(p.endpoints["x"].limiter.Limit()), float64(learned)/2, "the limit is that of the organization")
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		_, _, err := p.acquire(ctx, "x")
-		require.NoError(t, err, "the cooldown was the old key's")
+		require.NoError(t, err, "the cooldown was for the old key")
 
 		require.EqualValues(t, 8, all.Throttled())
 		for i := range 100 {
@@ -185,8 +185,8 @@ func TestRateLimiter_IsPerEndpointAndOrganization(t *testing.T) {
 	})
 }
 
-// overTime is a client in a bubble of a server outside of it. Each request has its own
-// connection: a pending read of an idle one would stop the bubble's time.
+// overTime runs a test in a bubble, with a client of a server outside it. Each request
+// has its own connection: a pending read of an idle one would stop the bubble's time.
 func overTime(t *testing.T, h http.HandlerFunc, test func(t *testing.T, c *Client)) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(h)
@@ -228,6 +228,6 @@ func TestRetry_ReportsRetryAfter(t *testing.T) {
 		err := c.DeleteServiceAccount(context.Background(), "p", "a")
 		require.ErrorContains(t, err, "retry in 1h0m0s")
 		require.Equal(t, time.Hour, failed(t, err).RetryAfter)
-		require.EqualValues(t, 1, calls.Load(), "a longer wait is the caller's to plan")
+		require.EqualValues(t, 1, calls.Load(), "the client does not wait that long")
 	})
 }

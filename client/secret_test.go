@@ -71,7 +71,7 @@ func TestSecret_NoVerbPrintsIt(t *testing.T) {
 	}
 	for _, verb := range []string{"%v", "%s", "%q", "%#v", "%+v", "%x", "%d"} {
 		require.Equal(t, "***", fmt.Sprintf(verb, NewSecret(testKey)), verb)
-		require.Equal(t, "***", fmt.Sprintf(verb, Secret{}), "%s: whether there is one is not told either", verb)
+		require.Equal(t, "***", fmt.Sprintf(verb, Secret{}), "%s: an empty secret looks the same", verb)
 	}
 }
 

@@ -1,6 +1,6 @@
 package client
 
-// Costs and usage: exact amounts, complete windows, and answers that are neither.
+// Costs and usage: exact amounts, complete windows, and invalid responses.
 
 import (
 	"context"
@@ -61,7 +61,7 @@ func TestEachCost_ReadsAllDays(t *testing.T) {
 	require.Equal(t, 4, sim.Count(http.MethodGet, "/organization/costs"))
 }
 
-// An answer that is too large is read again in smaller pages, without a day twice; a
+// A response that is too large is read again in smaller pages, without repeating a day. A
 // single day may be large.
 func TestEachCost_LargeAnswers(t *testing.T) {
 	t.Parallel()
@@ -85,7 +85,7 @@ func TestEachCost_LargeAnswers(t *testing.T) {
 		padding := ""
 		at := start
 		for ; at < end && len(buckets) < limit; at += 86400 {
-			if (at-costDay.Unix())/86400 == 10 { // a day that fits into no page of several
+			if (at-costDay.Unix())/86400 == 10 { // a day that is too large for a page of several days
 				padding = strings.Repeat(" ", maxPageOfDays)
 			}
 			buckets = append(buckets, fmt.Sprintf(`{"object":"bucket","start_time":%d,"end_time":%d,"results":[{"object":"organization.costs.result","amount":{"value":1,"currency":"usd"},"api_key_id":"key_1","line_item":"x"}]}`, at, at+86400))
@@ -102,7 +102,7 @@ func TestEachCost_LargeAnswers(t *testing.T) {
 	require.Less(t, calls.Load(), int64(40))
 }
 
-// An incomplete or inexact answer is an error, and no part of a sum.
+// An incomplete or inexact response is an error.
 func TestEachCost_BadAnswers(t *testing.T) {
 	t.Parallel()
 	bucket := func(at time.Time, results string) string {
@@ -116,19 +116,19 @@ func TestEachCost_BadAnswers(t *testing.T) {
 	}
 	one := bucket(costDay, result("1", "usd"))
 	for name, c := range map[string]struct{ body, said string }{
-		"no has_more":          {`{"object":"page","data":[]}`, "not the documented object"},
-		"no data":              {`{"object":"page","has_more":false}`, "not the documented object"},
-		"an amount missing":    {page(bucket(costDay, `{"api_key_id":"key_1"}`), "false", "null"), "not the documented object"},
-		"an amount null":       {page(bucket(costDay, result("null", "usd")), "false", "null"), "not the documented object"},
-		"an amount as words":   {page(bucket(costDay, result(`"a lot"`, "usd")), "false", "null"), "not the documented object"},
-		"a huge exponent":      {page(bucket(costDay, result("1e999999999", "usd")), "false", "null"), "not the documented object"},
-		"another currency":     {page(bucket(costDay, result("1", "eur")), "false", "null"), "not the documented object"},
-		"a day twice":          {page(one+","+one, "false", "null"), "twice, or outside of the window"},
-		"a day before":         {page(bucket(costDay.AddDate(0, 0, -1), ""), "false", "null"), "twice, or outside of the window"},
-		"a day after":          {page(bucket(costDay.AddDate(0, 0, 9), ""), "false", "null"), "twice, or outside of the window"},
-		"no next page":         {page("", "true", "null"), "repeats itself before its end"},
-		"the same page again":  {page("", "true", `"p"`), "repeats itself before its end"},
-		"a day without a list": {page(fmt.Sprintf(`{"start_time":%d}`, costDay.Unix()), "false", "null"), "not the documented object"},
+		"no has_more":             {`{"object":"page","data":[]}`, "not the documented object"},
+		"no data":                 {`{"object":"page","has_more":false}`, "not the documented object"},
+		"a missing amount":        {page(bucket(costDay, `{"api_key_id":"key_1"}`), "false", "null"), "not the documented object"},
+		"a null amount":           {page(bucket(costDay, result("null", "usd")), "false", "null"), "not the documented object"},
+		"an amount in words":      {page(bucket(costDay, result(`"a lot"`, "usd")), "false", "null"), "not the documented object"},
+		"a huge exponent":         {page(bucket(costDay, result("1e999999999", "usd")), "false", "null"), "not the documented object"},
+		"another currency":        {page(bucket(costDay, result("1", "eur")), "false", "null"), "not the documented object"},
+		"a repeated day":          {page(one+","+one, "false", "null"), "twice, or outside of the window"},
+		"a day before the window": {page(bucket(costDay.AddDate(0, 0, -1), ""), "false", "null"), "twice, or outside of the window"},
+		"a day after the window":  {page(bucket(costDay.AddDate(0, 0, 9), ""), "false", "null"), "twice, or outside of the window"},
+		"no next page":            {page("", "true", "null"), "repeats itself before its end"},
+		"the same page again":     {page("", "true", `"p"`), "repeats itself before its end"},
+		"a day without a list":    {page(fmt.Sprintf(`{"start_time":%d}`, costDay.Unix()), "false", "null"), "not the documented object"},
 	} {
 		got, err := costsOf(answering(t, http.StatusOK, map[string]string{"Content-Type": "application/json"}, c.body), 9)
 		require.ErrorContains(t, err, c.said, name)

@@ -1,5 +1,5 @@
-// The client against OpenAI's published document: what it sends and what it is
-// answered, of every call that it has.
+// These tests validate the request and response of every client call against OpenAI's
+// published document.
 
 package openaitest_test
 
@@ -20,8 +20,8 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// calls makes every call of the client once; each must succeed. What one of them
-// makes, the next ones use.
+// calls makes every call of the client at least once; each must succeed. Later calls use
+// the resources that earlier calls create.
 func calls(t *testing.T, sim *openaitest.Server, c *client.Client) {
 	t.Helper()
 	ctx := context.Background()
@@ -37,7 +37,7 @@ func calls(t *testing.T, sim *openaitest.Server, c *client.Client) {
 	require.NoError(t, err)
 	_, err = c.GetServiceAccount(ctx, project, account.ID)
 	require.NoError(t, err)
-	_, err = c.GetProjectKey(ctx, project, born.ID) // last used by the probe
+	_, err = c.GetProjectKey(ctx, project, born.ID) // the probe set last_used_at
 	require.NoError(t, err)
 	_, err = c.GetAdminKey(ctx, admin.ID)
 	require.NoError(t, err)
@@ -70,7 +70,7 @@ func calls(t *testing.T, sim *openaitest.Server, c *client.Client) {
 	require.NoError(t, c.DeleteProjectKey(ctx, project, key.ID))
 	require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
 	require.NoError(t, c.DeleteAdminKey(ctx, admin.ID))
-	// Without a scope and without an expiry.
+	// without scopes or an expiry
 	account, _, err = c.CreateServiceAccount(ctx, project, "another", 0)
 	require.NoError(t, err)
 	_, err = c.CreateServiceAccountKey(ctx, project, account.ID, "another", nil, 0)
@@ -78,8 +78,8 @@ func calls(t *testing.T, sim *openaitest.Server, c *client.Client) {
 	require.NoError(t, c.DeleteServiceAccount(ctx, project, account.ID))
 }
 
-// operations are the client's calls by the name that limits and metrics have for
-// them, and where OpenAI's document has them.
+// operations maps each call's name in limits and metrics to its operation in OpenAI's
+// document.
 var operations = map[string]string{
 	"create_service_account":         "POST /organization/projects/{project_id}/service_accounts",
 	"delete_service_account":         "DELETE /organization/projects/{project_id}/service_accounts/{service_account_id}",
@@ -109,7 +109,7 @@ var operations = map[string]string{
 	"probe_key":                      "GET /models",
 }
 
-// seen counts calls by their name.
+// seen records the names of the calls.
 type seen struct {
 	mu    sync.Mutex
 	names map[string]bool
@@ -124,7 +124,7 @@ func (*seen) Ended(string, int, time.Duration) {}
 func (*seen) Throttled(string, bool)           {}
 func (*seen) Repeated(string)                  {}
 
-// reports keeps what a validation finds.
+// reports collects the errors of a validation.
 type reports struct {
 	testing.TB
 	mu  sync.Mutex
@@ -137,20 +137,20 @@ func (r *reports) Errorf(format string, args ...any) {
 	r.all = append(r.all, fmt.Sprintf(format, args...))
 }
 
-// A contract that finds nothing proves nothing, so each call's request, body and
-// answer is also held against a document that each of them violates.
+// A validator that finds nothing proves nothing, so the test also validates the calls
+// against documents that each query, body, and response violates.
 func TestClient_CallsMatchTheDocument(t *testing.T) {
 	if os.Getenv(openaitest.SpecEnv) == "" {
-		t.Skip("not tested: that the client's requests are those of OpenAI's document (" + openaitest.SpecEnv + " names none)")
+		t.Skip("not tested: the client's calls against OpenAI's document; set " + openaitest.SpecEnv)
 	}
 	for name, test := range map[string]struct {
 		fault openaitest.SpecFault
-		said  string // by the validation of each operation that the fault concerns
+		said  string // the error of each affected operation
 	}{
-		"as it is":             {openaitest.SpecAsItIs, ""},
-		"a query parameter":    {openaitest.SpecQuery, "the request was accepted"},
-		"a field of the body":  {openaitest.SpecBody, "the request was accepted"},
-		"a field of an answer": {openaitest.SpecAnswer, "answer 200"},
+		"no change":                {openaitest.SpecAsItIs, ""},
+		"required query parameter": {openaitest.SpecQuery, "the request was accepted"},
+		"required body field":      {openaitest.SpecBody, "the request was accepted"},
+		"required response field":  {openaitest.SpecAnswer, "answer 200"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -181,16 +181,16 @@ func TestClient_CallsMatchTheDocument(t *testing.T) {
 				bodies++
 				require.True(t, slices.ContainsFunc(found.all, func(report string) bool {
 					return strings.Contains(report, ": "+operation+": "+test.said)
-				}), "%s was not held against it: %q", operation, found.all)
+				}), "no error for %s: %q", operation, found.all)
 			}
 			if test.fault == openaitest.SpecBody {
-				require.Equal(t, 4, bodies, "three creates and an update have a body")
+				require.Equal(t, 4, bodies, "calls with a body: three that create and one that updates")
 			}
 		})
 	}
 }
 
-// A call that is added to the client must be added to calls above.
+// A new client call must be added to calls and operations.
 func TestClient_AllCallsAreValidated(t *testing.T) {
 	known := []string{
 		"CreateServiceAccount", "DeleteServiceAccount", "GetServiceAccount", "ListServiceAccounts",

@@ -1,6 +1,6 @@
-// The simulator against OpenAI's published document: every operation that it
-// has, accepted and refused. The table below must name them all; a route that is
-// added without a line here fails the test.
+// These tests validate the simulator against OpenAI's published document. TestContract
+// must make an accepted and a rejected request for every route: a new route without them
+// fails the test.
 
 package openaitest
 
@@ -17,12 +17,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// needContract skips with what was not tested.
+// needContract skips the test if no document is set.
 func needContract(t *testing.T) *contract {
 	t.Helper()
 	rules, err := loadContract()
 	if err == errNoSpec { //nolint:errorlint // never wrapped
-		t.Skipf("not tested: that the simulator answers as OpenAI's document says: %v", err)
+		t.Skipf("not tested: the simulator's answers against OpenAI's document: %v", err)
 	}
 	require.NoError(t, err)
 	return rules
@@ -120,8 +120,8 @@ func TestContract(t *testing.T) {
 		call("GET", usageRoute+"/"+kind+"?start_time="+yesterday+"&group_by[]=api_key_id&group_by[]=model", nil)
 	}
 
-	// Each operation refused: without a key, by one that may not, for what is
-	// not there, for a body that is wrong.
+	// Send each operation without a key, with a read-only key, with an invalid body, and
+	// for a missing project.
 	_, reader := s.AddAdminKey("reader", ReadOnly())
 	fill := strings.NewReplacer("{project_id}", project, "{service_account_id}", "none", "{api_key_id}", "none", "{key_id}", "none", "{rate_limit_id}", "none")
 	for _, rt := range routes {
@@ -149,12 +149,12 @@ func TestContract(t *testing.T) {
 	for _, rt := range routes {
 		if name := rt.method + " " + rt.template; rt.admin {
 			require.Positive(t, accepted[name], "%s was never accepted", name)
-			require.Positive(t, refused[name], "%s was never refused", name)
+			require.Positive(t, refused[name], "%s was never rejected", name)
 		}
 	}
 }
 
-// A checker that finds nothing would pass everything above.
+// A validator that finds nothing would pass TestContract.
 func TestContractFindsViolations(t *testing.T) {
 	rules := needContract(t)
 	get := func(body string, status int, query string) exchange {
@@ -169,10 +169,10 @@ func TestContractFindsViolations(t *testing.T) {
 	good := `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`
 	require.NoError(t, rules.check(get(good, 200, "")))
 	require.Error(t, rules.check(get(`{"object":"list","data":[]}`, 200, "")), "has_more is missing")
-	require.Error(t, rules.check(get(strings.Replace(good, "list", "page", 1), 200, "")), "not in the enumeration")
-	require.Error(t, rules.check(get(good, 200, "?limit=1000")), "out of bounds and accepted")
-	require.Error(t, rules.check(get(good, 201, "")), "no such answer")
-	require.Error(t, rules.check(get(`{"error":{"message":"x"}}`, 404, "")), "not the error object")
+	require.Error(t, rules.check(get(strings.Replace(good, "list", "page", 1), 200, "")), "the value is not in the enum")
+	require.Error(t, rules.check(get(good, 200, "?limit=1000")), "limit is out of range and the request was accepted")
+	require.Error(t, rules.check(get(good, 201, "")), "the document has no such status")
+	require.Error(t, rules.check(get(`{"error":{"message":"x"}}`, 404, "")), "the body is not an error object")
 	require.NoError(t, rules.check(get(`{"error":"bare"}`, 403, "")))
 
 	post, err := http.NewRequest("POST", "http://x", io.NopCloser(strings.NewReader(`{"nome":"x"}`)))
@@ -183,7 +183,7 @@ func TestContractFindsViolations(t *testing.T) {
 	x.request, x.route, x.vars = post, rt, vars
 	require.Error(t, rules.check(x), "name is missing and the request was accepted")
 
-	// Validate reports to the test that asked, and only while it lives.
+	// Validate reports errors to its test until the test ends.
 	tb := &recorder{TB: t}
 	s := New(Options{})
 	s.Validate(tb)

@@ -8,19 +8,19 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// SpecFault is how a document is falsified.
+// SpecFault is a change to OpenAI's document that makes valid calls violate it.
 type SpecFault int
 
-// The parts of a document that bear on a call.
+// The changes to a document.
 const (
 	SpecAsItIs SpecFault = iota
-	SpecQuery            // every operation requires a query parameter that nobody sends
-	SpecBody             // every body requires a field that nobody sends
-	SpecAnswer           // every answer requires a field that the simulator does not have
+	SpecQuery            // every operation requires a query parameter that no call sends
+	SpecBody             // every body requires a field that no call sends
+	SpecAnswer           // every answer requires a field that the simulator does not return
 )
 
-// ValidateFalsified is Validate against the document with a fault in it, and
-// returns the operations that the fault concerns.
+// ValidateFalsified is Validate with a changed document. It returns the operations that
+// the change affects.
 func (s *Server) ValidateFalsified(t testing.TB, fault SpecFault) []string {
 	t.Helper()
 	rules, err := readContract()

@@ -1,4 +1,5 @@
-// Each kind of fault: what the client sees, and on which side of the effect.
+// These tests check for each kind of fault what the client receives, and whether the
+// request still has an effect.
 
 package openaitest
 
@@ -47,8 +48,8 @@ func TestFaultKinds(t *testing.T) {
 			require.Equal(t, "busy", r.field("error.message"))
 			require.NotEmpty(t, r.header.Get("X-Request-Id"))
 		})},
-		"status by default": {Fault{}, false, 500, answers(500, nil)},
-		"status literal": {Fault{Status: 403, Body: `{"error":"bare"}`, Header: http.Header{"X-Y": {"z"}}}, false, 403, answers(403, func(t *testing.T, r reply) {
+		"default status": {Fault{}, false, 500, answers(500, nil)},
+		"literal body": {Fault{Status: 403, Body: `{"error":"bare"}`, Header: http.Header{"X-Y": {"z"}}}, false, 403, answers(403, func(t *testing.T, r reply) {
 			require.Equal(t, `{"error":"bare"}`, r.raw)
 			require.Equal(t, "z", r.header.Get("X-Y"))
 		})},
@@ -72,7 +73,7 @@ func TestFaultKinds(t *testing.T) {
 		"redirect": {Fault{Kind: FaultRedirect}, false, 307, answers(307, func(t *testing.T, r reply) {
 			require.Contains(t, r.header.Get("Location"), "https://elsewhere.invalid/v1/")
 		})},
-		"redirect to": {Fault{Kind: FaultRedirect, Status: 302, Header: http.Header{"Location": {"http://127.0.0.1:9/"}}}, false, 302,
+		"redirect to a URL": {Fault{Kind: FaultRedirect, Status: 302, Header: http.Header{"Location": {"http://127.0.0.1:9/"}}}, false, 302,
 			answers(302, func(t *testing.T, r reply) { require.Equal(t, "http://127.0.0.1:9/", r.header.Get("Location")) })},
 		"missing key": {Fault{Kind: FaultMissingKey}, true, 200, answers(200, func(t *testing.T, r reply) {
 			require.NotEmpty(t, r.text(t, "id"))
@@ -89,7 +90,7 @@ func TestFaultKinds(t *testing.T) {
 			tc.fault.OnStrike = func(r *http.Request) {
 				body, _ := io.ReadAll(r.Body)
 				require.Contains(t, string(body), "victim")
-				require.Empty(t, s.Accounts(), "OnStrike may call the simulator, and precedes the effect")
+				require.Empty(t, s.Accounts(), "OnStrike can call the simulator, and runs before the effect")
 				struck.Add(1)
 			}
 			s.Fail(tc.fault)
@@ -103,7 +104,7 @@ func TestFaultKinds(t *testing.T) {
 			require.Len(t, log, 1)
 			require.NotEmpty(t, log[0].Fault)
 			require.Equal(t, tc.status, log[0].Status)
-			require.Equal(t, 200, manage(t, s, "POST", accountsPath(project), object{"name": "after"}).status, "struck once")
+			require.Equal(t, 200, manage(t, s, "POST", accountsPath(project), object{"name": "after"}).status, "the fault strikes once")
 		})
 	}
 }
@@ -131,7 +132,7 @@ func TestHangs(t *testing.T) {
 			var first sync.Once
 			s.Fail(Fault{Kind: kind, OnStrike: func(*http.Request) {
 				first.Do(func() {
-					go func() { // the client leaves when the answer has hung for a while
+					go func() { // cancel after the request has hung for a while
 						for len(s.Accounts()) < effect {
 							time.Sleep(time.Millisecond)
 						}
@@ -145,11 +146,11 @@ func TestHangs(t *testing.T) {
 			require.NoError(t, err)
 			req.Header.Set("Authorization", "Bearer "+key)
 			req.Header.Set("Content-Type", "application/json")
-			_, err = http.DefaultClient.Do(req) //nolint:bodyclose // there is none
+			_, err = http.DefaultClient.Do(req) //nolint:bodyclose // no response
 			require.ErrorIs(t, err, context.Canceled)
 			require.Len(t, s.Accounts(), effect)
 
-			// A second one has no deadline: the end of the server lets it go.
+			// A second request has no deadline; it must end with the server.
 			ended := make(chan error, 1)
 			go func() {
 				_, err := try(s, key, "GET", "/organization/projects", nil)
@@ -161,7 +162,7 @@ func TestHangs(t *testing.T) {
 			case err := <-ended:
 				require.Error(t, err)
 			case <-time.After(time.Minute):
-				t.Fatal("closing the server does not end a hang")
+				t.Fatal("the request hangs after the server closed")
 			}
 		})
 	}
@@ -174,7 +175,7 @@ func TestFaultSelection(t *testing.T) {
 	list, one := "/organization/projects", "/organization/projects/"+project
 
 	s.Fail(Fault{Method: "GET", Route: projectRoute, Status: 501, Skip: 1, Times: 2})
-	require.Equal(t, 200, status("GET", list), "another route")
+	require.Equal(t, 200, status("GET", list), "the fault is for another route")
 	require.Equal(t, []int{200, 501, 501, 200}, []int{status("GET", one), status("GET", one), status("GET", one), status("GET", one)})
 
 	for _, route := range []string{one, basePath + one, "/organization/proj*", basePath + "/organization/*", basePath + projectRoute} {
@@ -200,7 +201,7 @@ func TestFaultSelection(t *testing.T) {
 	require.Greater(t, seen[500], 50)
 	s.ClearFaults()
 
-	// The first of two that fit strikes; a rate limit strikes before both.
+	// The first of two matching faults strikes. The rate limit is applied before faults.
 	s.Fail(Fault{Status: 501, Times: 1})
 	s.Fail(Fault{Status: 502, Times: 1})
 	require.Equal(t, []int{501, 502, 200}, []int{status("GET", list), status("GET", list), status("GET", list)})
@@ -231,7 +232,7 @@ func TestFaultTimesUnderParallelRequests(t *testing.T) {
 	require.EqualValues(t, 5, failed.Load())
 }
 
-// A client that leaves does not undo what it asked for.
+// A canceled request still takes effect.
 func TestSlowFaultCommitsWithoutItsClient(t *testing.T) {
 	s := start(t, Options{})
 	s.KeepAll()
@@ -248,7 +249,7 @@ func TestSlowFaultCommitsWithoutItsClient(t *testing.T) {
 	require.NoError(t, err)
 	req.Header.Set("Authorization", "Bearer "+key)
 	req.Header.Set("Content-Type", "application/json")
-	_, err = http.DefaultClient.Do(req) //nolint:bodyclose // there is none
+	_, err = http.DefaultClient.Do(req) //nolint:bodyclose // no response
 	require.Error(t, err)
 	require.Empty(t, s.Accounts())
 	close(left)

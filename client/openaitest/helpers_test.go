@@ -1,5 +1,5 @@
-// What the tests of this package share: a caller that speaks plain HTTP, so that
-// the simulator is not judged through the client that it exists to judge.
+// This file owns the helpers of this package's tests. They send plain HTTP requests,
+// since the client is itself tested with the simulator.
 
 package openaitest
 
@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// start is Start with the contract watching.
+// start is Start with validation against OpenAI's document.
 func start(t *testing.T, opts Options) *Server {
 	t.Helper()
 	s := Start(t, opts)
@@ -29,7 +29,7 @@ type reply struct {
 	body   map[string]any
 }
 
-// field follows a path such as "api_key.value"; nil when it leads nowhere.
+// field returns the value at a path such as "api_key.value", or nil.
 func (r reply) field(path string) any {
 	var at any = r.body
 	for _, name := range strings.Split(path, ".") {
@@ -57,7 +57,8 @@ func (r reply) ids(t *testing.T) []string {
 	return ids
 }
 
-// try sends a request; body may be nil, a string sent as it is, or a value.
+// try sends a request; body may be nil, a string to send unchanged, or a value to encode
+// as JSON.
 func try(s *Server, key, method, path string, body any) (reply, error) {
 	var raw []byte
 	switch b := body.(type) {
@@ -117,7 +118,7 @@ func accountsPath(project string) string {
 
 func keysPath(project string) string { return "/organization/projects/" + project + "/api_keys" }
 
-// newAccount makes an account over HTTP and keeps it and its key.
+// newAccount creates an account over HTTP and excludes it and its key from the leak check.
 func newAccount(t *testing.T, s *Server, project string, body object) (account, key, value string) {
 	t.Helper()
 	r := manage(t, s, "POST", accountsPath(project), body)

@@ -1,4 +1,5 @@
-// Behaviour of each resource, success and refusal, as OpenAI documents it.
+// These tests check the accepted and rejected requests for each resource, as documented by
+// OpenAI.
 
 package openaitest
 
@@ -31,7 +32,7 @@ func TestServiceAccountLife(t *testing.T) {
 	require.Regexp(t, `^req_[0-9a-f]{32}$`, r.header.Get("x-request-id"))
 	require.Equal(t, s.OrganizationID(), r.header.Get("openai-organization"))
 	require.NotEmpty(t, r.header.Get("openai-processing-ms"))
-	require.Len(t, s.Leaks(), 1, "made over HTTP and not kept")
+	require.Len(t, s.Leaks(), 1, "created over HTTP and not kept")
 	require.Contains(t, s.Leaks()[0], account)
 	require.Contains(t, s.Leaks()[0], key)
 
@@ -52,7 +53,7 @@ func TestServiceAccountLife(t *testing.T) {
 	requireError(t, manage(t, s, "GET", accountsPath("proj_none"), nil), 404, "project_not_found", "")
 	require.Empty(t, s.Accounts())
 
-	// Duplicate names are accepted: nothing documents that they are unique.
+	// Duplicate names are accepted: OpenAI does not document that names are unique.
 	newAccount(t, s, project, object{"name": "same"})
 	newAccount(t, s, project, object{"name": "same"})
 }
@@ -70,7 +71,7 @@ func TestAccountWithoutKey(t *testing.T) {
 	requireError(t, manage(t, s, "POST", accountsPath(project), object{"name": "x", "create_service_account_only": true, "expires_in_seconds": 60}),
 		400, "invalid_value", "expires_in_seconds")
 
-	// Without a role its key may do nothing, and hides from an unfiltered list.
+	// If the account has no role, its key has no access and an unfiltered list omits it.
 	r = manage(t, s, "POST", accountsPath(project)+"/"+account+"/api_keys", nil)
 	require.Equal(t, 200, r.status, r.raw)
 	key, value := r.text(t, "id"), r.text(t, "value")
@@ -92,9 +93,9 @@ func TestProjectKeyLife(t *testing.T) {
 	r := manage(t, s, "POST", accountsPath(project)+"/"+account+"/api_keys",
 		object{"name": "lease", "scopes": []string{"api.model.request"}, "expires_in_seconds": 60})
 	require.Equal(t, 200, r.status, r.raw)
-	require.NotContains(t, r.raw, "scopes", "the API never tells a key's scopes")
+	require.NotContains(t, r.raw, "scopes", "the API never returns a key's scopes")
 	key, value := r.text(t, "id"), r.text(t, "value")
-	require.Len(t, s.Leaks(), 1, "the account is a person's, the key is not")
+	require.Len(t, s.Leaks(), 1, "only the key was created over HTTP")
 	require.Equal(t, []string{"api.model.request"}, s.Keys()[0].Scopes)
 	require.Equal(t, account, s.Keys()[0].AccountID)
 
@@ -117,7 +118,7 @@ func TestProjectKeyLife(t *testing.T) {
 	require.Equal(t, 200, update(object{"scopes": []string{"api.all.read"}}).status)
 	require.Equal(t, 200, send(t, s, value, "GET", "/models", nil).status)
 	require.Equal(t, 200, update(object{"scopes": []string{}, "expires_in_seconds": 120}).status)
-	require.Equal(t, 200, send(t, s, value, "POST", "/responses", nil).status, "an empty list means all")
+	require.Equal(t, 200, send(t, s, value, "POST", "/responses", nil).status, "an empty list grants all scopes")
 	requireError(t, update(object{}), 400, "missing_required_parameter", "")
 	requireError(t, update(object{"scopes": nil}), 400, "invalid_type", "scopes")
 	requireError(t, update(object{"expires_in_seconds": nil}), 400, "invalid_type", "expires_in_seconds")
@@ -127,8 +128,8 @@ func TestProjectKeyLife(t *testing.T) {
 	s.Advance(121 * time.Second)
 	requireError(t, send(t, s, value, "GET", "/models", nil), 401, "invalid_api_key", "")
 	require.Empty(t, s.Keys())
-	require.Empty(t, s.Leaks(), "an expired key is no leak")
-	require.Equal(t, []string{key}, manage(t, s, "GET", keysPath(project), nil).ids(t), "expired keys stay listed")
+	require.Empty(t, s.Leaks(), "an expired key is not a leak")
+	require.Equal(t, []string{key}, manage(t, s, "GET", keysPath(project), nil).ids(t), "expired keys are still listed")
 	requireError(t, update(object{"expires_in_seconds": 60}), 400, "api_key_expired", "")
 	require.Equal(t, true, manage(t, s, "DELETE", keysPath(project)+"/"+key, nil).field("deleted"))
 	requireError(t, manage(t, s, "DELETE", keysPath(project)+"/"+key, nil), 404, "api_key_not_found", "")
@@ -178,7 +179,7 @@ func TestAdminKeyLife(t *testing.T) {
 	require.Equal(t, 200, send(t, s, value, "DELETE", list+"/"+rootID, nil).status)
 	require.Equal(t, 401, send(t, s, root, "GET", list, nil).status)
 	s.Advance(time.Hour)
-	require.Equal(t, 401, send(t, s, value, "GET", list, nil).status, "expired")
+	require.Equal(t, 401, send(t, s, value, "GET", list, nil).status, "the key expired")
 	require.Empty(t, s.AdminKeys())
 	require.Empty(t, s.Leaks())
 
@@ -187,7 +188,7 @@ func TestAdminKeyLife(t *testing.T) {
 	requireError(t, send(t, s, other, "DELETE", list+"/"+id, nil), 404, "admin_api_key_not_found", "")
 	requireError(t, send(t, s, other, "GET", list+"/"+id, nil), 404, "admin_api_key_not_found", "")
 	otherID := s.AdminKeys()[0].ID
-	require.Equal(t, 200, send(t, s, other, "DELETE", list+"/"+otherID, nil).status, "a key may delete itself")
+	require.Equal(t, 200, send(t, s, other, "DELETE", list+"/"+otherID, nil).status, "an admin key can delete itself")
 	require.Equal(t, 401, send(t, s, other, "GET", list, nil).status)
 }
 
@@ -259,7 +260,7 @@ func TestPagination(t *testing.T) {
 	require.Equal(t, false, r.field("has_more"))
 
 	s.DeleteServiceAccount(project, want[19])
-	require.Equal(t, want[20:40], manage(t, s, "GET", path+"?after="+want[19], nil).ids(t), "a deleted cursor keeps its place")
+	require.Equal(t, want[20:40], manage(t, s, "GET", path+"?after="+want[19], nil).ids(t), "the cursor remains valid after its account was deleted")
 	r = manage(t, s, "GET", path+"?after="+want[44], nil)
 	require.Empty(t, r.ids(t))
 	require.Nil(t, r.field("last_id"))
@@ -317,7 +318,7 @@ func TestStrictBodies(t *testing.T) {
 	require.NoError(t, err)
 	resp.Body.Close()
 	require.Equal(t, 400, resp.StatusCode)
-	require.Len(t, s.Accounts(), 1, "nothing refused has an effect")
+	require.Len(t, s.Accounts(), 1, "a rejected request has no effect")
 }
 
 func TestUnknownRoutesAndMethods(t *testing.T) {
@@ -341,14 +342,14 @@ func TestKeyPolicies(t *testing.T) {
 	requireError(t, manage(t, s, "POST", keysPath(project)+"/"+key, object{"expires_in_seconds": 3601}), 400, "key_expiration_too_long", "expires_in_seconds")
 	requireError(t, manage(t, s, "POST", accountsPath(project)+"/"+account+"/api_keys", object{}), 400, "key_expiration_required", "expires_in_seconds")
 	s.Advance(30 * time.Minute)
-	require.Equal(t, 200, manage(t, s, "POST", keysPath(project)+"/"+key, object{"expires_in_seconds": 3600}).status, "counts from the request")
+	require.Equal(t, 200, manage(t, s, "POST", keysPath(project)+"/"+key, object{"expires_in_seconds": 3600}).status, "the lifetime is counted from the update")
 	require.Equal(t, 200, manage(t, s, "POST", keysPath(project)+"/"+key, object{"scopes": []string{"api.model.read"}}).status)
 
 	s.Configure(func(o *Options) { o.MaxKeyLifetime = 0 })
 	s.SetKeyCreationDisabled(true)
 	requireError(t, manage(t, s, "POST", accountsPath(project), object{"name": "b"}), 403, "key_creation_disabled", "")
 	bare := manage(t, s, "POST", accountsPath(project), object{"name": "b", "create_service_account_only": true})
-	require.Equal(t, 200, bare.status, "an account alone is no key")
+	require.Equal(t, 200, bare.status, "an account without a key is allowed")
 	s.Keep(bare.text(t, "id"))
 }
 
@@ -391,7 +392,8 @@ func TestAuthorization(t *testing.T) {
 	s.Advance(time.Hour)
 	requireError(t, send(t, s, brief, "GET", list, nil), 401, "invalid_api_key", "")
 
-	// What a key made by a restricted key may do is not known: the worse case.
+	// It is unknown whether OpenAI gives a new key its creator's restrictions; this is the
+	// worse case.
 	s.SetNewAdminKeys(ReadOnly())
 	r = manage(t, s, "POST", "/organization/admin_api_keys", object{"name": "weak"})
 	s.Keep(r.text(t, "id"))
@@ -419,7 +421,7 @@ func TestClock(t *testing.T) {
 	at := time.Date(2026, 11, 21, 12, 0, 0, 900_000_000, time.UTC)
 	s := start(t, Options{Clock: func() time.Time { return at }})
 	_, key, value := newAccount(t, s, s.AddProject("p"), object{"name": "a", "expires_in_seconds": 60})
-	require.Equal(t, at.Truncate(time.Second).Add(time.Minute), s.Keys()[0].ExpiresAt, "counted from the second of its creation")
+	require.Equal(t, at.Truncate(time.Second).Add(time.Minute), s.Keys()[0].ExpiresAt, "the expiry is counted from the full second of the creation")
 	s.Advance(59 * time.Second)
 	require.Equal(t, 200, send(t, s, value, "GET", "/models", nil).status)
 	s.Advance(time.Second)
@@ -441,7 +443,7 @@ func TestSecrets(t *testing.T) {
 	require.Contains(t, s.Secrets(), s.Keys()[0].Value)
 	value := s.Keys()[0].Value
 	s.DeleteServiceAccount(project, s.Accounts()[0].ID)
-	require.Contains(t, s.Secrets(), value, "dead ones too")
+	require.Contains(t, s.Secrets(), value, "values of deleted keys are included")
 	require.True(t, slices.ContainsFunc(s.Ledger(), func(e Entry) bool {
 		return e.Kind == KindKey && e.Event == EventCreated && regexp.MustCompile(`^req_`).MatchString(e.RequestID)
 	}))

@@ -1,5 +1,5 @@
-// What surrounds the resources: the request log, rate limits, connections, the
-// leak check, the control plane, and all of it at once under the race detector.
+// These tests check the request log, rate limits, connections, the leak check, the control
+// plane, and parallel requests.
 
 package openaitest
 
@@ -54,7 +54,7 @@ func TestRateLimit(t *testing.T) {
 	r := get()
 	requireError(t, r, 429, "rate_limit_exceeded", "")
 	require.Empty(t, r.header.Get("Retry-After"))
-	require.Equal(t, 200, manage(t, s, "GET", "/organization/admin_api_keys", nil).status, "another endpoint has a bucket of its own")
+	require.Equal(t, 200, manage(t, s, "GET", "/organization/admin_api_keys", nil).status, "each endpoint has its own limit")
 	require.Equal(t, 3, s.Count("GET", projectsRoute))
 	s.Advance(10 * time.Second)
 	require.Equal(t, 200, get().status)
@@ -68,7 +68,7 @@ func TestRateLimit(t *testing.T) {
 
 	_, _, value := newAccount(t, s, s.AddProject("p"), object{"name": "a"})
 	for range 20 {
-		require.Equal(t, 200, send(t, s, value, "GET", "/models", nil).status, "the inference side is not limited")
+		require.Equal(t, 200, send(t, s, value, "GET", "/models", nil).status, "inference requests are not limited")
 	}
 }
 
@@ -91,11 +91,11 @@ func TestTLSAndHTTP2(t *testing.T) {
 	require.Equal(t, 2, resp.ProtoMajor)
 	require.Equal(t, 401, resp.StatusCode)
 	s.Fail(Fault{Kind: FaultReset})
-	_, err = client.Get(s.URL() + "/models") //nolint:bodyclose // there is none
+	_, err = client.Get(s.URL() + "/models") //nolint:bodyclose // no response
 	require.Error(t, err)
 }
 
-// recorder is a testing.TB that remembers errors and runs its cleanups by hand.
+// recorder is a testing.TB that records errors and runs its cleanups in end.
 type recorder struct {
 	testing.TB
 	cleanups []func()
@@ -185,7 +185,7 @@ func TestControlPlane(t *testing.T) {
 	require.Equal(t, 204, status)
 	_, body = control("GET", "stats", "")
 	require.JSONEq(t, `{"connections":0,"accounts":4,"calls":[{"method":"GET","route":"/organization/projects","status":200,"count":1}]}`, body)
-	require.Empty(t, s.Leaks(), "what was made by hand is kept")
+	require.Empty(t, s.Leaks(), "accounts from the control plane are not leaks")
 	status, _ = control("POST", "options", `{"rate_per_minute":60,"rate_burst":1}`)
 	require.Equal(t, 204, status)
 	require.Equal(t, 200, manage(t, s, "GET", "/organization/projects", nil).status)
@@ -193,7 +193,7 @@ func TestControlPlane(t *testing.T) {
 	status, _ = control("POST", "options", `{"latency":"1ms"}`)
 	require.Equal(t, 204, status)
 	require.Equal(t, 200, manage(t, s, "GET", "/organization/projects", nil).status)
-	require.Equal(t, 429, manage(t, s, "GET", "/organization/projects", nil).status, "what is not named stays")
+	require.Equal(t, 429, manage(t, s, "GET", "/organization/projects", nil).status, "unspecified options are unchanged")
 	control("POST", "options", `{"rate_per_minute":0}`)
 	for path, bad := range map[string]string{"options": `{"latency":"-1s"}`, "accounts": `{"project_id":"nowhere","count":1}`} {
 		status, body := control("POST", path, bad)
@@ -208,7 +208,7 @@ func TestControlPlane(t *testing.T) {
 	status, _ = control("POST", "clock", `{"advance":"1m"}`)
 	require.Equal(t, 200, status)
 	require.Equal(t, 401, send(t, s, value, "GET", "/models", nil).status)
-	require.Equal(t, 404, manage(t, s, "GET", "/organization/projects//archive", nil).status, "the simulator sees paths as they are")
+	require.Equal(t, 404, manage(t, s, "GET", "/organization/projects//archive", nil).status, "the simulator does not clean paths")
 	status, _ = control("GET", "nowhere", "")
 	require.Equal(t, 404, status)
 }
@@ -222,8 +222,8 @@ func TestDirectCalls(t *testing.T) {
 	require.Equal(t, 401, w.Code)
 }
 
-// Everything at once: what is wrong with it shows under the race detector, and
-// the books must balance at the end.
+// Parallel requests with faults must not race, and the ledger must match the accounts that
+// remain.
 func TestHammer(t *testing.T) {
 	s := start(t, Options{})
 	_, root := s.AdminKey()

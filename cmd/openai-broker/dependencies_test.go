@@ -11,8 +11,8 @@ import (
 
 const module = "vault-plugin-secrets-openai"
 
-// The broker holds keys, so what it links is listed here: vault/api with what
-// that needs, x/sys, and the public CA certificates.
+// The broker holds keys, so it may link only these modules: vault/api with its
+// dependencies, x/sys, and the public CA certificates.
 var allowed = []string{
 	"github.com/hashicorp/vault/api",
 	"golang.org/x/sys",

@@ -1,8 +1,8 @@
 package main
 
-// The figures that docs/broker.md gives, measured in one run against a bare
-// httputil.ReverseProxy. Each time is the best of several rounds, since what a
-// busy machine adds is not the broker's.
+// The figures in docs/broker.md, measured in one run against a bare
+// httputil.ReverseProxy. Each time is the best of several rounds, to exclude the
+// delays of a busy machine.
 
 import (
 	"bufio"
@@ -29,7 +29,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// started is a built broker in front of an upstream.
+// started is a running broker in front of an upstream.
 type started struct {
 	t       *testing.T
 	cmd     *exec.Cmd
@@ -67,7 +67,7 @@ func startBroker(t *testing.T, upstream string) *started {
 	}
 	require.NotEmpty(t, s.address)
 	go func() {
-		for lines.Scan() { // so that the broker does not wait for a reader
+		for lines.Scan() { // drain stderr, so that the broker does not block
 		}
 	}()
 	token, err := os.ReadFile(filepath.Join(dir, "token"))
@@ -85,7 +85,7 @@ func (s *started) request(method, address, path string, body io.Reader) *http.Re
 	return req
 }
 
-// memory is a line of the broker's /proc/<pid>/status, in MiB.
+// memory returns a value of the broker's /proc/<pid>/status, in MiB.
 func (s *started) memory(line string) float64 {
 	s.t.Helper()
 	if runtime.GOOS != "linux" {
@@ -129,7 +129,7 @@ func TestFigures_TheFirstByteOfAStream(t *testing.T) {
 		_, _ = io.WriteString(w, "data: x\n\n")
 		sent <- time.Now()
 		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done() // the stream goes on
+		<-r.Context().Done() // the stream stays open
 	}))
 	defer upstream.Close()
 	s := startBroker(t, upstream.URL)
@@ -198,7 +198,7 @@ func TestFigures_OverheadAndThroughputBesideABareReverseProxy(t *testing.T) {
 	require.Less(t, through-beside, 300*time.Microsecond)
 }
 
-// startBare starts a ReverseProxy in a process of its own, as the broker is.
+// startBare starts a ReverseProxy in a separate process, like the broker.
 func startBare(t *testing.T, upstream string) (address string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -228,8 +228,8 @@ func bareProxy(upstream string) {
 	select {} // until it is killed
 }
 
-// 10,000 connections that send nothing cost memory for ten seconds, and others
-// are served meanwhile.
+// 10,000 connections that send nothing use memory for ten seconds, and the broker
+// still serves others.
 func TestFigures_IdleConnections(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer upstream.Close()

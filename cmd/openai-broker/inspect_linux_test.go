@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The agent tries to read its parent's memory with a debugger's calls.
+// The agent tries to read the broker's memory with ptrace and process_vm_readv.
 func init() {
 	agents["inspect"] = func() {
 		runtime.LockOSThread()
-		broker := os.Getppid() // the shell's
+		broker := os.Getppid() // of the shell, whose parent is the broker
 		if content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", broker)); err == nil {
 			var name, state string
 			_, _ = fmt.Sscan(string(content), &broker, &name, &state, &broker)

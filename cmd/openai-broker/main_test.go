@@ -24,12 +24,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The tests run this command as a process of its own: the test binary, told by
-// its environment to be the command.
+// The tests run this command as a separate process: the test binary, which these
+// variables turn into the command.
 const (
 	asCommand   = "OPENAI_BROKER_TEST"
 	asBareProxy = "OPENAI_BROKER_TEST_BARE_PROXY"
-	asAgent     = "OPENAI_BROKER_TEST_AGENT" // what the agent does, as a program of its own
+	asAgent     = "OPENAI_BROKER_TEST_AGENT" // names what the agent's program does
 )
 
 func TestMain(m *testing.M) {
@@ -46,13 +46,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// vault answers what a start and an end need, and notes what was asked.
+// vault answers the calls of a start and of an end, and records the paths of all calls.
 type vault struct {
 	*httptest.Server
 	mu      sync.Mutex
 	calls   []string
 	caching atomic.Bool
-	hang    chan struct{} // closed to let a read of a key go on; nil does not hang
+	hang    chan struct{} // blocks reads of a key until it is closed; nil does not block
 }
 
 const leasedKey = "sk-svcacct-leased-key-for-tests-0123456789"
@@ -271,7 +271,7 @@ func TestRun_ASignalBeforeTheChildStartsEndsTheBroker(t *testing.T) {
 	require.Equal(t, 128+15, cmd.ProcessState.ExitCode())
 }
 
-// A child of the same account can open nothing of the broker's in /proc.
+// A child of the same user cannot read the broker's files in /proc.
 func TestRun_TheChildCannotInspectTheBroker(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("NOT TESTED: /proc, which this system lacks")
@@ -280,7 +280,7 @@ func TestRun_TheChildCannotInspectTheBroker(t *testing.T) {
 	script := asAgent + `=inspect "$0"
 for f in mem environ maps fd/0 stack auxv syscall personality; do if head -c 1 /proc/$PPID/$f >/dev/null 2>&1; then echo "read""able: $f"; fi; done; cat /proc/$PPID/cmdline | tr '\0' ' '; echo; grep -c . /proc/self/environ; tr '\0' '\n' </proc/self/environ`
 	cmd := v.command(t, "run", "-role", "r", "--", "sh", "-c", script, os.Args[0])
-	if os.Geteuid() == 0 { // root may read everything, so the broker runs as somebody else
+	if os.Geteuid() == 0 { // root may read everything, so run the broker as another user
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		binary, err := os.ReadFile(os.Args[0])
 		require.NoError(t, err)
@@ -340,7 +340,7 @@ func TestRun_AnotherAccountForTheChild(t *testing.T) {
 	require.Regexp(t, `^nobody\nnobody\nGroups:\s*65534`, got.out)
 }
 
-// serve writes the token file, keeps it over a restart, and env reads it.
+// serve writes the token file and keeps it across a restart; env reads it.
 func TestServe_TokenFilesAndEnv(t *testing.T) {
 	v := startVault(t)
 	dir := t.TempDir()
@@ -376,7 +376,7 @@ func TestServe_TokenFilesAndEnv(t *testing.T) {
 		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 		_, _ = io.Copy(io.Discard, errOut)
 		require.NoError(t, cmd.Wait())
-		// Not at its own port, which another test's server may have by now.
+		// Not the broker's own port, which another test's server may have taken.
 		got = v.run(t, "env", "-listen", "127.0.0.1:1", "-token-file", token)
 		require.Equal(t, 1, got.status)
 		require.Contains(t, got.err, "no broker listens at 127.0.0.1:1")
@@ -384,7 +384,7 @@ func TestServe_TokenFilesAndEnv(t *testing.T) {
 	require.Equal(t, 2, v.called("sys/leases/revoke/"))
 }
 
-// The wrappers of deploy/broker, with a stand-in for what they run.
+// The wrappers of deploy/broker, with a stand-in for codex.
 func TestWrappers(t *testing.T) {
 	v := startVault(t)
 	dir := t.TempDir()

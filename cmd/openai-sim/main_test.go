@@ -1,5 +1,5 @@
-// These tests hold the command to its line on standard output, to loopback and
-// to a clean end. What it serves is tested where it is written.
+// These tests check the command's line on standard output, its listen address and
+// its shutdown. The tests of client/openaitest check the API that it serves.
 
 package main
 

@@ -10,12 +10,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whatever is linked runs beside the admin key, so each module has its reason in
-// CONTRIBUTING.md before it is linked, and its row goes when it is not any more.
+// Linked modules run in the process that holds the admin key, so CONTRIBUTING.md
+// lists each with its reason, and lists no other module.
 func TestDependencies_EachLinkedModuleHasAReason(t *testing.T) {
 	t.Parallel()
 	listed := dependencies(t)
-	linked := map[string]string{} // and on which system
+	linked := map[string]string{} // and one operating system for each
 	for _, goos := range []string{"linux", "darwin", "windows"} {
 		cmd := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", ".")
 		cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=amd64", "CGO_ENABLED=0")
@@ -39,8 +39,8 @@ func TestDependencies_EachLinkedModuleHasAReason(t *testing.T) {
 	}
 }
 
-// dependencies are the modules of CONTRIBUTING.md's list, each with the rest of
-// its row.
+// dependencies returns the modules in CONTRIBUTING.md's list, each with the rest
+// of its row.
 func dependencies(t *testing.T) map[string]string {
 	t.Helper()
 	page, err := os.ReadFile("../../CONTRIBUTING.md")

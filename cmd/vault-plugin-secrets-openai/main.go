@@ -47,7 +47,7 @@ func serve(args []string) error {
 	if err := pluginutil.OptionallyEnableMlock(); err != nil {
 		return err
 	}
-	// Nothing is cleaned up at a server's end: what was in progress has WAL entries.
+	// The end of the server needs no cleanup: operations in progress have WAL entries.
 	connections := parent.Watch(func() { os.Exit(0) })
 	log := hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, JSONFormat: true})
 	served := func(multiplexed bool) plugin.PluginSet {
@@ -55,7 +55,7 @@ func serve(args []string) error {
 			Factory: openaisecrets.Factory, MultiplexingSupport: multiplexed, Logger: log,
 		}}
 	}
-	// As the SDK's ServeMultiplex, which has no place for the handler of connections.
+	// Like the SDK's ServeMultiplex, which accepts no stats handler.
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig:  backend.HandshakeConfig,
 		VersionedPlugins: map[int]plugin.PluginSet{3: served(false), 4: served(false), 5: served(true)},

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
-// Go reads the system's roots once, so each environment takes a process of its
-// own: this test starts itself with the certificate to be judged.
+// Go reads the system's roots once, so each environment needs a separate process:
+// this test starts itself with the certificate to verify.
 func TestRoots_EmbeddedYieldToTheSystems(t *testing.T) {
 	if path := os.Getenv("TEST_JUDGE"); path != "" {
 		if _, err := readCertificate(t, path).Verify(x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {

@@ -11,7 +11,7 @@ vault {
   unwrap_token = false
 
   retry {
-    # Retry without limit: the file is of use only while it is updated.
+    # Retry without limit: without updates, the key in the file expires.
     attempts = 0
   }
 }

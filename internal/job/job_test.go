@@ -99,7 +99,7 @@ func TestSharedLocks_ManyShareOrOneHoldsAlone(t *testing.T) {
 			return release
 		}
 		first, second := take(l.Share, "a"), take(l.Share, "a")
-		take(l.Alone, "b")() // another name's
+		take(l.Alone, "b")() // another name
 		var mu sync.Mutex
 		var order []string
 		note := func(what string) {
@@ -119,7 +119,7 @@ func TestSharedLocks_ManyShareOrOneHoldsAlone(t *testing.T) {
 			release()
 		}()
 		synctest.Wait()
-		go func() { // after the one that waits
+		go func() { // after the waiting caller
 			release := take(l.Share, "a")
 			note("shared")
 			release()
@@ -154,7 +154,7 @@ func TestSharedLocks_TheWaitHonoursItsContext(t *testing.T) {
 		if _, err := l.Alone(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
-		again, err := l.Share(t.Context(), "a") // the waiting caller has gone
+		again, err := l.Share(t.Context(), "a") // the waiting caller has given up
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// allowedTemplates use all that is allowed.
+// allowedTemplates use every allowed construct.
 var allowedTemplates = []string{
 	DefaultTemplate, StaticTemplate,
 	"{{.DisplayName}}-{{.RandomSuffix}}",
@@ -63,7 +63,7 @@ func TestNameTemplate_MatchesVaultsTemplates(t *testing.T) {
 	for _, text := range allowedTemplates {
 		require.NoError(t, Check(text, "app", "proj_1"), text)
 	}
-	// What these give differs from one time to the next.
+	// The results of these differ each time.
 	for text, want := range map[string]string{"{{random 64}}": "^[0-9A-Za-z]{64}$", "{{unix_time}}": "^[0-9]{10}$"} {
 		parsed, err := parseTemplate(text)
 		require.NoError(t, err)
@@ -73,23 +73,22 @@ func TestNameTemplate_MatchesVaultsTemplates(t *testing.T) {
 	}
 }
 
-// fmt takes a width that is larger for an error, which is why UnixTime beside a
-// * is harmless.
+// fmt rejects a larger width, so UnixTime as the width of a * is harmless.
 func TestNameTemplate_FmtWidthLimit(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, "%!(BADWIDTH)1", fmt.Sprintf("%*d", maxFmtWidth+1, 1))
 	require.Equal(t, "%!(BADWIDTH)1", fmt.Sprintf("%*d", -maxFmtWidth-1, 1))
 }
 
-// The templates that take most are the longest, with values as large as allowed
-// or just too large at each step.
-func TestNameTemplate_WorstCaseIsCheap(t *testing.T) { // not parallel: what others allocate counts as well
+// The most expensive templates are the longest, with values at the limit or just over it
+// at each step.
+func TestNameTemplate_WorstCaseIsCheap(t *testing.T) { // not parallel: allocations of other tests count, too
 	fill := func(before, step, after string) string {
 		return before + strings.Repeat(step, (text.MaxLen-len(before)-len(after)-len("{{.RandomSuffix}}"))/len(step)) + after + "{{.RandomSuffix}}"
 	}
 	sixty := strings.Repeat("a", 60)
-	full := `{{replace "" "` + sixty + `" "` + sixty + `"` // some 3.7 KiB
-	wide := strings.Repeat("ɐ", 30)                        // which grows by half in upper case
+	full := `{{replace "" "` + sixty + `" "` + sixty + `"` // about 3.7 KiB
+	wide := strings.Repeat("ɐ", 30)                        // grows by half in upper case
 	templates := []string{
 		nestedDefine(),
 		fill("", "{{.RoleName}}", ""),
@@ -133,7 +132,7 @@ func TestNameTemplate_RejectsForbiddenConstructs(t *testing.T) {
 	for template, said := range forbiddenTemplates() {
 		err := Check(template, "app", "proj_1")
 		require.ErrorContains(t, err, said, template)
-		require.Less(t, len(err.Error()), 500, "%s: an error is no place for the whole template", template)
+		require.Less(t, len(err.Error()), 500, "%s: an error does not quote the whole template", template)
 	}
 }
 
@@ -188,11 +187,11 @@ func FuzzNameTemplate(f *testing.F) {
 		runtime.ReadMemStats(&before)
 		rendered, err := parsed.render(data)
 		runtime.ReadMemStats(&after)
-		if spent := after.TotalAlloc - before.TotalAlloc; spent > 2<<20 { // the fuzzer's own included
+		if spent := after.TotalAlloc - before.TotalAlloc; spent > 2<<20 { // including the fuzzer's
 			t.Fatalf("template %q takes %d bytes", text, spent)
 		}
 		if len(rendered) > maxText {
-			t.Fatalf("template %q gives %d bytes", text, len(rendered))
+			t.Fatalf("template %q renders %d bytes", text, len(rendered))
 		}
 		if err != nil {
 			return
@@ -202,7 +201,7 @@ func FuzzNameTemplate(f *testing.F) {
 			return
 		}
 		if !strings.Contains(name, suffix) || utf8.RuneCountInString(name) > MaxLength || !allowed.MatchString(name) {
-			t.Fatalf("template %q gives %q", text, name)
+			t.Fatalf("template %q renders %q", text, name)
 		}
 	})
 }
@@ -214,8 +213,8 @@ func nestedDefine() string {
 	return `{{define "a"}}` + strings.Repeat("{{if 1}}", depth) + `{{template "a"}}` + strings.Repeat("{{end}}", depth) + `{{end}}{{template "a"}}{{.RandomSuffix}}`
 }
 
-// forbiddenTemplates are refused at the write and when a stored role has them,
-// each with an error that names what is wrong.
+// forbiddenTemplates are rejected in a write and in a stored role, each with an error
+// that names the problem.
 func forbiddenTemplates() map[string]string {
 	const suffix = "{{.RandomSuffix}}"
 	long := strings.Repeat("a", 60)
@@ -259,7 +258,7 @@ func forbiddenTemplates() map[string]string {
 		`{{len (printf "%s" .RoleName.Foo)}}` + suffix:               "field .RoleName.Foo",
 		`{{not (eq (len .DisplayName.X) 1) | printf "%v"}}` + suffix: "field .DisplayName.X",
 
-		// Functions beside the allowed ones.
+		// Functions that are not allowed.
 		`{{index .RoleName 0}}` + suffix:                        `function "index"`,
 		`{{slice .RoleName 0 1}}` + suffix:                      `function "slice"`,
 		`{{call .RoleName}}` + suffix:                           `function "call"`,
@@ -304,7 +303,7 @@ func forbiddenTemplates() map[string]string {
 		"{{" + strings.Repeat("(", 600) + suffix:                                                                "unexpected",
 		"{{" + strings.Repeat("(", 400):                                                                         "unclosed",
 
-		// A suffix that not each way through the template carries.
+		// A suffix that is missing in a branch, or changed.
 		`vault-{{.RoleName}}`:                                                             "must contain {{.RandomSuffix}} unchanged",
 		`{{if .RoleName}}{{.RandomSuffix}}{{end}}`:                                        "a branch of",
 		`{{if ne .UnixTime 1767225600}}x{{else}}{{.RandomSuffix}}{{end}}`:                 "must contain",

@@ -32,16 +32,16 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// serveAsTest starts the plugin from a thread that ends, says the plugin's ID, and runs
-// until it is killed.
+// serveAsTest starts the plugin from a thread that ends, prints the plugin's process ID,
+// and runs until it is killed.
 func serveAsTest() {
 	plugin := exec.Command(os.Args[0])
 	plugin.Env = append(os.Environ(), envRole+"="+os.Getenv("TEST_PARENT_WAIT"))
-	plugin.Stdin = os.Stdin // which tells the test of the plugin's end, by closing
+	plugin.Stdin = os.Stdin
 	plugin.Stdout = os.Stdout
 	started := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // and never unlocked, so the thread ends with this function
+		runtime.LockOSThread() // never unlocked, so the thread ends with this function
 		if err := plugin.Start(); err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)
@@ -65,8 +65,8 @@ func pluginAsTest(how string) {
 	select {}
 }
 
-// A killed server takes its plugin along within two seconds, and the end of the thread
-// that has started the plugin does not.
+// The plugin ends within two seconds after its server is killed, but not when the thread
+// that started it ends.
 func TestWatch_EndsWithTheParentAndNotWithItsThread(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"watch", "poll"} {
@@ -82,7 +82,7 @@ func TestWatch_EndsWithTheParentAndNotWithItsThread(t *testing.T) {
 			pid, err := strconv.Atoi(strings.TrimSpace(strings.TrimPrefix(line, "started ")))
 			require.NoError(t, err, line)
 			time.Sleep(2 * look)
-			require.True(t, runs(pid), "the thread that started it has ended, and its process has not")
+			require.True(t, runs(pid), "the plugin outlives the thread that started it")
 
 			require.NoError(t, server.Process.Kill())
 			killed := time.Now()
@@ -99,8 +99,7 @@ func TestWatch_EndsWithTheParentAndNotWithItsThread(t *testing.T) {
 	}
 }
 
-// runs reports whether a process runs. One that has ended may have nobody that takes
-// note of it.
+// runs reports whether a process runs. A process that has ended may remain as a zombie.
 func runs(pid int) bool {
 	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
 		_, state, _ := strings.Cut(string(stat), ") ")
@@ -113,16 +112,16 @@ func TestConnections_TheProcessEndsHalfAMinuteAfterTheLast(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		happens func(c *Connections)
-		after   time.Duration // 0 = it lives on
+		after   time.Duration // 0 = the process continues
 	}{
-		"nobody connects":          {func(*Connections) {}, unconnected},
-		"the first is late":        {func(c *Connections) { time.Sleep(unconnected - time.Second); c.begin() }, 0},
-		"one is open":              {func(c *Connections) { c.begin() }, 0},
-		"the only one is closed":   {func(c *Connections) { c.begin(); c.closed() }, disconnected},
-		"one of two is closed":     {func(c *Connections) { c.begin(); c.begin(); c.closed() }, 0},
-		"both are closed":          {func(c *Connections) { c.begin(); c.begin(); c.closed(); time.Sleep(time.Minute); c.closed() }, time.Minute + disconnected},
-		"another comes in time":    {func(c *Connections) { c.begin(); c.closed(); time.Sleep(disconnected - time.Second); c.begin() }, 0},
-		"another comes and closes": {func(c *Connections) { c.begin(); c.closed(); time.Sleep(20 * time.Second); c.begin(); c.closed() }, 20*time.Second + disconnected},
+		"no connection":                  {func(*Connections) {}, unconnected},
+		"a late first connection":        {func(c *Connections) { time.Sleep(unconnected - time.Second); c.begin() }, 0},
+		"one open connection":            {func(c *Connections) { c.begin() }, 0},
+		"the only connection closes":     {func(c *Connections) { c.begin(); c.closed() }, disconnected},
+		"one of two connections closes":  {func(c *Connections) { c.begin(); c.begin(); c.closed() }, 0},
+		"both connections close":         {func(c *Connections) { c.begin(); c.begin(); c.closed(); time.Sleep(time.Minute); c.closed() }, time.Minute + disconnected},
+		"another connection in time":     {func(c *Connections) { c.begin(); c.closed(); time.Sleep(disconnected - time.Second); c.begin() }, 0},
+		"another connection that closes": {func(c *Connections) { c.begin(); c.closed(); time.Sleep(20 * time.Second); c.begin(); c.closed() }, 20*time.Second + disconnected},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -144,7 +143,7 @@ func TestConnections_TheProcessEndsHalfAMinuteAfterTheLast(t *testing.T) {
 	}
 }
 
-// Where the parent's end is seen, a connection decides nothing.
+// If the process watches its parent, connections do not matter.
 func TestConnections_CountForNothingWhereTheParentIsTheServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(*testing.T) {

@@ -36,8 +36,8 @@ func TestFiguresAreMediansAndTheirRatio(t *testing.T) {
 	require.InDelta(t, 0.7, rate.Ratio.Max, 1e-9)
 	require.True(t, rate.Target.Reached, "a ratio to the floor")
 	calls := b.byID["issue/admin_calls"]
-	require.Nil(t, calls.Ratio, "nothing is a multiple of zero")
-	require.False(t, calls.Target.Reached, "the engine's own figure, at most")
+	require.Nil(t, calls.Ratio, "a floor of zero has no ratio")
+	require.False(t, calls.Target.Reached, "a maximum for the engine's own figure")
 	require.Equal(t, "1 targets reached, 1 short: issue/admin_calls", b.verdict())
 
 	var out strings.Builder
@@ -94,7 +94,7 @@ func TestLoad(t *testing.T) {
 	fail = true
 	seen.Store(0)
 	_, err = c.run(t.Context(), l)
-	require.ErrorContains(t, err, "500: refused", "one failure ends the load")
+	require.ErrorContains(t, err, "500: refused", "the first failure ends the load")
 	require.Less(t, seen.Load(), int64(101))
 
 	ctx, cancel := context.WithCancel(t.Context())

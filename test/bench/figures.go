@@ -1,12 +1,11 @@
 package main
 
-// The figures: what was measured in each repetition, the medians, the ratios
-// and the targets, as a table for a reader and as JSON for a program.
+// The figures: the values of each repetition, the medians, the ratios and the
+// targets, written as a table and as JSON.
 //
-// What must stay true: the ratio is of the medians, and its spread is that of
-// the repetitions, in each of which both engines were measured; a target is
-// about the engine's ratio to the floor or about the engine's own figure, never
-// about the floor.
+// What must stay true: a ratio is of the medians, and its spread is that of the
+// repetitions, each of which measures both engines; a target limits the engine's
+// ratio to the floor or the engine's own figure, never the floor.
 
 import (
 	"encoding/json"
@@ -20,7 +19,7 @@ import (
 	"text/tabwriter"
 )
 
-// stat is a figure of one engine, over the repetitions.
+// stat is a figure of one engine over all repetitions.
 type stat struct {
 	Median float64   `json:"median"`
 	Min    float64   `json:"min"`
@@ -41,17 +40,17 @@ func newStat(runs []float64) *stat {
 	return s
 }
 
-// ratio is the engine's figure by the floor's.
+// ratio is the engine's figure divided by the floor's.
 type ratio struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 }
 
-// target is what is to be reached.
+// target is the limit for a figure.
 type target struct {
-	OfFloor bool    `json:"of_floor"` // the ratio is meant, else the engine's figure
-	Most    bool    `json:"most"`     // the limit is one from above
+	OfFloor bool    `json:"of_floor"` // Limit is for the ratio, not for the engine's figure
+	Most    bool    `json:"most"`     // Limit is a maximum, not a minimum
 	Limit   float64 `json:"limit"`
 	Peer    float64 `json:"best_known_peer,omitempty"` // in the target's unit
 	Reached bool    `json:"reached"`
@@ -74,7 +73,7 @@ type figure struct {
 	ID      string  `json:"id"`
 	Title   string  `json:"title"`
 	Unit    string  `json:"unit"`
-	Ratio   *ratio  `json:"ratio,omitempty"` // without one where the floor is zero or not measured
+	Ratio   *ratio  `json:"ratio,omitempty"` // nil if the floor is zero or not measured
 	Floor   *stat   `json:"floor,omitempty"`
 	Engine  *stat   `json:"engine,omitempty"`
 	Target  *target `json:"target,omitempty"`
@@ -82,14 +81,14 @@ type figure struct {
 	floor, engine []float64
 }
 
-// targets are what the issue of this benchmark asks for, by the figures' IDs.
+// targets lists the target of each figure by ID.
 var targets = map[string]target{
 	"issue/admin_calls":         {Most: true, Limit: 1, Peer: 2},
 	"issue/c32/0ms/rate":        {OfFloor: true, Limit: 0.60, Peer: 0.41},
 	"issue/c1/100ms/p50":        {Most: true, Limit: 105, Peer: 204},
 	"issue/c256/100ms/rate":     {Limit: 2000, Peer: 1095},
 	"issue/pool/c1/p50":         {OfFloor: true, Most: true, Limit: 1.3},
-	"issue/pool/c1/storage":     {Most: true, Limit: 4.1}, // the reading of the counts is among them,
+	"issue/pool/c1/storage":     {Most: true, Limit: 4.1}, // includes reading the counters
 	"issue/pool/c1/calls":       {Most: true, Limit: 0},
 	"burst/20/pool/p99":         {OfFloor: true, Most: true, Limit: 10},
 	"burst/20/pool/failed":      {Most: true, Limit: 0},
@@ -101,7 +100,7 @@ var targets = map[string]target{
 	"growth/many/issue/against": {Most: true, Limit: 1.1},
 }
 
-// book collects figures in the order in which they are first noted.
+// book collects figures in the order of their first values.
 type book struct {
 	section string
 	figures []*figure
@@ -110,7 +109,7 @@ type book struct {
 
 func newBook() *book { return &book{byID: map[string]*figure{}} }
 
-// which is whose figure it is.
+// which is the engine that a figure is about. The null engine is the floor.
 type which bool
 
 const (
@@ -118,7 +117,7 @@ const (
 	engine which = true
 )
 
-// note takes down one repetition's value. IDs begin with their section.
+// note records the value of one repetition. IDs begin with their section.
 func (b *book) note(id, title, unit string, whose which, value float64) {
 	f := b.byID[id]
 	if f == nil {
@@ -133,7 +132,7 @@ func (b *book) note(id, title, unit string, whose which, value float64) {
 	}
 }
 
-// settle turns what was noted into medians, ratios and verdicts.
+// settle computes medians, ratios and verdicts from the recorded values.
 func (b *book) settle() error {
 	for _, f := range b.figures {
 		f.Floor, f.Engine = newStat(f.floor), newStat(f.engine)
@@ -178,7 +177,7 @@ func ratioOf(f *figure) *ratio {
 	return r
 }
 
-// table writes all figures for a reader, the ratios first.
+// table writes all figures as a text table.
 func (b *book) table(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	heading(w)
@@ -193,7 +192,7 @@ func (b *book) table(out io.Writer) error {
 	return w.Flush()
 }
 
-// asked repeats the figures that have a target.
+// asked writes the figures that have a target.
 func (b *book) asked(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w)
@@ -222,7 +221,7 @@ func (f *figure) line(w io.Writer) {
 	fmt.Fprintf(w, "%s\t%s\n", strings.Join(cells, "\t"), verdict)
 }
 
-// cells are ratio, spread, figure, floor, engine, unit, target and peer.
+// cells returns ratio, spread, figure, floor, engine, unit, target and peer.
 func (f *figure) cells() []string {
 	share, spread, wanted, peer := "", "", "", ""
 	if f.Ratio != nil {
@@ -244,7 +243,7 @@ func (s *stat) show() string {
 	return show(s.Median)
 }
 
-// show writes a number with the digits that mean something.
+// show formats a number with its significant digits.
 func show(v float64) string {
 	switch a := math.Abs(v); {
 	case a >= 1000 || v == math.Trunc(v):
@@ -279,7 +278,7 @@ func (b *book) page(path string, m machine) error {
 	fmt.Fprintf(&out, "Vault %s, %s, %s, %d cores, commit %s; other processes used %.0f %% of the machine.\n\n", m.Vault, m.Go, m.System, m.Cores, m.Commit, 100*m.Others)
 	out.WriteString("| Ratio | Spread | Figure | Floor | Engine | Unit | To reach | Peer |\n|---|---|---|---|---|---|---|---|\n")
 	for _, id := range published {
-		if f := b.byID[id]; f != nil { // a part of the run has a part of them
+		if f := b.byID[id]; f != nil { // a run with -only has only some of them
 			fmt.Fprintf(&out, "| %s |\n", strings.Join(f.cells(), " | "))
 		}
 	}
@@ -291,7 +290,7 @@ type report struct {
 	Machine  machine   `json:"machine"`
 	Settings settings  `json:"settings"`
 	Figures  []*figure `json:"figures"`
-	// Functions is what the Go benchmarks printed, for benchstat.
+	// Functions is the output of the Go benchmarks, for benchstat.
 	Functions []string `json:"functions,omitempty"`
 }
 
@@ -306,7 +305,7 @@ func (r report) write(path string) error {
 	return os.WriteFile(path, append(content, '\n'), 0o644)
 }
 
-// verdict says in one line what of the targets was reached.
+// verdict summarizes in one line which targets were reached.
 func (b *book) verdict() string {
 	var reached int
 	var short []string

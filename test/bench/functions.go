@@ -1,7 +1,7 @@
 package main
 
-// The Go benchmarks of the functions that each credential goes through, run with
-// the rest so that one file holds all that is known of a commit.
+// Runs the Go benchmarks of the functions that each credential request uses, so
+// that one report has all figures of a commit.
 
 import (
 	"context"
@@ -26,7 +26,7 @@ func functions(ctx context.Context, l *lab) error {
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-buildvcs=false", "-run", "^$", "-bench", ".", "-benchtime", lasts, ".", "./client")
 	cmd.Dir = root
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go ends what it started
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go then ends its child processes
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {

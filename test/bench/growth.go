@@ -1,12 +1,12 @@
 package main
 
-// What a credential costs with many leases, many roles, and many accounts in the
-// project, against few.
+// The cost of a credential with many leases, many roles, and many accounts in the
+// project, compared with few.
 //
-// What must stay true: few and many are measured in turns. For leases and roles
-// that takes a server for each number, all running at once, since filling one
-// between two measurements would set them half a minute apart; for accounts it
-// takes two roles of one mount.
+// What must stay true: measurements of few and many alternate. For leases and
+// roles, each number has its own server, all running at once, since filling one
+// between two measurements would separate them by half a minute; for accounts,
+// two roles of one mount suffice.
 
 import (
 	"context"
@@ -16,17 +16,17 @@ import (
 	"slices"
 )
 
-// grown is both engines on a server, each with so many leases; the engine has as
-// many roles.
+// grown is both engines on a server, each with n leases; the OpenAI engine also
+// has n roles.
 type grown struct {
 	pair
 	n     int
-	level string // the name of that number, in the figures' IDs
+	level string // the name of n in the figures' IDs
 }
 
 func growth(ctx context.Context, l *lab) error {
 	sizes := []int{10, l.settings.size(1000, 100), l.settings.size(10000, 300)}
-	// A simulator for all sizes, so that each finds it equally full.
+	// One simulator for all sizes, so that all measure it with the same data.
 	sim, err := l.startSimulator(ctx)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func growthOnce(ctx context.Context, l *lab, all []grown, turns []turn) error {
 	return nil
 }
 
-// growing is what is measured at each size.
+// growing lists the figures of each size.
 var growing = []struct{ id, title, unit string }{
 	{"issue", "wall time per credential, c=32", "ms"},
 	{"cpu/plugin", "CPU per credential, plugin", "ms"},
@@ -104,8 +104,8 @@ var growing = []struct{ id, title, unit string }{
 	{"revoke", "wall time per revocation, c=32", "ms"},
 }
 
-// against is a figure by that of few. A processor time can be too short for its
-// clock, and then nothing can be said.
+// against is a figure divided by the one with few. A CPU time can be too short
+// for its clock, which measures 0; the result is then 1.
 func against(now, few float64) float64 {
 	if few == 0 {
 		return 1
@@ -113,7 +113,7 @@ func against(now, few float64) float64 {
 	return now / few
 }
 
-// fill starts a server and makes the leases and roles.
+// fill starts a server and creates the leases and roles.
 func fill(ctx context.Context, l *lab, sim *simulator, n int) (g grown, err error) {
 	s, err := l.startServer(ctx, "inmem")
 	if err != nil {
@@ -141,14 +141,14 @@ func fill(ctx context.Context, l *lab, sim *simulator, n int) (g grown, err erro
 	return g, sim.forget(ctx)
 }
 
-// issue is a load that goes round all roles.
+// issue is a load that cycles through all roles.
 func (g grown) issue(m *mount, count int) load {
 	return load{workers: 32, count: count, leases: true, request: func(i int) request {
 		return request{method: http.MethodGet, path: fmt.Sprintf("%s/creds/app-%d", m.path, i%g.n)}
 	}}
 }
 
-// crowd issues in a project with 5,000 accounts, and in one with none, in turns.
+// crowd alternately issues in a project with 5,000 accounts and in an empty one.
 func crowd(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
 	if err != nil {

@@ -1,7 +1,7 @@
 package main
 
-// What it takes to issue a credential: in time, at each concurrency and latency
-// of the API, and in calls, storage, processor time, memory and connections.
+// The cost of issuing a credential: in time, at each concurrency and latency of
+// the API, and in calls, storage operations, CPU time, memory and connections.
 
 import (
 	"context"
@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// The latencies of the API. The null engine has no API, so its figures are those
-// without one.
+// The latencies of the API. The null engine does not call it, so it is measured
+// only without latency.
 const (
 	near = time.Duration(0)
 	far  = 100 * time.Millisecond
 )
 
-// stage is a number of clients, and how many credentials they ask for: enough
-// for a second or two, each client many in turn where the API is far.
+// stage is a number of clients, and how many credentials they request: enough for
+// a second or two, and several for each client even with a slow API.
 type stage struct {
 	workers   int
-	rounds    int // in which the engines take turns
-	near, far int // near is of each round
+	rounds    int // in which the engines alternate
+	near, far int // credentials without and with latency; near is for each round
 }
 
 func (l *lab) stages() []stage {
@@ -55,7 +55,7 @@ func issue(ctx context.Context, l *lab) error {
 			return err
 		}
 		l.book.note("issue/rss/idle", "plugin RSS, idle", "MiB", m.whose, idle)
-		// At the most clients, too: their connections are opened once.
+		// Also with the most clients, so that their connections are open.
 		for _, at := range l.stages()[1:] {
 			if err := m.warmUp(ctx, at.workers, at.near); err != nil {
 				return err
@@ -84,7 +84,7 @@ func issue(ctx context.Context, l *lab) error {
 	return issuePooled(ctx, l, s)
 }
 
-// warmUp opens connections and lets the runtimes find their sizes.
+// warmUp opens connections and lets the heaps grow to their usual size.
 func (m *mount) warmUp(ctx context.Context, workers, count int) error {
 	o, err := m.run(ctx, m.issue(workers, count))
 	if err != nil {
@@ -94,7 +94,7 @@ func (m *mount) warmUp(ctx context.Context, workers, count int) error {
 	return err
 }
 
-// times takes down how long a load took.
+// times records the throughput and the latencies of a load.
 func (m *mount) times(id, title string, r measured) {
 	note := func(what, name, unit string, value float64) {
 		m.lab.book.note(id+"/"+what, title+", "+name, unit, m.whose, value)
@@ -105,8 +105,8 @@ func (m *mount) times(id, title string, r measured) {
 	note("p99", "p99", "ms", r.percentile(99))
 }
 
-// near measures both engines in turns, without latency, and clears up. What
-// comes back is the null engine's and the engine's.
+// near measures both engines alternately, without latency, and revokes the
+// leases. It returns the result of the null engine, then that of the engine.
 func (p pair) near(ctx context.Context, section string, at stage) ([]measured, error) {
 	turns := []turn{{p.null, p.null.issue(at.workers, at.near)}, {p.engine, p.engine.issue(at.workers, at.near)}}
 	all, err := takeTurns(ctx, at.rounds, turns)
@@ -120,7 +120,7 @@ func (p pair) near(ctx context.Context, section string, at stage) ([]measured, e
 		}
 	}
 	for i, m := range p.each() {
-		// The other's leases are still there, and the null engine's have no account.
+		// Only the engine's leases have accounts, and the null engine is cleared first.
 		alive := 0
 		if m.whose == floor {
 			alive = all[1].count
@@ -132,7 +132,7 @@ func (p pair) near(ctx context.Context, section string, at stage) ([]measured, e
 	return all, nil
 }
 
-// title is what lines about an issue begin with.
+// title is the prefix of a section's titles.
 func title(section string) string {
 	if section == "raft" {
 		return "raft: issue"
@@ -140,7 +140,7 @@ func title(section string) string {
 	return "issue"
 }
 
-// costs takes down what a credential costs besides time.
+// costs records the cost of a credential other than time.
 func (m *mount) costs(section string, r measured) {
 	note := func(id, title, unit string, value float64) {
 		m.lab.book.note(section+"/"+id, title, unit, m.whose, value)
@@ -156,7 +156,7 @@ func (m *mount) costs(section string, r measured) {
 	note("cpu/load", "CPU per credential, load generator", "ms", r.cpuEach(r.self))
 }
 
-// timed measures a load of credential requests alone, and revokes the leases.
+// timed measures one load of credential requests and revokes the leases.
 func (m *mount) timed(ctx context.Context, id, title string, load load) (measured, error) {
 	r, err := m.measure(ctx, load)
 	if err != nil {
@@ -174,8 +174,8 @@ func issueFar(ctx context.Context, m *mount, at stage) (measured, error) {
 	return m.timed(ctx, fmt.Sprintf("issue/c%d/100ms", at.workers), fmt.Sprintf("issue, c=%d, API 100 ms", at.workers), m.issue(at.workers, at.far))
 }
 
-// issueProbed is with the wait for the key's activation, which takes one call of
-// the inference side where the key works at once.
+// issueProbed measures with the wait for the key's activation: one call to the
+// inference API if the key works immediately.
 func issueProbed(ctx context.Context, m *mount, stages []stage) error {
 	_, err := m.timed(ctx, "issue/c32/0ms/probed", "issue, c=32, API 0 ms, activation wait", m.issueOf(32, 2*stages[1].near, "probed"))
 	if err == nil {
@@ -187,7 +187,7 @@ func issueProbed(ctx context.Context, m *mount, stages []stage) error {
 	return err
 }
 
-// raft is the issue on a server with raft, whose writes wait for a disk.
+// raft measures on a server with raft storage, whose writes wait for the disk.
 func raft(ctx context.Context, l *lab) error {
 	s, err := l.startServer(ctx, "raft")
 	if err != nil {
@@ -213,8 +213,8 @@ func raft(ctx context.Context, l *lab) error {
 	return l.stop(s)
 }
 
-// connections counts what 2,000 issues open at the API, from a mount that has
-// just been configured.
+// connections counts the connections to the API that 2,000 credential requests
+// open on a newly configured mount.
 func connections(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
 	if err != nil {
@@ -254,7 +254,7 @@ func connections(ctx context.Context, l *lab) error {
 	return nil
 }
 
-// disable ends a mount, which must have no lease left.
+// disable disables a mount, which must have no leases.
 func (m *mount) disable(ctx context.Context) error {
 	left, err := m.leased(ctx)
 	if err == nil && left > 0 {

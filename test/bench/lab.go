@@ -1,14 +1,12 @@
 package main
 
-// What is measured: Vault servers with both engines mounted, and the simulator;
-// how, is in measure.go.
+// The measured processes: Vault servers with both engines mounted, and the
+// simulator. measure.go has the measurements.
 //
-// What must stay true: each piece is a process of its own, so that its processor
-// time and memory can be read apart. That includes the simulator: inside this
-// process its heap, which remembers all that ever happened, would be scanned
-// with the load generator's, and what it costs could not be told from what the
-// load costs. Everything is on loopback, in temporary folders, and ends with the
-// lab.
+// What must stay true: each component is a separate process, so that its CPU time
+// and memory can be measured. That includes the simulator: its heap, which keeps
+// all events, would add garbage collection to the load generator's costs.
+// Everything is on loopback, in temporary folders, and ends with the lab.
 
 import (
 	"bytes"
@@ -31,8 +29,8 @@ import (
 
 const nullName = "vault-plugin-secrets-null"
 
-// revokers is the number of workers that clear up, and that renew and revoke
-// where that is measured.
+// revokers is the number of workers that renew and revoke leases, in measurements
+// and in the cleanup.
 const revokers = 32
 
 type lab struct {
@@ -46,17 +44,17 @@ type lab struct {
 	null     devenv.Plugin
 
 	version   string   // Vault's
-	functions []string // what the Go benchmarks printed
+	functions []string // the output of the Go benchmarks
 
 	memory  *server // the in-memory server that most sections share
 	sim     *simulator
 	servers []*server
 	sims    []*simulator
 
-	others, lasted time.Duration // processor time of other processes while measuring, and how long that was
+	others, lasted time.Duration // CPU time of other processes during measurements, and their duration
 }
 
-// open builds what is measured. The caller must close the lab.
+// open builds the programs and starts the simulator. The caller must close the lab.
 func open(ctx context.Context, s settings, out io.Writer) (_ *lab, err error) {
 	l := &lab{settings: s, book: newBook(), out: out}
 	defer func() {
@@ -89,7 +87,7 @@ func open(ctx context.Context, s settings, out io.Writer) (_ *lab, err error) {
 	return l, err
 }
 
-// close ends all that runs and removes all that was written.
+// close stops all processes and removes all files.
 func (l *lab) close() error {
 	var errs []error
 	for _, s := range l.servers {
@@ -105,7 +103,7 @@ func (l *lab) close() error {
 	return errors.Join(errs...)
 }
 
-// stop ends a server before the lab does.
+// stop stops a server before the lab closes.
 func (l *lab) stop(s *server) error {
 	l.servers = slices.DeleteFunc(l.servers, func(other *server) bool { return other == s })
 	return s.vault.Stop()
@@ -120,7 +118,7 @@ type simulator struct {
 	*devenv.Simulator
 	control string
 	http    *http.Client
-	extra   int // accounts that no lease made
+	extra   int // accounts without a lease
 }
 
 func (l *lab) startSimulator(ctx context.Context, flags ...string) (*simulator, error) {
@@ -173,13 +171,13 @@ func (s *simulator) latency(ctx context.Context, d time.Duration) error {
 	return s.set(ctx, map[string]any{"latency": d.String()})
 }
 
-// crowd puts accounts into a project that nobody's lease made.
+// crowd creates accounts without leases in a project.
 func (s *simulator) crowd(ctx context.Context, project string, n int) error {
 	s.extra += n
 	return s.send(ctx, http.MethodPost, "accounts", map[string]any{"project_id": project, "count": n}, nil)
 }
 
-// stats are the simulator's numbers.
+// stats are the simulator's counters.
 type stats struct {
 	Connections int `json:"connections"`
 	Accounts    int `json:"accounts"`
@@ -197,13 +195,12 @@ func (s *simulator) stats(ctx context.Context) (st stats, err error) {
 	return st, err
 }
 
-// forget empties the log of requests, which the simulator would otherwise count
-// through each time.
+// forget clears the log of requests, since stats iterates over all of it.
 func (s *simulator) forget(ctx context.Context) error {
 	return s.send(ctx, http.MethodDelete, "requests", nil, nil)
 }
 
-// admin is the number of calls of the Admin API, of a method or of any.
+// admin counts the Admin API calls with a method, or all if it is empty.
 func (st stats) admin(method string) (all, refused int) {
 	for _, c := range st.Calls {
 		if strings.HasPrefix(c.Route, "/organization/") && (method == "" || c.Method == method) {
@@ -216,22 +213,21 @@ func (st stats) admin(method string) (all, refused int) {
 	return all, refused
 }
 
-// server is a Vault with both plugins in its catalog.
+// server is a Vault server with both plugins in its catalog.
 type server struct {
 	lab   *lab
 	vault *devenv.Vault
 	*caller
 }
 
-// startServer starts a Vault with a storage.
+// startServer starts a Vault server with a storage type.
 func (l *lab) startServer(ctx context.Context, storage string, env ...string) (*server, error) {
 	vault, err := devenv.Start(ctx, devenv.Options{
 		VaultBin: l.vaultBin,
 		Storage:  storage,
 		LogLevel: "warn",
 		Env:      env,
-		// The operations on storage are counted by Vault, and kept for as long as
-		// any run takes.
+		// Vault counts the storage operations; keep the counts longer than any run.
 		Config: `telemetry {
   prometheus_retention_time = "24h"
   disable_hostname          = true
@@ -268,12 +264,12 @@ type mount struct {
 	*server
 	path   string
 	whose  which
-	plugin int        // process
-	sim    *simulator // what it is configured for; the null engine calls nobody
+	plugin int        // process ID
+	sim    *simulator // configured as the API; the null engine does not call it
 }
 
-// pair is both engines at fresh paths of a server, the engine with the role
-// "app" that most sections use.
+// pair is both engines at new paths of a server, the engine with the role "app"
+// that most sections use.
 type pair struct{ null, engine *mount }
 
 func (p pair) each() []*mount { return []*mount{p.null, p.engine} }
@@ -305,12 +301,12 @@ func (s *server) mount(ctx context.Context, path string, whose which, sim *simul
 	return m, err
 }
 
-// configure writes the engine's config, with nothing in it that has a default.
+// configure writes the engine's config, with all defaults.
 func (m *mount) configure(ctx context.Context) error {
 	return m.write(ctx, "config", map[string]any{"admin_api_key": m.sim.AdminKey, "api_endpoint": m.sim.URL, "ca_cert": m.sim.CACert})
 }
 
-// role writes a role with the defaults but for the wait for the key's activation.
+// role writes a role with all defaults except activation_timeout.
 func (m *mount) role(ctx context.Context, name, project string, activation time.Duration) error {
 	return m.write(ctx, "roles/"+name, roleFields(project, activation))
 }
@@ -349,7 +345,7 @@ func revoke(ids []string) load {
 	}}
 }
 
-// clear ends leases and checks that nothing of them is left.
+// clear revokes leases and checks how many accounts are left.
 func (m *mount) clear(ctx context.Context, ids []string, alive int) (outcome, error) {
 	if err := m.sim.latency(ctx, 0); err != nil {
 		return outcome{}, err
@@ -360,7 +356,7 @@ func (m *mount) clear(ctx context.Context, ids []string, alive int) (outcome, er
 	}
 	st, err := m.sim.stats(ctx)
 	if err == nil && st.Accounts != alive {
-		err = fmt.Errorf("%d accounts are alive after all leases of %s were revoked, not %d", st.Accounts, m.path, alive)
+		err = fmt.Errorf("%d accounts are left after all leases of %s were revoked; want %d", st.Accounts, m.path, alive)
 	}
 	return o, errors.Join(err, m.sim.forget(ctx))
 }

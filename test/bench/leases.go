@@ -1,7 +1,7 @@
 package main
 
-// Leases after their issue: renewal and revocation, also where the API allows
-// fewer calls than Vault would make, and the reading of static roles.
+// Lease renewal and revocation, also with a rate limit of the API below Vault's
+// rate, and reads of static roles.
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ func (m *mount) prefix(ctx context.Context, sync bool) error {
 	return err
 }
 
-// leased is the number of the role's leases, as Vault lists them.
+// leased returns the number of the role's leases in Vault.
 func (m *mount) leased(ctx context.Context) (int, error) {
 	answer, err := m.do(ctx, "LIST", "sys/leases/lookup/"+m.path+"/creds/app", "")
 	var status *statusError
@@ -28,13 +28,13 @@ func (m *mount) leased(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	// Not decoded: it is asked for while what is measured goes on.
+	// Not decoded, to save CPU time during the measurement.
 	_, keys, _ := bytes.Cut(answer, []byte(`"keys":[`))
 	keys, _, _ = bytes.Cut(keys, []byte("]"))
 	return bytes.Count(keys, []byte(`"`)) / 2, nil
 }
 
-// gone waits until there is no lease of the role, nor anything at the API.
+// gone waits until the role has no leases and the API no accounts.
 func (m *mount) gone(ctx context.Context) error {
 	const within = time.Minute
 	for deadline := time.Now().Add(within); ; {
@@ -43,7 +43,7 @@ func (m *mount) gone(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// A long list costs what is to be measured: the longer, the rarer.
+		// Listing many leases affects the measurement, so wait longer after a slow list.
 		again := max(20*time.Millisecond, 10*time.Since(asked))
 		st, err := m.sim.stats(ctx)
 		if err != nil {
@@ -61,7 +61,7 @@ func (m *mount) gone(ctx context.Context) error {
 	}
 }
 
-// leases renews and revokes 2,000 at a time, in each way that Vault has.
+// leases renews and revokes 2,000 leases at a time, in each way that Vault has.
 func leases(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
 	if err != nil {
@@ -142,14 +142,14 @@ func revokePrefix(ctx context.Context, m *mount, n int) error {
 	return nil
 }
 
-// limit revokes 2,000 leases where the API allows 50 calls a second. It takes as
-// long as that allows, and most of it is waiting, so it is done once.
+// limit revokes 2,000 leases while the API allows 50 calls a second. It runs once,
+// since it mostly waits for that limit.
 func limit(ctx context.Context, l *lab) error {
 	s, err := l.memoryServer(ctx)
 	if err != nil {
 		return err
 	}
-	// On a mount of its own: the engine remembers the pace that it learned.
+	// On a separate mount, since the engine remembers the rate limit that it learned.
 	p, err := s.pair(ctx, "limit", l.sim)
 	if err != nil {
 		return err
@@ -184,7 +184,7 @@ func limit(ctx context.Context, l *lab) error {
 			break
 		}
 		if time.Since(began) > 5*time.Minute {
-			return fmt.Errorf("%d accounts are alive after 5 minutes at %d calls a second", st.Accounts, perSecond)
+			return fmt.Errorf("%d accounts are left after 5 minutes at %d calls a second", st.Accounts, perSecond)
 		}
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return err

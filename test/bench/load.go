@@ -1,10 +1,10 @@
 package main
 
-// The load: requests to Vault from a number of workers, and what came of them.
+// The load generator: sends requests to Vault from several workers and times them.
 //
-// What must stay true: it shares the cores with what it measures, so it does as
-// little as it can, and the same for each engine: connections are kept, answers
-// are read and not decoded, and a lease's ID is cut out of its answer.
+// What must stay true: it shares the cores with the measured processes, so it
+// does as little as possible, and the same for each engine: it keeps connections
+// and searches answers for lease IDs without decoding them.
 
 import (
 	"bytes"
@@ -26,16 +26,16 @@ type request struct {
 	method, path, body string
 }
 
-// load is a number of requests from a number of workers, each of which sends
-// its next when it has the answer to its last.
+// load is a number of requests from a number of workers, each of which sends its
+// next request after the answer to its last.
 type load struct {
 	workers int
 	count   int
 	request func(i int) request
-	leases  bool // the answers have leases, whose IDs are wanted
+	leases  bool // collect the lease IDs in the answers
 }
 
-// outcome is what came of a load.
+// outcome is the result of a load.
 type outcome struct {
 	count   int
 	took    time.Duration
@@ -43,10 +43,10 @@ type outcome struct {
 	leaseID []string
 }
 
-// rate is requests in a second.
+// rate is requests per second.
 func (o outcome) rate() float64 { return float64(o.count) / o.took.Seconds() }
 
-// each is milliseconds of wall time for each request, all workers together.
+// each is milliseconds of wall time per request, for all workers together.
 func (o outcome) each() float64 { return milliseconds(o.took) / float64(o.count) }
 
 // percentile is in milliseconds.
@@ -79,7 +79,7 @@ func newCaller(addr, token string) (*caller, error) {
 	}, nil
 }
 
-// call sends one request and returns the answer, read into buf.
+// call sends one request and reads the answer into buf.
 func (c *caller) call(ctx context.Context, r request, buf *bytes.Buffer) error {
 	u := *c.base
 	u.Path = "/v1/" + r.path
@@ -103,7 +103,7 @@ func (c *caller) call(ctx context.Context, r request, buf *bytes.Buffer) error {
 	return err
 }
 
-// statusError is an answer other than success.
+// statusError is an answer with a status other than 2xx.
 type statusError struct {
 	status int
 	text   string
@@ -120,18 +120,18 @@ func (c *caller) do(ctx context.Context, method, path, body string) ([]byte, err
 
 var leaseMark = []byte(`"lease_id":"`)
 
-// leaseIn cuts the ID of a lease out of an answer.
+// leaseIn finds the lease ID in an answer.
 func leaseIn(answer []byte) (string, error) {
 	_, rest, found := bytes.Cut(answer, leaseMark)
 	id, _, closed := bytes.Cut(rest, []byte{'"'})
 	if !found || !closed || len(id) == 0 {
-		return "", fmt.Errorf("an answer without a lease: %.200s", answer)
+		return "", fmt.Errorf("the answer has no lease ID: %.200s", answer)
 	}
 	return string(id), nil
 }
 
-// run sends a load. One request that fails ends it: a figure about failures
-// would be about something else.
+// run sends a load. The first failed request ends it, since failures would
+// distort the figures.
 func (c *caller) run(ctx context.Context, l load) (outcome, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

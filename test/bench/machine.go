@@ -1,6 +1,6 @@
 package main
 
-// Where a run took place, without which its times say nothing.
+// The machine of a run, without which its times mean nothing.
 
 import (
 	"context"
@@ -26,8 +26,8 @@ type machine struct {
 	Go        string    `json:"go"`
 	Vault     string    `json:"vault"`
 	Commit    string    `json:"commit"`
-	// Others is the part of the machine's processor time that processes other
-	// than those measured used while measuring.
+	// Others is the share of the machine's CPU time that processes other than the
+	// measured ones used during measurements.
 	Others  float64 `json:"others_share"`
 	Seconds int     `json:"seconds"`
 }
@@ -66,14 +66,14 @@ func (m *machine) finish(l *lab) {
 func (m *machine) print(out io.Writer, s settings) {
 	how := fmt.Sprintf("median of %d", s.Repetitions)
 	if s.Quick {
-		how = "quick: everything once and small, so the times mean little"
+		how = "quick: one small repetition, so the times mean little"
 	}
 	fmt.Fprintf(out, "Vault %s, %s, %s, %d cores, commit %s; %s, in %d s; other processes used %.0f %% of the machine.\n",
 		m.Vault, m.Go, m.System, m.Cores, m.Commit, how, m.Seconds, 100*m.Others)
-	fmt.Fprint(out, "Roles have their defaults but activation_timeout=0, where a line does not say otherwise. Ratios are the engine's figure by the floor's.\n\n")
+	fmt.Fprint(out, "Unless a line says otherwise, roles have their defaults except activation_timeout=0. A ratio is the engine's figure divided by the floor's.\n\n")
 }
 
-// trusting is a transport that knows one more authority.
+// trusting is a transport that trusts only one CA certificate.
 func trusting(pem string) *http.Transport {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(pem))

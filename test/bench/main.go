@@ -1,12 +1,12 @@
-// Command bench measures the engine beside one that does nothing, on a real
-// Vault and against the simulator, in one run. It prints a table and writes
-// JSON; docs/performance.md says what each figure means.
+// Command bench measures the engine and a null engine, which does nothing, in one
+// run on a real Vault with the simulator. It prints a table and writes JSON;
+// docs/performance.md explains the figures.
 //
 // What must stay true: times are compared only within a run, and the two engines
-// take turns within each repetition, since a machine is never the same for two
+// alternate within each repetition, since a machine's speed changes within
 // minutes; the load, the paths and the leases are the same for both; a missed
-// target is a result, and only what could not be measured, or leaves something
-// behind, is a failure. However it ends, nothing that it started is left.
+// target is a result, while a failed measurement and leftovers are errors. The
+// program always ends all processes that it started.
 package main
 
 import (
@@ -27,16 +27,16 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// settings are what a run can be told, and part of its report.
+// settings are the options of a run, and part of its report.
 type settings struct {
 	Repetitions int      `json:"repetitions"`
-	Quick       bool     `json:"quick"` // everything once and small: to see that it works, not how fast
+	Quick       bool     `json:"quick"` // one small repetition, to test the benchmark itself
 	Only        []string `json:"only,omitempty"`
 	Output      string   `json:"-"`
 	Profile     bool     `json:"profile,omitempty"`
 }
 
-// size is how much of something a run does.
+// size returns one of two amounts, depending on -quick.
 func (s settings) size(usual, quick int) int {
 	if s.Quick {
 		return quick
@@ -44,10 +44,10 @@ func (s settings) size(usual, quick int) int {
 	return usual
 }
 
-// bound is the longest that a run may take, on whatever machine.
+// bound is the maximum duration of a run on any machine.
 const bound = 20 * time.Minute
 
-// section is a part of the run that can be asked for by name.
+// section is a part of the run that -only can select.
 type section struct {
 	name string
 	run  func(context.Context, *lab) error
@@ -91,11 +91,11 @@ func parse(args []string, errOut io.Writer) (settings, error) {
 	}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(errOut)
-	fs.IntVar(&s.Repetitions, "count", 3, "repetitions, of which the median counts")
-	fs.BoolVar(&s.Quick, "quick", false, "everything once and small, to see that it works")
-	fs.BoolVar(&s.Profile, "profile", false, "measure nothing, but take profiles of the plugin, of Vault and of this program under load")
+	fs.IntVar(&s.Repetitions, "count", 3, "`number` of repetitions; the figures are medians")
+	fs.BoolVar(&s.Quick, "quick", false, "run one small repetition, to test the benchmark itself")
+	fs.BoolVar(&s.Profile, "profile", false, "write profiles of the plugin, Vault and this program under load, and measure nothing")
 	fs.StringVar(&s.Output, "o", "", "`folder` for bench.json and the profiles (default: dist in the checkout)")
-	only := fs.String("only", "", "`sections`, with commas: "+strings.Join(names, ", "))
+	only := fs.String("only", "", "comma-separated `sections`: "+strings.Join(names, ", "))
 	if err := fs.Parse(args); err != nil {
 		return s, err
 	}
@@ -110,7 +110,7 @@ func parse(args []string, errOut io.Writer) (settings, error) {
 	}
 	for _, name := range s.Only {
 		if !slices.Contains(names, name) {
-			return s, fmt.Errorf("there is no section %q, only %s", name, strings.Join(names, ", "))
+			return s, fmt.Errorf("unknown section %q; the sections are %s", name, strings.Join(names, ", "))
 		}
 	}
 	if s.Quick {
@@ -146,7 +146,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (err error) 
 	if s.Profile {
 		return profile(ctx, l, out)
 	}
-	began := time.Now() // what was built for it may have been built before
+	began := time.Now() // without the builds, which may be cached
 	for _, section := range sections {
 		if len(s.Only) > 0 && !slices.Contains(s.Only, section.name) {
 			continue

@@ -1,9 +1,9 @@
 package main
 
-// How a load is measured: what processes have used before it and after it, and
-// the turns that loads take.
+// Measures loads, from the resource usage before and after each, and alternates
+// between them.
 //
-// What must stay true: whatever is compared is measured in turns, in one run.
+// What must stay true: loads that are compared alternate in one run.
 
 import (
 	"bytes"
@@ -19,8 +19,8 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// usage is what processes have used of the processor since their start, Vault of
-// its storage, and the simulator's counts.
+// usage is the CPU time of each process since its start, Vault's storage
+// operations, and the simulator's counters.
 type usage struct {
 	at                                  time.Time
 	plugin, vault, sim, self, everybody time.Duration
@@ -28,7 +28,7 @@ type usage struct {
 	calls, connections                  int
 }
 
-// operations are counts of Vault's on its storage, by kind.
+// operations are Vault's counts of storage operations, by kind.
 type operations map[string]float64
 
 var kinds = []string{"get", "put", "delete", "list"}
@@ -80,17 +80,16 @@ func barrier(text []byte) (operations, error) {
 	return counts, nil
 }
 
-// measured is what came of one load or several of the same kind, and what they
-// cost.
+// measured is the outcome and the cost of one or several loads of the same kind.
 type measured struct {
 	outcome
-	plugin, vault, sim, self time.Duration // of the processor
+	plugin, vault, sim, self time.Duration // CPU time
 	storage                  operations
 	calls, connections       int
 	peak                     float64 // of the plugin's memory, MiB
 }
 
-// measure runs a load and reads what was used before it and after it.
+// measure runs a load and computes its cost from the usage before and after.
 func (m *mount) measure(ctx context.Context, l load) (r measured, err error) {
 	before, err := m.usage(ctx)
 	if err != nil {
@@ -118,7 +117,7 @@ func (m *mount) measure(ctx context.Context, l load) (r measured, err error) {
 	return r, nil
 }
 
-// add puts a further load of the same kind to those before.
+// add adds another load of the same kind.
 func (r *measured) add(next measured) {
 	r.count += next.count
 	r.took += next.took
@@ -136,16 +135,15 @@ func (r *measured) add(next measured) {
 	r.peak = max(r.peak, next.peak)
 }
 
-// turn is one of several loads that take turns.
+// turn is one of several loads that alternate.
 type turn struct {
 	*mount
 	load load // of each round
 }
 
-// takeTurns measures each load once in a round, so that what disturbs the
-// machine for a second disturbs all of them. Every other round goes backwards:
-// what one load leaves to be done falls on the next, which is not to be always
-// the same one.
+// takeTurns measures each load once in a round, so that a short disturbance of
+// the machine affects all of them. Every other round is in reverse order, so that
+// work left over from a load does not always slow the same next one.
 func takeTurns(ctx context.Context, rounds int, turns []turn) ([]measured, error) {
 	all := make([]measured, len(turns))
 	for round := range rounds {
@@ -164,10 +162,10 @@ func takeTurns(ctx context.Context, rounds int, turns []turn) ([]measured, error
 	return all, nil
 }
 
-// cpuEach is milliseconds of processor time for each request.
+// cpuEach is milliseconds of CPU time per request.
 func (r measured) cpuEach(used time.Duration) float64 { return milliseconds(used) / float64(r.count) }
 
-// storageEach is operations on storage for each request, of a kind or of all.
+// storageEach is storage operations per request, of some kinds or of all.
 func (r measured) storageEach(only ...string) float64 {
 	if len(only) == 0 {
 		only = kinds
@@ -179,5 +177,5 @@ func (r measured) storageEach(only ...string) float64 {
 	return sum / float64(r.count)
 }
 
-// callsEach is calls of the Admin API for each request.
+// callsEach is Admin API calls per request.
 func (r measured) callsEach() float64 { return float64(r.calls) / float64(r.count) }

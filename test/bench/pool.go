@@ -1,11 +1,11 @@
 package main
 
-// What a pool changes: the issue of a credential that is ready, and a burst of readers
-// where OpenAI allows few creates.
+// The effect of a pool: on the time of credential requests, and on a burst of readers
+// while OpenAI allows few creates.
 //
 // What must stay true: a burst with a pool, one without, and the null engine's are
-// measured in one run, each on a mount of its own, since the engine remembers the pace
-// that it learned; a request of a burst that fails is a figure and no failure.
+// measured in one run, each on its own mount, since the engine remembers the rate limit
+// that it learned; a failed request in a burst is a figure, not an error.
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// pool writes the role "app" with a pool and waits until that is full.
+// pool writes the role "app" with a pool and waits until the pool is full.
 func (m *mount) pool(ctx context.Context, size int, activation time.Duration) error {
 	fields := roleFields(m.sim.Projects[0].ID, activation)
 	fields["pool_size"] = size
@@ -28,7 +28,7 @@ func (m *mount) pool(ctx context.Context, size int, activation time.Duration) er
 	return m.poolIs(ctx, "full", func(s poolState) bool { return s.Ready == size && !s.Refilling })
 }
 
-// poolState is what a read of the role shows of its pool.
+// poolState is the state of the pool in a read of the role.
 type poolState struct {
 	Ready     int    `json:"pool_ready"`
 	Refilling bool   `json:"pool_refilling"`
@@ -62,8 +62,8 @@ func (m *mount) poolIs(ctx context.Context, what string, is func(poolState) bool
 
 const createRoute = "/organization/projects/{project_id}/service_accounts"
 
-// quiet has OpenAI refuse a create, after which the engine creates nothing for a minute:
-// what is measured then are the requests, and no refill beside them.
+// quiet makes the simulator reject a create, after which the engine creates nothing for a
+// minute, so that no refill disturbs the measurement. It returns the lease of its request.
 func (m *mount) quiet(ctx context.Context) (leases []string, err error) {
 	fault := map[string]any{"method": http.MethodPost, "route": createRoute, "kind": "status", "status": http.StatusBadRequest}
 	if err := m.sim.send(ctx, http.MethodPost, "faults", fault, nil); err != nil {
@@ -77,7 +77,7 @@ func (m *mount) quiet(ctx context.Context) (leases []string, err error) {
 	return o.leaseID, err
 }
 
-// issuePooled is the issue from a pool, in turns with the null engine.
+// issuePooled measures requests from a pool, alternating with the null engine.
 func issuePooled(ctx context.Context, l *lab, s *server) error {
 	sim, err := l.startSimulator(ctx)
 	if err != nil {
@@ -122,7 +122,7 @@ func issuePooled(ctx context.Context, l *lab, s *server) error {
 	return nil
 }
 
-// drop ends leases and the pool, and waits until nothing is alive.
+// drop revokes the leases, removes the pool, and waits until no account is left.
 func (m *mount) drop(ctx context.Context, leases []string) error {
 	if err := m.sim.set(ctx, fast); err != nil {
 		return err
@@ -136,8 +136,8 @@ func (m *mount) drop(ctx context.Context, leases []string) error {
 	return m.gone(ctx)
 }
 
-// slow is OpenAI during a burst: ten creates a minute, and new keys that take a moment to
-// work. fast is OpenAI while a pool is filled.
+// slow has the simulator's options during a burst: ten creates a minute, and a delay until
+// new keys work. fast has those while a pool is filled.
 var (
 	slow = map[string]any{"latency": far.String(), "rate_per_minute": 10, "activation_delay": "1500ms"}
 	fast = map[string]any{"latency": "0s", "rate_per_minute": 0, "activation_delay": "0s"}
@@ -159,7 +159,7 @@ func burst(ctx context.Context, l *lab) error {
 	return nil
 }
 
-// burstOf measures n readers at once, in the figures of id readers.
+// burstOf measures n readers at once and records them in the figures of id readers.
 func burstOf(ctx context.Context, l *lab, s *server, id, n int, pooled bool) error {
 	sim, err := l.startSimulator(ctx)
 	if err != nil {
@@ -218,7 +218,7 @@ func burstOf(ctx context.Context, l *lab, s *server, id, n int, pooled bool) err
 	return m.drop(ctx, leases)
 }
 
-// refill waits until the pool is full, without the limit of the burst.
+// refill fills the pool without the limits of the burst.
 func (m *mount) refill(ctx context.Context, size int) error {
 	if err := m.sim.set(ctx, fast); err != nil {
 		return err
@@ -229,7 +229,7 @@ func (m *mount) refill(ctx context.Context, size int) error {
 	return m.sim.set(ctx, slow)
 }
 
-// bursts takes down what came of a burst.
+// bursts records the outcome of a burst.
 func (m *mount) bursts(id int, way, title string, b outcome) {
 	note := func(what, name, unit string, value float64) {
 		m.lab.book.note(fmt.Sprintf("burst/%d/%s/%s", id, way, what), title+", "+name, unit, m.whose, value)
@@ -240,7 +240,7 @@ func (m *mount) bursts(id int, way, title string, b outcome) {
 	note("failed", "failures", "", float64(b.count-len(b.leaseID)))
 }
 
-// burst sends so many reads at once. Those that fail have no lease.
+// burst sends n reads at once. Failed reads have no lease ID.
 func (m *mount) burst(ctx context.Context, n int) (o outcome, err error) {
 	r := m.issue(1, 1).request(0)
 	var mu sync.Mutex

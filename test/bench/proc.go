@@ -1,7 +1,7 @@
 package main
 
-// What a process costs, read from Linux's /proc. A process is named by its id
-// alone; the plugins' are found among Vault's children.
+// CPU time and memory of processes, from Linux's /proc. Processes are identified
+// only by ID; those of plugins are found among Vault's children.
 
 import (
 	"bytes"
@@ -17,18 +17,18 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// tick is the unit of /proc's times, which the kernel keeps at 1/100 s for its
-// readers on every architecture that Go runs on.
+// tick is the unit of times in /proc: 1/100 s on every architecture that Go
+// supports.
 const tick = 10 * time.Millisecond
 
-// cpuTime is the processor time that a process has used since its start.
+// cpuTime is the CPU time that a process has used since its start.
 func cpuTime(pid int) (time.Duration, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The name, the second field, may hold anything; the others are counted
-	// from behind it: utime and stime are the 14th and 15th.
+	// The second field, the name, can contain any character, so fields are counted
+	// from its end: utime and stime are the 14th and 15th.
 	fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
 	if len(fields) < 13 {
 		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
@@ -41,8 +41,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(user+system) * tick, err
 }
 
-// machineTime is the processor time that the machine has used since its start,
-// whoever used it.
+// machineTime is the CPU time that all processes have used since the machine's
+// start.
 func machineTime() (time.Duration, error) {
 	content, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -59,7 +59,7 @@ func machineTime() (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		if i != 3 && i != 4 { // idle, and idle with something to wait for
+		if i != 3 && i != 4 { // idle and iowait
 			busy += n
 		}
 	}
@@ -81,8 +81,8 @@ func rss(pid int) (float64, error) {
 	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", pid)
 }
 
-// peakRSS looks at a process's memory until stop is called, which returns the
-// most that was seen.
+// peakRSS samples a process's memory until stop is called, which returns the
+// maximum.
 func peakRSS(ctx context.Context, pid int) (stop func() float64) {
 	ctx, cancel := context.WithCancel(ctx)
 	peak := make(chan float64, 1)
@@ -104,8 +104,8 @@ func peakRSS(ctx context.Context, pid int) (stop func() float64) {
 	return func() float64 { cancel(); return <-peak }
 }
 
-// pluginPID is the process of a plugin: the one child of Vault's that runs its
-// binary. While a plugin is being mounted there can be two.
+// pluginPID returns the process of a plugin: the only child of Vault that runs its
+// binary. While a plugin is being mounted, there can be two.
 func pluginPID(ctx context.Context, v *devenv.Vault, p devenv.Plugin) (int, error) {
 	want := filepath.Join(v.PluginDir, filepath.Base(p.Path))
 	for deadline := time.Now().Add(20 * time.Second); ; {
@@ -123,7 +123,7 @@ func pluginPID(ctx context.Context, v *devenv.Vault, p devenv.Plugin) (int, erro
 			return found[0], nil
 		}
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("%d processes of %s under Vault, not one", len(found), p.Name)
+			return 0, fmt.Errorf("%d processes of %s under Vault; want 1", len(found), p.Name)
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return 0, err
@@ -131,7 +131,7 @@ func pluginPID(ctx context.Context, v *devenv.Vault, p devenv.Plugin) (int, erro
 	}
 }
 
-// pause waits, but not beyond the context.
+// pause waits for d, or until the context ends.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():

@@ -1,11 +1,11 @@
 package main
 
-// Profiles under load: of the plugin, which is built with the tag bench for
-// that, of Vault, which has its own way, and of this program, to see that the
-// load stays cheap.
+// Profiles under load: of the plugin, which is then built with the tag bench, of
+// Vault, through sys/pprof, and of this program, to check that the load generator
+// stays cheap.
 //
-// What must stay true: nothing is measured on such a plugin, whose counting of
-// locks and waits takes time, too.
+// What must stay true: no figure is measured with such a plugin, since mutex and
+// block profiling take time.
 
 import (
 	"bytes"
@@ -22,7 +22,7 @@ import (
 	"time"
 )
 
-// envProfileDir is cmd's, where the plugin's sockets are.
+// envProfileDir names the folder of the plugin's sockets, as in its command.
 const envProfileDir = "VAULT_OPENAI_PROFILE_DIR"
 
 func profile(ctx context.Context, l *lab, out io.Writer) error {
@@ -40,7 +40,7 @@ func profile(ctx context.Context, l *lab, out io.Writer) error {
 	}
 	m := p.engine
 	seconds := l.settings.size(10, 1)
-	// Batch after batch, for as long as the profiles take.
+	// Send batches until the profiles are taken.
 	n := l.settings.size(2000, 200)
 	var ids []string
 	if err := m.profiled(ctx, out, dir, "issue", seconds, func() (bool, error) {
@@ -50,7 +50,7 @@ func profile(ctx context.Context, l *lab, out io.Writer) error {
 	}); err != nil {
 		return err
 	}
-	// Revoked is what there is, which does not take as long.
+	// Shorter, since only the leases from above can be revoked.
 	if err := m.profiled(ctx, out, dir, "revoke", (seconds+2)/3, func() (bool, error) {
 		batch := ids[:min(n, len(ids))]
 		ids = ids[len(batch):]
@@ -66,8 +66,8 @@ func profile(ctx context.Context, l *lab, out io.Writer) error {
 	return nil
 }
 
-// profiled takes all profiles under a load, which is repeated until they are
-// taken or it says that there is no more.
+// profiled takes all profiles while it repeats batch, until they are taken or
+// batch returns false.
 func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, seconds int, batch func() (more bool, err error)) error {
 	plugin := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -105,7 +105,7 @@ func (m *mount) profiled(ctx context.Context, out io.Writer, dir, phase string, 
 	group.Go(func() {
 		content, err := m.do(ctx, http.MethodGet, fmt.Sprintf("sys/pprof/profile?seconds=%d", seconds), "")
 		save("vault", "profile", content, err)
-		// Since its start: Vault takes no difference.
+		// Since Vault's start, as Vault has no allocs profile of a period.
 		content, err = m.do(ctx, http.MethodGet, "sys/pprof/allocs", "")
 		save("vault", "allocs", content, err)
 	})

@@ -1,6 +1,6 @@
 package main
 
-// How long a plugin's process takes from its start until it can be spoken to.
+// The time from the start of a plugin process until it accepts connections.
 
 import (
 	"bufio"
@@ -24,9 +24,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// startup starts each plugin as Vault does and waits for the line with which it
-// says where it listens. Vault itself would add the time of what it happens to
-// do besides.
+// startup starts each plugin as Vault does and waits for its handshake line. With
+// Vault itself, the time would include Vault's other work.
 func startup(ctx context.Context, l *lab) error {
 	cert, err := clientCertificate()
 	if err != nil {
@@ -35,7 +34,7 @@ func startup(ctx context.Context, l *lab) error {
 	env := []string{
 		plugin.HandshakeConfig.MagicCookieKey + "=" + plugin.HandshakeConfig.MagicCookieValue,
 		"PLUGIN_PROTOCOL_VERSIONS=3,4,5",
-		"PLUGIN_CLIENT_CERT=" + cert, // with which the plugin makes its own, as under Vault
+		"PLUGIN_CLIENT_CERT=" + cert, // the plugin then creates its own, as under Vault
 		"PLUGIN_UNIX_SOCKET_DIR=" + l.dir,
 		pluginutil.PluginAutoMTLSEnv + "=true",
 		pluginutil.PluginVaultVersionEnv + "=1.21.2",
@@ -71,14 +70,14 @@ func handshake(ctx context.Context, path string, env []string) (took time.Durati
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	took = time.Since(began)
 	cancel()
-	_ = cmd.Wait() // it was ended
+	_ = cmd.Wait() // the context killed it
 	if parts := strings.Split(line, "|"); err != nil || len(parts) < 5 || parts[4] != "grpc" {
-		return 0, errors.Join(err, fmt.Errorf("the plugin said %q where its handshake belongs: %s", line, said.String()))
+		return 0, errors.Join(err, fmt.Errorf("the plugin printed %q instead of a handshake line: %s", line, said.String()))
 	}
 	return took, nil
 }
 
-// clientCertificate is one of the kind that Vault makes for each plugin.
+// clientCertificate is a certificate like those that Vault creates for plugins.
 func clientCertificate() (string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	if err != nil {

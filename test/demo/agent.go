@@ -1,6 +1,6 @@
 package main
 
-// The last act: an agent that uses the API and has no key that it could lose.
+// The last step: an agent that uses the API without holding a key.
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// agentWithoutKey runs an agent under openai-broker: it prints its environment,
-// uses the API, and leaves no key behind.
+// agentWithoutKey runs an agent under openai-broker that prints its environment
+// and uses the API, and checks that no key is left.
 func (d *demo) agentWithoutKey(ctx context.Context) error {
 	if _, err := exec.LookPath("curl"); err != nil {
 		fmt.Fprintln(d.out, "\nSkipped: an agent under openai-broker, since curl is not on PATH.")
@@ -43,7 +43,7 @@ func (d *demo) agentWithoutKey(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the command above failed: %w", err)
 	}
-	if err := want(strings.Contains(output, "HTTP 200"), "an agent that works"); err != nil {
+	if err := want(strings.Contains(output, "HTTP 200"), "HTTP 200 for the agent's request"); err != nil {
 		return err
 	}
 	if err := want(strings.Contains(output, "OPENAI_API_KEY=sk-broker-") && !strings.Contains(output, "VAULT") &&

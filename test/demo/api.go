@@ -1,7 +1,7 @@
 package main
 
-// The Admin API as a user sees it, from outside of Vault. It does not use the
-// engine's client: a check that shares the code that it checks proves little.
+// A client of the Admin API for the demo's checks. It shares no code with the
+// engine's client, which the demo checks.
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 )
 
 type api struct {
-	base    string // with the /v1
+	base    string // including /v1
 	key     string
 	project string
 	http    *http.Client
@@ -103,8 +103,8 @@ func (a *api) adminKeys(ctx context.Context) ([]item, error) {
 	return a.list(ctx, "/organization/admin_api_keys")
 }
 
-// createAdminKey creates an admin key. An expiry of 0 is none; a key with one
-// makes the engine warn.
+// createAdminKey creates an admin key. With an expiry of 0 the key does not
+// expire; the engine warns about a key that does.
 func (a *api) createAdminKey(ctx context.Context, name string, expiry time.Duration) (id, value string, err error) {
 	var created struct {
 		ID    string `json:"id"`
@@ -124,7 +124,7 @@ func (a *api) createAdminKey(ctx context.Context, name string, expiry time.Durat
 	return created.ID, created.Value, nil
 }
 
-// deleteAdminKey deletes an admin key; a deleted key is not an error.
+// deleteAdminKey deletes an admin key. It succeeds if the key does not exist.
 func (a *api) deleteAdminKey(ctx context.Context, id string) error {
 	status, err := a.call(ctx, a.key, http.MethodDelete, "/organization/admin_api_keys/"+url.PathEscape(id), nil, nil)
 	if err != nil {

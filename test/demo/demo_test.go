@@ -14,7 +14,7 @@ func TestTheRealAPIIsUsedOnlyWithAProject(t *testing.T) {
 	getenv := func(name string) string { return env[name] }
 	user, err := account(getenv)
 	require.NoError(t, err)
-	require.Nil(t, user, "nothing set: the simulator")
+	require.Nil(t, user, "without an admin key, the demo uses the simulator")
 
 	env["OPENAI_ADMIN_KEY"] = "sk-admin-mine"
 	_, err = account(getenv)

@@ -24,7 +24,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// plan is the first output of the program: what takes time, and how to avoid it.
+// plan is the first output of the program: which steps take long, and how to avoid them.
 const plan = `This program builds the plugin and the simulator: about a minute the first time,
 seconds after that. It needs a Vault server and uses the one that VAULT_BIN names,
 or a vault on the PATH. Without either it builds Vault into bin/, once, in about
@@ -107,7 +107,7 @@ func account(getenv func(string) string) (*api, error) {
 }
 
 // proxies keeps the caller's proxy settings for Vault, the plugin and curl, in
-// case the real API is reachable only through a proxy. The local Vault is not.
+// case the real API is reachable only through a proxy. The local Vault bypasses it.
 func proxies(live bool) []string {
 	var env []string
 	if live {

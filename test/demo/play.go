@@ -174,10 +174,10 @@ func (d *demo) lifecycle(ctx context.Context) error {
 		return err
 	}
 	d.adminKeys = append(d.adminKeys, current)
-	if err := want(rotated["admin_api_key_id"] == current, "rotate to have named the new key %s, not %q", current, rotated["admin_api_key_id"]); err != nil {
+	if err := want(rotated["admin_api_key_id"] == current, "rotate to return the new key %s, not %q", current, rotated["admin_api_key_id"]); err != nil {
 		return err
 	}
-	if err := want(config["superseded_admin_keys"] == "1" || config["superseded_admin_keys"] == "0", "the old key to be counted as superseded or deleted, not %q", config["superseded_admin_keys"]); err != nil {
+	if err := want(config["superseded_admin_keys"] == "1" || config["superseded_admin_keys"] == "0", "superseded_admin_keys to be 0 or 1, not %q", config["superseded_admin_keys"]); err != nil {
 		return err
 	}
 	if _, err := d.read(ctx, "Get a key after the rotation", "vault read openai/creds/demo", "1h"); err != nil {
@@ -237,8 +237,8 @@ func (d *demo) infer(ctx context.Context, title, key string, status int) error {
 	return want(got == status, "status %d from the inference API, not %d", status, got)
 }
 
-// report spends a little with a key, and reads which role did. At the real API, costs
-// arrive hours later.
+// report sends a request to a model and reads the costs of each role. The real API
+// reports costs hours later, so there it sends no request.
 func (d *demo) report(ctx context.Context, key string) error {
 	if d.live {
 		_, err := d.run(ctx, "Read what each role has cost. OpenAI reports the costs of this demo later", "vault read openai/usage")
@@ -301,8 +301,8 @@ func (d *demo) removeAdminKeys(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// cleanUp deletes and stops everything that still exists. After a good run that
-// is only the processes.
+// cleanUp deletes and stops everything that still exists. After a successful run,
+// only the processes are left.
 func (d *demo) cleanUp(ctx context.Context) error {
 	var errs []error
 	if d.mounted {
@@ -316,7 +316,7 @@ func (d *demo) cleanUp(ctx context.Context) error {
 		}
 	}
 	if d.live && d.keyName != "" {
-		// By name, too: the ID of a key is unknown if the response was lost.
+		// Also by name, since the ID of a key is unknown if the response was lost.
 		keys, err := d.api.adminKeys(ctx)
 		errs = append(errs, err)
 		for _, k := range keys {
@@ -364,7 +364,7 @@ func (d *demo) printExports() {
 	fmt.Fprintf(d.out, "\nTo configure another mount, create an admin key for it:\n\n  %s\n", createKeyCommand)
 }
 
-// rotatable tells a user of -dev which admin key a rotation deletes.
+// rotatable explains to users of -dev which admin key a rotation deletes.
 const rotatable = `
 Safe to rotate: the admin key of the mount openai/, with "vault write -f openai/config/rotate".
 Do not write OPENAI_ADMIN_KEY to a config: the mount's first rotation deletes the key
@@ -423,8 +423,8 @@ func (d *demo) show(title, command, output string) {
 	}
 }
 
-// asked is the line to show for a request that this program sends itself, so
-// that it does not look like a command to type.
+// asked formats a request that this program sends itself, so that it does not
+// look like a command to type.
 func asked(requests string) string { return askedMark + requests }
 
 const askedMark = "(sent by this program with the user's own admin key) "
@@ -432,7 +432,7 @@ const askedMark = "(sent by this program with the user's own admin key) "
 // looksLikeAKey finds keys that the demo does not know, for example in an error.
 var looksLikeAKey = regexp.MustCompile(`\bsk-[A-Za-z0-9_-]{16,}`)
 
-// shorten keeps the part of each key that identifies it.
+// shorten truncates each key to a prefix that identifies it.
 func (d *demo) shorten(s string) string {
 	for _, secret := range d.secrets {
 		s = strings.ReplaceAll(s, secret, secret[:min(14, len(secret)/2)]+"…")
@@ -440,7 +440,7 @@ func (d *demo) shorten(s string) string {
 	return looksLikeAKey.ReplaceAllStringFunc(s, func(key string) string { return key[:14] + "…" })
 }
 
-// want is an error that names the result that a step should have had.
+// want returns an error with the expected result of a step, unless ok is true.
 func want(ok bool, format string, args ...any) error {
 	if ok {
 		return nil

@@ -1,6 +1,6 @@
 package devenv
 
-// Building plugins, and the simulator beside them, from this checkout.
+// Builds plugins, the simulator and other programs from this checkout.
 
 import (
 	"cmp"
@@ -15,27 +15,27 @@ import (
 	"time"
 )
 
-// Plugin is a built plugin binary, as Vault's catalog wants to know it.
+// Plugin is a built plugin binary, with the fields of Vault's catalog.
 type Plugin struct {
-	Name    string // its name in the catalog; PluginName when empty
+	Name    string // in the catalog; PluginName if empty
 	Path    string
-	Version string // what the binary says with -version
+	Version string // as -version prints it
 	SHA256  string
 }
 
-// BuildOptions say how a plugin is built. The zero value is this engine as it is
-// in the code.
+// BuildOptions are the options of BuildPlugin. The zero value builds this engine
+// without changes.
 type BuildOptions struct {
-	Name    string   // of another plugin than this engine, with its
-	Package string   // package in this checkout
-	Version string   // replaces the version in the code, for tests with two of them
-	Race    bool     // with the race detector, where RaceAvailable
+	Name    string   // of a plugin other than this engine
+	Package string   // of that plugin, in this checkout
+	Version string   // replaces the version in the code, for tests with two versions
+	Race    bool     // with the race detector, which needs RaceAvailable
 	Release bool     // as make build compiles it: static, without symbols
 	Tags    []string // build tags
 }
 
-// BuildPlugin builds a plugin into dir, which is or becomes a Vault's plugin
-// directory. Plugins of different versions can lie in one folder.
+// BuildPlugin builds a plugin into dir, such as a server's plugin directory. One
+// folder can hold several versions of a plugin.
 func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, error) {
 	name, pkg := cmp.Or(opts.Name, PluginName), cmp.Or(opts.Package, "./cmd/"+PluginName)
 	path := filepath.Join(dir, name)
@@ -74,10 +74,10 @@ func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, er
 	return Plugin{Name: name, Path: path, Version: fields[len(fields)-1], SHA256: hex.EncodeToString(sum[:])}, nil
 }
 
-// Build runs go build for one package of this checkout. The flags are those of
-// go test and go vet, so that nothing that they have compiled is compiled again:
-// on a fresh machine that is minutes. The version-control stamp is off, since it
-// fails where git distrusts the folder's owner, as in many containers.
+// Build runs go build for one package of this checkout. It uses the flags of go
+// test and go vet to share their build cache, which saves minutes on a new
+// machine. VCS stamping is off because it fails if git does not trust the
+// folder's owner, as in many containers.
 func Build(ctx context.Context, output, pkg string, args ...string) error {
 	return build(ctx, nil, output, pkg, args...)
 }
@@ -94,10 +94,10 @@ func build(ctx context.Context, env []string, output, pkg string, args ...string
 	return nil
 }
 
-// runGo runs a go command in a folder, and returns what it printed. When the
-// context ends it is asked to end, too, and waits for its compilers; killed, it
-// would leave them, and its temporary folder. That it also leaves if the wish
-// comes while it is still looking for what to build, so it is removed here.
+// runGo runs a go command in a folder and returns its output. When the context
+// ends, it interrupts the command, which then waits for its compilers; if it were
+// killed, they would keep running. An interrupt while the command loads packages
+// leaves its temporary folder behind, so runGo removes that folder.
 func runGo(ctx context.Context, dir string, env []string, args ...string) ([]byte, error) {
 	temporary, err := os.MkdirTemp("", "vault-openai-build-")
 	if err != nil {
@@ -112,8 +112,8 @@ func runGo(ctx context.Context, dir string, env []string, args ...string) ([]byt
 	return cmd.CombinedOutput()
 }
 
-// RaceAvailable says whether the race detector can be built in here: it needs
-// cgo, and with it a C compiler.
+// RaceAvailable reports whether this machine can build with the race detector,
+// which needs cgo and therefore a C compiler.
 func RaceAvailable(ctx context.Context) bool {
 	out, err := exec.CommandContext(ctx, "go", "env", "CC").Output()
 	cc := strings.Fields(string(out))

@@ -1,6 +1,6 @@
 package devenv
 
-// Several servers with one raft storage among them, as Vault runs in life.
+// A cluster of servers with raft storage, as in production.
 
 import (
 	"context"
@@ -17,8 +17,8 @@ type Cluster struct {
 
 // StartCluster starts n nodes. The caller must Stop the cluster.
 func StartCluster(ctx context.Context, n int, opts Options) (_ *Cluster, err error) {
-	// Vault's default: with less a node of a busy machine loses the others. A
-	// single node has nobody to lose.
+	// Vault's default: with a lower value, nodes on a busy machine lose contact. A
+	// single node does not need it.
 	opts.raftPace = 5
 	first, err := Start(ctx, opts)
 	if err != nil {
@@ -36,22 +36,22 @@ func StartCluster(ctx context.Context, n int, opts Options) (_ *Cluster, err err
 		if err != nil {
 			return nil, err
 		}
-		node.AuditPath = first.AuditPath // the audit device is the cluster's, and all nodes see this file
+		node.AuditPath = first.AuditPath // all nodes share one audit device, and write to this file
 		c.Nodes = append(c.Nodes, node)
 	}
 	return c, c.WaitHealthy(ctx)
 }
 
-// WaitHealthy returns when all nodes take part, so that one can be lost.
+// WaitHealthy waits until all nodes are healthy voters, so that one can fail.
 func (c *Cluster) WaitHealthy(ctx context.Context) error {
 	leader, err := c.Leader(ctx)
 	if err != nil {
 		return err
 	}
-	return poll(ctx, startTimeout, "all nodes to vote", func() error {
+	return poll(ctx, startTimeout, "all nodes to become voters", func() error {
 		state, err := leader.Client().Sys().RaftAutopilotStateWithContext(ctx)
 		if err == nil && (state == nil || len(state.Voters) < len(c.Nodes) || !state.Healthy) {
-			err = fmt.Errorf("not all of %d nodes do: %+v", len(c.Nodes), state)
+			err = fmt.Errorf("not all %d nodes are healthy voters: %+v", len(c.Nodes), state)
 		}
 		return err
 	})
@@ -62,7 +62,7 @@ func (v *Vault) join(ctx context.Context, first *Vault) error {
 	v.RootToken, v.unsealKey, v.clustered = first.RootToken, first.unsealKey, true
 	answer, err := v.Client().Sys().RaftJoinWithContext(ctx, &api.RaftJoinRequest{LeaderAPIAddr: first.Addr})
 	if err == nil && !answer.Joined {
-		err = errors.New("it was not taken")
+		err = errors.New("the response has joined=false")
 	}
 	if err != nil {
 		return fmt.Errorf("joining the cluster: %w", err)
@@ -88,14 +88,14 @@ func (c *Cluster) Leader(ctx context.Context) (leader *Vault, err error) {
 	return leader, err
 }
 
-// WaitMounted returns when each node answers a read of a path in a mount. A node of
-// OpenBao serves reads itself, and learns of a mount some time after the active one.
+// WaitMounted waits until each node answers a read of a path in a mount. OpenBao's
+// standbys serve reads themselves, and receive a new mount after a delay.
 func (c *Cluster) WaitMounted(ctx context.Context, path string) error {
 	for _, node := range c.Nodes {
 		if err := poll(ctx, startTimeout, "the mount on "+node.Addr, func() error {
 			secret, err := node.Client().Logical().ReadWithContext(ctx, path)
 			if err == nil && secret == nil {
-				err = errors.New("it is not there")
+				err = errors.New("the read returned nothing")
 			}
 			return err
 		}); err != nil {
@@ -105,7 +105,7 @@ func (c *Cluster) WaitMounted(ctx context.Context, path string) error {
 	return nil
 }
 
-// Register enters a plugin in the catalog, after copying it to every node.
+// Register copies a plugin to every node and registers it in the catalog.
 func (c *Cluster) Register(ctx context.Context, p Plugin) error {
 	for _, node := range c.Nodes {
 		if err := node.install(p); err != nil {
@@ -119,8 +119,8 @@ func (c *Cluster) Register(ctx context.Context, p Plugin) error {
 	return leader.Register(ctx, p)
 }
 
-// Stop ends all nodes and removes what they wrote. The first goes last: it has
-// the audit log, without which the others serve nothing.
+// Stop ends all nodes and removes their files. The first node stops last: its
+// folder has the audit log, without which the others serve no requests.
 func (c *Cluster) Stop() error {
 	var errs []error
 	for i := len(c.Nodes) - 1; i >= 0; i-- {

@@ -1,13 +1,12 @@
-// Package devenv starts the real things that this engine runs among: a Vault
-// server from a real configuration file, with the plugin built from this
-// checkout and registered by its SHA-256 and version. The integration tests,
-// the demo and the development environment share it.
+// Package devenv starts a real Vault server from a configuration file, with the
+// plugin built from this checkout and registered by its SHA-256 and version. The
+// integration tests, the demo, the development environment and the benchmark
+// share it.
 //
 // What must stay true: everything is on loopback and in one temporary folder;
-// every wait is bounded; every process is stopped by the id under which it was
-// started, never by name; and after Stop nothing is left, neither process nor
-// file. Nothing of the caller's environment that could point Vault or the
-// plugin at a real server reaches them.
+// every wait is bounded; every process is stopped by its process ID, never by
+// name; Stop leaves neither processes nor files. Vault and the plugin do not
+// inherit variables that could point them at a real server.
 package devenv
 
 import (
@@ -21,8 +20,8 @@ import (
 	"strings"
 )
 
-// PluginName is the name of the plugin: its binary's, its catalog entry's and
-// its command package's.
+// PluginName is the name of the plugin's binary, of its catalog entry and of its
+// command package.
 const PluginName = "vault-plugin-secrets-openai"
 
 // IsolateEnv removes the variables from this process's environment that Vault's API client
@@ -42,9 +41,8 @@ func isClientSetting(name string) bool {
 	return strings.HasPrefix(name, "OPENAI_") || strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "BAO_")
 }
 
-// serverEnv is what a Vault server is started with. Vault hands its environment
-// on to the plugins, so this decides what they see too; proxies go for the same
-// reason as the client settings.
+// serverEnv returns the environment of a Vault server, which passes it on to its
+// plugins. It omits proxy settings for the same reason as client settings.
 func serverEnv(extra []string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
@@ -56,7 +54,7 @@ func serverEnv(extra []string) []string {
 	return append(env, extra...)
 }
 
-// Root is the folder of this checkout, wherever in it the program runs.
+// Root returns the root folder of this checkout, from any folder in it.
 func Root() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -72,8 +70,8 @@ func Root() (string, error) {
 	}
 }
 
-// FindVault returns the path of a Vault server, building one if the machine has
-// none; the rules are scripts/vault.sh's, which tells its progress on stderr.
+// FindVault returns the path of a Vault server, and builds one if the machine has
+// none. It runs scripts/vault.sh, which prints its progress on stderr.
 func FindVault(ctx context.Context) (string, error) {
 	root, err := Root()
 	if err != nil {

@@ -21,7 +21,7 @@ func TestNothingOfTheCallersSettingsReachesAServer(t *testing.T) {
 	env := strings.Join(serverEnv([]string{"VAULT_LEASE_REVOCATION_WORKERS=3"}), "\n")
 	require.NotContains(t, env, "of-the-caller")
 	require.Contains(t, env, "SSL_CERT_FILE=stays")
-	require.Contains(t, env, "VAULT_LEASE_REVOCATION_WORKERS=3", "what a test asks for comes through")
+	require.Contains(t, env, "VAULT_LEASE_REVOCATION_WORKERS=3", "variables that a test sets")
 }
 
 func TestIsolateEnvKeepsTheChoiceOfServer(t *testing.T) {
@@ -34,11 +34,11 @@ func TestIsolateEnvKeepsTheChoiceOfServer(t *testing.T) {
 
 func TestABuildThatIsInterruptedLeavesNothing(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("no process can be interrupted there")
+		t.Skip("Windows cannot interrupt a process")
 	}
 	temporary := t.TempDir()
 	t.Setenv("TMPDIR", temporary)
-	t.Setenv("GOCACHE", t.TempDir()) // there is much to build
+	t.Setenv("GOCACHE", t.TempDir()) // an empty cache makes the build slow
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	built := make(chan error, 1)
@@ -52,7 +52,7 @@ func TestABuildThatIsInterruptedLeavesNothing(t *testing.T) {
 	require.Eventually(t, func() bool { return inTemporary() > 0 }, time.Minute, 10*time.Millisecond)
 	cancel()
 	require.Error(t, <-built)
-	require.Zero(t, inTemporary(), "what it did not clean up")
+	require.Zero(t, inTemporary(), "files that the build left")
 }
 
 func TestOnlyOwnProcessesAreEnded(t *testing.T) {
@@ -69,18 +69,18 @@ func TestOnlyOwnProcessesAreEnded(t *testing.T) {
 	}))
 	require.Len(t, found, 1)
 
-	// Under another group it is not ours, and lives.
+	// killOwn does not kill a process of another group.
 	require.NoError(t, killOwn(found[0], p.pid()+1))
 	require.True(t, p.running())
 	require.NoError(t, killOwn(found[0], p.pid()))
-	<-p.done // the shell waited for it
-	require.NoError(t, killOwn(found[0], p.pid()), "one that has ended is no error")
+	<-p.done // the shell ends after its child
+	require.NoError(t, killOwn(found[0], p.pid()), "a process that has ended is not an error")
 }
 
 // A Vault that crashes leaves its plugins running; Stop ends them.
 func TestTheProgramsOfAFolderAreFound(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("there is no /proc")
+		t.Skip("requires /proc")
 	}
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
@@ -92,7 +92,7 @@ func TestTheProgramsOfAFolderAreFound(t *testing.T) {
 	require.NoError(t, os.WriteFile(program, content, 0o700))
 	require.Empty(t, runningFrom(dir))
 	cmd := exec.Command(program, "60")
-	cmd.Args[0] = "sleep" // which may be one program of many names
+	cmd.Args[0] = "sleep" // in case sleep is a multi-call binary, such as busybox
 	p, err := startProcess(cmd)
 	require.NoError(t, err)
 	defer p.kill()
@@ -103,5 +103,5 @@ func TestTheProgramsOfAFolderAreFound(t *testing.T) {
 		return nil
 	}))
 	require.Equal(t, []int{p.pid()}, runningFrom(dir))
-	require.Empty(t, runningFrom(filepath.Dir(dir)), "of that folder only")
+	require.Empty(t, runningFrom(filepath.Dir(dir)), "not the programs in subfolders")
 }

@@ -1,8 +1,8 @@
 package devenv
 
-// The plugin as a container: its image, made and loaded as a user does it, and
-// the containers that a Vault has started. Everything goes through the docker
-// command, which finds the engine as Vault does (DOCKER_HOST, or the local one).
+// The plugin's image, built and loaded as a user does it, and the containers that
+// a Vault server has started. All calls use the docker command, which finds the
+// Docker engine as Vault does (DOCKER_HOST, or the local one).
 
 import (
 	"context"
@@ -18,17 +18,17 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// Engine is a Docker engine, in its own words.
+// Engine is a Docker engine, with some fields of docker info.
 type Engine struct {
 	ServerVersion   string
 	Runtimes        map[string]any
 	SecurityOptions []string
 }
 
-// Rootless says whether the engine runs without root.
+// Rootless reports whether the engine runs without root.
 func (e Engine) Rootless() bool { return slices.Contains(e.SecurityOptions, "name=rootless") }
 
-// FindDocker asks for the Docker engine, and fails where none answers.
+// FindDocker returns the Docker engine, or an error if none answers.
 func FindDocker(ctx context.Context) (Engine, error) {
 	var e Engine
 	out, err := Docker(ctx, "info", "--format", "{{json .}}")
@@ -41,7 +41,7 @@ func FindDocker(ctx context.Context) (Engine, error) {
 	return e, err
 }
 
-// Docker runs the docker command and returns what it printed.
+// Docker runs the docker command and returns its output.
 func Docker(ctx context.Context, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, "docker", args...).Output()
 	if err != nil {
@@ -54,22 +54,22 @@ func Docker(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Image is a container image with the plugin, as Vault's catalog wants to know
-// it. Its tag is its version without the v.
+// Image is a container image with the plugin, with the fields of Vault's catalog.
+// Its tag is its version without the v.
 type Image struct {
 	Repository string
 	Version    string
 	ID         string
 }
 
-// Reference is the name by which the engine knows the image.
+// Reference returns the image's name and tag in the engine.
 func (i Image) Reference() string {
 	return i.Repository + ":" + strings.TrimPrefix(i.Version, "v")
 }
 
-// MakeImage makes and loads the plugin's image with `make image`; the archive
-// and the binary go into dir. env is added to the environment. The caller must
-// Remove the image.
+// MakeImage builds and loads the plugin's image with `make image`, which writes
+// the archive and the binary to dir. env is added to the environment. The caller
+// must Remove the image.
 func MakeImage(ctx context.Context, dir, version string, env ...string) (Image, error) {
 	root, err := Root()
 	if err != nil {
@@ -84,7 +84,7 @@ func MakeImage(ctx context.Context, dir, version string, env ...string) (Image, 
 	return FindImage(ctx, PluginName, version)
 }
 
-// FindImage asks the engine for an image that it has.
+// FindImage looks up an image in the engine.
 func FindImage(ctx context.Context, repository, version string) (Image, error) {
 	i := Image{Repository: repository, Version: version}
 	var err error
@@ -98,8 +98,8 @@ func (i Image) Remove(ctx context.Context) error {
 	return err
 }
 
-// RegisterImage enters an image in the catalog under a name, to be run by one
-// of Vault's plugin runtimes with additions to its environment.
+// RegisterImage registers an image in the catalog under a name, with the plugin
+// runtime that runs it and with variables to add to its environment.
 func (v *Vault) RegisterImage(ctx context.Context, name string, i Image, runtime string, env ...string) error {
 	err := v.Client().Sys().RegisterPluginWithContext(ctx, &api.RegisterPluginInput{
 		Name:     name,
@@ -116,8 +116,8 @@ func (v *Vault) RegisterImage(ctx context.Context, name string, i Image, runtime
 	return nil
 }
 
-// Containers lists the containers that the server has started and that exist,
-// ended ones and those of an ended server included.
+// Containers lists the existing containers that the server has started, including
+// stopped ones. It also works after the server has ended.
 func (v *Vault) Containers(ctx context.Context) ([]string, error) {
 	out, err := Docker(ctx, "ps", "--all", "--quiet", "--no-trunc",
 		"--filter", "label=com.hashicorp.vault.plugin.type=secret",

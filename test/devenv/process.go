@@ -1,7 +1,7 @@
 package devenv
 
-// A process of ours: started in a group of its own, so that a Ctrl-C at the
-// terminal reaches only the program that has to clean up, and ended by its id.
+// Child processes: each has its own process group, so that a Ctrl-C at the
+// terminal reaches only the program that has to clean up, and ends by its ID.
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	}
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // how it ended is in its log; here only that it did
+		_ = cmd.Wait() // only that it has ended matters; its log has the reason
 		close(p.done)
 	}()
 	return p, nil
@@ -48,7 +48,7 @@ func (p *process) running() bool {
 	}
 }
 
-// terminate asks the process to end and, when it does not, ends it.
+// terminate sends SIGTERM, and kills the process if it has not ended in time.
 func (p *process) terminate() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // an error means that it has ended
 	select {
@@ -64,8 +64,8 @@ func (p *process) kill() {
 	<-p.done
 }
 
-// children lists the processes whose parent is pid. /proc is read where it
-// exists, because a small machine may have no ps.
+// children lists the processes whose parent is pid. It prefers /proc, because a
+// minimal system may have no ps.
 func children(pid int) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -88,9 +88,9 @@ func children(pid int) ([]int, error) {
 	for _, stat := range stats {
 		content, err := os.ReadFile(stat)
 		if err != nil {
-			continue // it ended while we looked
+			continue // it has ended
 		}
-		// "pid (name) state ppid …", where the name may hold anything.
+		// "pid (name) state ppid …", where the name can contain any character.
 		fields := bytes.Fields(content[bytes.LastIndexByte(content, ')')+1:])
 		if len(fields) < 2 || string(fields[0]) == "Z" || string(fields[1]) != strconv.Itoa(pid) {
 			continue
@@ -103,13 +103,13 @@ func children(pid int) ([]int, error) {
 	return found, nil
 }
 
-// runningFrom lists the processes whose program is in a folder, where /proc says so.
+// runningFrom lists the processes whose program is in a folder. It needs /proc.
 func runningFrom(dir string) (found []int) {
 	links, _ := filepath.Glob("/proc/[0-9]*/exe") // its only error is a bad pattern
 	for _, link := range links {
 		program, err := os.Readlink(link)
 		if err != nil || filepath.Dir(program) != dir {
-			continue // somebody else's, or none any more
+			continue // another program, or it has ended
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
 			found = append(found, pid)
@@ -118,12 +118,12 @@ func runningFrom(dir string) (found []int) {
 	return found
 }
 
-// killOwn ends a process that a process of ours with the given id had started,
-// provided that it still is one, which its being in the group that we made shows.
+// killOwn kills a process if it is in the group of the child process that started
+// it. Otherwise its ID may belong to another process by now.
 func killOwn(pid, group int) error {
 	pgid, err := syscall.Getpgid(pid)
 	if errors.Is(err, syscall.ESRCH) || (err == nil && pgid != group) {
-		return nil // it has ended, and the id may be somebody else's by now
+		return nil // it has ended, and its ID may be in use again
 	}
 	if err != nil {
 		return err

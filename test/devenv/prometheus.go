@@ -15,11 +15,11 @@ import (
 	"strings"
 )
 
-// ErrNoPrometheus says that this machine has no Prometheus and no way to one.
-var ErrNoPrometheus = errors.New("no Prometheus server found, and none could be built")
+// ErrNoPrometheus means that this machine has no Prometheus and cannot download it.
+var ErrNoPrometheus = errors.New("no Prometheus server found, and none could be downloaded")
 
-// FindPrometheus returns the folder that holds prometheus and promtool; the
-// rules are scripts/prometheus.sh's.
+// FindPrometheus returns the folder of prometheus and promtool. It runs
+// scripts/prometheus.sh.
 func FindPrometheus(ctx context.Context) (string, error) {
 	root, err := Root()
 	if err != nil {
@@ -46,8 +46,8 @@ type Prometheus struct {
 	log     *os.File
 }
 
-// StartPrometheus starts a server of the given folder with a configuration
-// file; it writes into dir. The caller must Stop it.
+// StartPrometheus starts the server in folder bin with a configuration file. Its
+// data and log are in dir. The caller must Stop it.
 func StartPrometheus(ctx context.Context, bin, config, dir string) (*Prometheus, error) {
 	ports, err := freePorts(ctx, 1)
 	if err != nil {
@@ -76,7 +76,7 @@ func StartPrometheus(ctx context.Context, bin, config, dir string) (*Prometheus,
 		return err
 	})
 	if err != nil {
-		content, _ := os.ReadFile(p.log.Name()) // what is there
+		content, _ := os.ReadFile(p.log.Name()) // empty if unreadable
 		_ = p.Stop()
 		return nil, fmt.Errorf("%w\nPrometheus's log:\n%s", err, content)
 	}
@@ -92,10 +92,10 @@ func (p *Prometheus) Stop() error {
 // Sample is one series of a query's result.
 type Sample struct {
 	Metric map[string]string `json:"metric"`
-	Value  [2]any            `json:"value"` // the time, and the value as a text
+	Value  [2]any            `json:"value"` // the time, and the value as a string
 }
 
-// Query asks for an expression's present value.
+// Query returns the current value of an expression.
 func (p *Prometheus) Query(ctx context.Context, expr string) ([]Sample, error) {
 	var result struct {
 		Type   string          `json:"resultType"`
@@ -105,7 +105,7 @@ func (p *Prometheus) Query(ctx context.Context, expr string) ([]Sample, error) {
 		return nil, fmt.Errorf("%s: %w", expr, err)
 	}
 	var samples []Sample
-	if result.Type != "vector" { // a number is one without labels
+	if result.Type != "vector" { // return a number as a sample without labels
 		samples = make([]Sample, 1)
 		return samples, json.Unmarshal(result.Result, &samples[0].Value)
 	}

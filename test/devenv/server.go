@@ -1,7 +1,7 @@
 package devenv
 
-// The kind of a server: Vault, which is built here, or OpenBao, which a user brings with
-// VAULT_BIN.
+// The product of a server: Vault, which scripts/vault.sh can build, or OpenBao, which a
+// user provides with VAULT_BIN.
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"regexp"
 )
 
-// Product is what a server calls itself.
+// Product is a product's name in the output of its version command.
 type Product string
 
 // The products that the engine runs on.
@@ -27,18 +27,18 @@ func (p Product) CLI() string {
 	return "vault"
 }
 
-// Feature is something that tests use and that not every server has.
+// Feature is a feature that tests use and that not every product has.
 type Feature string
 
-// What OpenBao lacks, by measurement (docs/openbao.md).
+// Features that OpenBao lacks, as measured (docs/openbao.md).
 const (
 	ContainerPlugins Feature = "plugin runtimes and containers"
 	RegisterEnvFlag  Feature = "plugin register -env"
 	PluginPins       Feature = "plugin pins"
 	Mlock            Feature = "mlock"
 	HashedAuditTimes Feature = "hashed times in the audit log"
-	// RunningSHA256 is running_sha256 in the mount table after a reload that has failed
-	// and one that has not.
+	// RunningSHA256 is running_sha256 in the mount table after a failed and after a
+	// successful reload.
 	RunningSHA256 Feature = "running_sha256 after a failed reload"
 )
 
@@ -56,20 +56,20 @@ func (p Product) Lacks(f Feature) bool {
 	return false
 }
 
-// versionLine is what a server's command says of itself: the product, and its version.
+// versionLine matches the product and the version in the output of the version command.
 var versionLine = regexp.MustCompile(`(?m)^(Vault|OpenBao) v([0-9][0-9A-Za-z.+-]*)`)
 
-// parseVersion reads the version line of a server.
+// parseVersion parses the output of the version command.
 func parseVersion(said string) (product Product, version string, err error) {
 	found := versionLine.FindStringSubmatch(said)
 	if found == nil {
-		return "", "", fmt.Errorf("it does not answer as Vault or OpenBao: %.200q", said)
+		return "", "", fmt.Errorf("the output is not that of Vault or OpenBao: %.200q", said)
 	}
 	return Product(found[1]), found[2], nil
 }
 
-// identify asks a server's command what it is. The environment is empty because the
-// command reads settings from it.
+// identify returns the product and version of a server binary. It clears client settings
+// from the environment, because the command reads them.
 func identify(ctx context.Context, bin string) (Product, string, error) {
 	cmd := exec.CommandContext(ctx, bin, "version")
 	cmd.Env = serverEnv(nil)
@@ -84,9 +84,9 @@ func identify(ctx context.Context, bin string) (Product, string, error) {
 	return product, version, nil
 }
 
-// configFor is what the configuration of a product has besides what all have.
+// configFor returns the settings that only this product has.
 func (p Product) configFor(mlock bool) string {
-	if p == OpenBao { // without mlock, and with audit devices in its configuration
+	if p == OpenBao { // has no mlock, and by default rejects audit devices over the API
 		return "unsafe_allow_api_audit_creation = true\n"
 	}
 	return fmt.Sprintf("disable_mlock    = %t\n", !mlock)

@@ -1,7 +1,7 @@
 package devenv
 
-// The simulator as a process, for the programs that play a user's life with it.
-// Tests run it inside themselves instead, where they can look into it.
+// The simulator as a separate process, for the demo and the benchmark. Tests run
+// it in their own process instead, where they can inspect it.
 
 import (
 	"bufio"
@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// Simulator is a running openai-sim, as it introduced itself.
+// Simulator is a running openai-sim, with the values that it printed.
 type Simulator struct {
 	URL        string `json:"url"`
-	CACert     string `json:"ca_cert"` // PEM, of one started with -tls
+	CACert     string `json:"ca_cert"` // PEM, only with -tls
 	AdminKey   string `json:"admin_key"`
 	AdminKeyID string `json:"admin_key_id"`
 	Projects   []struct {
@@ -27,7 +27,7 @@ type Simulator struct {
 	process *process
 }
 
-// StartSimulator starts a simulator with one project, and more of its flags.
+// StartSimulator starts a simulator with one project and additional flags.
 // The caller must Stop it.
 func StartSimulator(ctx context.Context, bin, project string, flags ...string) (*Simulator, error) {
 	cmd := exec.Command(bin, append([]string{"-listen", "127.0.0.1:0", "-project", project}, flags...)...)
@@ -38,7 +38,7 @@ func StartSimulator(ctx context.Context, bin, project string, flags ...string) (
 	}
 	cmd.Stdout = out
 	p, err := startProcess(cmd)
-	_ = out.Close() // the process has its own end
+	_ = out.Close() // the process has its own copy
 	if err != nil {
 		_ = stdout.Close()
 		return nil, fmt.Errorf("starting %s: %w", bin, err)
@@ -53,7 +53,7 @@ func StartSimulator(ctx context.Context, bin, project string, flags ...string) (
 		} else {
 			introduced <- fmt.Errorf("%s exited without printing its address", bin)
 		}
-		for lines.Scan() { // what it says later must not block it
+		for lines.Scan() { // drain the pipe, so that the process does not block
 		}
 	}()
 	select {
@@ -76,5 +76,5 @@ func StartSimulator(ctx context.Context, bin, project string, flags ...string) (
 // PID is the process's id.
 func (s *Simulator) PID() int { return s.process.pid() }
 
-// Stop ends the simulator, and with it all that it remembers.
+// Stop ends the simulator, which loses its data.
 func (s *Simulator) Stop() { s.process.terminate() }

@@ -1,7 +1,7 @@
 package devenv
 
-// Programs that stand between Vault and its users, such as an agent: started
-// for one test, with a log of their own, and ended by their own id.
+// Programs between Vault and its users, such as Vault Agent. Each runs for one
+// test, with its own log, and is ended by its process ID.
 
 import (
 	"context"
@@ -11,25 +11,25 @@ import (
 	"path/filepath"
 )
 
-// Tool is a running program of that kind.
+// Tool is such a program while it runs.
 type Tool struct {
 	LogPath string
 
 	process *process
 }
 
-// Binary is the server's program, which is also the vault command.
+// Binary returns the server's program, which is also the vault command.
 func (v *Vault) Binary() string { return v.opts.VaultBin }
 
-// StartTool starts a program in dir, where its log goes too. It sees nothing of
-// the caller's settings but what env names. The caller must Stop it.
+// StartTool starts a program in dir, with its log there. Of the caller's client
+// settings, it sees only those in env. The caller must Stop it.
 func StartTool(dir string, env []string, program string, args ...string) (*Tool, error) {
 	t := &Tool{LogPath: filepath.Join(dir, filepath.Base(program)+".log")}
 	log, err := os.OpenFile(t.LogPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = log.Close() }() // the process has its own end
+	defer func() { _ = log.Close() }() // the process has its own copy
 	cmd := exec.Command(program, args...)
 	cmd.Dir = dir
 	cmd.Env = serverEnv(env)
@@ -40,7 +40,7 @@ func StartTool(dir string, env []string, program string, args ...string) (*Tool,
 	return t, nil
 }
 
-// Running says whether the program still runs.
+// Running reports whether the program still runs.
 func (t *Tool) Running() bool { return t.process.running() }
 
 // Children lists the processes that the program has started.
@@ -58,8 +58,8 @@ func (t *Tool) Stop() error {
 	return err
 }
 
-// BuildTool builds a program from a module of its own in this checkout, which
-// pins it. The version-control stamp is off for the reason that Build gives.
+// BuildTool builds a program from a separate module in this checkout, which pins
+// it. VCS stamping is off for the same reason as in Build.
 func BuildTool(ctx context.Context, output, module, pkg string) error {
 	root, err := Root()
 	if err != nil {
@@ -71,7 +71,7 @@ func BuildTool(ctx context.Context, output, module, pkg string) error {
 	return nil
 }
 
-// FreePort finds a port on loopback that nobody listens on.
+// FreePort returns an unused port on loopback.
 func FreePort(ctx context.Context) (int, error) {
 	ports, err := freePorts(ctx, 1)
 	if err != nil {

@@ -1,7 +1,7 @@
 package devenv
 
-// A Vault server under test: one node, made ready to use and, when asked,
-// stopped, crashed and started again on the same storage.
+// A Vault server under test: one node that tests can start, stop, kill and
+// restart on the same storage.
 
 import (
 	"cmp"
@@ -27,17 +27,17 @@ import (
 const startTimeout = 60 * time.Second
 
 // Options describe a server. The zero value is a single node with raft storage,
-// which is what most people run.
+// the most common setup.
 type Options struct {
-	VaultBin string   // the server; FindVault when empty
+	VaultBin string   // the server; FindVault if empty
 	Storage  string   // "raft" (default) or "inmem", which does not survive a restart
 	LogLevel string   // "info" by default; the log is a file either way
 	Audit    bool     // with a file audit device
-	Mlock    bool     // with the memory of server and plugins locked, which takes root
-	Config   string   // added to the configuration file as it is
+	Mlock    bool     // locks the memory of server and plugins, which requires root
+	Config   string   // appended to the configuration file
 	Env      []string // added to the server's environment, and so to the plugin's
 
-	raftPace int // raft's performance_multiplier; 0 = 1, the fastest
+	raftPace int // raft's performance_multiplier; 0 means 1, the fastest
 }
 
 // Vault is a running server and what is needed to use it.
@@ -45,19 +45,18 @@ type Vault struct {
 	Addr      string
 	RootToken string
 	Product   Product
-	Version   string // as the server says it
+	Version   string // as the server reports it
 	Dir       string // everything it writes
 	PluginDir string
 	LogPath   string
 	AuditPath string // empty without an audit device
 
-	// WrapTransport, when set, sees all that the clients of this server send and
-	// receive.
+	// WrapTransport, if set, wraps the HTTP transport of this server's clients.
 	WrapTransport func(http.RoundTripper) http.RoundTripper
 
 	opts      Options
 	unsealKey string
-	clustered bool // one of several nodes, so that being a standby is in order
+	clustered bool // part of a cluster, so a standby is ready too
 	process   *process
 	log       *os.File
 	orphans   []orphan
@@ -83,14 +82,14 @@ func start(ctx context.Context, opts Options, node string, ready func(*Vault, co
 		return nil, err
 	}
 	if opts.Mlock && product.Lacks(Mlock) {
-		return nil, fmt.Errorf("%s does not lock its memory", product)
+		return nil, fmt.Errorf("%s does not support mlock", product)
 	}
 	dir, err := os.MkdirTemp("", "vault-openai-")
 	if err != nil {
 		return nil, err
 	}
-	// Vault refuses plugins behind a symbolic link, which is what the temporary
-	// folder is on some systems.
+	// Vault rejects plugins behind a symbolic link, and the temporary folder is one
+	// on some systems.
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
 	}
@@ -202,8 +201,8 @@ func (v *Vault) initialize(ctx context.Context) error {
 	return v.unseal(ctx)
 }
 
-// unseal opens the server and waits until it is the active node, or one of a
-// cluster: raft elects a leader first, also where there is nobody else to elect.
+// unseal unseals the server and waits until it is active or, in a cluster, a
+// standby. Raft first elects a leader, even with a single node.
 func (v *Vault) unseal(ctx context.Context) error {
 	if _, err := v.Client().Sys().UnsealWithContext(ctx, v.unsealKey); err != nil {
 		return fmt.Errorf("unsealing Vault: %w", err)
@@ -211,7 +210,7 @@ func (v *Vault) unseal(ctx context.Context) error {
 	return poll(ctx, startTimeout, "Vault to become active", func() error {
 		health, err := v.Client().Sys().HealthWithContext(ctx)
 		if err == nil && (health.Sealed || (health.Standby && !v.clustered)) {
-			err = errors.New("it is sealed or a standby")
+			err = errors.New("the node is sealed or a standby")
 		}
 		return err
 	})
@@ -225,8 +224,8 @@ func (v *Vault) enableAudit(ctx context.Context) error {
 	})
 }
 
-// Client returns a new client with the root token. It does not retry: a test
-// that promises "no failed read" must see each failure.
+// Client returns a new client with the root token. It does not retry, so that a
+// test sees each failure.
 func (v *Vault) Client() *api.Client {
 	return v.ClientFor(v.RootToken)
 }
@@ -250,8 +249,8 @@ func (v *Vault) ClientFor(token string) *api.Client {
 // String names the server: its product and version.
 func (v *Vault) String() string { return string(v.Product) + " " + v.Version }
 
-// CLIEnv is the environment in which a shell talks to this server: its command is on
-// the PATH as vault, whatever the file is called, and under its product's own name.
+// CLIEnv returns the environment for a shell that uses this server. The server's binary
+// is on the PATH as vault and as the product's command, regardless of its file name.
 func (v *Vault) CLIEnv() ([]string, error) {
 	bin := filepath.Join(v.Dir, "bin")
 	if err := os.MkdirAll(bin, 0o700); err != nil {
@@ -274,7 +273,7 @@ func (v *Vault) CLIEnv() ([]string, error) {
 	), nil
 }
 
-// Register enters a plugin in the catalog, after copying it to the server's
+// Register registers a plugin in the catalog, after copying it to the server's
 // plugin directory if it was built elsewhere.
 func (v *Vault) Register(ctx context.Context, p Plugin) error {
 	if err := v.install(p); err != nil {
@@ -313,13 +312,13 @@ func (v *Vault) Mount(ctx context.Context, path string, config api.MountConfigIn
 	return nil
 }
 
-// PID is the server's process id.
+// PID is the server's process ID.
 func (v *Vault) PID() int { return v.process.pid() }
 
 // PluginPIDs lists the plugin processes that the server has started.
 func (v *Vault) PluginPIDs() ([]int, error) { return children(v.process.pid()) }
 
-// KillPlugins ends all plugin processes as a crash would, and says how many.
+// KillPlugins kills all plugin processes, as in a crash, and returns their number.
 func (v *Vault) KillPlugins() (int, error) {
 	pids, err := v.PluginPIDs()
 	if err != nil {
@@ -333,10 +332,10 @@ func (v *Vault) KillPlugins() (int, error) {
 	return len(pids), nil
 }
 
-// Kill ends the server as a crash would. Its plugins stay for as long as they
-// would in life; Stop ends those that are still there.
+// Kill kills the server, as in a crash. Its plugins run on as after a real crash;
+// Stop ends those that are left.
 func (v *Vault) Kill() error {
-	// Stopped first, so that it starts no plugin behind the list of them.
+	// Suspend it first, so that it starts no plugin after they are listed.
 	_ = v.process.cmd.Process.Signal(syscall.SIGSTOP) // an error means that it has ended
 	pids, err := v.PluginPIDs()
 	if err != nil {
@@ -360,8 +359,8 @@ func (v *Vault) Restart(ctx context.Context) error {
 	return v.unseal(ctx)
 }
 
-// Snapshot writes all that the server stores, as vault operator raft snapshot save
-// does.
+// Snapshot writes a snapshot of the server's storage, as vault operator raft snapshot
+// save does.
 func (v *Vault) Snapshot(ctx context.Context, to io.Writer) error {
 	if err := v.Client().Sys().RaftSnapshotWithContext(ctx, to); err != nil {
 		return fmt.Errorf("saving a snapshot: %w", err)
@@ -370,14 +369,14 @@ func (v *Vault) Snapshot(ctx context.Context, to io.Writer) error {
 }
 
 // Restore makes the server a copy of another, as vault operator raft snapshot
-// restore -force does: it takes the other's storage, unseal key and token, and with
-// the storage the other's audit device.
+// restore -force does: it then has the other's storage, with its audit device, and
+// the other's unseal key and token.
 func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) error {
 	if err := v.Client().Sys().RaftSnapshotRestoreWithContext(ctx, snapshot, true); err != nil {
 		return fmt.Errorf("restoring a snapshot: %w", err)
 	}
-	// Vault answers before it has taken the storage. Then it knows the other's token, or
-	// has sealed itself.
+	// Vault answers before it has restored the storage. After that, it accepts the
+	// other's token or is sealed.
 	restored := v.ClientFor(of.RootToken)
 	for end := time.Now().Add(time.Minute); ; {
 		if status, err := restored.Sys().SealStatusWithContext(ctx); err == nil && status.Sealed {
@@ -396,14 +395,14 @@ func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) erro
 	return v.Restart(ctx) // the process still has the unseal key that it was initialized with
 }
 
-// Stop ends the server and removes what it wrote.
+// Stop ends the server and removes its files.
 func (v *Vault) Stop() error {
 	if v.process != nil {
 		// A server that crashed, for example out of memory, left its plugins running.
 		for _, pid := range runningFrom(v.PluginDir) {
 			v.orphans = append(v.orphans, orphan{pid, v.process.pid()})
 		}
-		// A graceful stop ends the plugins too; they are noted for the other case.
+		// A graceful stop also ends the plugins. Record them in case it fails.
 		pids, err := v.PluginPIDs()
 		if err == nil {
 			for _, pid := range pids {
@@ -422,7 +421,7 @@ func (v *Vault) Stop() error {
 	return errors.Join(append(errs, os.RemoveAll(v.Dir))...)
 }
 
-// logTail is for error messages about servers that are about to be removed.
+// logTail returns the end of the log, for errors about a server whose files are removed.
 func (v *Vault) logTail() string {
 	content, err := os.ReadFile(v.LogPath)
 	if err != nil {
@@ -432,9 +431,9 @@ func (v *Vault) logTail() string {
 	return strings.Join(lines[max(0, len(lines)-25):], "\n")
 }
 
-// freePorts finds ports that nobody listens on. They are below those that systems give
-// to a connection or to a listener that names none (from 32768 on Linux, from 49152
-// elsewhere), so that nobody else takes one before the server does, or while it restarts.
+// freePorts returns unused ports below the ephemeral range (from 32768 on Linux, from
+// 49152 elsewhere), so that the system gives none of them to another process before the
+// server listens, or while it restarts.
 func freePorts(ctx context.Context, n int) ([]int, error) {
 	var ports []int
 	for range 1000 {
@@ -454,10 +453,10 @@ func freePorts(ctx context.Context, n int) ([]int, error) {
 	return nil, fmt.Errorf("no %d free ports found", n)
 }
 
-// stop is an error after which polling makes no sense.
+// stop is an error that ends polling.
 type stop struct{ error }
 
-// poll repeats what until it succeeds, within a bound.
+// poll repeats what until it succeeds or the timeout ends.
 func poll(ctx context.Context, timeout time.Duration, goal string, what func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

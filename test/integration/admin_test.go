@@ -2,8 +2,8 @@
 
 package integration
 
-// The admin key: what is refused as one, how it is replaced, and that two
-// organizations in one plugin process do not mix.
+// The admin key: rejected keys, rotation, and the isolation of two organizations
+// in one plugin process.
 
 import (
 	"context"
@@ -46,9 +46,9 @@ func TestTheConfigFindsItsKeyAndNeverShowsIt(t *testing.T) {
 	}
 }
 
-// The engine rotates while it is read from: not one read fails, and after the
-// grace one admin key is left. The wait at the end is for Vault's own tick,
-// which comes once a minute and cannot be hurried.
+// Rotations fail no concurrent read, and after the grace period one admin key is
+// left. The end of the test waits for Vault's periodic call, which comes once a
+// minute.
 func TestTenRotationsUnderFourReadersFailNoRead(t *testing.T) {
 	m := newMount(t, map[string]any{"rotation_grace_period": "1s"})
 	m.role("r", "1h", "24h")
@@ -69,21 +69,21 @@ func TestTenRotationsUnderFourReadersFailNoRead(t *testing.T) {
 		})
 	}
 	seen := map[any]bool{m.read("config").Data["admin_api_key_id"]: true}
-	for i := range 5 { // which is how many superseded keys may wait
+	for i := range 5 { // the maximum number of superseded keys
 		answer := m.write("config/rotate", nil)
 		id := answer.Data["admin_api_key_id"]
 		require.NotEmpty(t, id)
-		require.False(t, seen[id], "rotation %d named a key that was there before", i)
+		require.False(t, seen[id], "rotation %d returned an earlier key", i)
 		seen[id] = true
 		at := reads.Load()
-		require.Eventually(t, func() bool { return reads.Load() > at+4 || t.Failed() }, time.Minute, 5*time.Millisecond, "reads between rotations")
+		require.Eventually(t, func() bool { return reads.Load() > at+4 || t.Failed() }, time.Minute, 5*time.Millisecond, "too few reads between rotations")
 	}
 	stop.Store(true)
 	readers.Wait()
 	t.Logf("%d reads during 5 rotations", reads.Load())
 
 	config := m.read("config").Data
-	require.Eventually(t, func() bool { return len(m.sim.AdminKeys()) == 1 }, 140*time.Second, time.Second, "the replaced admin keys, after the grace")
+	require.Eventually(t, func() bool { return len(m.sim.AdminKeys()) == 1 }, 140*time.Second, time.Second, "superseded admin keys remain after the grace period")
 	require.Equal(t, config["admin_api_key_id"], m.sim.AdminKeys()[0].ID)
 	require.Equal(t, "0", fmt.Sprint(m.read("config").Data["superseded_admin_keys"]))
 	m.creds("r")
@@ -94,7 +94,7 @@ func TestTwoOrganizationsInOneProcessDoNotMix(t *testing.T) {
 	b := newMountOn(t, server)
 	pids, err := server.PluginPIDs()
 	require.NoError(t, err)
-	require.Len(t, pids, 1, "all mounts are served by one process, or this test tests nothing")
+	require.Len(t, pids, 1, "this test requires both mounts in one process")
 	a.role("r", "1h", "24h")
 	b.role("r", "1h", "24h")
 
@@ -123,7 +123,7 @@ func TestTwoOrganizationsInOneProcessDoNotMix(t *testing.T) {
 	require.Len(t, a.alive(), each)
 	require.Len(t, b.alive(), each)
 
-	// What happens to one organization's admin key is nothing to the other.
+	// Rotating one organization's admin key does not affect the other's.
 	a.write("config/rotate", nil)
 	id, _ := b.sim.AdminKey()
 	require.Equal(t, id, b.read("config").Data["admin_api_key_id"])

@@ -2,8 +2,8 @@
 
 package integration
 
-// The benchmark measures what it says: every figure is there and can be true.
-// How fast anything is, is not judged here.
+// The benchmark reports every figure, with plausible values. These tests do not
+// judge performance.
 
 import (
 	"context"
@@ -20,8 +20,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// bench runs the benchmark, and returns what it printed and the folder that it
-// wrote to. Everything temporary of it goes to a folder that must then be empty.
+// bench runs the benchmark, and returns its output and its output directory. The
+// benchmark must leave its temporary directory empty.
 func bench(t *testing.T, args ...string) (said, written string) {
 	t.Helper()
 	root, err := devenv.Root()
@@ -39,7 +39,7 @@ func bench(t *testing.T, args ...string) (said, written string) {
 	require.NoError(t, err, "%s", out)
 	left, err := os.ReadDir(temporary)
 	require.NoError(t, err)
-	require.Empty(t, left, "what it did not clean up")
+	require.Empty(t, left, "the benchmark left temporary files")
 	return string(out), written
 }
 
@@ -87,28 +87,28 @@ func TestTheBenchmarkMeasuresEverything(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 52+4, strings.Count(string(page), "\n"), "a figure that the documentation shows is missing: %s", page)
 
-	// What can be known beforehand.
+	// Known values.
 	for _, section := range []string{"issue", "raft"} {
 		require.Equal(t, 1.0, engine[section+"/admin_calls"], section)
-		require.Zero(t, floor[section+"/admin_calls"], "the null engine calls nobody")
+		require.Zero(t, floor[section+"/admin_calls"], "the null engine makes no calls")
 		require.InDelta(t, 2, floor[section+"/storage/put"], 0.1, "a lease and its index")
-		require.InDelta(t, 3, engine[section+"/storage/put"], 0.1, "and the WAL's entry")
-		require.InDelta(t, 1, engine[section+"/storage/delete"], 0.1, "which goes")
+		require.InDelta(t, 3, engine[section+"/storage/put"], 0.1, "a lease, its index and the WAL entry")
+		require.InDelta(t, 1, engine[section+"/storage/delete"], 0.1, "the WAL entry")
 	}
 	require.Zero(t, engine["issue/pool/c1/calls"])
-	require.InDelta(t, 1, engine["issue/pool/c1/storage"]-floor["issue/pool/c1/storage"], 0.1, "the WAL's entry goes")
+	require.InDelta(t, 1, engine["issue/pool/c1/storage"]-floor["issue/pool/c1/storage"], 0.1, "the deletion of the WAL entry")
 	for _, id := range []string{"burst/20", "burst/100"} {
 		require.Zero(t, engine[id+"/pool/failed"], id)
 		require.Positive(t, engine[id+"/pool/all"], id)
-		require.GreaterOrEqual(t, engine[id+"/none/p50"], 1500.0, "each key is activated")
+		require.GreaterOrEqual(t, engine[id+"/none/p50"], 1500.0, "includes the activation of each key")
 	}
 	require.Equal(t, 1.0, engine["leases/revoke/admin_calls"])
 	require.Zero(t, engine["leases/renew/admin_calls"])
 	require.Equal(t, 1.0, engine["crowd/admin_calls"])
-	require.LessOrEqual(t, engine["connections/http2"], 4.0, "calls share one")
+	require.LessOrEqual(t, engine["connections/http2"], 4.0, "calls share HTTP/2 connections")
 	require.Positive(t, engine["connections/http1"])
 	require.GreaterOrEqual(t, engine["issue/c1/100ms/p50"], 100.0)
-	require.GreaterOrEqual(t, engine["issue/c1/100ms/probed/p50"], 200.0, "a call more")
+	require.GreaterOrEqual(t, engine["issue/c1/100ms/probed/p50"], 200.0, "one more call")
 	require.Greater(t, engine["issue/c32/100ms/rate"], engine["issue/c1/100ms/rate"])
 	require.InDelta(t, 1.5, engine["limit/calls"], 0.5, "calls per deletion")
 	for _, id := range []string{
@@ -135,7 +135,7 @@ func TestTheBenchmarkTakesProfiles(t *testing.T) {
 		for _, of := range []string{"plugin-profile", "plugin-mutex", "plugin-block", "plugin-allocs", "vault-profile", "vault-allocs", "load-profile"} {
 			content, err := os.ReadFile(filepath.Join(written, "profiles", phase+"-"+of+".pprof"))
 			require.NoError(t, err)
-			require.Equal(t, "\x1f\x8b", string(content[:2]), "%s of %s is no profile: %.100s", of, phase, content)
+			require.Equal(t, "\x1f\x8b", string(content[:2]), "%s of %s is not a profile: %.100s", of, phase, content)
 		}
 	}
 }

@@ -2,8 +2,8 @@
 
 package integration
 
-// What agents are written in, each configured by nothing but the environment
-// that the broker gives it.
+// Clients in the languages of agents, each configured only by the environment that
+// the broker sets.
 
 import (
 	"os/exec"

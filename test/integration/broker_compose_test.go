@@ -2,9 +2,9 @@
 
 package integration
 
-// deploy/broker/compose.yaml as it is, on a real engine: an agent whose network
-// leads to the broker only, and the broker in front of the simulator. Images and
-// addresses are the test's own.
+// deploy/broker/compose.yaml on a real Docker engine: an agent whose network
+// reaches only the broker, and the broker in front of the simulator. The test
+// replaces names, addresses and user IDs.
 
 import (
 	"context"
@@ -28,7 +28,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// composeAgent is what "python" runs. With an address it only dials that.
+// composeAgent stands in for "python". With an address, it only dials it.
 const composeAgent = `package main
 
 import (
@@ -59,13 +59,13 @@ func main() {
 
 func TestBroker_TheComposeFile(t *testing.T) {
 	if _, err := devenv.FindDocker(t.Context()); err != nil {
-		t.Skipf("NOT TESTED: the broker's Compose file, since no Docker engine answers here: %v", err)
+		t.Skipf("NOT TESTED: the broker's Compose file requires Docker: %v", err)
 	}
 	compose := []string{"docker", "compose"}
 	if exec.CommandContext(t.Context(), "docker", "compose", "version").Run() != nil {
 		compose = []string{"docker-compose"}
 		if _, err := exec.LookPath(compose[0]); err != nil {
-			t.Skip("NOT TESTED: the broker's Compose file, since Compose is not installed")
+			t.Skip("NOT TESTED: the broker's Compose file requires Compose")
 		}
 	}
 	m := newMount(t)
@@ -76,8 +76,8 @@ func TestBroker_TheComposeFile(t *testing.T) {
 	require.NoError(t, err)
 	vaultURL := serveOnBridge(t, httputil.NewSingleHostReverseProxy(target))
 
-	// The broker speaks to OpenAI by TLS only, so the simulator has a certificate,
-	// and a name that it is valid for.
+	// The broker connects to OpenAI only over TLS, so the simulator has a certificate
+	// and a matching host name.
 	sim := httptest.NewUnstartedServer(m.sim)
 	bridge, err := url.Parse(serveOnBridge(t, http.NotFoundHandler()))
 	require.NoError(t, err)
@@ -103,7 +103,7 @@ func TestBroker_TheComposeFile(t *testing.T) {
 	brokerContext, agentContext := filepath.Join(images, "broker"), filepath.Join(images, "agent")
 	static(filepath.Join(brokerContext, "openai-broker"), "./cmd/openai-broker")
 	require.NoError(t, os.WriteFile(filepath.Join(brokerContext, "Dockerfile"), []byte("FROM scratch\nCOPY openai-broker /\nENTRYPOINT [\"/openai-broker\"]\n"), 0o600))
-	for _, program := range []string{"sh", "cat"} { // and what they need
+	for _, program := range []string{"sh", "cat"} { // and their libraries
 		path, err := exec.LookPath(program)
 		require.NoError(t, err)
 		copyInto(t, agentContext, path, "bin/"+program)
@@ -162,7 +162,7 @@ func TestBroker_TheComposeFile(t *testing.T) {
 	id := func(service string) string { return strings.TrimSpace(composed(t.Context(), "ps", "--quiet", service)) }
 	broker, agent := id("openai-broker"), id("agent")
 	var log string
-	require.Eventually(t, func() bool { // Docker itself answers faster than Compose
+	require.Eventually(t, func() bool { // docker logs is faster than compose logs
 		log, err = devenv.Docker(t.Context(), "logs", agent)
 		return err == nil && strings.Contains(log, "through the broker")
 	}, 2*time.Minute, 500*time.Millisecond)
@@ -180,7 +180,7 @@ func TestBroker_TheComposeFile(t *testing.T) {
 	m.requireRevoked()
 	log = composed(t.Context(), "logs")
 	at, _ := find([]byte(log), m.sim.Secrets())
-	require.Negative(t, at, "a key is in what the containers printed")
+	require.Negative(t, at, "a key is in the containers' output")
 	require.Contains(t, log, "sk-broker-", "the agent prints its environment")
 }
 

@@ -2,9 +2,9 @@
 
 package integration
 
-// openai-broker on a real Vault with the engine: an agent that calls all the time
-// through everything that happens to a key, and the search for the key in all
-// that an agent can see.
+// openai-broker on a real Vault with the engine: an agent that sends requests
+// throughout the lifecycle of its keys, and a search for the keys in everything
+// that the agent can see.
 
 import (
 	"bytes"
@@ -44,7 +44,7 @@ var brokerBinary = sync.OnceValues(func() (string, error) {
 	return path, devenv.Build(context.Background(), path, "./cmd/openai-broker")
 })
 
-// brokered is a broker under "serve" with one agent, my-app.
+// brokered is a "serve" process with one agent, my-app.
 type brokered struct {
 	m       *mount
 	cmd     *exec.Cmd
@@ -114,15 +114,15 @@ func (b *brokered) log() string {
 	return string(content)
 }
 
-// stop ends the broker as a service manager does.
+// stop sends SIGTERM, as a service manager does.
 func (b *brokered) stop() {
-	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have exited
 	select {
 	case <-b.done:
 	case <-time.After(time.Minute):
 		_ = b.cmd.Process.Kill()
 		<-b.done
-		b.m.t.Error("the broker did not end within a minute of SIGTERM")
+		b.m.t.Error("the broker did not exit within a minute of SIGTERM")
 	}
 }
 
@@ -142,7 +142,7 @@ func (b *brokered) ask() (status int, body string, err error) {
 	return resp.StatusCode, string(content), err
 }
 
-// load calls 20 times a second until stop, and returns what failed.
+// load sends 20 requests a second; stop returns the failures.
 type load struct {
 	answered atomic.Int64
 	mu       sync.Mutex
@@ -199,7 +199,7 @@ func TestBroker_NoRequestFailsThroughoutALife(t *testing.T) {
 		require.NoError(t, err)
 	})
 	l := b.load()
-	require.Eventually(t, func() bool { return b.leases() >= 4 }, 3*time.Minute, 50*time.Millisecond, "replaced by its maximum and its token's")
+	require.Eventually(t, func() bool { return b.leases() >= 4 }, 3*time.Minute, 50*time.Millisecond, "replacements at the max_ttl of the key and of the token")
 
 	// An operator revokes all keys of the role, and the admin key is rotated.
 	for range 2 {
@@ -226,14 +226,14 @@ func TestBroker_VaultRestarts(t *testing.T) {
 	for range 2 {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		require.NoError(t, m.vault.Kill())
-		time.Sleep(2 * time.Second) // so that renewals meet a server that is not there
+		time.Sleep(2 * time.Second) // so that renewals fail while Vault is down
 		require.NoError(t, m.vault.Restart(ctx))
 		cancel()
 		before := b.leases()
 		require.Eventually(t, func() bool { return b.leases() > before }, 2*time.Minute, 50*time.Millisecond)
 	}
-	// A restart that takes longer than the rest of a lease costs requests, as the
-	// table says; each says why.
+	// If a restart outlasts the lease, requests fail, as docs/broker.md says. Each
+	// error states the reason.
 	failures := l.stop()
 	for _, failure := range failures {
 		require.Contains(t, failure, "503")
@@ -247,14 +247,14 @@ func TestBroker_VaultRestarts(t *testing.T) {
 	m.requireRevoked()
 }
 
-// requireRevoked waits for Vault, which revokes the leases of a revoked token
-// after its answer.
+// requireRevoked waits until no account is left: Vault revokes the leases of a
+// token after it responds.
 func (m *mount) requireRevoked() {
 	m.t.Helper()
 	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, 30*time.Second, 20*time.Millisecond, "the broker left a key")
 }
 
-// appRole is login on a server that is the test's own.
+// appRole is login for a server from ownVault.
 func (m *mount) appRole(dir string) {
 	m.t.Helper()
 	role := "auth/approle/role/" + m.path
@@ -286,13 +286,13 @@ func TestBroker_SIGTERMUnderLoadLosesNoAnswer(t *testing.T) {
 				default:
 				}
 				started.Add(1)
-				// The broker has the signal long before that second is over.
+				// The broker receives the signal well within this second.
 				end := stopped.Load()
 				isLate := end != nil && time.Since(*end) > time.Second
 				switch status, _, err := b.ask(); {
 				case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF):
-					// Also a connection that the listener had not accepted at its end. Had its
-					// request reached OpenAI, the count below would differ.
+					// Includes connections that the listener never accepted. If such a request
+					// reached OpenAI, the count below would differ.
 					refused.Add(1)
 					return
 				case err == nil && status == http.StatusOK:
@@ -316,9 +316,9 @@ func TestBroker_SIGTERMUnderLoadLosesNoAnswer(t *testing.T) {
 	b.stop()
 	close(stop)
 	workers.Wait()
-	require.Zero(t, lost.Load(), "answers that OpenAI gave and the agent did not get")
+	require.Zero(t, lost.Load(), "responses from OpenAI that did not reach the agent")
 	require.Equal(t, started.Load(), answered.Load()+refused.Load())
-	require.NotZero(t, late.Load(), "served on during the drain")
+	require.NotZero(t, late.Load(), "no request succeeded during the drain")
 	require.Equal(t, m.sim.Count(http.MethodPost, "/responses"), int(answered.Load()))
 	m.requireRevoked()
 }
@@ -338,7 +338,7 @@ func TestBroker_AKilledBrokersKeyEndsWithItsLease(t *testing.T) {
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 2*time.Minute, 100*time.Millisecond)
 }
 
-// runBroker runs a shell script under "run", with a token of the application's.
+// runBroker prepares an openai-broker "run" command with a Vault token.
 func (m *mount) runBroker(token string, args ...string) (*exec.Cmd, *bytes.Buffer) {
 	m.t.Helper()
 	binary, err := brokerBinary()
@@ -350,8 +350,8 @@ func (m *mount) runBroker(token string, args ...string) (*exec.Cmd, *bytes.Buffe
 	return cmd, out
 }
 
-// The agent prints everything that it can see. No key is in it, nor in what the
-// broker wrote, nor in the answers; and the agent works.
+// The agent prints everything that it can see. The agent works, and no key is in its
+// output, in the responses or in the broker's output.
 func TestBroker_NothingThatTheAgentSeesHasTheKey(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
@@ -368,7 +368,7 @@ curl -isS "$OPENAI_BASE_URL/organization/projects" -H "Authorization: Bearer $OP
 curl -isS -X POST "$OPENAI_BASE_URL/realtime/client_secrets" -H "Authorization: Bearer $OPENAI_API_KEY"
 `
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("NOT TESTED: an agent with curl, which is not installed")
+		t.Skip("NOT TESTED: this agent requires curl")
 	}
 	args := []string{"-audit", filepath.Join(dir, "audit.json"), "--", "bash", "-c", script}
 	cmd, out := m.runBroker(token, args...)
@@ -379,24 +379,24 @@ curl -isS -X POST "$OPENAI_BASE_URL/realtime/client_secrets" -H "Authorization: 
 	audit, err := os.ReadFile(filepath.Join(dir, "audit.json"))
 	require.NoError(t, err)
 	require.NotEmpty(t, audit)
-	require.Greater(t, len(m.sim.Secrets()), 1, "no key was made")
+	require.Greater(t, len(m.sim.Secrets()), 1, "no key was created")
 	seen := append(out.Bytes(), audit...)
 	at, _ := find(seen, m.sim.Secrets())
-	require.Negative(t, at, "a key is in what the agent sees or the broker writes")
-	if os.Geteuid() != 0 { // root reads what it likes: cmd/openai-broker has this test under another account
+	require.Negative(t, at, "a key is in the agent's or the broker's output")
+	if os.Geteuid() != 0 { // root can read everything: cmd/openai-broker tests this as another user
 		require.NotContains(t, string(seen), token)
 		require.NotContains(t, string(seen), "not-for-the-child")
 	}
 
-	// A token that is not the broker's own, and the default policy: the lease
-	// cannot be revoked, and the broker says until when the key is valid.
+	// With the user's token and the default policy, the broker cannot revoke the
+	// lease. It prints until when the key stays valid.
 	require.Contains(t, out.String(), "the key stays valid until it expires")
 	require.Len(t, m.alive(), 1)
 	require.NoError(t, m.client.Sys().RevokeWithOptions(&api.RevokeOptions{LeaseID: m.path + "/creds/my-app", Prefix: true, Sync: true}))
 	require.Empty(t, m.alive())
 }
 
-// With the policy of deploy/broker a token of someone else revokes its lease.
+// With the policy of deploy/broker, the user's token can revoke its lease.
 func TestBroker_ThePolicyLetsALeaseBeRevoked(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
@@ -408,9 +408,9 @@ func TestBroker_ThePolicyLetsALeaseBeRevoked(t *testing.T) {
 	require.Empty(t, out.String())
 	require.Empty(t, m.alive())
 	_, err = m.client.Auth().Token().LookupAccessor(secret.Auth.Accessor)
-	require.NoError(t, err, "the token is not the broker's to revoke")
+	require.NoError(t, err, "the broker must not revoke the user's token")
 
-	// Vault revokes the lease that the body names, not the one of the path.
+	// Vault revokes the lease in the body, not the one in the path.
 	another := m.creds("my-app")
 	client, err := m.client.Clone()
 	require.NoError(t, err)
@@ -458,7 +458,7 @@ func TestBroker_AKilledBrokerTakesItsChildAlong(t *testing.T) {
 	require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(dir, "pid")); return err == nil }, time.Minute, 10*time.Millisecond, out)
 	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
-	require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(dir, "ended")); return err == nil }, time.Minute, 10*time.Millisecond, "the child lives on")
+	require.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(dir, "ended")); return err == nil }, time.Minute, 10*time.Millisecond, "the child still runs")
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 2*time.Minute, 100*time.Millisecond)
 }
 
@@ -475,16 +475,16 @@ func TestBroker_AStaticRole(t *testing.T) {
 			seen[k.ID] = true
 		}
 		return len(seen) >= 4
-	}, 3*time.Minute, 100*time.Millisecond, "rotations")
+	}, 3*time.Minute, 100*time.Millisecond, "too few rotations")
 	require.Empty(t, l.stop())
 	b.stop()
-	require.NotEmpty(t, m.sim.Keys(), "a static role's key is not the broker's to revoke")
+	require.NotEmpty(t, m.sim.Keys(), "the broker must not revoke a static role's key")
 	_, err := m.client.Logical().Delete(m.path + "/static-roles/my-app")
 	require.NoError(t, err)
 }
 
-// A Vault Proxy that logs in for the broker works, and one with a cache is found
-// out before anything is leased.
+// A Vault Proxy can log in for the broker. The broker detects a Proxy with a cache
+// before it leases a key.
 func TestBroker_BehindAVaultProxy(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
@@ -516,7 +516,7 @@ func TestBroker_BehindAVaultProxy(t *testing.T) {
 			return out.String(), err
 		}
 		if cache {
-			require.Eventually(t, func() bool { // as soon as the Proxy has a token
+			require.Eventually(t, func() bool { // once the Proxy has a token
 				out, err := run()
 				return err != nil && strings.Contains(out, "caches leases")
 			}, time.Minute, 100*time.Millisecond)
@@ -531,8 +531,8 @@ func TestBroker_BehindAVaultProxy(t *testing.T) {
 	}
 }
 
-// A shell takes an agent's placeholder from its file, and an agent cannot use
-// another's.
+// A shell reads an agent's placeholder from its file. Each agent has its own key
+// and models.
 func TestBroker_Serve(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
@@ -553,7 +553,7 @@ curl -sS "$OPENAI_BASE_URL/responses" -H "Authorization: Bearer $OPENAI_API_KEY"
 	require.Contains(t, ask(filepath.Join(b.dir, "token"), "gpt-4o"), "completed")
 	require.Contains(t, ask(other, "gpt-5-mini"), "completed")
 	require.Contains(t, ask(other, "gpt-4o"), "broker_model")
-	require.Len(t, m.alive(), 2, "each agent has a key of its own")
+	require.Len(t, m.alive(), 2, "each agent has its own key")
 	b.stop()
 	m.requireRevoked()
 }

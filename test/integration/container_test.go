@@ -2,14 +2,12 @@
 
 package integration
 
-// The plugin as a container, on the Docker engine that the machine has. Its
-// image is made by `make image`, which pulls nothing, and everything here bears
-// a version that no other run has: the test can end and remove what is its own
-// and leaves the rest of the engine alone.
+// The plugin as a container on the machine's Docker engine. `make image` builds the
+// image without a pull. Images and containers have a version that is unique to the
+// run, so the test stops and removes only its own.
 //
-// A container does not reach the host's loopback addresses. What it has to reach
-// listens on the host's address in Docker's bridge network, for as long as the
-// test takes.
+// A container cannot reach the host's loopback addresses. Servers for containers
+// listen on the host's address in Docker's bridge network during the test.
 
 import (
 	"context"
@@ -36,8 +34,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// The limits that the runtimes here have. The plugin uses some 130 MB with its
-// memory locked and far less without.
+// The limits of the plugin runtimes. The plugin uses about 130 MB with locked
+// memory and far less without.
 const (
 	containerMemory = 256 << 20
 	containerCPU    = 1_500_000_000 // 1.5 processors
@@ -45,15 +43,15 @@ const (
 
 func TestContainer(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("NOT TESTED: the plugin as a container, which Vault runs on Linux only")
+		t.Skip("NOT TESTED: the plugin as a container requires Linux")
 	}
 	needs(t, devenv.ContainerPlugins)
 	engine, err := devenv.FindDocker(t.Context())
 	if err != nil {
-		t.Skipf("NOT TESTED: the plugin as a container, since no Docker engine answers here: %v", err)
+		t.Skipf("NOT TESTED: the plugin as a container requires Docker: %v", err)
 	}
 	if engine.Rootless() {
-		t.Skip("NOT TESTED: the plugin as a container, since the engine is rootless and its containers do not reach what this test listens on; docs/containers.md says what rootless needs")
+		t.Skip("NOT TESTED: the plugin as a container: a rootless engine's containers cannot reach this test's servers; see docs/containers.md")
 	}
 	beside(t)
 	t.Logf("on Docker %s", engine.ServerVersion)
@@ -72,7 +70,7 @@ func TestContainer(t *testing.T) {
 	}
 	t.Run("mlock", func(t *testing.T) {
 		if os.Geteuid() != 0 {
-			t.Skip("NOT TESTED: a container with mlock, since only root may have Vault lock its memory")
+			t.Skip("NOT TESTED: a container with mlock requires root")
 		}
 		v := containerVault(t, "runc", true)
 		require.NoError(t, v.RegisterImage(t.Context(), devenv.PluginName, image, "runc"))
@@ -82,8 +80,8 @@ func TestContainer(t *testing.T) {
 	t.Run("Dockerfile", func(t *testing.T) { sameAsDockerfile(t, image) })
 }
 
-// containerLife leases, renews, rotates and revokes, and goes on after the
-// container was killed and after Vault was.
+// containerLife leases, renews, rotates and revokes, also after the container and
+// then Vault are killed.
 func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
 	sim, endpoint := bridgedSimulator(t)
 	m := mountPlugin(t, v, devenv.PluginName, sim, endpoint)
@@ -107,10 +105,10 @@ func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
 	require.EqualValues(t, containerMemory, c.HostConfig.Memory)
 	require.EqualValues(t, containerCPU, c.HostConfig.NanoCpus)
 	if limits := cgroupLimits(t, c.State.Pid); limits != "" {
-		require.Equal(t, fmt.Sprintf("memory %d, cpu 150000 of 100000", containerMemory), limits, "what the kernel holds the container to")
+		require.Equal(t, fmt.Sprintf("memory %d, cpu 150000 of 100000", containerMemory), limits, "the kernel's limits for the container")
 	}
 	for _, secret := range sim.Secrets() {
-		require.NotContains(t, c.raw, secret, "what the engine tells about the container")
+		require.NotContains(t, c.raw, secret, "docker container inspect shows a secret")
 	}
 
 	killed := time.Now()
@@ -119,7 +117,7 @@ func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
 	require.Eventually(t, func() bool {
 		_, err := m.client.Logical().Read(m.path + "/creds/r")
 		return err == nil
-	}, time.Minute, 50*time.Millisecond, "reads after the container was killed")
+	}, time.Minute, 50*time.Millisecond, "no read succeeded after the container was killed")
 	t.Logf("leased again %s after the container was killed", time.Since(killed).Round(time.Millisecond))
 	require.NotEqual(t, id, onlyContainer(t, v))
 
@@ -131,8 +129,8 @@ func containerLife(t *testing.T, v *devenv.Vault, image devenv.Image) {
 	m.creds("r")
 }
 
-// containerMlock leases from a plugin whose memory is locked: the process in the
-// image is not root and must be able to all the same.
+// containerMlock leases from a plugin with locked memory: the process in the image
+// is not root and must still be able to lock it.
 func containerMlock(t *testing.T, v *devenv.Vault) {
 	sim, endpoint := bridgedSimulator(t)
 	m := mountPlugin(t, v, devenv.PluginName, sim, endpoint)
@@ -141,19 +139,19 @@ func containerMlock(t *testing.T, v *devenv.Vault) {
 	c := inspect(t, onlyContainer(t, v))
 	require.Equal(t, "65532:0", c.Config.User)
 	require.Equal(t, []string{"ALL"}, c.HostConfig.CapDrop)
-	require.Len(t, c.HostConfig.CapAdd, 1, "IPC_LOCK, in the engine's spelling")
+	require.Len(t, c.HostConfig.CapAdd, 1, "only IPC_LOCK")
 	locked, resident := memory(t, c.State.Pid)
 	require.Positive(t, locked, "kB locked")
 	t.Logf("%d kB of memory locked, %d kB in use", locked, resident)
 }
 
-// containerOutbound reaches an API that the container can neither resolve nor
-// connect to, through the proxy that the registration names, and trusts its
-// certificate by the config's ca_cert or by a file in the image.
+// containerOutbound calls an API that the container can neither resolve nor
+// connect to, through the proxy in the plugin registration. ca_cert or a file in
+// the image makes the plugin trust the API's certificate.
 func containerOutbound(t *testing.T, image devenv.Image) {
 	sim := openaitest.Start(t, openaitest.Options{TLS: true})
-	// Nothing of the host's files is in a container: a CA file has to be in the
-	// image, and derived ones are how.
+	// A container cannot read the host's files, so a derived image contains the CA
+	// file.
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(sim.CACert()), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+image.Reference()+"\nCOPY ca.pem /ca.pem\n"), 0o600))
@@ -161,7 +159,7 @@ func containerOutbound(t *testing.T, image devenv.Image) {
 
 	v := containerVault(t, "runc", false)
 	proxy := startProxy(t, sim)
-	const host = "example.com" // a name in the simulator's certificate; loopback addresses are never sent through a proxy
+	const host = "example.com" // a name in the simulator's certificate; Go connects to loopback without a proxy
 	endpoint := map[string]any{"api_endpoint": "https://" + host + "/v1"}
 	lease := func(name string, extra ...map[string]any) {
 		t.Helper()
@@ -169,7 +167,7 @@ func containerOutbound(t *testing.T, image devenv.Image) {
 		m := mountPlugin(t, v, name, sim, append(extra, endpoint)...)
 		m.role("r", "1h", "24h")
 		require.NoError(t, m.revoke(m.creds("r")))
-		require.Greater(t, proxy.tunnels.Load(), before, "connections through the proxy")
+		require.Greater(t, proxy.tunnels.Load(), before, "no connection through the proxy")
 		require.Equal(t, host+":443", proxy.host.Load())
 	}
 
@@ -179,7 +177,7 @@ func containerOutbound(t *testing.T, image devenv.Image) {
 	require.NoError(t, v.RegisterImage(t.Context(), "with-ca", derived, "runc", "HTTPS_PROXY="+proxy.url, "SSL_CERT_FILE=/ca.pem"))
 	lease("with-ca")
 
-	// The same without the setting is refused, so it is the setting that did it.
+	// Without SSL_CERT_FILE, the same setup must fail.
 	require.NoError(t, v.RegisterImage(t.Context(), "without-ca", derived, "runc", "HTTPS_PROXY="+proxy.url))
 	client := v.Client()
 	require.NoError(t, client.Sys().MountWithContext(t.Context(), "without-ca", &api.MountInput{Type: "without-ca"}))
@@ -188,17 +186,17 @@ func containerOutbound(t *testing.T, image devenv.Image) {
 	require.ErrorContains(t, err, "certificate signed by unknown authority")
 }
 
-// sameAsDockerfile holds the two ways to make the image together.
+// sameAsDockerfile compares the image with the Dockerfile's.
 func sameAsDockerfile(t *testing.T, image devenv.Image) {
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	dir := t.TempDir()
 	dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
 	require.NoError(t, err)
-	// Only its last stage, with a file in place of the compiled one: what comes
-	// before needs an image to pull.
+	// Build only the last stage, with a stub binary: the earlier stages pull an
+	// image.
 	_, last, found := strings.Cut(string(dockerfile), "\nFROM scratch\n")
-	require.True(t, found, "the Dockerfile's last stage")
+	require.True(t, found, "the Dockerfile has no last stage")
 	last = "FROM scratch\n" + regexp.MustCompile(`(?m)^(COPY) --from=\S+`).ReplaceAllString(last, "$1")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(last), 0o600))
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "out"), 0o700))
@@ -216,8 +214,8 @@ func sameAsDockerfile(t *testing.T, image devenv.Image) {
 
 var versions atomic.Int32
 
-// ownVersion is a version that no other test has, in this run or another: what
-// one removes from the engine would otherwise be missing to the other.
+// ownVersion returns a version that no other test or run uses, so that no test
+// removes the images of another.
 func ownVersion() string {
 	return fmt.Sprintf("v0.0.0-test.%d.%d.%d", os.Getpid(), time.Now().Unix(), versions.Add(1))
 }
@@ -229,8 +227,8 @@ func revision(t *testing.T, image devenv.Image) string {
 	return out
 }
 
-// makeImage makes the image twice, to see that it is the same, the second time
-// for a developer with preferences.
+// makeImage builds the image twice, the second time with other environment
+// variables, and requires the same result.
 func makeImage(t *testing.T, version string) devenv.Image {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // it may compile everything
@@ -245,19 +243,19 @@ func makeImage(t *testing.T, version string) devenv.Image {
 			image = made
 			removeAtEnd(t, image)
 		}
-		require.Equal(t, image, made, "the image made again")
+		require.Equal(t, image, made, "the image built again")
 		paths, err := filepath.Glob(filepath.Join(dir, "*.oci.tar"))
 		require.NoError(t, err)
 		require.Len(t, paths, 1)
 		archives[i], err = os.ReadFile(paths[0])
 		require.NoError(t, err)
 	}
-	require.Equal(t, archives[0], archives[1], "the archive made again")
-	t.Logf("image %s, %d bytes, twice: %s", image.Reference(), len(archives[0]), image.ID)
+	require.Equal(t, archives[0], archives[1], "the archive built again")
+	t.Logf("image %s, %d bytes, same ID in two builds: %s", image.Reference(), len(archives[0]), image.ID)
 	return image
 }
 
-// buildImage has the engine build an image in a folder.
+// buildImage has Docker build an image in a directory.
 func buildImage(t *testing.T, of devenv.Image, suffix, dir string, args ...string) devenv.Image {
 	t.Helper()
 	name := devenv.Image{Repository: of.Repository + "-" + suffix, Version: of.Version}
@@ -274,8 +272,8 @@ func removeAtEnd(t *testing.T, image devenv.Image) {
 	t.Cleanup(func() { require.NoError(t, image.Remove(context.WithoutCancel(t.Context()))) })
 }
 
-// containerVault starts a server that has one plugin runtime, named as the OCI
-// runtime that it uses. With the server its containers must end.
+// containerVault starts a server with one plugin runtime, named after its OCI
+// runtime. The containers must stop with the server.
 func containerVault(t *testing.T, oci string, mlock bool) *devenv.Vault {
 	t.Helper()
 	opts := serverOptions()
@@ -299,9 +297,9 @@ func containerVault(t *testing.T, oci string, mlock bool) *devenv.Vault {
 	return v
 }
 
-// requireNoContainers waits for the containers of a server that has ended to
-// end, too, and removes those that do not. A plugin waits half a minute for its
-// server to connect again.
+// requireNoContainers waits until the containers of a stopped server stop, and
+// removes those that do not. A plugin waits half a minute for its server to
+// reconnect.
 func requireNoContainers(t *testing.T, v *devenv.Vault) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
@@ -319,8 +317,8 @@ func requireNoContainers(t *testing.T, v *devenv.Vault) {
 	}
 }
 
-// bridgedSimulator starts a simulator that containers reach, too, and returns it
-// with the config's fields for them.
+// bridgedSimulator starts a simulator that containers can also reach, and returns
+// it with the config fields for them.
 func bridgedSimulator(t *testing.T) (*openaitest.Server, map[string]any) {
 	t.Helper()
 	sim := openaitest.Start(t, openaitest.Options{})
@@ -336,24 +334,24 @@ func serveOnBridge(t *testing.T, handler http.Handler) (url string) {
 	require.NoError(t, err, "the network interface %q of Docker's bridge", name)
 	addrs, err := bridge.Addrs()
 	require.NoError(t, err)
-	require.NotEmpty(t, addrs, "addresses of %s", name)
+	require.NotEmpty(t, addrs, "no address on %s", name)
 	ip, _, err := net.ParseCIDR(addrs[0].String())
 	require.NoError(t, err)
 
 	server := httptest.NewUnstartedServer(handler)
 	require.NoError(t, server.Listener.Close())
 	server.Listener, err = net.Listen("tcp", net.JoinHostPort(ip.String(), "0"))
-	require.NoError(t, err, "listening where containers reach the host")
+	require.NoError(t, err, "listen on Docker's bridge address")
 	server.Start()
 	t.Cleanup(server.Close)
 	return server.URL
 }
 
-// proxy is an HTTP proxy that leads to one simulator, whatever it is asked for.
+// proxy is an HTTP proxy that connects every request to one simulator.
 type proxy struct {
 	url     string
 	tunnels atomic.Int32
-	host    atomic.Value // the last one asked for
+	host    atomic.Value // the last one requested
 }
 
 func startProxy(t *testing.T, sim *openaitest.Server) *proxy {
@@ -362,7 +360,7 @@ func startProxy(t *testing.T, sim *openaitest.Server) *proxy {
 	target := strings.TrimSuffix(strings.TrimPrefix(sim.URL(), "https://"), "/v1")
 	p.url = serveOnBridge(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodConnect {
-			http.Error(w, "this proxy only connects", http.StatusMethodNotAllowed)
+			http.Error(w, "this proxy supports only CONNECT", http.StatusMethodNotAllowed)
 			return
 		}
 		api, err := net.Dial("tcp", target)
@@ -378,19 +376,19 @@ func startProxy(t *testing.T, sim *openaitest.Server) *proxy {
 			api.Close()
 			return
 		}
-		// Each direction ends the other, so that nothing outlives the test.
+		// Either direction closes both, so that none outlives the test.
 		tunnel := func(to io.Writer, from io.Reader) {
 			_, _ = io.Copy(to, from)
 			_ = client.Close()
 			_ = api.Close()
 		}
 		go tunnel(client, api)
-		go tunnel(api, buffered) // which may hold what the client has sent already
+		go tunnel(api, buffered) // which may already hold data from the client
 	}))
 	return p
 }
 
-// container is what the engine tells about one.
+// container is the output of docker inspect.
 type container struct {
 	Image string
 	State struct {
@@ -417,8 +415,8 @@ func inspect(t *testing.T, id string) container {
 	return all[0]
 }
 
-// onlyContainer is the one container that the server has; another that it asks
-// for a version may still be about to end.
+// onlyContainer returns the server's only container. It waits for the exit of one
+// that only reports the version.
 func onlyContainer(t *testing.T, v *devenv.Vault) string {
 	t.Helper()
 	var ids []string
@@ -426,13 +424,12 @@ func onlyContainer(t *testing.T, v *devenv.Vault) string {
 		var err error
 		ids, err = v.Containers(t.Context())
 		return err == nil && len(ids) == 1
-	}, time.Minute, 50*time.Millisecond, "one container")
+	}, time.Minute, 50*time.Millisecond, "not exactly one container")
 	return ids[0]
 }
 
-// cgroupLimits reads the limits that the kernel holds a process to, and returns
-// nothing where the process cannot be seen, as with an engine in a machine of its
-// own.
+// cgroupLimits returns the kernel's limits for a process, or "" if the process is
+// not visible, for example if Docker runs in a virtual machine.
 func cgroupLimits(t *testing.T, pid int) string {
 	t.Helper()
 	membership, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -450,7 +447,7 @@ func cgroupLimits(t *testing.T, pid int) string {
 		_, line, _ = strings.Cut(strings.TrimSpace(line), ":")
 		controllers, path, _ := strings.Cut(line, ":")
 		switch controllers {
-		case "": // version 2, unless a controller follows
+		case "": // v2, unless v1 controllers follow
 			if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", path, "memory.max")); err == nil {
 				memory = value("", path, "memory.max")
 				quota, period, _ = strings.Cut(value("", path, "cpu.max"), " ")

@@ -2,8 +2,8 @@
 
 package integration
 
-// A Vault that was restored from a snapshot while its original lives on: two
-// owners of the same things at OpenAI, of which neither knows.
+// A Vault restored from a snapshot while the original still runs: both manage the
+// same keys at OpenAI, and neither knows of the other.
 
 import (
 	"bytes"
@@ -22,18 +22,18 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// grace is the least of a rotation_grace_period in which another Vault's use of a
-// superseded admin key can show, which takes three minutes, with some room.
+// grace is a rotation_grace_period in which the engine can detect another Vault's
+// use of a superseded admin key, which takes three minutes, with a margin.
 const grace = 210 * time.Second
 
-// production is a mount whose clients never rest, and what they have seen fail.
+// production is a mount under constant load, and the failures of its clients.
 type production struct {
 	*mount
 	issued, revoked, used atomic.Int64
 
 	mu     sync.Mutex
-	kept   []lease         // those that nobody has revoked
-	ended  map[string]bool // by account: those whose revocation was asked for here
+	kept   []lease         // not revoked
+	ended  map[string]bool // by account: revocations requested by these clients
 	failed []string
 
 	over  atomic.Bool
@@ -68,8 +68,8 @@ func (p *production) works(what, key string) {
 	p.used.Add(1)
 }
 
-// begin has clients work until end: one issues, keeps some leases and revokes the
-// others, one uses all keys that are kept, and one reads each static role and
+// begin starts clients that run until end: one issues, keeps some leases and
+// revokes the others, one uses all kept keys, and one reads each static role and
 // uses its key.
 func (p *production) begin(role string, static ...string) {
 	each := func(do func(ctx context.Context, client *api.Client)) {
@@ -79,7 +79,7 @@ func (p *production) begin(role string, static ...string) {
 				ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 				do(ctx, client)
 				cancel()
-				time.Sleep(500 * time.Millisecond) // the load
+				time.Sleep(500 * time.Millisecond) // limits load
 			}
 		})
 	}
@@ -131,8 +131,8 @@ func (p *production) end() {
 	p.group.Wait()
 }
 
-// endedByOthers are the accounts that were deleted though no client of the
-// original has asked for that.
+// endedByOthers returns the accounts that were deleted without a request from a
+// client of the original.
 func (p *production) endedByOthers() (accounts []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -144,7 +144,7 @@ func (p *production) endedByOthers() (accounts []string) {
 	return accounts
 }
 
-// restored starts a Vault from a snapshot of this mount's.
+// restored starts a Vault from a snapshot of this Vault.
 func (m *mount) restored(snapshot []byte) *mount {
 	m.t.Helper()
 	v := ownVaultWith(m.t, plugin)
@@ -153,14 +153,14 @@ func (m *mount) restored(snapshot []byte) *mount {
 	require.Eventually(m.t, func() bool {
 		_, err := other.client.Logical().Read(m.path + "/config")
 		return err == nil
-	}, time.Minute, 100*time.Millisecond, "the restored mount")
+	}, time.Minute, 100*time.Millisecond, "the restored mount does not respond")
 	return other
 }
 
-// Two copies beside their original: one goes on with the admin key that it was
-// restored with, the other is given one of its own. The periodic work of the copies'
-// engines, and their rotations, tidy runs and config writes, delete nothing of the
-// original. Revocations by their Vaults look like the original's, and are counted.
+// Two copies beside their original: one keeps the restored admin key, the other gets
+// its own. The periodic work, rotations, tidy runs and config writes of the copies'
+// engines delete nothing of the original. Revocations by a copy's Vault look like the
+// original's, so the test counts them.
 func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	p := &production{mount: newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
 	p.role("app", "24h", "48h")
@@ -173,8 +173,8 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	originals := p.read("config").Data["admin_api_key_id"].(string)
 	key := p.read("static-creds/seldom").Data["api_key_id"].(string)
 
-	// The snapshot is taken when a create was sent and not answered yet: the copies
-	// have its WAL entry and not its lease.
+	// Take the snapshot while a create request is pending: the copies have its WAL
+	// entry but not its lease.
 	var snapshot bytes.Buffer
 	var saved error
 	p.sim.Fail(openaitest.Fault{Kind: openaitest.FaultSlow, Method: http.MethodPost, Route: accountsRoute, Times: 1, OnStrike: func(*http.Request) {
@@ -186,7 +186,7 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	p.begin("app", "seldom", "often")
 
 	same, own := p.restored(snapshot.Bytes()), p.restored(snapshot.Bytes())
-	copies := map[string]*mount{"with the original's admin key": same, "with one of its own": own}
+	copies := map[string]*mount{"with the original's admin key": same, "with its own admin key": own}
 	began := time.Now()
 	answer := same.write("config/rotate", nil)
 	t.Logf("the copy's rotation: %v %v", answer.Data, answer.Warnings)
@@ -197,7 +197,7 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 		c.write("rotate-role/seldom", nil)
 		c.write("config", map[string]any{"tidy_safety_buffer": "20s", "rotation_period": "1h"})
 		c.write("tidy", map[string]any{"apply": true, "force": true})
-		l := c.creds("app") // what a copy makes it ends
+		l := c.creds("app") // copies can revoke their own
 		require.NoError(t, c.revoke(l), name)
 		p.mu.Lock()
 		p.ended[l.account] = true
@@ -209,13 +209,13 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 		for what, words := range map[string][]string{
 			"the admin key":      {"superseded admin key retained", originals, "this Vault"},
 			"the static key":     {"superseded key retained", "static_role=seldom", key, "last_used_at"},
-			"what a create made": {"WAL entry retained", "its key was used after the create", caught.account, "last used at"},
+			"the pending create": {"WAL entry retained", "its key was used after the create", caught.account, "last used at"},
 			"a tidy run":         {"tidy run finished", "automatic=true", "apply=true", "deleted=0", "errors=0"},
 		} {
 			require.Eventually(t, func() bool { return len(c.lines(words...)) > 0 || len(p.failures()) > 0 }, grace+2*aTick, 500*time.Millisecond,
-				"%s: the log of the copy %s", what, name)
+				"%s is not in the log of the copy %s", what, name)
 			require.Empty(t, p.failures())
-			t.Logf("the copy %s says of %s within %s: %s", name, what, time.Since(began).Round(time.Second), c.lines(words...)[0])
+			t.Logf("the copy %s logged %s within %s: %s", name, what, time.Since(began).Round(time.Second), c.lines(words...)[0])
 		}
 	}
 	issued = p.issued.Load() - issued
@@ -225,7 +225,7 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	}
 	require.True(t, alive(originals))
 
-	// A copy that is taken out of service as if it were the only one.
+	// Decommission one copy as if it were the only Vault.
 	answer, err := own.client.Logical().Delete(own.path + "/config")
 	require.NoError(t, err)
 	t.Logf("the copy's config delete: %v", answer)
@@ -233,12 +233,12 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	p.write("config/rotate", nil)
 	require.NotEqual(t, originals, p.read("config").Data["admin_api_key_id"])
 	at := p.issued.Load()
-	require.Eventually(t, func() bool { return p.issued.Load() > at+3 || len(p.failures()) > 0 }, 2*time.Minute, 100*time.Millisecond, "issues with the new admin key")
+	require.Eventually(t, func() bool { return p.issued.Load() > at+3 || len(p.failures()) > 0 }, 2*time.Minute, 100*time.Millisecond, "too few keys issued with the new admin key")
 	require.Empty(t, p.failures())
 
 	p.end()
 
-	// What the copy's Vault revokes.
+	// A copy revokes a restored lease.
 	l := p.kept[0]
 	require.NoError(t, same.revoke(l))
 	require.Equal(t, http.StatusUnauthorized, infer(t, p.sim, l.key))
@@ -247,7 +247,7 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 	}
 	require.Equal(t, []string{l.account}, p.endedByOthers())
 	require.Empty(t, p.failures())
-	t.Logf("the original issued %d credentials (%d of them while its copies were at work), revoked %d, and %d of its %d leases are alive; keys were used %d times, and none failed; the copies' engines ended nothing, and their Vault, asked to revoke a restored lease, ended %d",
+	t.Logf("the original issued %d credentials (%d of them while its copies ran), revoked %d, and %d of its %d leases are valid; keys were used %d times without a failure; the copies' engines deleted nothing, and a copy's revocation of a restored lease deleted %d",
 		p.issued.Load(), issued, p.revoked.Load(), len(p.kept)-1, len(p.kept), p.used.Load(), len(p.endedByOthers()))
 	for _, c := range copies {
 		c.requireNoSecretWritten(p.sim.Secrets()...)

@@ -2,9 +2,9 @@
 
 package integration
 
-// What is left when the plugin, the server or the client goes away in the
-// middle of anything: nothing, after the time that a key's own end and the
-// tidy run take. The numbers are in the log of each test (go test -v).
+// After a crash of the plugin or the server, or a disconnect of a client, at any
+// point, no account is left once keys have expired and tidy has run. Each test logs
+// its measurements (go test -v).
 
 import (
 	"context"
@@ -29,13 +29,13 @@ import (
 )
 
 const (
-	// allGone is how long after the last revoke an account may live whose key
-	// nobody received.
+	// allGone is how long an account whose key no client received may outlive
+	// the last revocation.
 	allGone = 7 * time.Minute
-	// apiLatency makes requests long enough to be caught in all their stages.
+	// apiLatency makes requests long enough for crashes at every stage.
 	apiLatency = 30 * time.Millisecond
-	// calm is for how long credentials are read undisturbed before the end: the
-	// engine works as if nothing had happened.
+	// calm is how long reads run without disruption at the end: none of them
+	// may fail.
 	calm = 10 * time.Second
 )
 
@@ -44,20 +44,20 @@ func frequentTidy() map[string]any {
 	return map[string]any{"tidy_interval": "60s", "tidy_safety_buffer": "30s"}
 }
 
-// readers read credentials until they are stopped, whatever happens, and keep
-// note of what they received.
+// readers read credentials until they are stopped, despite errors, and record
+// what they received.
 type readers struct {
 	answered, failed atomic.Int64
 
 	mu       sync.Mutex
 	received map[string]bool // account IDs
-	failures map[string]int  // by their kind
+	failures map[string]int  // by kind
 	ended    atomic.Bool
 	group    sync.WaitGroup
 }
 
-// startReaders starts n readers with a pause between two reads, of this length
-// on average. clients are used in turn.
+// startReaders starts n readers that pause between reads for this long on average.
+// Each reader rotates through clients.
 func (m *mount) startReaders(n int, pause time.Duration, role string, clients ...*api.Client) *readers {
 	r := &readers{received: map[string]bool{}, failures: map[string]int{}}
 	path := m.path + "/creds/" + role
@@ -68,7 +68,7 @@ func (m *mount) startReaders(n int, pause time.Duration, role string, clients ..
 				secret, err := clients[turn%len(clients)].Logical().ReadWithContext(ctx, path)
 				cancel()
 				r.note(secret, err)
-				time.Sleep(rand.N(2 * pause)) // the pause itself
+				time.Sleep(rand.N(2 * pause)) // on average, pause
 			}
 		})
 	}
@@ -76,11 +76,11 @@ func (m *mount) startReaders(n int, pause time.Duration, role string, clients ..
 	return r
 }
 
-// varies is what differs between two errors of the same kind.
+// varies matches what differs between errors of one kind.
 var varies = regexp.MustCompile(`(read|write) (tcp|unix) \S+|/tmp/plugin\d+|"?http://\S+|127\.0\.0\.1:\d+|1 error occurred:|\d{4}-\d\d-\d\dT\S+|role \"[^\"]*\"`)
 
-// kind is what an error has in common with others of its kind: the status,
-// where there is one, and a text.
+// kind returns what similar errors have in common: the status, if any, and the
+// text without varying parts.
 func kind(err error) string {
 	text := err.Error()
 	var answer *api.ResponseError
@@ -98,7 +98,7 @@ func (r *readers) note(secret *api.Secret, err error) {
 		r.answered.Add(1)
 		return
 	}
-	what := "nothing there"
+	what := "not found"
 	if err != nil {
 		what = kind(err)
 	}
@@ -106,7 +106,7 @@ func (r *readers) note(secret *api.Secret, err error) {
 	r.failed.Add(1)
 }
 
-// stop ends the readers and waits for them; it can be called twice.
+// stop stops the readers and waits for them. It is idempotent.
 func (r *readers) stop() {
 	r.ended.Store(true)
 	r.group.Wait()
@@ -116,7 +116,7 @@ func (r *readers) stop() {
 func (r *readers) wait(t *testing.T, n int64, why string) {
 	t.Helper()
 	at := r.answered.Load()
-	require.Eventually(t, func() bool { return r.answered.Load() >= at+n }, 5*time.Minute, 5*time.Millisecond, "reads %s; so far %v", why, later(r.list))
+	require.Eventually(t, func() bool { return r.answered.Load() >= at+n }, 5*time.Minute, 5*time.Millisecond, "too few reads %s; failures so far: %v", why, later(r.list))
 }
 
 func (r *readers) failuresSoFar() map[string]int {
@@ -157,47 +157,47 @@ func (m *mount) revokeAll(role string, within time.Duration) (took time.Duration
 	client := m.vault.Client()
 	client.SetClientTimeout(within) // Vault first writes every lease
 	require.NoError(m.t, client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/" + role, Prefix: true}))
-	require.Eventually(m.t, func() bool { return len(m.leases(role)) == 0 }, within, 100*time.Millisecond, "the end of all leases")
+	require.Eventually(m.t, func() bool { return len(m.leases(role)) == 0 }, within, 100*time.Millisecond, "leases remain")
 	return time.Since(began)
 }
 
-// later is what a failed wait shows: how things are at its end.
+// later evaluates a message only when a wait has failed.
 type later func() []string
 
 func (l later) String() string { return strings.Join(l(), ", ") }
 
-// fate is what became of the accounts that a mount made.
+// fate counts the accounts that a mount created.
 type fate struct {
 	made     int
-	outlived int           // alive after the last revoke, their keys received by nobody
-	tidied   int           // of all: they outlived their keys, which only the tidy run looks for
-	last     time.Duration // from the last revoke to the end of the last account
+	outlived int           // left after the last revocation; no client received their keys
+	tidied   int           // of all: outlived their keys, so only tidy finds them
+	last     time.Duration // from the last revocation to the last deletion
 }
 
-// requireNothingLeft revokes all leases of a role and checks that no account
-// outlives that whose key anybody received, and none at all by far.
+// requireNothingLeft revokes all leases of a role. No account whose key a client
+// received may outlive that, and no other by more than allGone.
 func (m *mount) requireNothingLeft(role string, received map[string]bool) fate {
 	m.t.Helper()
 	leased := len(m.leases(role))
 	took := m.revokeAll(role, 10*time.Minute)
 	revoked := time.Now()
 	outlived := m.alive()
-	m.t.Logf("%d accounts outlived the last revoke", len(outlived))
+	m.t.Logf("%d accounts outlived the last revocation", len(outlived))
 	for _, id := range outlived {
 		require.False(m.t, received[id], "account %s outlived its lease, and a client has its key", id)
 	}
 	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, time.Until(revoked.Add(allGone)), 250*time.Millisecond,
-		"alive %s after the last revoke: %v", allGone, later(m.alive))
+		"accounts left %s after the last revocation: %v", allGone, later(m.alive))
 	f := fate{outlived: len(outlived), last: time.Since(revoked)}
 	f.made, f.tidied = m.accountsMade()
-	m.t.Logf("%d accounts made, %d keys received; %d leases at the end, revoked in %s; %d accounts outlived that, whose keys no client received; none alive %s later; %d of all left to the tidy run",
+	m.t.Logf("%d accounts created, %d keys received; %d leases at the end, revoked in %s; %d accounts whose keys no client received outlived that; none left %s later; %d of all left to tidy",
 		f.made, len(received), leased, took.Round(time.Millisecond), f.outlived, f.last.Round(time.Second), f.tidied)
 	return f
 }
 
-// accountsMade says how many accounts were made over HTTP, and how many of
-// them lived longer than their keys: whatever Vault or the WAL ends, ends
-// sooner, so those were left to the tidy run.
+// accountsMade counts the accounts created over HTTP, and those that outlived
+// their keys. Vault and the WAL delete accounts sooner, so only tidy deleted
+// those.
 func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 	created, expired := map[string]bool{}, map[string]bool{}
 	for _, e := range m.sim.Ledger() {
@@ -212,14 +212,14 @@ func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 }
 
 func TestLong_NothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
-	beside(t) // otherwise no other test would begin before the end of these two
+	beside(t) // otherwise other tests would wait for these two
 	t.Run("plugin", func(t *testing.T) {
 		outliveCrashes(t, 20, func(m *mount) {
 			require.Eventually(t, func() bool {
 				killed, err := m.vault.KillPlugins()
 				require.NoError(t, err)
 				return killed > 0
-			}, 2*time.Minute, time.Millisecond, "a plugin to kill")
+			}, 2*time.Minute, time.Millisecond, "no plugin to kill")
 		})
 	})
 	t.Run("Vault", func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestLong_NothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
 	})
 }
 
-// outliveCrashes has something crash while credentials are read.
+// outliveCrashes causes crashes during reads of credentials.
 func outliveCrashes(t *testing.T, times int, crash func(*mount)) {
 	m := newMountOn(t, ownVault(t), frequentTidy())
 	m.staysMounted = true // a disable would wait for up to 80 s for the WAL entries of the last crashes
@@ -241,13 +241,13 @@ func outliveCrashes(t *testing.T, times int, crash func(*mount)) {
 	r := m.startReaders(8, 60*time.Millisecond, "r", m.client)
 	for range times {
 		r.wait(t, 8, "before a crash")
-		time.Sleep(rand.N(5 * time.Second)) // a random point, and in all more than a lease lasts
+		time.Sleep(rand.N(5 * time.Second)) // a random point; in total, longer than a lease
 		crash(m)
 	}
 	r.wait(t, 8, "after the crashes")
 	failed := r.failed.Load()
 	time.Sleep(calm)
-	require.Equal(t, failed, r.failed.Load(), "reads failed when nothing crashed any more")
+	require.Equal(t, failed, r.failed.Load(), "reads failed after the last crash")
 	r.stop()
 	t.Logf("%d crashes within %s; %d reads answered, %d failed: %v",
 		times, time.Since(began).Round(time.Second), r.answered.Load(), r.failed.Load(), r.failuresSoFar())
@@ -257,10 +257,10 @@ func outliveCrashes(t *testing.T, times int, crash func(*mount)) {
 }
 
 func TestNothingOutlivesClientsThatLeave(t *testing.T) {
-	// What is left to the tidy run is a matter of the microseconds that an answer
-	// takes from the engine to Vault. The race detector and a busy machine make
-	// milliseconds of them, so this goes without the one, and alone until the
-	// waiting begins.
+	// Only accounts whose response is lost between the engine and Vault are left to
+	// tidy. That window is microseconds, but milliseconds with the race detector or
+	// a busy machine, so this plugin has no race detector, and the test runs alone
+	// until it waits.
 	plain, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{})
 	require.NoError(t, err)
 	m := newMountOn(t, ownVaultWith(t, plain), frequentTidy())
@@ -275,7 +275,7 @@ func TestNothingOutlivesClientsThatLeave(t *testing.T) {
 		r.note(secret, err)
 		return time.Since(began), err
 	}
-	// How long a request lives, under the same load.
+	// How long a request takes under the same load.
 	var lives []time.Duration
 	var mu sync.Mutex
 	parallel(workers, func(int) {
@@ -303,23 +303,23 @@ func TestNothingOutlivesClientsThatLeave(t *testing.T) {
 			cancel()
 		}
 	})
-	t.Logf("a read lives %s (9 of 10 are shorter); of %d reads %d were left", life.Round(time.Millisecond), min(sent.Load(), 4*leave), left.Load())
-	require.GreaterOrEqual(t, left.Load(), int64(leave), "reads that were left; failures: %v", r.failuresSoFar())
+	t.Logf("a read takes %s (90th percentile); of %d reads, %d were canceled", life.Round(time.Millisecond), min(sent.Load(), 4*leave), left.Load())
+	require.GreaterOrEqual(t, left.Load(), int64(leave), "too few canceled reads; failures: %v", r.failuresSoFar())
 
 	failed := r.failed.Load()
 	parallel(2, func(int) {
 		for began := time.Now(); time.Since(began) < calm; time.Sleep(100 * time.Millisecond) {
-			_, _ = read(context.Background()) // noted
+			_, _ = read(context.Background()) // recorded
 		}
 	})
-	require.Equal(t, failed, r.failed.Load(), "reads failed that were not left: %v", r.failuresSoFar())
+	require.Equal(t, failed, r.failed.Load(), "reads failed that were not canceled: %v", r.failuresSoFar())
 
 	beside(t)
 	f := m.requireNothingLeft("r", r.receivedAccounts())
-	require.LessOrEqual(t, f.tidied*50, f.made, "accounts left to the tidy run")
+	require.LessOrEqual(t, f.tidied*50, f.made, "too many accounts left to tidy")
 }
 
-// parallel runs what n times at once and returns when all have ended.
+// parallel runs what n times in parallel and waits for all of them.
 func parallel(n int, what func(i int)) {
 	var group sync.WaitGroup
 	for i := range n {
@@ -331,7 +331,7 @@ func parallel(n int, what func(i int)) {
 // inLog counts the lines of Vault's log that contain all of words.
 func (m *mount) inLog(words ...string) int { return len(m.lines(words...)) }
 
-// lines are those of Vault's log that contain all of words.
+// lines returns Vault's log lines that contain all of words.
 func (m *mount) lines(words ...string) (found []string) {
 	m.t.Helper()
 	log, err := os.ReadFile(m.vault.LogPath)

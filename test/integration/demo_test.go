@@ -2,8 +2,8 @@
 
 package integration
 
-// The demo is a promise too: it must go through, against the simulator and, in
-// the way that it goes against the real API, with an account of the user's.
+// The demo must succeed, both against its own simulator and, as against the real
+// API, with a user's admin key.
 
 import (
 	"bufio"
@@ -55,7 +55,7 @@ func TestTheDemoGoesThrough(t *testing.T) {
 	require.Contains(t, out, "HTTP 401")
 	require.Contains(t, out, "OPENAI_API_KEY=sk-broker-")
 
-	require.True(t, strings.HasPrefix(out, "This program builds "), "the plan comes first:\n%s", out)
+	require.True(t, strings.HasPrefix(out, "This program builds "), "the plan must come first:\n%s", out)
 	plan, _, found := strings.Cut(out, "Finding a Vault server.")
 	require.True(t, found)
 	for _, text := range []string{"a minute", "VAULT_BIN", "PATH", "four minutes", "once"} {
@@ -63,12 +63,12 @@ func TestTheDemoGoesThrough(t *testing.T) {
 	}
 	require.Contains(t, out, "vault write openai/config")
 	warned := strings.Split(out, "WARNING!")
-	require.Len(t, warned, 2, "a warning besides that of the report of costs")
+	require.Len(t, warned, 2, "only the usage report may print a warning")
 	require.Contains(t, warned[1], "OpenAI may still change the figures of")
 }
 
-// What -dev says of its keys is true: the mount's own key may be rotated, and
-// another mount with a key of its own leaves OPENAI_ADMIN_KEY alone.
+// The output of -dev about its keys is true: you can rotate the mount's key, and
+// another mount with its own key does not affect OPENAI_ADMIN_KEY.
 func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 	beside(t)
 	root, err := devenv.Root()
@@ -95,7 +95,7 @@ func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 	var exports, create string
 	lines := bufio.NewScanner(stdout)
 	for create == "" {
-		require.True(t, lines.Scan(), "it ended early")
+		require.True(t, lines.Scan(), "the program exited early")
 		line := lines.Text()
 		if strings.HasPrefix(line, "export ") {
 			exports += line + "\n"
@@ -112,7 +112,7 @@ func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 		return string(out)
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Log("no curl here: the command that creates an admin key was not run")
+		t.Log("NOT TESTED: the command that creates an admin key requires curl")
 	} else {
 		var created struct{ Value string }
 		require.NoError(t, json.Unmarshal([]byte(user(create)), &created))
@@ -136,7 +136,7 @@ curl -sS -o /dev/null -w 'HTTP %{http_code}\n' -H "Authorization: Bearer $OPENAI
 
 func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
 	beside(t)
-	sim := openaitest.Start(t, openaitest.Options{}) // and fails the test for what is left
+	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for leftovers
 	project := sim.AddProject("mine")
 	person := sim.AddServiceAccount(project, "vault-demo-of-somebody")
 	id, key := sim.AdminKey()
@@ -152,7 +152,7 @@ func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
 
 func TestTheDemoLeavesNoAdminKeyOfALostAnswer(t *testing.T) {
 	beside(t)
-	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for leftovers
 	_, key := sim.AdminKey()
 	sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Kind: openaitest.FaultLost, Times: 1})
 	out, err := tryDemo(t, "OPENAI_ADMIN_KEY="+key, "OPENAI_PROJECT_ID="+sim.AddProject("mine"), "OPENAI_BASE_URL="+sim.URL())

@@ -2,16 +2,16 @@
 
 package integration
 
-// The commands of the README and of the pages in docs/ are run as they stand,
-// page by page and in their order, on a real Vault and against the simulator.
-// A block that cannot be run says why, in a comment before it:
+// The commands of the README and of the pages in docs/ run unchanged, page by
+// page and in order, on a real Vault and against the simulator. A comment before
+// a block that does not run gives the reason:
 //
 //	<!-- not run: the reason -->
 //	<!-- run by: TestOfThatName -->
 //
-// The sample output of a block that is run has the form of the real one: the first
-// column of each line begins a line of the real output. An ellipsis stands for the
-// rest of a line, or for other lines.
+// The sample output of a block must match the real output: the first column of each
+// line starts a line of the real output. An ellipsis stands for the rest of a line,
+// or for other lines.
 
 import (
 	"context"
@@ -30,12 +30,13 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// What the pages' words stand for, and nothing else is changed in a command:
+// substitute replaces only these placeholders in a command:
 //
 //	proj_abc, proj_ci                     a project
-//	user-abc                              a service account in it, nobody's
-//	admin_api_key=@admin-key.txt          the same, and where the simulator is
-//	bin/vault-plugin-secrets-openai       is there, and so are admin-key.txt and deploy/
+//	user-abc                              an unused service account in it
+//	admin_api_key=@admin-key.txt          the same, and the simulator's URL
+//
+// bin/vault-plugin-secrets-openai, admin-key.txt and deploy/ exist.
 func (p *docsPage) substitute(command string) string {
 	return strings.NewReplacer(
 		"proj_abc", p.project,
@@ -45,8 +46,8 @@ func (p *docsPage) substitute(command string) string {
 	).Replace(command)
 }
 
-// docsPage is what a page finds: the engine at openai/, configured, with a role
-// my-app and a static role batch, unless the page mounts the engine itself.
+// docsPage is the environment of a page: the configured engine at openai/ with a role
+// my-app and a static role batch, unless the page mounts the engine.
 type docsPage struct {
 	sim              *openaitest.Server
 	project, account string
@@ -56,11 +57,11 @@ type docsPage struct {
 
 type docsBlock struct {
 	line   int
-	mark   string // what is said before it, "" when nothing is
+	mark   string // the comment before it, or ""
 	script string
 	// shown are the lines of sample output.
 	shown []string
-	// foreign is the first command that is not one of vault's.
+	// foreign is the first command that is not a vault command.
 	foreign string
 }
 
@@ -69,8 +70,8 @@ var (
 	docsMark  = regexp.MustCompile(`^<!-- (not run|run by): (.{10,}) -->$`)
 )
 
-// docsBlocks are the blocks of commands of a page. A block that has commands
-// must be called console.
+// docsBlocks returns the command blocks of a page. The language of a block with
+// commands must be console.
 func docsBlocks(t *testing.T, page, text string) []docsBlock {
 	t.Helper()
 	var blocks []docsBlock
@@ -96,12 +97,12 @@ func docsBlocks(t *testing.T, page, text string) []docsBlock {
 			continue
 		}
 		if fence == "" {
-			before = strings.TrimSpace(line) // in a list it is indented, as the block is
+			before = strings.TrimSpace(line) // in a list, it is indented
 			continue
 		}
 		command, isCommand := strings.CutPrefix(strings.TrimSpace(line), "$ ")
 		if isCommand && current == nil {
-			t.Errorf("%s:%d: a command in a block that is not called console", page, i+1)
+			t.Errorf("%s:%d: a command in a block whose language is not console", page, i+1)
 		}
 		if current != nil && (isCommand || continued) {
 			if !isCommand {
@@ -140,7 +141,7 @@ func TestTheDocumentedCommandsRun(t *testing.T) {
 		code.Write(content)
 	}
 
-	// The version that the pages name, in a file that is called as they say.
+	// The pages use this version and this file name.
 	work := t.TempDir()
 	built, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{Version: "v0.1.0"})
 	require.NoError(t, err)
@@ -165,14 +166,14 @@ func TestTheDocumentedCommandsRun(t *testing.T) {
 		for _, block := range blocks {
 			if name, ok := strings.CutPrefix(block.mark, "<!-- run by: "); ok {
 				name = regexp.MustCompile(`^\w+`).FindString(name)
-				require.Contains(t, code.String(), "func "+name+"(", "%s:%d: there is no such test", page, block.line)
+				require.Contains(t, code.String(), "func "+name+"(", "%s:%d: test not found", page, block.line)
 			}
 			if block.mark != "" {
 				continue
 			}
 			require.NotEmpty(t, block.script, "%s:%d: no command in the block", page, block.line)
 			if block.foreign != "" {
-				// It might build, push or call somebody: that takes a word on it.
+				// It might build, push or call a service, so it needs a comment.
 				t.Errorf("%s:%d: not a vault command, so it needs a comment (not run, run by): %s", page, block.line, block.foreign)
 				continue
 			}
@@ -190,7 +191,7 @@ func TestTheDocumentedCommandsRun(t *testing.T) {
 			t.Cleanup(func() {
 				p.end(t)
 				if strings.Contains(script, "vault delete openai/config") {
-					p.deleteLeftAdminKeys() // which the page says is to be done
+					p.deleteLeftAdminKeys() // as the page instructs
 				}
 			})
 			for _, block := range blocks {
@@ -206,7 +207,7 @@ func TestTheDocumentedCommandsRun(t *testing.T) {
 			}
 		})
 	}
-	require.Greater(t, run, 15, "the blocks were not found")
+	require.Greater(t, run, 15, "too few blocks found")
 }
 
 func newDocsPage(t *testing.T, v *devenv.Vault, plugin devenv.Plugin, work string, env []string) *docsPage {
@@ -217,32 +218,32 @@ func newDocsPage(t *testing.T, v *devenv.Vault, plugin devenv.Plugin, work strin
 	p.sim.SetModelPermissions(p.project, "allow_list", "gpt-5-mini")
 	p.account = p.sim.AddServiceAccount(p.project, "batch")
 	p.newAdminKey(t)
-	require.NoError(t, v.Register(t.Context(), plugin)) // a page may have taken it out
+	require.NoError(t, v.Register(t.Context(), plugin)) // a page may deregister it
 	return p
 }
 
 func (p *docsPage) prepare(t *testing.T) {
 	t.Helper()
-	p.run(t, "preparing", `vault secrets enable -path=openai vault-plugin-secrets-openai
+	p.run(t, "setup", `vault secrets enable -path=openai vault-plugin-secrets-openai
 vault write openai/config admin_api_key=@admin-key.txt
 vault write openai/roles/my-app project_id=proj_abc
 vault write openai/static-roles/batch project_id=proj_abc rotation_period=24h
 `)
 }
 
-// newAdminKey puts an admin key into admin-key.txt as a person would.
+// newAdminKey writes a new admin key to admin-key.txt, as a user would.
 func (p *docsPage) newAdminKey(t *testing.T) {
 	t.Helper()
 	_, key := p.sim.AddAdminKey("for Vault")
 	require.NoError(t, os.WriteFile(filepath.Join(p.dir, "admin-key.txt"), []byte(key+"\n"), 0o600))
 }
 
-// end disables what the page has left mounted, with an admin key that surely
-// works, so that the simulator finds nothing alive.
+// end disables a mount that the page left, with a valid admin key, so that the
+// simulator finds no leftovers.
 func (p *docsPage) end(t *testing.T) {
 	t.Helper()
 	p.newAdminKey(t)
-	p.run(t, "the end", `mounts=$(vault secrets list)
+	p.run(t, "cleanup", `mounts=$(vault secrets list)
 if grep -q ^openai/ <<<"$mounts"; then
 vault write openai/config admin_api_key=@admin-key.txt
 vault delete openai/static-roles/batch
@@ -250,8 +251,8 @@ vault secrets disable openai/
 fi`)
 }
 
-// deleteLeftAdminKeys deletes the admin keys that the engine has made, as a
-// person would at OpenAI.
+// deleteLeftAdminKeys deletes the admin keys that the engine created, as a user
+// would at OpenAI.
 func (p *docsPage) deleteLeftAdminKeys() {
 	for _, key := range p.sim.AdminKeys() {
 		if strings.HasPrefix(key.Name, "vault-admin-") {
@@ -260,8 +261,8 @@ func (p *docsPage) deleteLeftAdminKeys() {
 	}
 }
 
-// firstColumn is what the real output must have of a line of sample output: up to
-// two spaces, an ellipsis or the value of a JSON field. Random parts are not sampled.
+// firstColumn returns the part of a sample line that the real output must have: up to
+// two spaces, an ellipsis or the value of a JSON field. It leaves out random values.
 func firstColumn(line string) string {
 	end := len(line)
 	for _, mark := range []string{"  ", "…", "...", "\": "} {
@@ -284,7 +285,7 @@ func beginsALine(text, want string) bool {
 	return want == ""
 }
 
-// run runs a block as one script, in which any failure is one, and returns its output.
+// run runs a block as one script that fails on any error, and returns its output.
 func (p *docsPage) run(t *testing.T, at, script string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)

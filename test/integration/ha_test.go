@@ -2,8 +2,8 @@
 
 package integration
 
-// Several nodes, and two versions: what operators do and what happens to them
-// while credentials are read.
+// A cluster and two plugin versions: upgrades and leader failures while clients
+// read credentials.
 
 import (
 	"testing"
@@ -16,7 +16,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// runningVersion is what Vault says of the mount's plugin.
+// runningVersion returns the version of the mount's plugin.
 func (m *mount) runningVersion() string {
 	m.t.Helper()
 	mounts, err := m.client.Sys().ListMountsWithContext(m.t.Context())
@@ -46,7 +46,7 @@ func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 		}
 	})
 	m.sim.Configure(func(o *openaitest.Options) { o.Latency = apiLatency })
-	// The readers see each failure; what the test itself asks for outlasts an
+	// The readers see each failure. The test's own requests retry through an
 	// election, which a busy cluster may hold at any time.
 	m.client.SetMaxRetries(10)
 	require.NoError(t, cluster.WaitMounted(ctx, m.path+"/config"))
@@ -55,12 +55,12 @@ func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	old := m.creds("long")
 	require.Equal(t, plugin.Version, m.runningVersion())
 
-	// Half of the reads and more go to standbys, which forward them.
+	// Two thirds of the reads go to standbys, which forward them.
 	r := m.startReaders(6, 100*time.Millisecond, "r", clients...)
 	r.wait(t, 20, "through all nodes")
 	require.Zero(t, r.failed.Load(), "%v", r.failuresSoFar())
 
-	// The upgrade: a second version beside the first, tuned and reloaded.
+	// Upgrade: register a second version, tune the mount, and reload.
 	second, err := devenv.BuildPlugin(ctx, bin, devenv.BuildOptions{Version: "v0.2.0", Race: devenv.RaceAvailable(ctx)})
 	require.NoError(t, err)
 	require.NoError(t, cluster.Register(ctx, second))
@@ -89,8 +89,8 @@ func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 		require.Eventually(t, func() bool {
 			secret, err := m.client.Logical().Read(m.path + "/creds/r")
 			return err == nil && secret != nil && m.revoke(newLease(t, secret, err)) == nil
-		}, 5*time.Minute, 50*time.Millisecond, "issue and revoke on the new leader")
-		t.Logf("leader %d killed: issue and revoke worked after %s, %d reads had failed", i+1, time.Since(began).Round(100*time.Millisecond), r.failed.Load()-failed)
+		}, 5*time.Minute, 50*time.Millisecond, "no credential issued and revoked on the new leader")
+		t.Logf("leader %d killed: the new leader issued and revoked a credential after %s, %d reads failed", i+1, time.Since(began).Round(100*time.Millisecond), r.failed.Load()-failed)
 		require.NoError(t, dead.Restart(ctx))
 		require.NoError(t, cluster.WaitHealthy(ctx))
 		r.wait(t, 20, "through all nodes again")

@@ -2,8 +2,8 @@
 
 package integration
 
-// Everything at once, on a plugin with the race detector where there is one:
-// what it reports fails the run (see races).
+// All operations at once, on a plugin with the race detector if it is available:
+// its reports fail the run (see races).
 
 import (
 	"context"
@@ -23,7 +23,7 @@ import (
 
 const hammerTime = 40 * time.Second
 
-// tries counts how often something was done, and what was answered instead.
+// tries counts operations and their errors.
 type tries struct {
 	mu     sync.Mutex
 	done   map[string]int
@@ -65,7 +65,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		return func(l *api.Logical) error { _, err := l.Read(m.path + "/" + path); return err }
 	}
 
-	// The life of credentials. Nothing else that happens here may disturb it.
+	// The credential lifecycle. The other operations must not disturb it.
 	for range 4 {
 		again(20*time.Millisecond, "credential", func(l *api.Logical) error {
 			secret, err := l.Read(m.path + "/creds/r")
@@ -77,7 +77,7 @@ func TestEverythingAtOnce(t *testing.T) {
 				return fmt.Errorf("renew: %w", err)
 			}
 			if rand.N(4) == 0 {
-				return nil // left for the end
+				return nil // revoked at the end
 			}
 			if err := m.client.Sys().RevokeWithOptions(&api.RevokeOptions{LeaseID: secret.LeaseID, Sync: true}); err != nil {
 				return fmt.Errorf("revoke: %w", err)
@@ -90,7 +90,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	})
 	again(50*time.Millisecond, "config read", read("config"))
 	again(300*time.Millisecond, "rotation", func(l *api.Logical) error {
-		// Without force five waiting keys would refuse it, and with it others in use end.
+		// Five superseded keys block it without force, and force deletes keys in use.
 		err := write("config/rotate", nil)(l)
 		if err != nil && strings.Contains(err.Error(), "wait for the end of their grace period") {
 			return nil
@@ -100,7 +100,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	again(30*time.Millisecond, "role write", func(l *api.Logical) error {
 		return write("roles/edited", map[string]any{"project_id": m.project, "ttl": 60 + rand.N(60)})(l)
 	})
-	// A delete that waits for a write of the role leaves it only for a moment.
+	// More frequent deletes would remove the role right after each write.
 	again(500*time.Millisecond, "role delete", func(l *api.Logical) error { _, err := l.Delete(m.path + "/roles/edited"); return err })
 	again(30*time.Millisecond, "credential of the edited role", func(l *api.Logical) error {
 		secret, err := l.Read(m.path + "/creds/edited")
@@ -130,10 +130,10 @@ func TestEverythingAtOnce(t *testing.T) {
 	require.Empty(t, count.failed["credential"])
 	for what, failures := range count.failed {
 		for failure := range failures {
-			require.True(t, strings.HasPrefix(failure, "4"), "%s: %s", what, failure) // nothing is out of order
+			require.True(t, strings.HasPrefix(failure, "4"), "%s: %s", what, failure) // only client errors
 		}
 	}
-	t.Logf("accounts of disabled mounts whose key nobody received: %d", unreceived.Load())
+	t.Logf("accounts of disabled mounts whose keys no client received: %d", unreceived.Load())
 
 	m.write("config", map[string]any{"rotation_period": 0})
 	m.revokeAll("r", time.Minute)
@@ -141,13 +141,13 @@ func TestEverythingAtOnce(t *testing.T) {
 	for _, id := range m.alive() {
 		require.False(t, received.receivedAccounts()[id], "account %s outlived its lease, and a client has its key", id)
 	}
-	t.Logf("alive after the last revoke: %d", len(m.alive()))
+	t.Logf("accounts left after the last revocation: %d", len(m.alive()))
 	require.NoError(t, races())
-	// The cleanup disables the mount, and then nothing may be left.
+	// The cleanup disables the mount and checks for leftovers.
 }
 
-// hammerAndDisable enables the engine once more, and disables it while it is
-// in use. It returns how many accounts are left whose keys nobody received.
+// hammerAndDisable enables the engine at another path, and disables it while in
+// use. It returns how many accounts are left whose keys no client received.
 func hammerAndDisable(t *testing.T, m *mount, n int, count *tries) (unreceived int) {
 	sim := openaitest.Start(t, openaitest.Options{})
 	project := sim.AddProject("short-lived")
@@ -200,10 +200,10 @@ func hammerAndDisable(t *testing.T, m *mount, n int, count *tries) (unreceived i
 			t.Error(err)
 		}
 	}
-	// The admin active key outlives the mount: nobody else can say whose it is.
+	// The active admin key outlives the mount: the engine never deletes it.
 	keys := sim.AdminKeys()
 	if len(keys) != 1 {
-		t.Errorf("%d admin keys after the mount was disabled, the last known active is %v", len(keys), current.Load())
+		t.Errorf("%d admin keys after the mount was disabled; the last known active key is %v", len(keys), current.Load())
 	}
 	for _, k := range keys {
 		sim.Keep(k.ID)

@@ -2,9 +2,8 @@
 
 package integration
 
-// What a key may do, how long it lives and when it is handed out, on a real
-// Vault: scopes, keys of an account that stays, activation, and each key's own
-// end at OpenAI.
+// The permissions, lifetime and activation of keys on a real Vault: scopes, keys
+// of an existing account, and key expiry at OpenAI.
 
 import (
 	"bytes"
@@ -23,7 +22,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// use calls an endpoint of the inference side with a key and returns the status.
+// use calls an inference endpoint with a key and returns the status.
 func use(t *testing.T, sim *openaitest.Server, endpoint, key string) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, sim.URL()+endpoint, bytes.NewReader([]byte(`{"model":"gpt-5-mini"}`)))
@@ -35,7 +34,7 @@ func use(t *testing.T, sim *openaitest.Server, endpoint, key string) int {
 	return resp.StatusCode
 }
 
-// adopted makes an account as a person would, and has the simulator keep it.
+// adopted creates an account as a user would. The leak check ignores it.
 func (m *mount) adopted(name string) string {
 	m.t.Helper()
 	return m.sim.AddServiceAccount(m.project, name)
@@ -78,9 +77,9 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 		began := time.Now()
 		require.Equal(t, http.StatusOK, infer(t, m.sim, m.creds(role).key), role)
 		require.GreaterOrEqual(t, time.Since(began), delay)
-		t.Logf("%s: handed out %s after it was asked for, with an activation delay of %s", role, time.Since(began).Round(time.Millisecond), delay)
+		t.Logf("%s: returned %s after the request, with an activation delay of %s", role, time.Since(began).Round(time.Millisecond), delay)
 	}
-	require.Equal(t, http.StatusOK, use(t, m.sim, "/responses", m.creds("scoped").key), "a key that may not list the models")
+	require.Equal(t, http.StatusOK, use(t, m.sim, "/responses", m.creds("scoped").key), "a key without permission to list models")
 	m.write("static-roles/s", map[string]any{"project_id": m.project, "rotation_period": "1h"})
 	m.write("rotate-role/s", nil)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, m.read("static-creds/s").Data["api_key"].(string)))
@@ -91,12 +90,12 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 	_, err := m.client.Logical().Read(m.path + "/creds/r")
 	requireStatus(t, http.StatusBadGateway, err)
 	require.ErrorContains(t, err, "did not accept the new key within 1s")
-	require.Len(t, m.alive(), before, "a key that does not work is destroyed")
+	require.Len(t, m.alive(), before, "a key that does not work must be deleted")
 	m.write("roles/r", map[string]any{"activation_timeout": 0})
-	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, m.creds("r").key), "handed out untried")
+	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, m.creds("r").key), "returned without a probe")
 }
 
-// Vault keeps the status of a plugin's error only when it is outermost.
+// Vault keeps the status of a plugin's error only if it is not wrapped.
 func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
@@ -113,7 +112,7 @@ func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
 		"an organization":        {openaitest.Fault{Status: 401, Code: "mismatched_organization", Message: "no"}, http.StatusBadGateway, "organization_id"},
 		"a host":                 {openaitest.Fault{Status: 401, Code: "incorrect_hostname", Message: "use eu.api.openai.com"}, http.StatusBadGateway, "which is eu.api.openai.com"},
 		"an address":             {openaitest.Fault{Status: 401, Code: "ip_not_authorized", Message: "no"}, http.StatusBadGateway, "IP address"},
-		"a reason that is new":   {openaitest.Fault{Status: 403, Code: "teapot", Message: "short and stout"}, http.StatusBadGateway, "127.0.0.1"},
+		"an unknown reason":      {openaitest.Fault{Status: 403, Code: "teapot", Message: "short and stout"}, http.StatusBadGateway, "127.0.0.1"},
 		"a policy on a lifetime": {openaitest.Fault{Status: 403, Message: "Keys must expire within a day."}, http.StatusBadRequest, "reduce max_ttl"},
 	} {
 		test.fault.Route = "/organization/*"
@@ -147,8 +146,8 @@ func TestAKeyIsHandedOutDuringAnOutageIfTheRoleSaysSo(t *testing.T) {
 	require.Contains(t, strings.Join(m.read("creds/r").Warnings, "\n"), "activation_failure=warn")
 }
 
-// Under a policy on the lifetime of keys everything works whose keys can end in
-// time, and the rest says why it does not.
+// Under a policy on the lifetime of keys, a role works if its keys expire in time.
+// Otherwise, the error states the reason.
 func TestUnderAMaximumLifetimeOfKeys(t *testing.T) {
 	m := newMount(t)
 	m.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = 2 * time.Hour })
@@ -176,7 +175,7 @@ func TestUnderAMaximumLifetimeOfKeys(t *testing.T) {
 			if test.why != "" {
 				requireStatus(t, http.StatusBadRequest, err, name)
 				require.ErrorContains(t, err, test.why, name)
-				require.ErrorContains(t, err, "expires_in_seconds", "OpenAI's own words")
+				require.ErrorContains(t, err, "expires_in_seconds", "OpenAI's message")
 				continue
 			}
 			l := newLease(t, secret, err)
@@ -212,7 +211,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 	require.InDelta(t, 3600, renewed.LeaseDuration, 2)
 	require.WithinDuration(t, time.Now().Add(time.Hour+75*time.Second), end(), time.Minute)
 
-	// A renewal that OpenAI does not follow leaves lease and key as they were.
+	// A renewal that OpenAI rejects changes neither the lease nor the key.
 	expires := func() string {
 		lease, err := m.client.Sys().Lookup(l.id)
 		require.NoError(t, err)
@@ -229,8 +228,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
 
-	// The next one works, so nothing of the lease's data was lost; nor is it for
-	// the revoke.
+	// The next renewal and the revocation work, so the lease kept its data.
 	_, err = m.client.Sys().Renew(l.id, 7200)
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), end(), time.Minute)
@@ -240,7 +238,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 
 func TestAKeyOfAnAccountThatStays(t *testing.T) {
 	beside(t)
-	for name, refused := range map[string]bool{"deleted": false, "refused, so it expires": true} {
+	for name, refused := range map[string]bool{"key deleted": false, "deletion refused, key expires": true} {
 		t.Run(name, func(t *testing.T) {
 			m := newMount(t)
 			m.sim.Configure(func(o *openaitest.Options) { o.DeleteServiceAccountKeyRefused = refused })
@@ -259,8 +257,8 @@ func TestAKeyOfAnAccountThatStays(t *testing.T) {
 	}
 }
 
-// Vault is killed and never comes back: each key that the engine has issued is
-// dead at its own end, the engine's admin key included.
+// Vault is killed and never restarts: each key that the engine issued still expires
+// at OpenAI, including the engine's admin key.
 func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
 	beside(t)
 	v, err := startVault(t.Context(), plugin)
@@ -297,7 +295,7 @@ func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
 
 	ends := map[string]time.Time{}
 	for _, k := range m.sim.Keys() {
-		require.False(t, k.ExpiresAt.IsZero(), "key %s has no end", k.Name)
+		require.False(t, k.ExpiresAt.IsZero(), "key %s never expires", k.Name)
 		ends[k.Value] = k.ExpiresAt
 	}
 	for name, key := range keys {
@@ -324,22 +322,22 @@ func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
 		require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, key), name)
 	}
 	require.Empty(t, m.sim.Keys())
-	t.Logf("%d keys, the last dead %s after the kill", len(ends), passed.Round(time.Second))
+	t.Logf("%d keys, the last expired %s after the kill", len(ends), passed.Round(time.Second))
 	for _, k := range m.sim.AdminKeys() {
 		if id, _ := m.sim.AdminKey(); k.ID != id {
-			require.False(t, k.ExpiresAt.IsZero(), "admin key %s of the engine has no end", k.Name)
+			require.False(t, k.ExpiresAt.IsZero(), "admin key %s of the engine never expires", k.Name)
 			until(k.ExpiresAt.Add(time.Second))
 		}
 	}
 	id, _ := m.sim.AdminKey()
 	for _, k := range m.sim.AdminKeys() {
-		require.Equal(t, id, k.ID, "the engine's own admin key")
+		require.Equal(t, id, k.ID, "an admin key of the engine remains")
 	}
-	m.sim.KeepAll() // empty accounts, for which there is nobody left
+	m.sim.KeepAll() // no Vault is left to delete the empty accounts
 }
 
-// The first role that the README, docs/roles.md and path-help show is one whose keys a
-// newcomer can use.
+// The keys of the first role that the README, the docs and path-help show work for
+// inference.
 func TestTheReadmesRoleWorks(t *testing.T) {
 	m := newMount(t)
 	root, err := devenv.Root()

@@ -2,7 +2,7 @@
 
 package integration
 
-// What a newcomer meets first: a mount without a config, and path-help.
+// A new user's first steps: a mount without a config, and path-help.
 
 import (
 	"os/exec"
@@ -23,7 +23,7 @@ func (m *mount) vaultCLI(args ...string) (string, error) {
 	if cmd.Path, err = lookPath(env, "vault"); err != nil {
 		m.t.Fatal(err)
 	}
-	cmd.Err = nil // of the look-up on this process's own PATH
+	cmd.Err = nil // from the lookup on this process's PATH
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -32,7 +32,7 @@ func TestReadingAConfigThatIsNotThereExitsWith2(t *testing.T) {
 	m := newMount(t)
 	_, err := m.client.Logical().Delete(m.path + "/config")
 	require.NoError(t, err)
-	defer func() { m.write("config", m.adminConfig()) }() // the mount is to clean up after itself
+	defer func() { m.write("config", m.adminConfig()) }() // the cleanup requires a config
 
 	secret, err := m.client.Logical().Read(m.path + "/config")
 	require.NoError(t, err)
@@ -60,7 +60,7 @@ func TestPathHelpTeaches(t *testing.T) {
 
 // lookPath finds a program on the PATH of an environment.
 func lookPath(env []string, name string) (string, error) {
-	for i := len(env) - 1; i >= 0; i-- { // of several the last counts
+	for i := len(env) - 1; i >= 0; i-- { // the last entry wins
 		if path, ok := strings.CutPrefix(env[i], "PATH="); ok {
 			for _, dir := range filepath.SplitList(path) {
 				if found, err := exec.LookPath(filepath.Join(dir, name)); err == nil {

@@ -2,8 +2,8 @@
 
 package integration
 
-// The life of a lease: how long it is, how it is renewed, and that its end is
-// the end of the key.
+// The lifecycle of a lease: its duration, its renewal, and the deletion of the
+// key when it ends.
 
 import (
 	"net/http"
@@ -33,12 +33,12 @@ func TestACredentialCostsOneCallAndEndsByItself(t *testing.T) {
 	before, tried := m.sim.Count("", ""), m.sim.Count(http.MethodGet, "/models")
 	m.creds("r")
 	tried = m.sim.Count(http.MethodGet, "/models") - tried
-	require.Equal(t, 1, tried, "the key is tried once")
-	require.Equal(t, 1, m.sim.Count("", "")-before-tried, "calls of the Admin API for one credential")
+	require.Equal(t, 1, tried, "the key must be probed once")
+	require.Equal(t, 1, m.sim.Count("", "")-before-tried, "Admin API calls for one credential")
 	for _, key := range m.sim.Keys() {
-		require.False(t, key.ExpiresAt.IsZero(), "a key that never expires")
+		require.False(t, key.ExpiresAt.IsZero(), "the key never expires")
 		life := key.ExpiresAt.Sub(key.CreatedAt)
-		require.GreaterOrEqual(t, life, 2*time.Hour, "the key must outlive its lease at the longest")
+		require.GreaterOrEqual(t, life, 2*time.Hour, "the key must outlive the lease's max_ttl")
 		require.Less(t, life, 3*time.Hour)
 	}
 }
@@ -83,8 +83,8 @@ func TestALeaseRenewsToTwoHoursWithoutACall(t *testing.T) {
 	require.NoError(t, err)
 	require.InDelta(t, 7200, renewed.LeaseDuration, 2)
 	require.True(t, renewed.Renewable)
-	require.Equal(t, before, m.sim.Count("", ""), "renewing asked the API")
-	// The lease still holds what its end needs.
+	require.Equal(t, before, m.sim.Count("", ""), "the renewal called the API")
+	// The lease still has the data to revoke it.
 	require.NoError(t, m.revoke(l))
 	require.Empty(t, m.alive())
 }
@@ -106,7 +106,7 @@ func TestALeaseThatRunsOutKillsTheKey(t *testing.T) {
 	m.role("r", "2s", "4s")
 	l := m.creds("r")
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account of a lease that ran out")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account remains after its lease expired")
 	require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, l.key))
 }
 
@@ -133,7 +133,7 @@ func TestATokensEndKillsItsKeys(t *testing.T) {
 	secret, err := m.vault.ClientFor(token).Logical().Read(m.path + "/creds/r")
 	newLease(t, secret, err)
 	require.NoError(t, m.client.Auth().Token().RevokeTree(token))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account of a token that ended")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 100*time.Millisecond, "the account remains after its token was revoked")
 }
 
 func TestDisablingTheMountLeavesNothing(t *testing.T) {
@@ -185,8 +185,8 @@ func TestADeniedRevokeKeepsTheLease(t *testing.T) {
 	}
 }
 
-// A role that is gone ends its leases: they are not renewed, and what they hold
-// can be destroyed without it.
+// Vault cannot renew the leases of a deleted role, and can revoke them without
+// the role.
 func TestALeaseOfADeletedRoleCanOnlyEnd(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
@@ -200,7 +200,7 @@ func TestALeaseOfADeletedRoleCanOnlyEnd(t *testing.T) {
 	require.Empty(t, m.alive())
 }
 
-// requireStatus checks the HTTP status of an error of Vault's client.
+// requireStatus checks the HTTP status of an error from Vault's client.
 func requireStatus(t *testing.T, status int, err error, what ...any) {
 	t.Helper()
 	var answer *api.ResponseError

@@ -2,7 +2,7 @@
 
 package integration
 
-// Many leases at once, an API that is down, and a mount that moves. The numbers are in the log of each test (go test -v).
+// Many leases at once, an API outage, and a mount that moves. Each test logs its measurements (go test -v).
 
 import (
 	"fmt"
@@ -17,7 +17,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// irrevocable is the number of leases of the mount that Vault has given up.
+// irrevocable returns the number of irrevocable leases of the mount.
 func (m *mount) irrevocable() int {
 	m.t.Helper()
 	mounts, err := m.client.Sys().ListMountsWithContext(m.t.Context())
@@ -52,7 +52,7 @@ func TestTwoThousandLeasesEndAtFiftyCallsASecond(t *testing.T) {
 
 	m.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 60 * perSecond })
 	m.sim.ResetRequests()
-	// The limit alone takes 40 s; a slow machine has shown above how slow it is.
+	// The rate limit alone takes 40 s; the issue time shows how slow the machine is.
 	took := m.revokeAll("r", max(5*time.Minute, 5*issued))
 	calls, refused := m.sim.Count("", ""), 0
 	for _, r := range m.sim.Requests() {
@@ -60,18 +60,17 @@ func TestTwoThousandLeasesEndAtFiftyCallsASecond(t *testing.T) {
 			refused++
 		}
 	}
-	t.Logf("%d leases revoked in %s at %d calls a second: %d calls, %d of them refused, %.3f for each lease; %d tries failed at Vault; irrevocable: %d",
+	t.Logf("%d leases revoked in %s at %d calls a second: %d calls, %d of them refused, %.3f per lease; %d failed revocations in Vault's log; irrevocable: %d",
 		leases, took.Round(time.Millisecond), perSecond, calls, refused, float64(calls)/leases, m.inLog("failed to revoke lease", m.path), m.irrevocable())
 	require.Empty(t, m.alive())
 	require.Zero(t, m.irrevocable())
 	require.Less(t, calls, leases*3/2, "calls")
 }
 
-// Vault gives a lease up after about ten minutes of failed revokes. A revoke
-// with -sync is tried once only, and one with -force is forgotten whatever the
-// outcome; both leave the engine where an irrevocable lease does: with a
-// failed revoke that nobody will repeat. With OUTAGE_FULL=1 the API is down
-// until Vault has really given up.
+// Vault marks a lease irrevocable after about ten minutes of failed revocations.
+// It tries a revocation with -sync once, and removes the lease with -force even if
+// the revocation fails. In all three cases, Vault does not retry the revocation.
+// With OUTAGE_FULL=1, the API is down until Vault marks a lease irrevocable.
 func TestWhatVaultGaveUpInAnOutageEndsAfterIt(t *testing.T) {
 	m := newMount(t, map[string]any{"request_timeout": "5s"})
 	m.role("r", "1h", "24h")
@@ -99,19 +98,19 @@ func TestWhatVaultGaveUpInAnOutageEndsAfterIt(t *testing.T) {
 	if full {
 		began := time.Now()
 		require.NoError(t, m.client.Sys().RevokeWithOptions(&api.RevokeOptions{LeaseID: m.path + "/creds/expired", Prefix: true}))
-		require.Eventually(t, func() bool { return m.irrevocable() == 1 }, 20*time.Minute, 5*time.Second, "Vault to give the lease up")
-		t.Logf("Vault gave up after %s", time.Since(began).Round(time.Second))
+		require.Eventually(t, func() bool { return m.irrevocable() == 1 }, 20*time.Minute, 5*time.Second, "Vault did not mark the lease irrevocable")
+		t.Logf("Vault marked the lease irrevocable after %s", time.Since(began).Round(time.Second))
 	}
 	require.Len(t, m.alive(), len(failed)+len(forced)+1)
 
 	tries := m.inLog("failed to revoke lease", m.path)
 	outage()
 	back := time.Now()
-	require.Eventually(t, func() bool { return len(m.alive()) == 1 }, 3*time.Minute, 250*time.Millisecond, "the engine's own tries, after the outage; alive: %s", later(m.alive))
-	t.Logf("%d accounts of failed revokes ended %s after the outage", len(failed)+len(forced), time.Since(back).Round(time.Second))
-	require.Equal(t, tries, m.inLog("failed to revoke lease", m.path), "Vault tried, too")
+	require.Eventually(t, func() bool { return len(m.alive()) == 1 }, 3*time.Minute, 250*time.Millisecond, "the engine did not retry after the outage; accounts left: %s", later(m.alive))
+	t.Logf("%d accounts of failed revocations were deleted %s after the outage", len(failed)+len(forced), time.Since(back).Round(time.Second))
+	require.Equal(t, tries, m.inLog("failed to revoke lease", m.path), "Vault retried a revocation")
 	require.Equal(t, []string{kept.account}, m.alive())
-	// Vault's own next try finds the account gone, and the lease ends.
+	// Vault's next try finds the account deleted and removes the lease.
 	for _, l := range failed {
 		require.True(t, m.leased(l))
 		require.NoError(t, m.revoke(l))
@@ -120,7 +119,7 @@ func TestWhatVaultGaveUpInAnOutageEndsAfterIt(t *testing.T) {
 	require.Zero(t, m.irrevocable())
 }
 
-// A mount that moves takes its config with it; Vault revokes its leases.
+// A moved mount keeps its config; Vault revokes its leases.
 func TestAMountCanBeMoved(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
@@ -132,10 +131,10 @@ func TestAMountCanBeMoved(t *testing.T) {
 		secret, err := m.client.Logical().Read(m.path + "/creds/r")
 		require.True(t, err != nil || secret == nil, "the old path still answers")
 		m.path = to
-		// Right after it, not some time later.
+		// The new path works immediately.
 		l := m.creds("r")
 		require.Empty(t, l.warnings)
-		require.Equal(t, []string{l.account}, m.alive(), "what was leased before the move, such as %s", tag)
+		require.Equal(t, []string{l.account}, m.alive(), "accounts from before the move remain, such as %s", tag)
 		for _, o := range old {
 			require.False(t, m.leased(o))
 		}

@@ -1,18 +1,17 @@
 //go:build integration
 
-// Package integration tests the engine's promises on a real Vault server: the
-// plugin is the built binary, the server an ordinary one with raft storage and
-// a file audit device, and only OpenAI is simulated.
+// Package integration tests the engine on a real Vault server: the built plugin
+// binary, a standard server with raft storage and a file audit device, and a
+// simulated OpenAI API.
 //
-// Most tests share one server, each on a mount and a simulator of its own, so
-// that they run side by side as mounts do in life; a test that harms the server
-// starts one for itself. Whatever a test makes must be gone at its end: the
-// simulator fails a test that leaves something alive, and each test's keys are
-// searched for in all that Vault wrote.
+// Most tests share one server and run in parallel, each with its own mount and
+// simulator; a test that disrupts the server starts its own. A test must delete
+// everything that it creates: the simulator fails a test that leaves an account or
+// a valid key, and each test searches everything that Vault wrote for its keys.
 //
-// Those on crashes, load and failover log the numbers that they found; go test
-// -v shows them. OUTAGE_FULL=1 makes the test of a long outage wait until Vault
-// itself has given up, for up to 20 minutes (with go test -timeout 30m).
+// The tests of crashes, load and failover log their measurements; go test -v shows
+// them. With OUTAGE_FULL=1, the test of a long outage waits until Vault gives up,
+// for up to 20 minutes (with go test -timeout 30m).
 package integration
 
 import (
@@ -28,30 +27,30 @@ import (
 )
 
 var (
-	server *devenv.Vault // the shared one
+	server *devenv.Vault // the shared server
 	plugin devenv.Plugin // the binary that all servers use
-	bin    string        // the folder that it lies in
+	bin    string        // the binary's directory
 )
 
 func TestMain(m *testing.M) {
 	devenv.IsolateEnv()
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = flag.Set("test.parallel", "1000") // a number that it takes; beside has the bound
+		_ = flag.Set("test.parallel", "1000") // effectively unlimited; slots is the limit
 	}
 	os.Exit(run(m))
 }
 
-// slots bounds the tests that run beside each other. Most of what takes long here waits for
-// Vault's clock and not for a processor, so the number of those is no measure.
+// slots limits the tests that run in parallel. Slow tests mostly wait for Vault's timers,
+// so the limit does not depend on the number of processors.
 var slots = make(chan struct{}, 24)
 
-// long begins the name of a test that waits for minutes. `make test` starts these tests
-// with the unit tests; they take no slot, so that none of them begins last.
+// long is the name prefix of tests that wait for minutes. `make test` starts them with
+// the unit tests. They take no slot, so that none of them starts late.
 const long = "TestLong_"
 
-// beside runs a test beside others, in a slot. A subtest runs in that of its test, which
-// waits for it.
+// beside runs a test in parallel with others, in a slot. A subtest uses the slot of
+// its parent.
 func beside(t *testing.T) {
 	t.Helper()
 	t.Parallel()
@@ -93,13 +92,13 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// serverOptions are those of all servers here.
+// serverOptions apply to all servers here.
 func serverOptions() devenv.Options {
 	return devenv.Options{
 		LogLevel: "trace",
 		Audit:    true,
-		// Where the plugin's race detector reports: Vault's log may lack
-		// what a plugin writes to its standard error.
+		// Data races are reported to files: Vault's log may lack what
+		// a plugin writes to standard error.
 		Env: []string{"GORACE=log_path=" + filepath.Join(bin, "race")},
 	}
 }
@@ -125,5 +124,5 @@ func races() error {
 		return err
 	}
 	content, err := os.ReadFile(reports[0])
-	return fmt.Errorf("the plugin has data races, %d processes reported some: %s %w", len(reports), content, err)
+	return fmt.Errorf("%d plugin processes reported data races: %s %w", len(reports), content, err)
 }

@@ -2,8 +2,8 @@
 
 package integration
 
-// Metrics as an operator gets them: by a real Prometheus, through Vault, with a
-// token that may do nothing else, from the files under deploy/.
+// Metrics as an operator scrapes them: with a real Prometheus through Vault, a
+// token that allows nothing else, and the files under deploy/.
 
 import (
 	"context"
@@ -30,13 +30,13 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// prometheusBin is the folder of prometheus and promtool. Without them the test
-// is skipped.
+// prometheusBin returns the directory of prometheus and promtool, or skips the
+// test.
 func prometheusBin(t *testing.T) string {
 	t.Helper()
 	bin, err := devenv.FindPrometheus(t.Context())
 	if errors.Is(err, devenv.ErrNoPrometheus) {
-		t.Skipf("not tested with a real Prometheus: %v", err)
+		t.Skipf("NOT TESTED with a real Prometheus: %v", err)
 	}
 	require.NoError(t, err)
 	return bin
@@ -79,7 +79,7 @@ func TestTheAlertsFireAndAreDocumented(t *testing.T) {
 	for line := range strings.Lines(deployed(t, "prometheus", "openai-alerts.yml")) {
 		if _, name, is := strings.Cut(strings.TrimSpace(line), "- alert: "); is {
 			require.Contains(t, string(page), "`"+name+"`", "docs/metrics.md")
-			require.Contains(t, tests, "alertname: "+name+"\n        exp_alerts", "nothing shows that it fires")
+			require.Contains(t, tests, "alertname: "+name+"\n        exp_alerts", "no test shows that it fires")
 		}
 	}
 }
@@ -94,7 +94,7 @@ func (m *mount) scraper() string {
 	return secret.Auth.ClientToken
 }
 
-// scrape reads a path of Vault's as Prometheus does.
+// scrape reads a path of the mount as Prometheus does.
 func (m *mount) scrape(path, token string) (status int, header http.Header, body string) {
 	m.t.Helper()
 	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodGet, m.vault.Addr+"/v1/"+m.path+"/"+path, nil)
@@ -134,7 +134,7 @@ func TestMetricsAreForWhomThePolicySaysAndTellNoSecret(t *testing.T) {
 		require.NotContains(t, body+inJSON, secret)
 	}
 
-	// Another mount of the same process counts for itself.
+	// Another mount in the same process counts separately.
 	other := &mount{t: t, vault: m.vault, client: m.client, path: m.path + "-other"}
 	require.NoError(t, m.vault.Mount(t.Context(), other.path, api.MountConfigInput{}))
 	defer func() { require.NoError(t, m.client.Sys().Unmount(other.path)) }()
@@ -146,7 +146,7 @@ func TestMetricsAreForWhomThePolicySaysAndTellNoSecret(t *testing.T) {
 	require.NoError(t, m.revoke(lease))
 }
 
-// cli runs a command of the documentation, by the server's own CLI.
+// cli runs a documented command with the server's own CLI.
 func (m *mount) cli(command string) string {
 	m.t.Helper()
 	env, err := m.vault.CLIEnv()
@@ -179,7 +179,7 @@ func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
 	heard, err := (&net.ListenConfig{}).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer heard.Close()
-	// As documented, under another name so that the other mounts have no part in it.
+	// As documented, but under another name, so that other mounts do not push.
 	const name = "openai-pushing"
 	m.cli("vault plugin register -sha256=" + plugin.SHA256 + " -version=" + plugin.Version + " -command=" + filepath.Base(plugin.Path) +
 		" -env=VAULT_OPENAI_METRICS_DOGSTATSD_ADDR=" + heard.LocalAddr().String() + " secret " + name)
@@ -194,7 +194,7 @@ func TestMetricsArePushedByAPluginRegisteredForIt(t *testing.T) {
 	require.NoError(t, heard.SetReadDeadline(time.Now().Add(time.Minute)))
 	for text := ""; !strings.Contains(text, "vault.openai.api_requests:1|c|#mount_point:"+path+"/,call:"); {
 		n, _, err := heard.ReadFrom(packet)
-		require.NoError(t, err, "heard only: %s", text)
+		require.NoError(t, err, "received only: %s", text)
 		text += string(packet[:n]) + "\n"
 	}
 }
@@ -206,11 +206,11 @@ func (m *mount) scraped(bin string) *devenv.Prometheus {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "vault-token"), []byte(m.scraper()+"\n"), 0o600))
-	// The example as it is, but for what its comment tells to change.
+	// The example, with only the changes that its comments require.
 	config := deployed(t, "prometheus", "prometheus.yml")
 	for _, change := range [][2]string{
 		{"/v1/openai/metrics", "/v1/" + m.path + "/metrics"},
-		{"    scheme: https\n    tls_config:\n      ca_file: /etc/prometheus/vault-ca.pem\n", ""}, // the test's Vault is without TLS
+		{"    scheme: https\n    tls_config:\n      ca_file: /etc/prometheus/vault-ca.pem\n", ""}, // the test's Vault has no TLS
 		{"/etc/prometheus/vault-token", filepath.Join(dir, "vault-token")},
 		{"vault.example.com:8200", strings.TrimPrefix(m.vault.Addr, "http://")},
 		{"scrape_interval: 30s", "scrape_interval: 1s"},
@@ -238,10 +238,10 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 	prom := m.scraped(bin)
 	defer func() { require.NoError(t, prom.Stop()) }()
 
-	// Twice, with scrapes between, since a rate takes a change.
+	// Twice, with scrapes between, since a rate needs a change.
 	m.role("app", "5m", "10m")
 	m.write("static-roles/batch", map[string]any{"project_id": m.project, "rotation_period": "1h", "revocation_delay": 0})
-	defer func() { // mounts leave what static roles hold
+	defer func() { // a disable may leave static roles
 		_, err := m.client.Logical().Delete(m.path + "/static-roles/batch")
 		require.NoError(t, err)
 	}()
@@ -297,7 +297,7 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 	m.dashboard(prom)
 }
 
-// overspend blocks a role by the costs of its key, which the next tick reads.
+// overspend adds costs to a role's key and waits until the role is blocked.
 func (m *mount) overspend(prom *devenv.Prometheus) {
 	m.t.Helper()
 	m.write("config", map[string]any{"usage_interval": "5m"})
@@ -315,7 +315,7 @@ func (m *mount) overspend(prom *devenv.Prometheus) {
 	require.NoError(m.t, m.revoke(l))
 }
 
-// traffic does once what there is to count.
+// traffic causes the events that are counted.
 func (m *mount) traffic() {
 	m.t.Helper()
 	m.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/{project_id}/service_accounts", Status: http.StatusTooManyRequests, Times: 1})
@@ -337,7 +337,7 @@ func (m *mount) traffic() {
 	require.Eventually(m.t, func() bool { return m.read("tidy-status").Data["state"] == "Finished" }, time.Minute, 50*time.Millisecond)
 }
 
-// dashboard asks every query of the dashboard.
+// dashboard runs every query of the dashboard.
 func (m *mount) dashboard(prom *devenv.Prometheus) {
 	t := m.t
 	t.Helper()
@@ -367,13 +367,13 @@ func (m *mount) dashboard(prom *devenv.Prometheus) {
 			for _, s := range samples {
 				some = some || s.Value[1] != "NaN"
 			}
-			require.True(t, some, "%s: nothing but NaN from %s", p.Title, expr)
+			require.True(t, some, "%s: only NaN from %s", p.Title, expr)
 			t.Logf("%s: %d series, the first %v %v", p.Title, len(samples), samples[0].Metric, samples[0].Value[1])
 			asked++
 		}
 	}
 	require.Greater(t, asked, 30)
-	// The list of mounts is filled from a metric that is there.
+	// An existing metric fills the list of mounts.
 	definition := dashboard.Templating.List[1].Definition
 	metric, label, found := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(definition, "label_values("), ")"), ", ")
 	require.True(t, found, definition)
@@ -382,10 +382,9 @@ func (m *mount) dashboard(prom *devenv.Prometheus) {
 	require.Equal(t, m.path+"/", samples[0].Metric["mount_point"])
 }
 
-// TestTheDashboardIsDrawn draws docs/dashboard.png, when DRAW_DASHBOARD names a file:
-// a load of seven minutes on a real Vault, with a rate limit and an outage of OpenAI,
-// scraped by a real Prometheus, whose answers to the dashboard's queries tools/plot
-// draws.
+// TestTheDashboardIsDrawn draws docs/dashboard.png if DRAW_DASHBOARD names the file: a
+// real Prometheus scrapes a real Vault during seven minutes of load, with a rate limit
+// and an outage of OpenAI, and tools/plot draws the results of the dashboard's queries.
 func TestTheDashboardIsDrawn(t *testing.T) {
 	picture := os.Getenv("DRAW_DASHBOARD")
 	if picture == "" {
@@ -404,7 +403,7 @@ func TestTheDashboardIsDrawn(t *testing.T) {
 		m.role(role, "5m", "10m")
 	}
 	m.write("static-roles/batch", map[string]any{"project_id": m.project, "rotation_period": "1h", "revocation_delay": 0})
-	defer func() { // mounts leave what static roles hold
+	defer func() { // a disable may leave static roles
 		_, err := m.client.Logical().Delete(m.path + "/static-roles/batch")
 		require.NoError(t, err)
 	}()
@@ -446,7 +445,7 @@ func TestTheDashboardIsDrawn(t *testing.T) {
 	}
 	work.Wait()
 
-	const rows = "65" // of the grid; the panels below are of static roles and versions
+	const rows = "65" // of the grid; the panels below show static roles and versions
 	cmd := exec.CommandContext(t.Context(), "go", "run", ".", "-prometheus", prom.Addr, "-dashboard", filepath.Join(root, "deploy", "grafana", "openai.json"),
 		"-start", strconv.FormatInt(begin.Unix(), 10), "-end", strconv.FormatInt(begin.Add(length).Unix(), 10),
 		"-set", "mount_point="+m.path+"/", "-rename", m.path+"/=openai/", "-rows", rows, "-out", picture)

@@ -2,9 +2,9 @@
 
 package integration
 
-// A mount of the community plugin is moved to this one, as docs/migrate.md has an
-// operator do it. That plugin does not run here: a version of this one stands in its
-// place in the catalog, and what that plugin would have stored is written through
+// A mount migrates from the community plugin to this one, as docs/migrate.md
+// describes. The community plugin does not run here: a version of this plugin takes
+// its place in the catalog, and the test writes the community plugin's data through
 // sys/raw into the mount's storage and into the leases.
 
 import (
@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// raw is Vault's storage below its engines.
+// raw accesses Vault's storage by sys/raw.
 type raw struct {
 	t      *testing.T
 	client *api.Client
@@ -59,7 +59,7 @@ func (r raw) clear(prefix string) {
 	}
 }
 
-// golden is a file that is written by hand from that plugin's source.
+// golden reads a file written by hand from that plugin's source.
 func (u *upgrade) golden(name string, replace ...string) string {
 	u.t.Helper()
 	root, err := devenv.Root()
@@ -69,7 +69,7 @@ func (u *upgrade) golden(name string, replace ...string) string {
 	return strings.NewReplacer(replace...).Replace(string(content))
 }
 
-// communityLease issues a lease and makes it what the community plugin issues.
+// communityLease issues a lease and rewrites it as the community plugin's.
 func (u *upgrade) communityLease(r raw, role string) lease {
 	u.t.Helper()
 	l := u.creds(role)
@@ -103,7 +103,7 @@ func TestAMountOfTheCommunityPluginIsTakenOver(t *testing.T) {
 	v, err := devenv.Start(t.Context(), opts)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, v.Stop()) })
-	r := raw{t: t, client: v.Client()} // whose answers hold keys and are not recorded
+	r := raw{t: t, client: v.Client()} // not recorded: its responses hold keys
 	v.WrapTransport = answers.record
 	u := newMove(t, v, "migrate.md")
 	require.NoError(t, v.Register(t.Context(), u.old))

@@ -2,8 +2,8 @@
 
 package integration
 
-// What the tests are written with: a configured mount with its own simulator,
-// the words for using it, and the search for secrets that ends each test.
+// Test helpers: a configured mount with its own simulator, methods to use it, and
+// the search for secrets that ends each test.
 
 import (
 	"bytes"
@@ -34,7 +34,7 @@ type mount struct {
 	path    string
 	sim     *openaitest.Server
 	project string
-	// staysMounted leaves the disable at the end out, on a server of the test's own.
+	// staysMounted skips the disable at the end, on the test's own server.
 	staysMounted bool
 }
 
@@ -46,7 +46,7 @@ func newMount(t *testing.T, extra ...map[string]any) *mount {
 	return newMountOn(t, server, extra...)
 }
 
-// needs skips a test of what the server does not have.
+// needs skips a test if the server lacks a feature.
 func needs(t *testing.T, features ...devenv.Feature) {
 	t.Helper()
 	for _, f := range features {
@@ -78,15 +78,15 @@ func mountPlugin(t *testing.T, v *devenv.Vault, name string, sim *openaitest.Ser
 	return mountAt(t, v, name, path, sim, extra...)
 }
 
-// mountAt is mountPlugin at a path of the caller's choice.
+// mountAt is mountPlugin at a path that the caller chooses.
 func mountAt(t *testing.T, v *devenv.Vault, name, path string, sim *openaitest.Server, extra ...map[string]any) *mount {
 	t.Helper()
 	t.Logf("on %s", v)
 	m := &mount{t: t, vault: v, client: v.Client(), path: path, sim: sim}
 	m.project = m.sim.AddProject("project of " + t.Name())
 	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: name}))
-	// In this order at the end: the mount goes, and with it everything that it
-	// made; then the search; then, by openaitest, the check of what is alive.
+	// Cleanup order: disable the mount, which deletes everything that it created;
+	// search for secrets; then openaitest checks for leftovers.
 	t.Cleanup(func() { m.requireNoSecretWritten(m.sim.Secrets()...) })
 	t.Cleanup(func() {
 		m.keepAdminKey()
@@ -105,8 +105,8 @@ func mountAt(t *testing.T, v *devenv.Vault, name, path string, sim *openaitest.S
 	return m
 }
 
-// unmount disables the mount. It may wait for longer than Vault's clients do: for
-// the engine's own bound on what OpenAI does not find and may show again.
+// unmount disables the mount. That may outlast the default client timeout: the
+// engine waits for objects that OpenAI does not find but may show again.
 func (m *mount) unmount() error {
 	m.client.SetClientTimeout(2 * time.Minute)
 	return m.client.Sys().Unmount(m.path)
@@ -118,8 +118,8 @@ func (m *mount) adminConfig() map[string]any {
 	return map[string]any{"admin_api_key": key, "api_endpoint": m.sim.URL()}
 }
 
-// keepAdminKey tells the simulator that the admin key in Vault's hands is meant
-// to outlive the mount: disabling an engine does not delete the admin key.
+// keepAdminKey excludes Vault's admin key from the leak check: disabling an engine
+// does not delete the admin key.
 func (m *mount) keepAdminKey() {
 	config, err := m.client.Logical().Read(m.path + "/config")
 	if err == nil && config != nil {
@@ -140,7 +140,7 @@ func (m *mount) read(path string) *api.Secret {
 	m.t.Helper()
 	secret, err := m.client.Logical().ReadWithContext(m.t.Context(), m.path+"/"+path)
 	require.NoError(m.t, err, "read %s", path)
-	require.NotNil(m.t, secret, "read %s: nothing there", path)
+	require.NotNil(m.t, secret, "read %s: not found", path)
 	return secret
 }
 
@@ -163,11 +163,11 @@ type lease struct {
 func newLease(t *testing.T, secret *api.Secret, err error) lease {
 	t.Helper()
 	require.NoError(t, err, "read a credential")
-	require.NotNil(t, secret, "read a credential: nothing there")
+	require.NotNil(t, secret, "read a credential: not found")
 	l := lease{id: secret.LeaseID, seconds: secret.LeaseDuration, renewable: secret.Renewable, warnings: secret.Warnings}
 	for field, into := range map[string]*string{"api_key": &l.key, "service_account_id": &l.account} {
 		value, ok := secret.Data[field].(string)
-		require.True(t, ok && value != "", "%s in a credential", field)
+		require.True(t, ok && value != "", "the credential has no %s", field)
 		*into = value
 	}
 	return l
@@ -184,7 +184,7 @@ func (m *mount) revoke(l lease) error {
 	return m.client.Sys().RevokeWithOptionsWithContext(m.t.Context(), &api.RevokeOptions{LeaseID: l.id, Sync: true})
 }
 
-// leased says whether Vault still holds a lease.
+// leased reports whether Vault still holds a lease.
 func (m *mount) leased(l lease) bool {
 	_, err := m.client.Sys().LookupWithContext(m.t.Context(), l.id)
 	if err != nil {
@@ -202,7 +202,7 @@ func (m *mount) alive() []string {
 	return ids
 }
 
-// infer calls the inference side with a key and returns the status.
+// infer calls the inference API with a key and returns the status.
 func infer(t *testing.T, sim *openaitest.Server, key string) int {
 	t.Helper()
 	status, err := tryKey(sim, key)
@@ -210,7 +210,7 @@ func infer(t *testing.T, sim *openaitest.Server, key string) int {
 	return status
 }
 
-// tryKey is infer outside the test's own goroutine, or after its end.
+// tryKey is infer for other goroutines, or for use after the test.
 func tryKey(sim *openaitest.Server, key string) (status int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -226,8 +226,8 @@ func tryKey(sim *openaitest.Server, key string) (status int, err error) {
 	return resp.StatusCode, resp.Body.Close()
 }
 
-// answers keeps what Vault's clients received and may not contain a secret:
-// errors of all kinds, and every answer whose purpose is not to hand out a key.
+// answers records the responses to Vault's clients that must not contain a secret:
+// all errors, and every response whose purpose is not to return a key.
 var answers recorder
 
 type recorder struct {
@@ -265,9 +265,9 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// requireNoSecretWritten searches all that Vault and its clients keep: the log
-// at trace level, the audit log, the storage (where values are encrypted and
-// keys are not) and the recorded answers.
+// requireNoSecretWritten searches everything that Vault and its clients keep: the
+// trace log, the audit log, the storage (which encrypts values but not their paths)
+// and the recorded answers.
 func (m *mount) requireNoSecretWritten(secrets ...string) {
 	m.t.Helper()
 	require.NotEmpty(m.t, secrets, "there were no secrets to search for")

@@ -2,7 +2,7 @@
 
 package integration
 
-// The OpenAPI document of a mounted engine is valid, and a client can be made
+// The OpenAPI document of a mounted engine is valid, and clients can be generated
 // from it.
 
 import (
@@ -23,8 +23,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// operationIDs are what methods of generated clients are named after: changing
-// one breaks their users.
+// operationIDs give the methods of generated clients their names: a change breaks
+// their users.
 var operationIDs = map[string]string{
 	"GET config":                 "openai-read-configuration",
 	"POST config":                "openai-write-configuration",
@@ -51,7 +51,7 @@ var operationIDs = map[string]string{
 	"POST tidy-cancel":           "openai-tidy-cancel",
 }
 
-// document reads Vault's OpenAPI document and keeps what is of one mount.
+// document returns one mount's part of Vault's OpenAPI document.
 func document(t *testing.T, m *mount) *openapi3.T {
 	t.Helper()
 	raw, err := m.client.Logical().ReadRawWithContext(t.Context(), "sys/internal/specs/openapi")
@@ -85,8 +85,8 @@ func document(t *testing.T, m *mount) *openapi3.T {
 }
 
 func TestTheOpenAPIDocumentIsValidAndMakesAClient(t *testing.T) {
-	// On a server of its own: where several mounts are of one type, Vault tells
-	// their operations apart by numbers.
+	// Use a separate server: with several mounts of one type, Vault numbers their
+	// operations.
 	m := newMountOn(t, ownVault(t))
 	doc := document(t, m)
 	require.NoError(t, doc.Validate(t.Context()))
@@ -99,16 +99,16 @@ func TestTheOpenAPIDocumentIsValidAndMakesAClient(t *testing.T) {
 			require.NotEmpty(t, operation.Summary, at)
 			if operation.RequestBody != nil {
 				schema := operation.RequestBody.Value.Content.Get("application/json").Schema
-				require.NotEmpty(t, schema.Ref, "%s: the body's fields are lost", at)
+				require.NotEmpty(t, schema.Ref, "%s: the request body refers to no schema", at)
 			}
 			if ok := operation.Responses.Status(http.StatusOK); ok != nil {
-				require.NotEmpty(t, ok.Value.Content.Get("application/json").Schema.Ref, "%s: the answer's fields are lost", at)
+				require.NotEmpty(t, ok.Value.Content.Get("application/json").Schema.Ref, "%s: the response refers to no schema", at)
 			}
 		}
 	}
 	ids := map[string]bool{}
 	for at, id := range found {
-		require.False(t, ids[id], "operation ID %s twice", id)
+		require.False(t, ids[id], "duplicate operation ID %s", id)
 		ids[id] = true
 		require.Regexp(t, `^openai(-[a-z]+){2,5}$`, id, at)
 	}
@@ -132,7 +132,7 @@ output-options:
 `
 
 // generatedUser writes and reads a role with the generated client. Vault's
-// document describes what is in an answer's data, and not what is around it.
+// document describes the data of a response, but not its envelope.
 const generatedUser = `package main
 
 import (
@@ -163,8 +163,8 @@ func main() {
 }
 `
 
-// useGeneratedClient makes a client of the document with the generator that
-// tools/openapi pins, compiles it and a program that uses it, and runs that.
+// useGeneratedClient generates a client from the document with the generator that
+// tools/openapi pins, and compiles and runs a program that uses it.
 func useGeneratedClient(t *testing.T, m *mount, doc *openapi3.T) {
 	t.Helper()
 	root, err := devenv.Root()
@@ -186,7 +186,7 @@ func useGeneratedClient(t *testing.T, m *mount, doc *openapi3.T) {
 	write("main.go", generatedUser)
 	write("engine/doc.go", "package engine\n")
 
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // on a machine that has compiled none of it
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // for a machine with a cold build cache
 	defer cancel()
 	run := func(name string, args ...string) string {
 		cmd := exec.CommandContext(ctx, name, args...)

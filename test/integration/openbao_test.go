@@ -18,9 +18,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// standIn is a server that calls itself OpenBao, and sets for its plugins what OpenBao
-// does. It shows that the suite and the engine recognize OpenBao, not that they work
-// on one.
+// standIn returns a Vault server that reports itself as OpenBao, also to its plugins.
+// It shows that the suite and the engine recognize OpenBao, not that they work on it.
 func standIn(t *testing.T) string {
 	t.Helper()
 	bin, err := devenv.FindVault(t.Context())
@@ -29,7 +28,7 @@ func standIn(t *testing.T) string {
 	script := fmt.Sprintf(`#!/bin/sh
 case $1 in
 version) echo "OpenBao v2.6.2 (stand-in), built 2026-08-18T09:00:00Z"; exit ;;
-server) [ "$2" != -config ] || grep -q disable_mlock "$3" || echo "disable_mlock = true" >>"$3" ;; # which Vault asks for
+server) [ "$2" != -config ] || grep -q disable_mlock "$3" || echo "disable_mlock = true" >>"$3" ;; # Vault requires it
 esac
 BAO_VERSION=2.6.2 exec %q "$@"
 `, bin)
@@ -40,7 +39,7 @@ BAO_VERSION=2.6.2 exec %q "$@"
 func TestOpenBaoIsRecognized(t *testing.T) {
 	beside(t)
 	if server.Product == devenv.OpenBao {
-		t.Skipf("NOT TESTED with a stand-in on %s, with which all tests run", server)
+		t.Skipf("NOT TESTED: the stand-in is not needed on %s", server)
 	}
 	opts := serverOptions()
 	opts.VaultBin = standIn(t)
@@ -60,7 +59,7 @@ func TestOpenBaoIsRecognized(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf(`run "bao list %s/roles"`, m.path))
 	require.Contains(t, m.cli("bao path-help "+m.path), "$ bao write openai/config")
 
-	// In what may be a namespace, a disable cannot be told from the namespace's seal.
+	// In a possible namespace, a disable looks the same as a seal of the namespace.
 	const path = "team/openai"
 	require.NoError(t, m.client.Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: devenv.PluginName}))
 	inTeam := *m
@@ -71,7 +70,7 @@ func TestOpenBaoIsRecognized(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, m.client.Sys().UnmountWithContext(ctx, path))
-	require.Equal(t, http.StatusOK, infer(t, sim, key), "the static role's key stays")
+	require.Equal(t, http.StatusOK, infer(t, sim, key), "the static role's key stays valid")
 	require.Equal(t, 1, inTeam.inLog("static role keeps its credential", path))
 	for _, a := range sim.Accounts() {
 		sim.DeleteServiceAccount(m.project, a.ID)

@@ -21,8 +21,8 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// A plugin holds the admin key, so it ends with its server however that ends. The
-// server here is idle: one in the middle of a request would notice by its pipes.
+// A plugin holds the admin key, so it must exit with its server, whatever the cause.
+// The server here is idle: during a request, the plugin would see a broken pipe.
 func TestNoPluginOutlivesAKilledServer(t *testing.T) {
 	m := newMountOn(t, ownVault(t))
 	m.role("r", "1h", "24h")
@@ -36,12 +36,12 @@ func TestNoPluginOutlivesAKilledServer(t *testing.T) {
 		longest = max(longest, ends(t, plugins[0], 2*time.Second))
 		require.NoError(t, m.vault.Restart(t.Context()))
 	}
-	t.Logf("ten plugins ended at most %s after their server", longest.Round(time.Millisecond))
+	t.Logf("ten plugins exited at most %s after their server", longest.Round(time.Millisecond))
 }
 
-// A container's plugin does not see its server's process, only the connection to it.
-// Here it is the first process of a namespace of its own, as in a container, and
-// TestContainer kills the server of a real one.
+// A plugin in a container sees only the connection to its server, not the process.
+// Here it is the first process in its own namespace, as in a container.
+// TestContainer kills the server of a real container.
 func TestNoPluginWithoutAVisibleParentOutlivesAKilledServer(t *testing.T) {
 	beside(t)
 	unshare, err := exec.LookPath("unshare")
@@ -49,7 +49,7 @@ func TestNoPluginWithoutAVisibleParentOutlivesAKilledServer(t *testing.T) {
 		err = exec.CommandContext(t.Context(), unshare, "--pid", "--fork", "--kill-child", "true").Run()
 	}
 	if err != nil {
-		t.Skipf("NOT TESTED: a plugin in a process namespace of its own, which cannot be made here: %v", err)
+		t.Skipf("NOT TESTED: a plugin in its own process namespace requires unshare: %v", err)
 	}
 	wrapped := devenv.Plugin{Name: "openai-apart", Path: filepath.Join(t.TempDir(), "apart"), Version: plugin.Version}
 	script := fmt.Sprintf("#!/bin/sh\nexec %q --pid --fork --kill-child %q \"$@\"\n", unshare, plugin.Path)
@@ -67,16 +67,16 @@ func TestNoPluginWithoutAVisibleParentOutlivesAKilledServer(t *testing.T) {
 	require.NoError(t, err)
 	inside, err := strconv.Atoi(strings.TrimSpace(string(children)))
 	require.NoError(t, err)
-	time.Sleep(35 * time.Second) // it stays while its server runs
+	time.Sleep(35 * time.Second) // it must run with its server
 	m.creds("r")
 	require.True(t, runs(inside))
 
 	require.NoError(t, m.vault.Kill())
-	t.Logf("ended %s after its server", ends(t, inside, 40*time.Second).Round(time.Millisecond))
+	t.Logf("exited %s after its server", ends(t, inside, 40*time.Second).Round(time.Millisecond))
 	require.NoError(t, m.vault.Restart(t.Context()))
 }
 
-// ends waits for the end of a process and returns how long that took.
+// ends waits until a process exits and returns how long that took.
 func ends(t *testing.T, pid int, within time.Duration) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -87,8 +87,8 @@ func ends(t *testing.T, pid int, within time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// runs reports whether a process runs. One that has ended may have nobody that takes
-// note of it.
+// runs reports whether a process runs. A zombie, whose parent has not waited for it,
+// does not.
 func runs(pid int) bool {
 	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
 		_, state, _ := strings.Cut(string(stat), ") ")

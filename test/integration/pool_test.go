@@ -2,7 +2,7 @@
 
 package integration
 
-// Pools on a real Vault: kills under load, a leader that dies with full pools, and a
+// Pools on a real Vault: crashes under load, a leader crash with full pools, and a
 // disable while OpenAI allows few calls.
 
 import (
@@ -29,7 +29,7 @@ func (m *mount) pool(name string, size int, ttl, maxTTL string) {
 	m.write("roles/"+name, map[string]any{"project_id": m.project, "ttl": ttl, "max_ttl": maxTTL, "pool_size": size, "pool_max_age": "30m"})
 }
 
-// poolReady is what the read of a role says of its pool, -1 while it cannot be read.
+// poolReady returns pool_ready of a role, or -1 if the role cannot be read.
 func (m *mount) poolReady(name string) int64 {
 	secret, err := m.client.Logical().Read(m.path + "/roles/" + name)
 	if err != nil || secret == nil {
@@ -44,13 +44,13 @@ func (m *mount) poolReady(name string) int64 {
 
 func (m *mount) full(name string, size int64, within time.Duration) {
 	m.t.Helper()
-	require.Eventually(m.t, func() bool { return m.poolReady(name) == size }, within, 200*time.Millisecond, "the pool of %s", name)
+	require.Eventually(m.t, func() bool { return m.poolReady(name) == size }, within, 200*time.Millisecond, "the pool of %s is not full", name)
 }
 
-// onlyPool waits until exactly what these pools have is alive.
+// onlyPool waits until exactly size accounts remain.
 func (m *mount) onlyPool(size int, within time.Duration) {
 	m.t.Helper()
-	require.Eventually(m.t, func() bool { return len(m.alive()) == size }, within, time.Second, "alive besides the pool: %v", later(m.alive))
+	require.Eventually(m.t, func() bool { return len(m.alive()) == size }, within, time.Second, "unexpected number of accounts: %v", later(m.alive))
 }
 
 func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
@@ -60,7 +60,7 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	m.pool("r", size, "60s", "120s")
 	m.full("r", size, time.Minute)
 
-	// Each key is tried when it is received and again while its lease lasts.
+	// The readers test each key on receipt and again during its lease.
 	var mu sync.Mutex
 	received, failures := map[string]bool{}, map[string]int{}
 	var answered, lost atomic.Int64
@@ -73,7 +73,7 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 			t.Errorf("a leased key does not work %s", when)
 		}
 	}
-	t.Cleanup(func() { ended.Store(true); readers.Wait() }) // before the mount goes
+	t.Cleanup(func() { ended.Store(true); readers.Wait() }) // before the disable
 	for range 6 {
 		readers.Go(func() {
 			for !ended.Load() {
@@ -94,12 +94,12 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 				mu.Lock()
 				received[l.account] = true
 				mu.Unlock()
-				works(l.key, "when it is received")
+				works(l.key, "on receipt")
 				readers.Go(func() {
 					time.Sleep(45 * time.Second)
 					works(l.key, "45 seconds later")
 				})
-				time.Sleep(rand.N(3 * time.Second)) // slower than the refill, which makes one at a time
+				time.Sleep(rand.N(3 * time.Second)) // slower than the refill, which adds one at a time
 			}
 		})
 	}
@@ -107,8 +107,8 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	rand.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	for i, server := range plan {
 		at := answered.Load()
-		require.Eventually(t, func() bool { return answered.Load() >= at+5 }, 5*time.Minute, 5*time.Millisecond, "reads before crash %d", i)
-		require.Eventually(t, func() bool { return m.poolReady("r") >= size/2 }, 5*time.Minute, 100*time.Millisecond, "a pool before crash %d", i)
+		require.Eventually(t, func() bool { return answered.Load() >= at+5 }, 5*time.Minute, 5*time.Millisecond, "too few reads before crash %d", i)
+		require.Eventually(t, func() bool { return m.poolReady("r") >= size/2 }, 5*time.Minute, 100*time.Millisecond, "the pool is not half full before crash %d", i)
 		time.Sleep(rand.N(time.Second))
 		if server {
 			require.NoError(t, m.vault.Kill())
@@ -119,10 +119,10 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 			killed, err := m.vault.KillPlugins()
 			require.NoError(t, err)
 			return killed > 0
-		}, 2*time.Minute, time.Millisecond, "a plugin to kill, crash %d", i)
+		}, 2*time.Minute, time.Millisecond, "no plugin to kill, crash %d", i)
 	}
 	at := answered.Load()
-	require.Eventually(t, func() bool { return answered.Load() >= at+5 }, 5*time.Minute, 5*time.Millisecond, "reads after the crashes")
+	require.Eventually(t, func() bool { return answered.Load() >= at+5 }, 5*time.Minute, 5*time.Millisecond, "too few reads after the crashes")
 	ended.Store(true)
 	readers.Wait()
 	t.Logf("plugin killed %d times, Vault %d times; %d reads answered, %d keys lost; failures: %v", plugins, servers, answered.Load(), lost.Load(), failures)
@@ -131,12 +131,12 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	took := m.revokeAll("r", 10*time.Minute)
 	t.Logf("the leases were revoked in %s", took.Round(time.Millisecond))
 	m.write("roles/r", map[string]any{"pool_size": 0})
-	require.Eventually(t, func() bool { return fmt.Sprint(m.read("config").Data["wal_entries"]) == "0" }, allGone, time.Second, "the WAL: %v", later(m.alive))
+	require.Eventually(t, func() bool { return fmt.Sprint(m.read("config").Data["wal_entries"]) == "0" }, allGone, time.Second, "WAL entries remain; accounts left: %v", later(m.alive))
 
-	// A crash between the hand-out and the storing of the lease leaves a key that no
+	// A crash before Vault stores the lease of a returned key leaves a key that no
 	// client has, until it expires.
 	left := m.alive()
-	t.Logf("%d keys were lost in a crash and end at their expiry", len(left))
+	t.Logf("%d keys were lost in a crash and remain until they expire", len(left))
 	require.LessOrEqual(t, len(left), 6*len(plan))
 	for _, id := range left {
 		require.False(t, received[id], "account %s outlived its lease, and a client has its key", id)
@@ -185,9 +185,9 @@ func TestAPoolDiesWithItsLeaderAndTheNextFillsItsOwn(t *testing.T) {
 	m.onlyPool(2*size+1, 10*time.Minute)
 	t.Logf("the old leader's pools were deleted %s after the kill", time.Since(began).Round(time.Second))
 	for _, id := range m.alive() {
-		require.False(t, old[id], "%s is of the old leader's pool", id)
+		require.False(t, old[id], "account %s is from the old leader's pool", id)
 	}
-	require.Equal(t, 200, infer(t, m.sim, leased.key), "the lease is not touched")
+	require.Equal(t, 200, infer(t, m.sim, leased.key), "the key of the lease must stay valid")
 	fresh := m.creds("a")
 	require.Equal(t, 200, infer(t, m.sim, fresh.key))
 	for _, l := range []lease{leased, fresh} {
@@ -235,17 +235,17 @@ func TestDisablingAMountWithAFullPoolAtTenCallsAMinute(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, taken.Load(), "a key was returned by a mount that is being disabled")
 	left := m.alive()
-	require.Less(t, len(left), size, "what can be deleted in time is")
+	require.Less(t, len(left), size, "no account was deleted in time")
 	for _, id := range left {
-		require.NotZero(t, m.inLog("credential remains at OpenAI", id), "%s is named in the log", id)
+		require.NotZero(t, m.inLog("credential remains at OpenAI", id), "%s is not in the log", id)
 	}
 	t.Logf("disabled in %s: %d of %d accounts deleted, %d logged by ID", took.Round(time.Second), size-len(left), size, len(left))
 	m.sim.Advance(2*time.Hour + 30*time.Minute + 75*time.Second + time.Second)
-	require.Empty(t, m.sim.Keys(), "each expires")
+	require.Empty(t, m.sim.Keys(), "each key must expire")
 	m.sim.KeepAll()
 }
 
-// A burst of readers is served from the pool while the rate limit would make most of them
+// The pool serves a burst of readers, although the rate limit would make most of them
 // wait for minutes.
 func TestABurstIsServedFromThePool(t *testing.T) {
 	m := newMountOn(t, ownVault(t))
@@ -279,7 +279,7 @@ func TestABurstIsServedFromThePool(t *testing.T) {
 	n := 0
 	for l := range leases {
 		n++
-		require.Equal(t, 200, infer(t, m.sim, l.key), "it works at once")
+		require.Equal(t, 200, infer(t, m.sim, l.key), "the key must work immediately")
 	}
 	require.Equal(t, size, n)
 	t.Logf("%d clients served in %s", n, took.Round(time.Millisecond))

@@ -3,7 +3,7 @@
 package integration
 
 // Deletions that OpenAI does not confirm, on a real Vault: a 404 that proves
-// nothing, and revocations that wait, next to which all else goes on.
+// nothing, and pending revocations, which must not delay other work.
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ import (
 
 const (
 	keyRoute = "/organization/projects/{project_id}/api_keys/{api_key_id}"
-	// aFewTicks is how long what Vault's ticks start may take.
+	// aFewTicks limits work that Vault's periodic calls start.
 	aFewTicks = 3 * aTick
 )
 
@@ -36,7 +36,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 	var leases []lease
 	for name, body := range map[string]string{
 		"OpenAI does not know the URL": `{"error":{"message":"Unknown request URL: DELETE /organization/projects. Please check the URL for typos, or see the docs at https://platform.openai.com/docs/api-reference/.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
-		"OpenAI calls it invalid":      `{"error":{"message":"Invalid URL (DELETE /v1/organization/projects)","type":"invalid_request_error","param":null,"code":null}}`,
+		"OpenAI calls the URL invalid": `{"error":{"message":"Invalid URL (DELETE /v1/organization/projects)","type":"invalid_request_error","param":null,"code":null}}`,
 		"a gateway":                    `{"timestamp":"2026-11-26T10:00:00.000+00:00","status":404,"error":"Not Found","path":"/v1/organization/projects"}`,
 	} {
 		for _, role := range []string{"account", "key"} {
@@ -44,7 +44,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 			leases = append(leases, l)
 			fault := openaitest.Fault{Kind: openaitest.FaultStatus, Method: http.MethodDelete, Route: "/organization/*", Status: http.StatusNotFound, Body: body}
 			m.sim.Fail(fault)
-			fault.Method = http.MethodPost // or the key would be made to expire instead
+			fault.Method = http.MethodPost // or the engine would set an expiry instead
 			m.sim.Fail(fault)
 			out, err := m.vaultCLI("lease", "revoke", "-sync", l.id)
 			m.sim.ClearFaults()
@@ -67,7 +67,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 	config["skip_verify"] = true
 	m.write("config", config)
 	err = m.revoke(l)
-	t.Logf("revoke there: %v", err)
+	t.Logf("revocation at that endpoint: %v", err)
 	require.Error(t, err)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
 	require.True(t, m.leased(l))
@@ -76,7 +76,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 
 	began := time.Now()
 	for _, l := range leases {
-		require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, aFewTicks, 200*time.Millisecond, "the key of a failed revocation, by the WAL")
+		require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, aFewTicks, 200*time.Millisecond, "the WAL did not revoke the key of a failed revocation")
 	}
 	t.Logf("all %d keys were revoked by the WAL within %s of the last failure", len(leases), time.Since(began).Round(time.Second))
 	for _, l := range leases {
@@ -84,14 +84,14 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 	}
 }
 
-// While forty revocations wait for one endpoint, a superseded admin key, a failed
-// revocation at another endpoint and tidy have their turn.
+// While forty revocations wait for one endpoint, the engine deletes a superseded
+// admin key, retries a failed revocation at another, and runs tidy.
 func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 	beside(t)
 	const forty = 40
 	for name, fault := range map[string]openaitest.Fault{
-		"that hangs":        {Kind: openaitest.FaultHang},
-		"that is throttled": {Status: http.StatusTooManyRequests, Message: "Rate limit reached"},
+		"hanging endpoint":   {Kind: openaitest.FaultHang},
+		"throttled endpoint": {Status: http.StatusTooManyRequests, Message: "Rate limit reached"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMount(t, frequentTidy(), map[string]any{"rotation_grace_period": "1s"})
@@ -109,7 +109,7 @@ func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 			cancel := m.sim.Fail(fault)
 			require.NoError(t, m.client.Sys().RevokeWithOptionsWithContext(t.Context(), &api.RevokeOptions{LeaseID: m.path + "/creds/waits", Prefix: true}))
 			began := time.Now()
-			refuse := m.sim.Fail(openaitest.Fault{Route: keyRoute, Status: http.StatusForbidden}) // also to have the key expire
+			refuse := m.sim.Fail(openaitest.Fault{Route: keyRoute, Status: http.StatusForbidden}) // also refuses to set an expiry
 			require.Error(t, m.revoke(other))
 			refuse()
 			m.write("config/rotate", nil)
@@ -130,29 +130,29 @@ func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 				require.Less(t, time.Since(began), aFewTicks, "still waiting: %v", slices.Collect(maps.Keys(goals)))
 				for what, reached := range goals {
 					if reached() {
-						t.Logf("%s %s after the forty were to be revoked", what, time.Since(began).Round(time.Second))
+						t.Logf("%s %s after the request to revoke the forty", what, time.Since(began).Round(time.Second))
 						delete(goals, what)
 					}
 				}
-				time.Sleep(200 * time.Millisecond) // between two looks
+				time.Sleep(200 * time.Millisecond) // between two checks
 			}
-			require.Len(t, m.alive(), forty+1, "the forty must have waited all the while")
-			t.Logf("calls of the endpoint: %d", m.sim.Count(http.MethodDelete, accountRoute))
+			require.Len(t, m.alive(), forty+1, "the forty must still be waiting")
+			t.Logf("calls to the endpoint: %d", m.sim.Count(http.MethodDelete, accountRoute))
 
 			cancel()
-			// What is known of a limit belongs to the endpoint: by another name it is
-			// unlimited, and the test need not wait for the pace to recover.
+			// The engine learns a rate limit per endpoint: a new host name has none, so
+			// the test does not wait for the rate limiter to recover.
 			_, key := m.sim.AddAdminKey("by hand")
 			m.write("config", map[string]any{"admin_api_key": key, "api_endpoint": strings.Replace(m.sim.URL(), "127.0.0.1", "localhost", 1)})
 			healed := time.Now()
-			require.Eventually(t, func() bool { return len(m.alive()) == 1 }, aFewTicks, 200*time.Millisecond, "the forty, once the endpoint answers")
-			t.Logf("the forty were revoked %s after the endpoint answered again", time.Since(healed).Round(time.Second))
+			require.Eventually(t, func() bool { return len(m.alive()) == 1 }, aFewTicks, 200*time.Millisecond, "the forty remain after the endpoint recovered")
+			t.Logf("the forty were revoked %s after the endpoint recovered", time.Since(healed).Round(time.Second))
 		})
 	}
 }
 
-// expiringKey makes a key as this mount would, which no lease and no WAL entry
-// knows and which expires at once, and returns its ID.
+// expiringKey creates a key with this mount's tag, without a lease or WAL entry,
+// that expires after a second, and returns its ID.
 func (m *mount) expiringKey(account string) (id string) {
 	m.t.Helper()
 	name := ""
@@ -181,7 +181,7 @@ func (m *mount) expiringKey(account string) (id string) {
 	return made.ID
 }
 
-// deleted reports whether something was deleted at the API, and did not only expire.
+// deleted reports whether an object was deleted at the API and did not only expire.
 func (m *mount) deleted(id string) bool {
 	for _, e := range m.sim.Ledger() {
 		if e.ID == id && e.Event == openaitest.EventDeleted {

@@ -2,8 +2,8 @@
 
 package integration
 
-// The admin key replaced on schedule, by Vault's own tick, which comes once a
-// minute and cannot be hurried.
+// Scheduled rotation of the admin key, by Vault's periodic call, which comes once
+// a minute.
 
 import (
 	"encoding/json"
@@ -36,7 +36,7 @@ func TestLong_TheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
 			for range 2 {
 				require.Eventually(t, func() bool {
 					return m.read("config").Data["admin_api_key_id"] != seen[len(seen)-1]
-				}, 150*time.Second, 500*time.Millisecond, "automatic rotation %d", len(seen))
+				}, 150*time.Second, 500*time.Millisecond, "no automatic rotation %d", len(seen))
 				after := m.read("config").Data
 				require.NotContains(t, seen, after["admin_api_key_id"])
 				require.NotEmpty(t, after["last_rotated"])
@@ -46,14 +46,14 @@ func TestLong_TheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
 				seen = append(seen, after["admin_api_key_id"])
 				r.wait(t, 4, "after a rotation")
 			}
-			// Without a schedule there is one key in the end.
+			// Without a schedule, one key is left in the end.
 			m.write("config", map[string]any{"rotation_period": 0, "rotation_schedule": ""})
 			r.stop()
 			t.Logf("%d reads meanwhile", r.answered.Load())
 			require.Zero(t, r.failed.Load(), "%v", r.failuresSoFar())
 			require.Eventually(t, func() bool {
 				return m.read("config").Data["superseded_admin_keys"] == json.Number("0")
-			}, 150*time.Second, 500*time.Millisecond, "the replaced admin keys")
+			}, 150*time.Second, 500*time.Millisecond, "superseded admin keys remain")
 			require.Len(t, m.sim.AdminKeys(), 1)
 		})
 	}

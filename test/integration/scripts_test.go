@@ -2,7 +2,7 @@
 
 package integration
 
-// The scripts for people: what of them can run outside of a virtual machine.
+// The parts of scripts/ that can run outside of a virtual machine.
 
 import (
 	"context"
@@ -22,7 +22,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// script runs one of scripts/ and returns all that it printed.
+// script runs a command in the repository and returns its output.
 func script(t *testing.T, env []string, command ...string) (string, error) {
 	t.Helper()
 	root, err := devenv.Root()
@@ -38,7 +38,7 @@ func TestRunTests_AgainstTheAPINeverPrintsTheKey(t *testing.T) {
 	beside(t)
 	sim := openaitest.Start(t, openaitest.Options{})
 	_, key := sim.AdminKey()
-	// With tracing on, in the children too, as somebody does who wonders why.
+	// With tracing on, also in child processes, as for debugging.
 	out, err := script(t, []string{
 		"SHELLOPTS=xtrace", "OPENAI_ADMIN_KEY=" + key, "OPENAI_TEST_PROJECT_ID=" + sim.AddProject("tests"),
 		"OPENAI_ORG_ID=" + sim.OrganizationID(), "OPENAI_BASE_URL=" + sim.URL(),
@@ -57,7 +57,7 @@ func TestRunTests_SaysWhatIsMissing(t *testing.T) {
 	require.Error(t, err)
 	require.Contains(t, out, "requires OPENAI_ADMIN_KEY")
 	out, err = script(t, nil, "scripts/run_tests.sh", "--integration", "VAULT_VERSION=oldest")
-	require.Error(t, err, "it must not drop what it is given")
+	require.Error(t, err, "it must reject further arguments")
 	require.Contains(t, out, "takes no further arguments")
 }
 
@@ -72,13 +72,13 @@ func TestLiveTests_CleanUpOnASignal(t *testing.T) {
 		command []string
 		signal  os.Signal
 	}{
-		"interrupted":           {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGINT},
-		"the terminal closed":   {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGHUP},
-		"only the script ended": {[]string{"scripts/run_tests.sh", "--integration"}, syscall.SIGTERM},
+		"SIGINT to the tests":   {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGINT},
+		"SIGHUP to the tests":   {[]string{binary, "-test.run", "^TestLive$"}, syscall.SIGHUP},
+		"SIGTERM to the script": {[]string{"scripts/run_tests.sh", "--integration"}, syscall.SIGTERM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+			sim := openaitest.Start(t, openaitest.Options{}) // fails the test for leftovers
 			_, key := sim.AdminKey()
 			cmd := exec.CommandContext(t.Context(), c.command[0], c.command[1:]...)
 			cmd.Dir = root
@@ -90,7 +90,7 @@ func TestLiveTests_CleanUpOnASignal(t *testing.T) {
 			require.NoError(t, cmd.Process.Signal(c.signal))
 			require.Error(t, cmd.Wait())
 			require.Contains(t, out.String(), "cut short")
-			require.NotContains(t, out.String(), "The lifecycle of a key", "later parts do not run")
+			require.NotContains(t, out.String(), "The lifecycle of a key", "later parts must not run")
 			require.NotContains(t, out.String(), key)
 		})
 	}
@@ -110,7 +110,7 @@ func TestProvisioning_AsRoot(t *testing.T) {
 		require.Contains(t, string(gomod), "toolchain "+release+"\n")
 	}
 	out, err := script(t, nil, "scripts/vagrant_provision_as_root.sh")
-	require.Error(t, err, "it must not guess for whom it installs")
+	require.Error(t, err, "it must require a user")
 	require.Contains(t, out, "usage:")
 }
 
@@ -124,18 +124,18 @@ func TestProvisioning_AsUser(t *testing.T) {
 	version := ownVersion()
 	command := []string{"scripts/vagrant_provision_as_user.sh"}
 	if exec.Command("docker", "version").Run() != nil {
-		t.Log("no Docker engine answers here: without the container")
+		t.Log("NOT TESTED: the container requires Docker")
 		command = append(command, "--no-container")
 	}
 	env := []string{"STATE=" + state, "LISTEN=" + address, "VERSION=" + version, "HOME=" + state, "VAULT_BIN=" + os.Getenv("VAULT_BIN")}
-	for name, value := range goFolders(t) { // HOME would move them
+	for name, value := range goFolders(t) { // they depend on HOME
 		env = append(env, name+"="+value)
 	}
 	t.Cleanup(func() {
 		if content, err := os.ReadFile(filepath.Join(state, "vault.pid")); err == nil {
 			pid, err := strconv.Atoi(strings.TrimSpace(string(content)))
 			if err == nil && syscall.Kill(pid, syscall.SIGTERM) == nil {
-				for range 100 { // it ends its plugins first
+				for range 100 { // it stops its plugins first
 					if syscall.Kill(pid, 0) != nil {
 						break
 					}
@@ -144,10 +144,10 @@ func TestProvisioning_AsUser(t *testing.T) {
 			}
 		}
 		if len(command) == 1 {
-			_ = exec.CommandContext(context.Background(), "docker", "rmi", "-f", devenv.PluginName+":"+strings.TrimPrefix(version, "v")).Run() // it may not have come so far
+			_ = exec.CommandContext(context.Background(), "docker", "rmi", "-f", devenv.PluginName+":"+strings.TrimPrefix(version, "v")).Run() // the image may not exist
 		}
 	})
-	for range 2 { // it can be run again
+	for range 2 { // it is idempotent
 		out, err := script(t, env, command...)
 		require.NoError(t, err, out)
 		out, err = script(t, nil, "bash", "-c", ". "+state+"/env && vault path-help openai && vault secrets list -detailed")

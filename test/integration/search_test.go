@@ -9,9 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// find returns where in content any of the secrets is, -1 if none. A crash run
-// has thousands of them, which is too many for a search for each; they have
-// their first characters in common.
+// find returns the offset of a secret in content, or -1. A crash test has
+// thousands of secrets, too many to search for one by one, so find groups them by
+// their first characters.
 func find(content []byte, secrets []string) (at int, secret string) {
 	const prefix = 3
 	type group struct {

@@ -2,9 +2,9 @@
 
 package integration
 
-// That no key is written anywhere. Every test ends with the same search for its
-// own keys; this one goes through what handles keys, failures above all, so
-// that there is something to be found if anything is.
+// No key is written anywhere. Every test ends with the same search for its own
+// keys; this one also runs the operations that handle keys, mainly failures, so
+// that the search would find a leak.
 
 import (
 	"net/http"
@@ -25,7 +25,7 @@ func TestNoKeyIsWrittenAnywhere(t *testing.T) {
 	m.write("config/rotate", nil)
 	m.creds("r")
 
-	// Refusals of keys, which quote what they refuse if anything does.
+	// Errors about rejected keys are the most likely to quote a key.
 	bad := "sk-admin-" + "refused-0123456789abcdef0123456789abcdef"
 	for _, key := range []string{bad, l.key} {
 		config := m.adminConfig()
@@ -33,8 +33,8 @@ func TestNoKeyIsWrittenAnywhere(t *testing.T) {
 		_, err := m.client.Logical().Write(m.path+"/config", config)
 		require.Error(t, err)
 	}
-	// Answers that carry a key and fail all the same: each of these makes a key,
-	// or says one, that nobody may see.
+	// Failed responses with a key: each of these faults creates or quotes a key
+	// that must not be written.
 	current := m.read("config").Data["admin_api_key_id"]
 	for _, fault := range []openaitest.Fault{
 		{Kind: openaitest.FaultTruncated, Times: 20},
@@ -59,11 +59,11 @@ func TestNoKeyIsWrittenAnywhere(t *testing.T) {
 	require.NoError(t, err)
 
 	secrets := m.sim.Secrets()
-	require.GreaterOrEqual(t, len(secrets), 4, "the keys to search for")
+	require.GreaterOrEqual(t, len(secrets), 4, "too few keys to search for")
 	m.requireNoSecretWritten(append(secrets, bad)...)
-	// The search itself must be able to find: what is not secret is there.
+	// Verify that the search has content: the mount path is not secret.
 	log, err := os.ReadFile(m.vault.LogPath)
 	require.NoError(t, err)
-	require.Contains(t, string(log), m.path, "the log does not even name the mount")
+	require.Contains(t, string(log), m.path, "the log does not name the mount")
 	require.Contains(t, string(answers.content()), m.path)
 }

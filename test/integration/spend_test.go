@@ -2,7 +2,7 @@
 
 package integration
 
-// The switch on a real Vault: a block that outlives its leader.
+// Spend limits on a real Vault: a block outlives its leader.
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// blocked fails the test unless a role refuses a key with its figures and status 400.
+// blocked requires that a role refuses a key with status 400 and its figures.
 func (m *mount) blocked(role, figures string) {
 	m.t.Helper()
 	_, err := m.client.Logical().Read(m.path + "/creds/" + role)
@@ -72,7 +72,7 @@ func TestLong_ABlockOutlivesItsLeader(t *testing.T) {
 	require.Equal(t, http.StatusOK, infer(t, m.sim, held.key), "a block deletes no key")
 	m.onlyPool(2, 2*time.Minute) // the lease's account and the static role's: the pools are empty
 
-	// The next leader knows it without an answer about costs.
+	// The next leader knows the block without reading costs.
 	m.sim.Fail(openaitest.Fault{Kind: openaitest.FaultStatus, Status: 500, Route: "/organization/costs"})
 	require.NoError(t, leader.Kill())
 	next, err := cluster.Leader(ctx)

@@ -2,8 +2,8 @@
 
 package integration
 
-// Static roles across what Vault does with a mount: it disables one, moves it,
-// reloads its plugin, seals. Only the first is the end of what they own.
+// Static roles when Vault disables or moves a mount, reloads its plugin, or seals.
+// Only a disable deletes their credentials.
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-// static writes a static role and returns what its readers get.
+// static writes a static role and returns its credential.
 func (m *mount) static(name string, fields map[string]any) map[string]any {
 	m.t.Helper()
 	all := map[string]any{"project_id": m.project, "rotation_period": "1h"}
@@ -40,7 +40,7 @@ func (m *mount) requireWorks(path string) {
 
 func TestDisablingTheMountEndsItsStaticRoles(t *testing.T) {
 	beside(t)
-	for name, own := range map[string]bool{"in a process that serves others": false, "in the last of its process": true} {
+	for name, own := range map[string]bool{"mount in a shared process": false, "last mount in its process": true} {
 		t.Run(name, func(t *testing.T) {
 			v := server
 			if own {
@@ -75,8 +75,8 @@ func TestDisablingTheMountEndsItsStaticRoles(t *testing.T) {
 	}
 }
 
-// While OpenAI does not answer, disabling takes a bounded time, what is left
-// is in the log, and the other mounts of the same process are soon served again.
+// While OpenAI does not respond, disabling takes a bounded time and logs what is
+// left, and the other mounts in the same process soon work again.
 func TestDisablingTheMountInAnOutageNamesWhatIsLeft(t *testing.T) {
 	m := newMount(t, map[string]any{"request_timeout": "1s"})
 	left := m.static("batch", nil)["service_account_id"].(string)
@@ -97,9 +97,9 @@ func TestDisablingTheMountInAnOutageNamesWhatIsLeft(t *testing.T) {
 		other.requireWorks(other.path + "/static-creds/batch")
 		slowest = max(slowest, time.Since(asked))
 	}
-	t.Logf("disabled within %s; another mount answered within %s all the while", time.Since(began).Round(time.Millisecond), slowest.Round(time.Millisecond))
+	t.Logf("disabled within %s; another mount always responded within %s", time.Since(began).Round(time.Millisecond), slowest.Round(time.Millisecond))
 	require.Less(t, time.Since(began), 90*time.Second)
-	require.Less(t, slowest, 25*time.Second, "another mount of the process, within the 15 s that the end of static roles may take")
+	require.Less(t, slowest, 25*time.Second, "another mount in the process waited longer than the deletion of static roles may take (15 s)")
 	cancel()
 	require.NotZero(t, m.inLog("remains at OpenAI", "static_role=batch", left))
 	other.write("rotate-role/batch", nil)
@@ -119,13 +119,13 @@ func TestMovingTheMountKeepsItsStaticRoles(t *testing.T) {
 	}
 	m.write("rotate-role/adopted", nil)
 	m.requireWorks(to + "/static-creds/adopted")
-	// And the schedule goes on, from Vault's next tick on.
+	// The schedule continues with Vault's next periodic call.
 	require.Eventually(t, func() bool { return m.read("static-creds/made").Data["api_key_id"] != made["api_key_id"] }, 150*time.Second, 500*time.Millisecond)
 	m.requireWorks(to + "/static-creds/made")
 }
 
-// A move that fails leaves Vault's taint on the mount, as a disabling does. A
-// restart then must not take it for one, also where a lease has ended meanwhile.
+// A failed move leaves the mount tainted, as a disable does. After a restart, the
+// engine must not mistake it for a disable, even if a lease has ended meanwhile.
 func TestAMoveThatFailedAndARestartKeepStaticRoles(t *testing.T) {
 	m := newMountOn(t, ownVault(t))
 	made := m.static("made", nil)
@@ -137,7 +137,7 @@ func TestAMoveThatFailedAndARestartKeepStaticRoles(t *testing.T) {
 	alive := func() []string {
 		return slices.DeleteFunc(m.alive(), func(id string) bool { return id == made["service_account_id"] })
 	}
-	var refused sync.Map // the account whose deletion is refused: that of the first revoke
+	var refused sync.Map // the first account to be revoked, whose deletion fails
 	cancel := m.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: http.StatusForbidden, Match: func(r *http.Request) bool {
 		first, _ := refused.LoadOrStore("path", r.URL.Path)
 		return first == r.URL.Path
@@ -149,17 +149,17 @@ func TestAMoveThatFailedAndARestartKeepStaticRoles(t *testing.T) {
 	left := alive()
 	require.NotEmpty(t, left)
 	path, _ := refused.Load("path")
-	for _, l := range leases { // another ends
+	for _, l := range leases { // revoke another
 		if slices.Contains(left, l.account) && !strings.HasSuffix(path.(string), l.account) {
 			require.NoError(t, m.revoke(l))
 			break
 		}
 	}
-	require.Less(t, len(alive()), len(left), "another lease must have ended")
+	require.Less(t, len(alive()), len(left), "another lease must be revoked")
 	cancel()
 	stopped := make(chan struct{})
 	var watched sync.WaitGroup
-	watched.Go(func() { // the key is used all the while
+	watched.Go(func() { // keeps using the key
 		for uses := 1; ; uses++ {
 			if status, err := tryKey(m.sim, made["api_key"].(string)); err != nil || status != http.StatusOK {
 				t.Errorf("use %d of the static key: %d %v", uses, status, err)
@@ -183,7 +183,7 @@ func TestAMoveThatFailedAndARestartKeepStaticRoles(t *testing.T) {
 	m.write("rotate-role/made", nil)
 	m.requireWorks(to + "/static-creds/made")
 	for _, l := range leases {
-		require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, l.key), "the leases ended with the move")
+		require.Equal(t, http.StatusUnauthorized, infer(t, m.sim, l.key), "the move must revoke the leases")
 	}
 }
 
@@ -207,13 +207,13 @@ func TestStaticRolesOutliveSealsReloadsAndCrashes(t *testing.T) {
 	}
 	_, err := m.client.Logical().Write("sys/plugins/reload/backend", map[string]any{"mounts": m.path + "/"})
 	require.NoError(t, err)
-	works("a reload of the plugin")
+	works("after a reload of the plugin")
 	require.NoError(t, m.vault.Restart(t.Context()))
-	works("a restart of Vault")
+	works("after a restart of Vault")
 	_, err = m.vault.KillPlugins()
 	require.NoError(t, err)
-	works("the death of the plugin")
+	works("after a crash of the plugin")
 	require.NoError(t, m.vault.Kill())
 	require.NoError(t, m.vault.Restart(t.Context()))
-	works("the death of Vault")
+	works("after a crash of Vault")
 }

@@ -2,9 +2,9 @@
 
 package integration
 
-// Vault Agent, Vault Proxy and consul-template, each as it is run in life and
-// with its example's configuration: what they hand out must work at all times,
-// through renewals and beyond the longest life of a lease.
+// Vault Agent, Vault Proxy and consul-template, each with its example
+// configuration: the keys that they provide must always work, through renewals
+// and beyond max_ttl.
 
 import (
 	"fmt"
@@ -20,17 +20,17 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// Short enough that a lease is renewed twice and then comes to its end, all
-// within a minute. Real roles have hours; the tools renew after two thirds of
-// them, and a renewal that a busy disk holds up for longer than the last third
-// comes too late: Vault answers it and revokes the lease all the same. See watch.
+// Short enough that a lease is renewed twice and then ends, all within a minute.
+// Real roles have hours. The tools renew after two thirds of the TTL. If a busy
+// disk delays a renewal by more than the last third, Vault answers it but still
+// revokes the lease. See watch.
 const (
 	agentTTL    = "18s"
 	agentMaxTTL = "45s"
 )
 
-// agentTemplates are what the Agent renders in the test besides its example's
-// own template: file → the path that it reads.
+// agentTemplates are the test's templates besides the example's: file → the path
+// that it reads.
 var agentTemplates = map[string]string{"static-key": "static-creds/my-app"}
 
 func prepare(m *mount) { m.role("my-app", agentTTL, agentMaxTTL) }
@@ -60,15 +60,15 @@ func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 			watched.watch("vault agent", 3, 3*time.Minute, file(filepath.Join(dir, name)))
 		})
 	}
-	t.Cleanup(func() { require.True(t, agent.Running(), "the Agent has ended") })
+	t.Cleanup(func() { require.True(t, agent.Running(), "the Agent has exited") })
 }
 
-// The supervised program writes down the key that it was started with. Each
-// one must work for as long as its process lives.
+// The supervised program writes the key that it started with to a file. Each
+// key must work as long as its process runs.
 func TestVaultAgentRestartsAProgramBeforeItsKeyEnds(t *testing.T) {
 	m := newMount(t)
 	// The Agent waits two seconds for further changes before it restarts the
-	// program, so that much must be left of the old key: a tenth of the ttl is.
+	// program. The old key outlasts that: a tenth of its ttl is left.
 	m.role("my-app", "30s", "40s")
 	dir := t.TempDir()
 	m.login("application", dir)
@@ -88,7 +88,7 @@ exec sleep 600
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(fmt.Sprintf("/proc/%d", running[0]))
 		return os.IsNotExist(err)
-	}, time.Minute, 50*time.Millisecond, "the program, after the Agent")
+	}, time.Minute, 50*time.Millisecond, "the program outlived the Agent")
 }
 
 func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
@@ -98,7 +98,7 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 	dir := t.TempDir()
 	m.login("application", dir)
 
-	// A program that knows nothing but the Proxy: no token.
+	// A program that knows only the Proxy and has no token.
 	settings := api.DefaultConfig()
 	settings.MaxRetries = 0
 	client, err := api.NewClient(settings)
@@ -106,8 +106,8 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 	read := func() (*api.Secret, error) { return client.Logical().Read(m.path + "/creds/my-app") }
 	var proxy *devenv.Tool
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		require.Less(t, time.Since(began), 2*time.Minute, "the Proxy's login")
-		if proxy == nil || !proxy.Running() { // again, if somebody took the port before it
+		require.Less(t, time.Since(began), 2*time.Minute, "the Proxy did not log in")
+		if proxy == nil || !proxy.Running() { // again, if another process took the port
 			port, err := devenv.FreePort(t.Context())
 			require.NoError(t, err)
 			listener := fmt.Sprintf("127.0.0.1:%d", port)
@@ -119,7 +119,7 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 			break
 		}
 	}
-	// A request without the header that Vault's clients send is none of theirs.
+	// The Proxy requires the header that Vault's clients send.
 	for header, status := range map[string]int{"X-Vault-Request": http.StatusOK, "X-Other": http.StatusPreconditionFailed} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, client.Address()+"/v1/"+m.path+"/creds/my-app", nil)
 		require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 	l := newLease(t, first, err)
 	again, err := read()
 	require.Equal(t, l.id, newLease(t, again, err).id)
-	require.Len(t, m.alive(), 1, "accounts for all reads")
+	require.Len(t, m.alive(), 1, "all reads must share one account")
 
 	m.watch("vault proxy", 3, 3*time.Minute, func() (string, error) {
 		secret, err := read()
@@ -143,17 +143,17 @@ func TestVaultProxyAnswersEverybodyWithOneLease(t *testing.T) {
 		return secret.Data["api_key"].(string), nil
 	})
 
-	// What is revoked behind the Proxy's back stays in its cache until it tries
-	// to renew it.
+	// A lease revoked in Vault stays in the Proxy's cache until the Proxy tries to
+	// renew it.
 	cached, err := read()
 	l = newLease(t, cached, err)
 	require.NoError(t, m.revoke(l))
 	require.Eventually(t, func() bool {
 		secret, err := read()
 		return err == nil && infer(t, m.sim, newLease(t, secret, err).key) == http.StatusOK
-	}, 2*time.Minute, 50*time.Millisecond, "a working key after a revoke")
+	}, 2*time.Minute, 50*time.Millisecond, "no working key after a revocation")
 
-	// The policy is that of the Proxy's login, whoever asks.
+	// The policy of the Proxy's login applies to all clients.
 	_, err = client.Logical().Read(m.path + "/creds/long")
 	requireStatus(t, http.StatusForbidden, err)
 }

@@ -2,8 +2,8 @@
 
 package integration
 
-// What the audit log shows of this engine after the example's settings, and the
-// limits of requests that Vault can put before it.
+// The audit log of this engine with the example's settings, and Vault's quotas for
+// its requests.
 
 import (
 	"bufio"
@@ -32,7 +32,7 @@ type auditLine struct {
 	}
 }
 
-// audited lists the answers in the audit log of requests for a path.
+// audited lists the responses in the audit log for a path.
 func (m *mount) audited(path string) (lines []auditLine) {
 	m.t.Helper()
 	log, err := os.Open(m.vault.AuditPath)
@@ -54,8 +54,8 @@ func (m *mount) audited(path string) (lines []auditLine) {
 	return lines
 }
 
-// The keys themselves are searched for in all of the log at the end of each
-// test; here it is seen that what is shown instead is what was promised.
+// Every test ends with a search for its keys in the log. This one checks the
+// values that the log shows instead.
 func TestTheAuditLogShowsNamesAndNoKeys(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "2h")
@@ -66,7 +66,7 @@ func TestTheAuditLogShowsNamesAndNoKeys(t *testing.T) {
 		if name == "expires_at" && server.Product.Lacks(devenv.HashedAuditTimes) {
 			continue
 		}
-		require.Contains(t, value, "hmac-sha256:", "%s, before", name)
+		require.Contains(t, value, "hmac-sha256:", "%s, before tuning", name)
 	}
 
 	_, err := m.script(m.vault.RootToken, m.exampleFile("audit/tune.sh", t.TempDir()))
@@ -125,8 +125,8 @@ func TestAKeysIDLeadsToItsHolderAndItsLease(t *testing.T) {
 		require.NotEmpty(t, line["time"])
 		require.NotEmpty(t, line["display_name"])
 	}
-	// Vault's client puts the lease's ID into the path, where it is no hash; the
-	// renewal had it in its body.
+	// Vault's client puts the ID of the lease into the path, which is not hashed.
+	// The renewal has it in the body.
 	require.Equal(t, []string{m.path + "/creds/my-app", "sys/leases/renew", "sys/leases/revoke/" + l.id}, paths)
 	_, err = m.script(m.vault.RootToken, who, "key_nobody_has", m.vault.AuditPath)
 	require.ErrorContains(t, err, "no response in")
@@ -157,9 +157,9 @@ func TestARateLimitQuotaStopsALoopBeforeTheEngine(t *testing.T) {
 	}
 	require.Len(t, leases, 5)
 	requireStatus(t, http.StatusTooManyRequests, refused)
-	require.Len(t, m.alive(), 5, "accounts: the refused request must not have made one")
+	require.Len(t, m.alive(), 5, "the refused request must not create an account")
 
-	// Others go on, and so does what brings credentials to an end.
+	// Other roles, renewals and revocations still work.
 	m.creds("my-app")
 	_, err = m.client.Sys().Renew(leases[0].id, 0)
 	require.NoError(t, err)
@@ -169,12 +169,12 @@ func TestARateLimitQuotaStopsALoopBeforeTheEngine(t *testing.T) {
 	m.read("roles/ci")
 }
 
-// The page says that these are for Enterprise. Where they are not, Vault must
-// say so, and not take the rule and ignore it.
+// The page says that these require Vault Enterprise. Other editions must reject the
+// rule and not ignore it.
 func TestLeaseCountQuotasAreEnterprise(t *testing.T) {
 	m := newMount(t)
 	if strings.Contains(m.vault.Version, "ent") {
-		t.Skip("on Enterprise")
+		t.Skip("NOT TESTED on Vault Enterprise, which supports these quotas")
 	}
 	_, err := m.script(m.vault.RootToken, m.exampleFile("quotas/lease-count.sh", t.TempDir(), "lease-count/openai", "lease-count/"+m.path))
 	require.Error(t, err)

@@ -36,14 +36,14 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 		require.Equal(t, "none", rest, "the command has the job's token")
 		require.NotEmpty(t, key)
 		_, err = m.vault.ClientFor(token).Auth().Token().LookupSelf()
-		require.Error(t, err, "the job's token, after the job")
-		require.Eventually(t, func() bool { return infer(t, m.sim, key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key, after the job")
+		require.Error(t, err, "the job's token must be revoked after the job")
+		require.Eventually(t, func() bool { return infer(t, m.sim, key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key still works after the job")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "models")); err != nil {
-		t.Log("no curl here: that the key works inside the job was not tried")
+		t.Log("NOT TESTED: use of the key inside the job requires curl")
 	}
 
-	// Tokens that it must not revoke, or cannot: no command is run, no key read.
+	// With a token that it must not or cannot revoke, it runs and reads nothing.
 	batch, err := m.client.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{m.policy("ci")}, Type: "batch", TTL: "10m"})
 	require.NoError(t, err)
 	for token, message := range map[string]string{
@@ -56,7 +56,7 @@ func TestAJobsKeyEndsWithItsCommand(t *testing.T) {
 		require.Empty(t, out)
 		if token != "" {
 			_, err = m.vault.ClientFor(token).Auth().Token().LookupSelf()
-			require.NoError(t, err, "the token")
+			require.NoError(t, err, "the token must stay valid")
 		}
 	}
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
@@ -76,31 +76,31 @@ func TestADispatcherHandsOutKeysOnlyWrapped(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, key))
 	_, err = m.script(wrapping, unwrap, "ci")
-	require.Error(t, err, "a wrapping token opened twice")
+	require.Error(t, err, "a second unwrap must fail")
 
 	_, err = m.vault.ClientFor(dispatcher).Logical().Read(m.path + "/creds/ci")
-	requireStatus(t, http.StatusForbidden, err, "a dispatcher that reads a key")
-	// It can open what it has wrapped, and the job notices.
+	requireStatus(t, http.StatusForbidden, err, "a dispatcher must not read a key")
+	// If the dispatcher unwraps the key, the job detects it.
 	wrapping, err = m.script(dispatcher, wrap, "ci")
 	require.NoError(t, err)
 	_, err = m.vault.ClientFor(dispatcher).Logical().Unwrap(wrapping)
 	require.NoError(t, err)
 	_, err = m.script(wrapping, unwrap, "ci")
-	require.Error(t, err, "the alarm")
+	require.Error(t, err, "the job must detect the unwrap")
 	_, err = m.script(dispatcher, wrap, "other")
 	require.Error(t, err)
 
-	// Somebody puts in a token that wraps something else.
+	// A substituted token wraps something else.
 	foreign, err := m.script(m.vault.RootToken, wrap, "other")
 	require.NoError(t, err)
 	_, err = m.script(foreign, unwrap, "ci")
 	require.ErrorContains(t, err, "not a key of this role")
 	_, err = m.script(foreign, unwrap, "other")
-	require.NoError(t, err, "looking at what it wraps must not open it")
+	require.NoError(t, err, "the lookup must not unwrap the token")
 }
 
-// A wrapped answer that nobody opens is a lease all the same. It ends with the
-// token that asked for it, or by its time.
+// A wrapped response that no client unwraps still has a lease. The lease ends with
+// the token that requested it, or expires.
 func TestAWrappedKeyThatNobodyOpensEndsWithItsDispatcher(t *testing.T) {
 	m := newMount(t)
 	m.role("ci", "1h", "2h")
@@ -112,11 +112,11 @@ func TestAWrappedKeyThatNobodyOpensEndsWithItsDispatcher(t *testing.T) {
 	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond)
 }
 
-// jq is the program of that name, or the one in Go, so that the tests run on a
-// machine without it.
+// jq installs gojq under the name jq, so that the tests run on a machine without
+// jq.
 func jq(t *testing.T, v *devenv.Vault) {
 	t.Helper()
-	_, err := v.CLIEnv() // makes the folder that is first on a script's PATH
+	_, err := v.CLIEnv() // creates the first directory on a script's PATH
 	require.NoError(t, err)
 	require.NoError(t, devenv.BuildTool(t.Context(), filepath.Join(v.Dir, "bin", "jq"), "tools/examples", "github.com/itchyny/gojq/cmd/gojq"))
 }

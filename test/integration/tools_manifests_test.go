@@ -2,8 +2,8 @@
 
 package integration
 
-// The examples for tools that do not run here: held against what those tools
-// read, and, where a tool only asks Vault in a certain way, asked in that way.
+// The examples for tools that do not run here: the tests check them against the
+// formats that the tools read, or send a tool's requests to Vault.
 
 import (
 	"context"
@@ -46,14 +46,14 @@ func TestTheExamplesFitWhatTheirToolsRead(t *testing.T) {
 
 var attribute = regexp.MustCompile(`(?m)^ +(\w+) += (.+)$`)
 
-// Terraform's generic endpoint writes a role, reads it and compares: what is not
-// read back as it was written is a change in every plan from then on.
+// Terraform's generic endpoint writes a role, reads it and compares: a value that
+// reads back differently shows up as a change in every plan.
 func TestTerraformFindsARoleAsItWroteIt(t *testing.T) {
 	m := newMount(t)
 	written := map[string]any{}
 	block := regexp.MustCompile(`(?s)"vault_generic_endpoint" "role".*?jsonencode\(\{(.*?)\}\)`).
 		FindStringSubmatch(m.example("terraform/main.tf", "", "var.project_id", `"`+m.project+`"`))
-	require.NotNil(t, block, "the role in main.tf")
+	require.NotNil(t, block, "no role in main.tf")
 	for _, pair := range attribute.FindAllStringSubmatch(block[1], -1) {
 		var value any
 		require.NoError(t, json.Unmarshal([]byte(pair[2]), &value), pair[0])
@@ -71,22 +71,22 @@ func TestTerraformFindsARoleAsItWroteIt(t *testing.T) {
 			require.Equal(t, string(want), string(got), name)
 		}
 	}
-	for range 2 { // nor may a destroy that is repeated fail
+	for range 2 { // a repeated destroy must not fail
 		_, err := m.client.Logical().Delete(m.path + "/roles/my-app")
 		require.NoError(t, err)
 	}
 
-	// The ephemeral variant writes to the path, with what is in data_json.
+	// The ephemeral variant writes data_json to the path.
 	m.role("my-app", "1h", "2h")
 	l := newLease(t, m.write("creds/my-app", map[string]any{"ttl": 900}), nil)
 	require.Equal(t, 900, l.seconds)
 }
 
-// The External Secrets Operator's generator is run as the Operator runs it. What
-// it is built from takes minutes to compile, so this has to be asked for.
+// The External Secrets Operator's generator runs as in the Operator. It takes
+// minutes to compile, so the test is optional.
 func TestTheExternalSecretsGeneratorMakesAKeyEachTime(t *testing.T) {
 	if os.Getenv("TOOLS_FULL") == "" {
-		t.Skip("TOOLS_FULL=1 builds the External Secrets Operator's generator, for some minutes, and runs it")
+		t.Skip("NOT TESTED: TOOLS_FULL=1 builds the External Secrets Operator's generator, which takes minutes, and runs it")
 	}
 	m := newMount(t)
 	m.role("my-app", "45m", "45m")
@@ -103,25 +103,25 @@ func TestTheExternalSecretsGeneratorMakesAKeyEachTime(t *testing.T) {
 		var secret map[string]string
 		require.NoError(t, json.Unmarshal(out, &secret))
 		require.Equal(t, http.StatusOK, infer(t, m.sim, secret["api_key"]))
-		require.Len(t, m.alive(), n, "each refresh is an account, and the last one stays")
+		require.Len(t, m.alive(), n, "each refresh creates an account, and the previous one stays")
 	}
 }
 
-// The Secrets Operator renews for as long as it got, and takes any second less
-// for the end of the lease: a renewal must give exactly what was asked for.
+// The Secrets Operator requests the original TTL again, and treats a shorter one as
+// the end of the lease: a renewal must return exactly the requested TTL.
 func TestTheSecretsOperatorsRenewalIsNotTakenForTheLast(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
 	m.role("short", "1h", "1h")
 	l := m.creds("my-app")
 	for range 5 {
-		time.Sleep(250 * time.Millisecond) // so that parts of seconds would show
+		time.Sleep(250 * time.Millisecond) // so that rounding would show
 		renewed := m.renewAsTheOperator(l)
 		require.Equal(t, l.seconds, renewed)
 	}
 	last := m.creds("short")
 	time.Sleep(1100 * time.Millisecond)
-	require.Less(t, m.renewAsTheOperator(last), last.seconds, "at max_ttl the Operator has to notice")
+	require.Less(t, m.renewAsTheOperator(last), last.seconds, "at max_ttl, the renewal must be shorter")
 }
 
 func (m *mount) renewAsTheOperator(l lease) (seconds int) {
@@ -132,7 +132,7 @@ func (m *mount) renewAsTheOperator(l lease) (seconds int) {
 }
 
 // The GitHub job's three requests: the action's login and read, and the last
-// step. Only the signature is not GitHub's.
+// step. Only the signature differs from GitHub's.
 func TestTheGitHubJobLogsInAndEndsItsKey(t *testing.T) {
 	m := newMount(t)
 	m.role("ci", "1h", "2h")
@@ -150,11 +150,11 @@ func TestTheGitHubJobLogsInAndEndsItsKey(t *testing.T) {
 	l := newLease(t, secret, err)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
 	require.NoError(t, job.Auth().Token().RevokeSelf(""))
-	require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key, after the job")
+	require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key still works after the job")
 }
 
 // The GitLab job's own script, with the page's copy of with-openai-key. Only the
-// signature is not GitLab's.
+// signature differs from GitLab's.
 func TestTheGitLabJobLogsInAndEndsItsKey(t *testing.T) {
 	m := newMount(t)
 	m.role("ci", "1h", "2h")
@@ -175,7 +175,7 @@ func TestTheGitLabJobLogsInAndEndsItsKey(t *testing.T) {
 	require.True(t, found)
 	job = regexp.MustCompile(`(?m)^    - (\|\n)?`).ReplaceAllString(job, "")
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("NOT TESTED: GitLab's job, since there is no curl")
+		t.Skip("NOT TESTED: GitLab's job requires curl")
 	}
 	var copied string
 	for _, b := range pageBlocks(t, "docs/tools/ci.md") {
@@ -190,8 +190,8 @@ func TestTheGitLabJobLogsInAndEndsItsKey(t *testing.T) {
 	cmd.Dir, cmd.Env = dir, append(env, "VAULT_TOKEN=", "VAULT_ID_TOKEN="+p.jwt(nil))
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond, "accounts, after the job")
-	require.NotEmpty(t, m.sim.Secrets(), "a key was read")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, time.Minute, 50*time.Millisecond, "accounts remain after the job")
+	require.NotEmpty(t, m.sim.Secrets(), "no key was read")
 }
 
 // provider is a CI system as Vault sees it: an issuer with a key.
@@ -202,7 +202,7 @@ type provider struct {
 	signer       *rsa.PrivateKey
 }
 
-// provider runs the example's vault-setup.sh for a signer of the test's.
+// provider runs the example's vault-setup.sh for the test's signer.
 func (m *mount) provider(name, issuer string, claims map[string]any) *provider {
 	m.t.Helper()
 	signer, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -224,7 +224,7 @@ func (m *mount) provider(name, issuer string, claims map[string]any) *provider {
 	return p
 }
 
-// jwt is a token of the job's, with other claims where they are given.
+// jwt returns the job's token, with the given claims replaced.
 func (p *provider) jwt(claims map[string]any) string {
 	p.m.t.Helper()
 	all := map[string]any{"iss": p.issuer, "aud": p.m.vault.Addr,
@@ -246,7 +246,7 @@ func (p *provider) requireOnly(others map[string]map[string]any) {
 	}
 }
 
-// sign makes a JWT as the CI systems do.
+// sign signs a JWT as the CI systems do.
 func sign(t *testing.T, key *rsa.PrivateKey, claims map[string]any) string {
 	t.Helper()
 	payload, err := json.Marshal(claims)

@@ -2,9 +2,9 @@
 
 package integration
 
-// docs/use-a-key.md, run from top to bottom as a reader does: on a Vault of its
-// own with the engine at openai/, with the page's own blocks and the files that
-// they copy. Only addresses and paths are replaced, and sudo runs its command.
+// docs/use-a-key.md, run from top to bottom as a reader would: on a separate Vault
+// with the engine at openai/, with the page's blocks and the files that they copy.
+// Only addresses, paths and names are replaced, and sudo runs its command.
 
 import (
 	"bufio"
@@ -32,8 +32,7 @@ import (
 
 const useAKey = "docs/use-a-key.md"
 
-// pageBlock is a block of a page with the heading that it is under and the
-// comment before it.
+// pageBlock is a block of a page with its heading and the comment before it.
 type pageBlock struct {
 	line                          int
 	heading, language, mark, text string
@@ -74,7 +73,7 @@ func pageBlocks(t *testing.T, page string) (blocks []pageBlock) {
 	return blocks
 }
 
-// commands are the commands of a console block, without its output.
+// commands returns the commands of a console block, without output.
 func (b pageBlock) commands() (all []string) {
 	until, continued := "", false
 	for line := range strings.Lines(b.text) {
@@ -99,17 +98,17 @@ func (b pageBlock) commands() (all []string) {
 	return all
 }
 
-// page is a reader of use-a-key.md at work.
+// page runs use-a-key.md as a reader would.
 type page struct {
 	*mount
 	dir   string
 	env   []string
-	pairs []string // what is replaced, and by what
+	pairs []string // each old text and its new text
 	tools int
 }
 
-// newPage mounts the engine at openai/ of a new Vault and prepares a machine for
-// the reader: a home, a PATH with a sudo, and a copy of deploy/.
+// newPage mounts the engine at openai/ of a new Vault and prepares the reader's
+// machine: a home directory, a PATH with sudo, and a copy of deploy/.
 func newPage(t *testing.T) *page {
 	t.Helper()
 	v, err := startVault(t.Context(), plugin)
@@ -145,7 +144,7 @@ func newPage(t *testing.T) *page {
 
 func (p *page) replaced(text string) string { return strings.NewReplacer(p.pairs...).Replace(text) }
 
-// copyExamples writes deploy/ into the reader's folder.
+// copyExamples copies deploy/ to the reader's directory.
 func (p *page) copyExamples() {
 	p.t.Helper()
 	root, err := devenv.Root()
@@ -174,14 +173,14 @@ func (p *page) copyExamples() {
 	}))
 }
 
-// run runs the commands of a block and returns their standard output. An Agent
-// or a Proxy is started, goes on, and is returned.
+// run runs the commands of a block and returns their standard output. It starts an
+// Agent or a Proxy in the background and returns it.
 func (p *page) run(b pageBlock) (out string, daemon *devenv.Tool) {
 	p.t.Helper()
 	script := ""
 	for _, command := range b.commands() {
 		if pageDaemon.MatchString(command) {
-			require.Nil(p.t, daemon, "%s:%d: two programs that do not end", useAKey, b.line)
+			require.Nil(p.t, daemon, "%s:%d: two background programs", useAKey, b.line)
 			out += p.shell(b, script)
 			script = ""
 			p.tools++
@@ -211,7 +210,7 @@ func (p *page) shell(b pageBlock, script string) string {
 	return string(out)
 }
 
-// waitForKey waits until a file has a key that works.
+// waitForKey waits until a file has a working key.
 func (p *page) waitForKey(path string) string {
 	p.t.Helper()
 	var key string
@@ -219,12 +218,12 @@ func (p *page) waitForKey(path string) string {
 		content, err := os.ReadFile(path)
 		key = string(content)
 		return err == nil && key != "" && infer(p.t, p.sim, key) == http.StatusOK
-	}, time.Minute, 50*time.Millisecond, "a key in %s", path)
+	}, time.Minute, 50*time.Millisecond, "no working key in %s", path)
 	return key
 }
 
-// asksWithEachKey has a program send a request for each line that it reads. It
-// must use the key that is in the file at that moment: the one before is revoked.
+// asksWithEachKey runs a program that sends a request for each line that it reads.
+// It must use the current key in the file: the previous one is revoked.
 func (p *page) asksWithEachKey(name string, program ...string) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
@@ -242,7 +241,7 @@ func (p *page) asksWithEachKey(name string, program ...string) {
 		require.NoError(p.t, os.WriteFile(filepath.Join(p.dir, "run", "openai", "api-key"), []byte(l.key), 0o600))
 		_, err := fmt.Fprintln(stdin)
 		require.NoError(p.t, err)
-		require.True(p.t, answers.Scan(), "%s ended without an answer", name)
+		require.True(p.t, answers.Scan(), "%s exited without a response", name)
 		require.Regexp(p.t, `^(200 OK|Hello from the simulator\.)$`, answers.Text())
 		require.NoError(p.t, p.revoke(l))
 	}
@@ -250,7 +249,7 @@ func (p *page) asksWithEachKey(name string, program ...string) {
 	require.NoError(p.t, cmd.Wait())
 }
 
-// Each language's block is followed by a loop of the test's own.
+// The test adds its own loop to the block of each language.
 const (
 	askInPython = `
 import sys
@@ -279,7 +278,7 @@ func main() {
 )
 
 // goProgram builds the page's Go block with another main, which calls the page's
-// as once.
+// main as once.
 func (p *page) goProgram(b pageBlock, output, main string) {
 	p.t.Helper()
 	dir := p.t.TempDir()
@@ -300,7 +299,7 @@ func TestUseAKeyPage(t *testing.T) {
 	var agent *devenv.Tool
 	done := map[string]int{}
 	for _, b := range pageBlocks(t, useAKey) {
-		require.False(t, b.mark == "" && (b.language != "console" || b.heading != "The role and the policy"), "%s:%d: no mark", useAKey, b.line)
+		require.False(t, b.mark == "" && (b.language != "console" || b.heading != "The role and the policy"), "%s:%d: no comment before the block", useAKey, b.line)
 		if !strings.Contains(b.mark, t.Name()) && b.mark != "" {
 			continue
 		}
@@ -311,7 +310,7 @@ func TestUseAKeyPage(t *testing.T) {
 			p.run(b)
 		case "Shell, console":
 			if _, err := exec.LookPath("curl"); err != nil {
-				t.Log("NOT TESTED: a block for the shell, since there is no curl")
+				t.Log("NOT TESTED: a shell block requires curl")
 				continue
 			}
 			out, _ := p.run(b)
@@ -327,13 +326,13 @@ func TestUseAKeyPage(t *testing.T) {
 		case "Python, Node and Go, python":
 			require.NoError(t, agent.Stop()) // from here on the test writes the file
 			if python, err := exec.LookPath("python3"); err != nil {
-				t.Log("NOT TESTED: the Python block, since there is no python3")
+				t.Log("NOT TESTED: the Python block requires python3")
 			} else {
 				p.asksWithEachKey(part, python, "-c", p.replaced(b.text)+askInPython)
 			}
 		case "Python, Node and Go, javascript":
 			if node, err := exec.LookPath("node"); err != nil {
-				t.Log("NOT TESTED: the Node block, since there is no node")
+				t.Log("NOT TESTED: the Node block requires node")
 			} else {
 				program := filepath.Join(p.dir, "ask.mjs")
 				require.NoError(t, os.WriteFile(program, []byte(p.replaced(b.text)+askInNode), 0o600))
@@ -352,7 +351,7 @@ func TestUseAKeyPage(t *testing.T) {
 		case "Laptop and coding agents, console":
 			p.laptop(b, done[part])
 		default:
-			t.Errorf("%s:%d: the test has no part %q", useAKey, b.line, part)
+			t.Errorf("%s:%d: the test does not handle %q", useAKey, b.line, part)
 		}
 	}
 	require.Equal(t, map[string]int{
@@ -362,7 +361,7 @@ func TestUseAKeyPage(t *testing.T) {
 	}, done)
 }
 
-// laptop runs the Proxy with the token of a login, and then what a tool asks.
+// laptop runs the Proxy with a login's token, and then a tool's requests.
 func (p *page) laptop(b pageBlock, n int) {
 	t := p.t
 	login := func(ttl string) {
@@ -388,26 +387,26 @@ func (p *page) laptop(b pageBlock, n int) {
 		var err error
 		key, err = read()
 		return err == nil && key != ""
-	}, time.Minute, 100*time.Millisecond, "the Proxy")
+	}, time.Minute, 100*time.Millisecond, "no key from the Proxy")
 	require.Equal(t, http.StatusOK, infer(t, p.sim, key))
 	out, _ := p.run(b)
-	require.Equal(t, key, out, "all reads get one lease")
+	require.Equal(t, key, out, "all reads must share one lease")
 	codex := regexp.MustCompile(`(?m)^command = "(.*)"\nargs = \[(.*)\]`).FindStringSubmatch(p.readExample("coding-agents/codex.toml"))
 	require.NotNil(t, codex)
-	require.Equal(t, b.commands()[0], codex[1]+" "+strings.Join(strings.Split(strings.ReplaceAll(codex[2], `"`, ""), ", "), " "), "Codex's command is the page's")
+	require.Equal(t, b.commands()[0], codex[1]+" "+strings.Join(strings.Split(strings.ReplaceAll(codex[2], `"`, ""), ", "), " "), "Codex must run the page's command")
 
 	// The user logs in again before the login expires.
 	login("10m")
-	require.Eventually(t, func() bool { return infer(t, p.sim, key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key, after its login")
+	require.Eventually(t, func() bool { return infer(t, p.sim, key) == http.StatusUnauthorized }, time.Minute, 50*time.Millisecond, "the key still works after its login expired")
 	began := time.Now()
 	require.Eventually(t, func() bool {
 		again, err := read()
 		return err == nil && again != key && infer(t, p.sim, again) == http.StatusOK
-	}, 2*time.Minute, 50*time.Millisecond, "the Proxy with the new login")
-	t.Logf("the Proxy had a new key %s after the old one ended", time.Since(began).Round(time.Millisecond))
+	}, 2*time.Minute, 50*time.Millisecond, "no new key from the Proxy after the new login")
+	t.Logf("the Proxy had a new key %s after the old one stopped working", time.Since(began).Round(time.Millisecond))
 }
 
-// readExample is a file of deploy/ as it is in the repository.
+// readExample reads an unmodified file of deploy/.
 func (p *page) readExample(name string) string {
 	p.t.Helper()
 	root, err := devenv.Root()
@@ -418,7 +417,7 @@ func (p *page) readExample(name string) string {
 }
 
 const (
-	// testCommand is what the health check needs of the image's shell.
+	// testCommand is the "test" command that the health check needs.
 	testCommand = `package main
 
 import "os"
@@ -443,27 +442,27 @@ func main() {
 
 func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 	if _, err := devenv.FindDocker(t.Context()); err != nil {
-		t.Skipf("NOT TESTED: the Compose file, since no Docker engine answers here: %v", err)
+		t.Skipf("NOT TESTED: the Compose file requires Docker: %v", err)
 	}
 	compose := []string{"docker", "compose"}
 	if exec.CommandContext(t.Context(), "docker", "compose", "version").Run() != nil {
 		compose = []string{"docker-compose"}
 		if _, err := exec.LookPath(compose[0]); err != nil {
-			t.Skip("NOT TESTED: the Compose file, since Compose is not installed")
+			t.Skip("NOT TESTED: the Compose file requires Compose")
 		}
 	}
 	beside(t)
 	p := newPage(t)
 	blocks := pageBlocks(t, useAKey)
 	for _, b := range blocks {
-		// Only the login of the Agent's part: its machine is a container here.
+		// Only the login of the Agent's section: here it runs in a container.
 		if b.heading == "The role and the policy" || b.heading == "Vault Agent" && !strings.Contains(b.text, "vault agent") {
 			p.run(b)
 		}
 	}
 
-	// In the containers the paths are the page's own, and Vault and the simulator
-	// are at the host's address in Docker's network.
+	// The containers use the page's paths, and reach Vault and the simulator at the
+	// host's address in Docker's network.
 	target, err := url.Parse(p.vault.Addr)
 	require.NoError(t, err)
 	vaultURL := serveOnBridge(t, httputil.NewSingleHostReverseProxy(target))
@@ -544,9 +543,9 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 		}
 		return ok, other
 	}
-	require.Eventually(t, func() bool { ok, _ := answered(); return ok >= 10 }, time.Minute, 500*time.Millisecond, "answers to the program")
+	require.Eventually(t, func() bool { ok, _ := answered(); return ok >= 10 }, time.Minute, 500*time.Millisecond, "too few responses to the program")
 	_, other := answered()
-	require.Zero(t, other, "every request had a key that works")
+	require.Zero(t, other, "a request had no working key")
 	require.Len(t, p.alive(), 1)
 	options, err := devenv.Docker(t.Context(), "volume", "inspect", "--format", "{{.Options.type}}", project+"_openai-key")
 	require.NoError(t, err)
@@ -557,7 +556,7 @@ func TestTheSystemdUnitsAreValid(t *testing.T) {
 	beside(t)
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("NOT TESTED: the systemd units, since there is no systemd-analyze")
+		t.Skip("NOT TESTED: the systemd units require systemd-analyze")
 	}
 	root, err := devenv.Root()
 	require.NoError(t, err)
@@ -571,7 +570,7 @@ func TestTheSystemdUnitsAreValid(t *testing.T) {
 		for _, unit := range units {
 			content, err := os.ReadFile(unit)
 			require.NoError(t, err)
-			// The programs must exist, and need not be these.
+			// The programs must exist; any program will do.
 			text := strings.NewReplacer("/usr/bin/vault", "/bin/sh", "/usr/local/bin/my-app", "/bin/sh", "/usr/bin/systemctl", "/bin/sh", "/usr/local/bin/openai-broker", "/bin/sh").Replace(string(content))
 			file := filepath.Join(dir, filepath.Base(unit))
 			require.NoError(t, os.WriteFile(file, []byte(change(text)), 0o600))
@@ -580,12 +579,12 @@ func TestTheSystemdUnitsAreValid(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), analyze, append([]string{"verify", "--man=no"}, files...)...)
 		out, err := cmd.CombinedOutput()
 		for _, line := range strings.Split(string(out), "\n") {
-			if strings.Contains(line, dir) { // lines about other units of this machine are not ours
+			if strings.Contains(line, dir) { // ignores lines about the machine's other units
 				return fmt.Errorf("%s", line)
 			}
 		}
 		return err
 	}
 	require.NoError(t, verify(func(text string) string { return text }))
-	require.Error(t, verify(func(text string) string { return strings.Replace(text, "LoadCredential=", "LoadCredentials=", 1) }), "a field that does not exist is noticed")
+	require.Error(t, verify(func(text string) string { return strings.Replace(text, "LoadCredential=", "LoadCredentials=", 1) }), "an unknown field must be an error")
 }

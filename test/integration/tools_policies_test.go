@@ -2,8 +2,8 @@
 
 package integration
 
-// What the example policies allow and what they do not, asked of a real Vault,
-// through its CLI where a command and the API differ in the path that they use.
+// What the example policies allow and deny on a real Vault, through its CLI where
+// a command and the API use different paths.
 
 import (
 	"encoding/json"
@@ -20,9 +20,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// doors are the engine's paths and Vault's around it, and who may go through:
-// o the operator, a the application, c the CI job, d its dispatcher (whose right
-// to read wrapped has a test of its own), t a team (whose writes have one), f finance.
+// doors are requests to the engine and to Vault, with the policies that allow them:
+// o operator, a application, c CI job, d its dispatcher (another test covers its
+// wrapped reads), t team (another test covers its writes), f finance.
 var doors = []struct{ method, path, who string }{
 	{"GET", "config", "o"},
 	{"PUT", "config", "o"},
@@ -59,7 +59,7 @@ var doors = []struct{ method, path, who string }{
 	{"LIST", "/sys/leases/lookup/%s/creds/my-app", "o"},
 	{"PUT", "/sys/leases/lookup", "oacdtf"}, // by the lease's ID, in Vault's default policy
 	{"PUT", "/sys/leases/renew", "oacdtf"},  // also by the ID
-	{"PUT", "/sys/leases/revoke", ""},       // of any mount
+	{"PUT", "/sys/leases/revoke", ""},       // for any mount
 	{"PUT", "/sys/leases/revoke/%s/creds/my-app/id", "o"},
 	{"PUT", "/sys/leases/revoke/another/creds/my-app/id", ""},
 	{"PUT", "/sys/leases/revoke-prefix/%s/creds/my-app", "o"},
@@ -76,8 +76,8 @@ func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 	clients := map[string]func() *api.Client{}
 	for who, policy := range map[string]string{"o": "operator", "a": "application", "c": "ci", "d": "ci-dispatcher", "t": "team", "f": "finance"} {
 		name := m.policy(policy)
-		// A token for each try, since one of the doors ends it; and none that
-		// could make a key, as no role and no config is there.
+		// A token for each request, since one of them revokes it. No request
+		// can create a key, since there is no role.
 		clients[who] = func() *api.Client {
 			secret, err := m.client.Auth().Token().Create(&api.TokenCreateRequest{Policies: []string{name}, TTL: "5m"})
 			require.NoError(t, err)
@@ -98,8 +98,8 @@ func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 	}
 }
 
-// try goes through a door with empty hands: what is allowed fails for another
-// reason, or does nothing.
+// try sends a request without data: if it is allowed, it fails for another reason
+// or does nothing.
 func try(client *api.Client, method, path string) error {
 	var err error
 	switch method {
@@ -117,7 +117,7 @@ func try(client *api.Client, method, path string) error {
 	return err
 }
 
-// A read may ask for a shorter lease without further rights.
+// A read can request a shorter lease without more permissions.
 func TestAReaderMayAskForAShorterLease(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "2h")
@@ -128,7 +128,7 @@ func TestAReaderMayAskForAShorterLease(t *testing.T) {
 	requireStatus(t, http.StatusForbidden, err)
 }
 
-// forbidden tells a refusal of Vault's policies from any other outcome.
+// forbidden reports whether Vault's policies denied a request.
 func forbidden(err error) bool {
 	var answer *api.ResponseError
 	if errors.As(err, &answer) {
@@ -137,7 +137,7 @@ func forbidden(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "Code: 403")
 }
 
-// The forms of `vault lease revoke` are four different paths.
+// The forms of `vault lease revoke` use four different paths.
 func TestAnOperatorEndsTheLeasesOfThisEngineOnly(t *testing.T) {
 	m, another := newMountPair(t)
 	operator := m.tokenOf("operator")
@@ -147,7 +147,7 @@ func TestAnOperatorEndsTheLeasesOfThisEngineOnly(t *testing.T) {
 	vault := func(args ...string) error { return m.command(operator, "", args...) }
 	one, two, kept := m.creds("my-app"), m.creds("my-app"), m.creds("my-app")
 
-	// By its ID: in the path, never in the body, which Vault prefers.
+	// A lease ID may be in the path, not in the body, which Vault prefers.
 	id := "lease_id=" + theirs.id
 	for _, args := range [][]string{
 		{"lease", "revoke", theirs.id},
@@ -169,7 +169,7 @@ func TestAnOperatorEndsTheLeasesOfThisEngineOnly(t *testing.T) {
 		err := vault(args...)
 		require.True(t, forbidden(err), "%v: %v", args, err)
 	}
-	require.True(t, forbidden(m.vault.ClientFor(operator).Sys().Revoke(kept.id)), "Go's Revoke has the ID in the body")
+	require.True(t, forbidden(m.vault.ClientFor(operator).Sys().Revoke(kept.id)), "Go's Revoke sends the ID in the body")
 	require.Contains(t, another.alive(), theirs.account)
 	require.Len(t, m.alive(), 3)
 
@@ -178,18 +178,18 @@ func TestAnOperatorEndsTheLeasesOfThisEngineOnly(t *testing.T) {
 	require.NoError(t, vault("lease", "revoke", one.id))
 	require.NoError(t, vault("lease", "revoke", "-sync", two.id))
 	require.NoError(t, vault("lease", "revoke", "-prefix", "-sync", m.path+"/creds/my-app"))
-	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 30*time.Second, 50*time.Millisecond, "the first lease's account")
+	require.Eventually(t, func() bool { return len(m.alive()) == 0 }, 30*time.Second, 50*time.Millisecond, "the first lease's account remains")
 	require.NoError(t, vault("lease", "revoke", "-prefix", m.path+"/creds/my-app"))
 	require.NoError(t, another.revoke(theirs))
 }
 
-// newMountPair is two mounts of one server.
+// newMountPair returns two mounts of a server.
 func newMountPair(t *testing.T) (m, another *mount) {
 	m = newMount(t)
 	return m, newMountOn(t, m.vault)
 }
 
-// absent is a field that a write does not name.
+// absent is a field that a write omits.
 type absent struct{}
 
 func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
@@ -210,7 +210,7 @@ func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
 	write := func(role, body string) error {
 		return m.command(token, body, "write", m.path+"/roles/"+role, "-")
 	}
-	// A value of another type may fail before Vault asks the policy.
+	// A value of another type may fail before the policy check.
 	refused := func(err error) bool {
 		return forbidden(err) || err != nil && strings.Contains(err.Error(), "error converting input for field")
 	}
@@ -246,14 +246,14 @@ func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
 	for _, role := range []string{"team-b-app", "team-a", "team-ab", "Team-a-app", "another", "xteam-a-app"} {
 		require.True(t, forbidden(write(role, body(nil))), role)
 	}
-	// What the policy takes for a list, and the engine does not take.
+	// Values that the policy treats as a list and the engine rejects.
 	for _, c := range []change{{"project_id": list(m.project)}, {"ttl": "15m,1h"}, {"ttl": list("1h")}, {"max_ttl": list("1h", "8h")}, {"ttl": "1h", "max_ttl": "1h,8h"}} {
 		require.Error(t, write("team-a-app", body(c)), "%v", c)
 	}
 	require.Error(t, write("team-a-x/../another", body(nil)))
 	require.Error(t, write("team-a-x/another", body(nil)))
 
-	// By other methods and in other forms than the CLI's.
+	// Methods and encodings that the CLI does not use.
 	send := func(method, kind, body string) int {
 		req, err := http.NewRequestWithContext(t.Context(), method, m.vault.Addr+"/v1/"+m.path+"/roles/team-a-app?project_id="+elsewhere, strings.NewReader(body))
 		require.NoError(t, err)
@@ -269,7 +269,7 @@ func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
 	form := url.Values{"project_id": {m.project}, "ttl": {"30m"}, "max_ttl": {"4h"}, "scopes": {""}}.Encode()
 	for _, method := range []string{http.MethodPut, http.MethodPost} {
 		require.Equal(t, http.StatusForbidden, send(method, "application/json", body(change{"scopes": list()})), method)
-		// Some versions of Vault refuse a field that is there twice, others take the last.
+		// Some versions of Vault refuse a duplicate field, others use the last one.
 		require.GreaterOrEqual(t, send(method, "application/json", strings.TrimSuffix(body(nil), "}")+`,"max_ttl":"9h"}`), http.StatusBadRequest, method)
 		require.Equal(t, http.StatusForbidden, send(method, "application/x-www-form-urlencoded", form), method)
 		require.Equal(t, http.StatusForbidden, send(method, "application/json", ""), "%s without a body", method)
@@ -280,7 +280,7 @@ func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
 		require.GreaterOrEqual(t, send(http.MethodPatch, kind, `{"scopes":[]}`), http.StatusBadRequest, kind)
 	}
 
-	require.Equal(t, before, m.read("roles/team-a-app").Data, "the role, after all that was refused")
+	require.Equal(t, before, m.read("roles/team-a-app").Data, "the refused writes must not change the role")
 	names, err := m.client.Logical().List(m.path + "/roles")
 	require.NoError(t, err)
 	require.ElementsMatch(t, []any{"team-a-app", "team-b-app"}, names.Data["keys"])
@@ -293,7 +293,7 @@ func TestATeamWritesRolesWithinItsLimitsOnly(t *testing.T) {
 	for _, c := range allowed {
 		require.NoError(t, write("team-a-app", body(c)), "%v", c)
 	}
-	// Vault asks for the required fields in a read as well.
+	// Vault also requires the fields in a read.
 	role := m.path + "/roles/team-a-app"
 	err = m.command(token, "", "read", role)
 	require.True(t, forbidden(err), "%v", err)

@@ -2,10 +2,9 @@
 
 package integration
 
-// What the tests of the tools around Vault share: the examples under deploy/
-// are used as they are, but for addresses, paths and names, so that none can
-// rot; and a watch over a key that a tool keeps, which notes every moment at
-// which it does not work.
+// Helpers for the tests of tools around Vault. The tests use the examples under
+// deploy/ and replace only addresses, paths and names, so that the examples stay
+// correct. watch records every moment at which a tool's key does not work.
 
 import (
 	"context"
@@ -26,9 +25,9 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// example reads a file of deploy/ and puts this mount's names in the place of
-// the example's. More replacements come as pairs. What is left of the
-// example's world afterwards would be a test of nothing, and fails.
+// example reads a file of deploy/ and replaces the example's names with this
+// mount's. pairs are further replacements. An address or path of the example that
+// remains fails the test.
 func (m *mount) example(file, dir string, pairs ...string) string {
 	m.t.Helper()
 	root, err := devenv.Root()
@@ -44,7 +43,7 @@ func (m *mount) example(file, dir string, pairs ...string) string {
 	text := strings.NewReplacer(pairs...).Replace(string(content))
 	for _, line := range strings.Split(text, "\n") {
 		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
-			require.NotRegexp(m.t, `example\.com|/usr/local/|/etc/|/run/|\bopenai/`, line, "%s: left as in the example", file)
+			require.NotRegexp(m.t, `example\.com|/usr/local/|/etc/|/run/|\bopenai/`, line, "%s: not replaced", file)
 		}
 	}
 	return text
@@ -58,7 +57,7 @@ func (m *mount) exampleFile(file, dir string, pairs ...string) string {
 	return path
 }
 
-// policy writes an example's policy under a name of this mount's.
+// policy writes an example policy under a name of this mount.
 func (m *mount) policy(name string, pairs ...string) string {
 	m.t.Helper()
 	policy := m.path + "-" + name
@@ -66,7 +65,7 @@ func (m *mount) policy(name string, pairs ...string) string {
 	return policy
 }
 
-// tokenOf makes a token with the policy of an example, and Vault's default one.
+// tokenOf creates a token with an example policy and Vault's default policy.
 func (m *mount) tokenOf(policy string, pairs ...string) string {
 	m.t.Helper()
 	secret, err := m.client.Auth().Token().CreateWithContext(m.t.Context(), &api.TokenCreateRequest{
@@ -78,8 +77,8 @@ func (m *mount) tokenOf(policy string, pairs ...string) string {
 
 var approle sync.Once
 
-// login makes an AppRole with the policy of an example, as the page on the
-// Agent has it made, and writes what an agent logs in with into dir.
+// login creates an AppRole with an example policy, as the page on the Agent
+// describes, and writes its role ID and secret ID to dir.
 func (m *mount) login(policy, dir string) {
 	m.t.Helper()
 	approle.Do(func() {
@@ -98,8 +97,8 @@ func (m *mount) login(policy, dir string) {
 	}
 }
 
-// tool starts a program beside Vault. At the end of the test it is stopped, by
-// its id, and its log is searched for keys.
+// tool starts a program beside Vault. At its end, the test stops the process by
+// its ID and searches its log for keys.
 func (m *mount) tool(dir string, env []string, program string, args ...string) *devenv.Tool {
 	m.t.Helper()
 	tool, err := devenv.StartTool(dir, env, program, args...)
@@ -127,8 +126,8 @@ func (m *mount) script(token, path string, args ...string) (string, error) {
 	defer cancel()
 	var stderr strings.Builder
 	var out []byte
-	// A script that was just written is busy while a process that another test starts at
-	// that moment still has its file.
+	// A new script is busy while a process that another test just started still has its
+	// file open.
 	for range 50 {
 		cmd := exec.CommandContext(ctx, path, args...)
 		cmd.Env = append(env, "VAULT_TOKEN="+token)
@@ -145,15 +144,13 @@ func (m *mount) script(token, path string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// watch looks at a key that a tool keeps, again and again until it has seen
-// `keys` different ones, and fails the test for each moment at which the key
-// that was there did not work. current returns the key as a user of the tool
-// would get it; an answer that changes while the old key is tried is a user who
-// came a moment too early, and he tries again with the new one.
+// watch polls a tool's key until it has seen `keys` different ones, and fails the
+// test for each moment at which the current key did not work. current returns the
+// key as a user of the tool would get it. If the key changes while watch tries the
+// old one, watch tries the new one instead.
 //
-// No tool renews in time on a machine that stands still. So the watch measures
-// Vault meanwhile, and starts again, three times at most, after a gap that came
-// with a stall.
+// No tool renews in time on a stalled machine. So watch also measures Vault, and
+// restarts, three times at most, after a gap that came with a stall.
 func (m *mount) watch(what string, keys int, atMost time.Duration, current func() (string, error)) {
 	m.t.Helper()
 	stalled := m.stalls()
@@ -163,11 +160,11 @@ func (m *mount) watch(what string, keys int, atMost time.Duration, current func(
 	looks, starts := 0, 1
 	var down time.Time
 	for len(seen) < keys {
-		require.Less(m.t, time.Since(began), atMost, "%s: %d of %d keys were seen, %d looks", what, len(seen), keys, looks)
+		require.Less(m.t, time.Since(began), atMost, "%s: %d of %d keys were seen in %d polls", what, len(seen), keys, looks)
 		time.Sleep(50 * time.Millisecond)
 		key, err := current()
 		if (err != nil || key == "") && len(seen) == 0 {
-			continue // it has only been started
+			continue // it is still starting
 		}
 		looks++
 		works := err == nil && key != "" && infer(m.t, m.sim, key) == http.StatusOK
@@ -181,7 +178,7 @@ func (m *mount) watch(what string, keys int, atMost time.Duration, current func(
 			continue
 		}
 		if !down.IsZero() && starts <= 3 && stalled(down.Add(-longestTTL)) {
-			m.t.Logf("%s: the key was dead for %s, and Vault stalled; watched again", what, time.Since(down).Round(10*time.Millisecond))
+			m.t.Logf("%s: the key was invalid for %s, and Vault stalled; the watch restarts", what, time.Since(down).Round(10*time.Millisecond))
 			began, down, looks = time.Now(), time.Time{}, 0
 			starts++
 			clear(seen)
@@ -194,20 +191,20 @@ func (m *mount) watch(what string, keys int, atMost time.Duration, current func(
 			seen[key] = time.Since(began)
 		}
 	}
-	m.t.Logf("%s: %d keys, %d looks, first seen after %v", what, len(seen), looks, times(seen))
-	require.Empty(m.t, gaps, "%s: moments at which the key did not work", what)
+	m.t.Logf("%s: %d keys in %d polls, first seen after %v", what, len(seen), looks, times(seen))
+	require.Empty(m.t, gaps, "%s: the key did not always work", what)
 }
 
 const (
-	// longestTTL is more than any lease lives here without a renewal.
+	// longestTTL is the longest TTL of the leases under watch.
 	longestTTL = 30 * time.Second
-	// stall is what a write to Vault's storage may take. A renewal has several,
-	// and the last third of agentTTL for them.
+	// stall is how long a write to Vault's storage may take. A renewal needs
+	// several within the last third of agentTTL.
 	stall = time.Second
 )
 
-// stalls writes to Vault's storage until the end of the test. What it returns
-// reports whether any write since some time took longer than stall.
+// stalls writes to Vault's storage until the end of the test. since reports whether
+// any write since a given time took longer than stall.
 func (m *mount) stalls() (since func(at time.Time) bool) {
 	var mu sync.Mutex
 	var last time.Time // the end of the last stall
@@ -224,7 +221,7 @@ func (m *mount) stalls() (since func(at time.Time) bool) {
 				last = time.Now()
 				mu.Unlock()
 			}
-			time.Sleep(100 * time.Millisecond) // the pause itself
+			time.Sleep(100 * time.Millisecond)
 		}
 	})
 	return func(at time.Time) bool {
@@ -241,7 +238,7 @@ func times(seen map[string]time.Duration) (all []string) {
 	return all
 }
 
-// file is the key in a file, as a program would read it.
+// file reads the key in a file, as a program would.
 func file(path string) func() (string, error) {
 	return func() (string, error) {
 		content, err := os.ReadFile(path)
@@ -249,8 +246,8 @@ func file(path string) func() (string, error) {
 	}
 }
 
-// command runs one of Vault's own commands with a token, and an input where it
-// reads one. A refusal is an error with what the command printed.
+// command runs a command of Vault's CLI with a token and an input. If it fails, the
+// error contains the command's output.
 func (m *mount) command(token, input string, args ...string) error {
 	m.t.Helper()
 	env, err := m.vault.CLIEnv()

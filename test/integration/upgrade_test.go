@@ -2,13 +2,13 @@
 
 package integration
 
-// Two versions of the plugin on one Vault, as docs/upgrades.md has an operator
-// move a mount between them: what one version has made the other serves and
-// ends, forth and back. And what Vault itself does with pins and with a version
-// whose binary is gone, since the page tells of it.
+// Two versions of the plugin on one Vault. A mount moves between them in both
+// directions, as docs/upgrades.md describes: each version serves and deletes what
+// the other created. The page also describes pins and a missing binary, so these
+// tests cover Vault's behavior with both.
 //
-// The operator's commands are read from the page, so that it cannot say what
-// was not run.
+// The tests read the operator's commands from the page, so it shows only commands
+// that were run.
 
 import (
 	"encoding/json"
@@ -35,13 +35,13 @@ const (
 
 	pinPath = "sys/plugins/pins/secret/" + devenv.PluginName
 
-	// aTick is longer than Vault takes to its next tick, and the engine for what
-	// it then does.
+	// aTick is long enough for Vault's next periodic call and the work that the
+	// engine does in it.
 	aTick = 90 * time.Second
-	// oldEnough is when the WAL acts on a create that was lost, and a tick.
+	// oldEnough is when the WAL processes a lost create, plus a tick.
 	oldEnough = 2*time.Minute + aTick
-	// delay is how long what was replaced lives on: longer than it takes to move
-	// the mount, so that the other version finds it.
+	// delay is how long superseded keys stay valid: longer than it takes to move
+	// the mount, so that the other version finds them.
 	delay = 90 * time.Second
 )
 
@@ -50,9 +50,9 @@ type upgrade struct {
 	*mount
 	old, new devenv.Plugin
 	env      []string
-	commands []string // of the page's blocks that are this test's
+	commands []string // from the page's blocks for this test
 
-	hand, team string // accounts that people have made, for a static role and for leased keys
+	hand, team string // accounts created by hand, for a static role and for leased keys
 }
 
 func newUpgrade(t *testing.T) *upgrade {
@@ -62,7 +62,7 @@ func newUpgrade(t *testing.T) *upgrade {
 	return u
 }
 
-// newMove is two versions of the plugin on a server, and the commands of a page.
+// newMove builds two versions of the plugin and reads the commands of a page.
 func newMove(t *testing.T, v *devenv.Vault, page string) *upgrade {
 	t.Helper()
 	u := &upgrade{mount: &mount{t: t, vault: v, client: v.Client(), path: "openai", sim: openaitest.Start(t, openaitest.Options{})}}
@@ -81,7 +81,7 @@ func newMove(t *testing.T, v *devenv.Vault, page string) *upgrade {
 		}
 	}
 
-	// Built apart, and put where the page says that an operator does.
+	// Build each version and copy it to the path on the page.
 	for version, into := range map[string]*devenv.Plugin{"v0.1.0": &u.old, "v0.2.0": &u.new} {
 		built, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{Version: version, Race: devenv.RaceAvailable(t.Context())})
 		require.NoError(t, err)
@@ -96,7 +96,7 @@ func newMove(t *testing.T, v *devenv.Vault, page string) *upgrade {
 	return u
 }
 
-// run runs the page's block that has these words.
+// run runs the page's block that contains words.
 func (u *upgrade) run(words string) string {
 	u.t.Helper()
 	var found []string
@@ -119,7 +119,7 @@ func (u *upgrade) shell(script string) (string, error) {
 	return strings.Join(strings.Fields(string(out)), " "), err // the CLI wraps lines
 }
 
-// refused runs a command that Vault must refuse with these words.
+// refused runs a command that Vault must refuse with the error why.
 func (u *upgrade) refused(script, why string) {
 	u.t.Helper()
 	out, err := u.shell(script)
@@ -127,7 +127,7 @@ func (u *upgrade) refused(script, why string) {
 	require.Contains(u.t, out, why, script)
 }
 
-// runs waits until the mount runs a version, which a global reload does not.
+// runs waits until the mount runs a version; a global reload does not wait.
 func (u *upgrade) runs(version devenv.Plugin, configured string) {
 	u.t.Helper()
 	require.Eventually(u.t, func() bool { return u.runningVersion() == version.Version }, time.Minute, 50*time.Millisecond, "%s", version.Version)
@@ -146,7 +146,7 @@ func (u *upgrade) mountTable() map[string]any {
 	return secret.Data
 }
 
-// settings is the config without what the engine's own work changes.
+// settings returns the config without fields that the engine changes.
 func (u *upgrade) settings() map[string]any {
 	u.t.Helper()
 	data := u.read("config").Data
@@ -157,20 +157,20 @@ func (u *upgrade) settings() map[string]any {
 	return data
 }
 
-// state is what one version makes for the other.
+// state is what one version leaves to the other.
 type state struct {
 	leases     map[string]lease // by role
 	static     map[string]map[string]any
-	superseded []string // keys of static roles that were replaced
-	admin      string   // the admin key that was replaced
+	superseded []string // superseded keys of static roles
+	admin      string   // the superseded admin key
 	unrevoked  lease
-	lost       []string // accounts whose making had no answer
+	lost       []string // accounts of lost creates
 	config     map[string]any
-	heal       func() // ends what had failed
+	heal       func() // removes the fault
 }
 
-// make makes leases of each kind, replaces keys, and fails: what is to be
-// deleted cannot be, until the other version serves the mount.
+// make creates leases of each kind, rotates keys, and makes deletions fail until
+// the other version serves the mount.
 func (u *upgrade) make() *state {
 	u.t.Helper()
 	s := &state{leases: map[string]lease{}, static: map[string]map[string]any{}}
@@ -200,9 +200,9 @@ func (u *upgrade) make() *state {
 	}
 	require.NotEmpty(u.t, s.lost)
 	entries := number(u.t, u.read("config").Data["wal_entries"])
-	require.GreaterOrEqual(u.t, entries, int64(len(s.lost)+1), "the revoke that has failed and the creates without an answer")
+	require.GreaterOrEqual(u.t, entries, int64(len(s.lost)+1), "the failed revocation and the lost creates")
 
-	// Last, since its grace runs.
+	// Last: starts a grace period.
 	s.admin = u.read("config").Data["admin_api_key_id"].(string)
 	u.write("config/rotate", nil)
 	require.EqualValues(u.t, 1, number(u.t, u.read("config").Data["superseded_admin_keys"]))
@@ -210,12 +210,12 @@ func (u *upgrade) make() *state {
 	return s
 }
 
-// serve is what the other version must do with it.
+// serve checks that the other version serves s.
 func (u *upgrade) serve(s *state) {
 	u.t.Helper()
 	t := u.t
 	require.Equal(t, s.config, u.settings(), "the config and its schedule")
-	require.EqualValues(t, 1, number(t, u.read("config").Data["superseded_admin_keys"]), "it is in its grace")
+	require.EqualValues(t, 1, number(t, u.read("config").Data["superseded_admin_keys"]), "the superseded key is in its grace period")
 	require.Contains(t, u.adminKeys(), s.admin)
 	for role, creds := range s.static {
 		require.Equal(t, creds["api_key"], u.read("static-creds/" + role).Data["api_key"], role)
@@ -223,7 +223,7 @@ func (u *upgrade) serve(s *state) {
 	for _, key := range s.superseded {
 		require.Equal(t, http.StatusOK, infer(t, u.sim, key), "a superseded key within its delay")
 	}
-	require.Subset(t, u.alive(), append(s.lost, s.unrevoked.account), "the other version has not deleted it before")
+	require.Subset(t, u.alive(), append(s.lost, s.unrevoked.account), "the first version must not have deleted these accounts")
 	s.heal()
 
 	for role, l := range s.leases {
@@ -234,7 +234,7 @@ func (u *upgrade) serve(s *state) {
 	}
 	for _, k := range u.sim.Keys() {
 		if k.Value == s.leases["ttl"].key {
-			require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), k.ExpiresAt, time.Minute, "the key's end follows the renewal")
+			require.WithinDuration(t, time.Now().Add(2*time.Hour+75*time.Second), k.ExpiresAt, time.Minute, "the renewal must extend the key's lifetime")
 		}
 	}
 	require.Equal(t, http.StatusForbidden, use(t, u.sim, "/responses", s.leases["scoped"].key), "beyond its scopes")
@@ -257,29 +257,29 @@ func (u *upgrade) serve(s *state) {
 		require.Eventually(t, is, within, 500*time.Millisecond, what)
 		t.Logf("%s: %s after the move", what, time.Since(began).Round(time.Second))
 	}
-	gone("the revoke that had failed is made good", aTick, func() bool {
+	gone("the failed revocation is completed", aTick, func() bool {
 		return infer(t, u.sim, s.unrevoked.key) == http.StatusUnauthorized
 	})
 	gone("the superseded admin key is deleted", delay+aTick, func() bool {
 		return number(t, u.read("config").Data["superseded_admin_keys"]) == 0
 	})
 	require.NotContains(t, u.adminKeys(), s.admin)
-	// The ledger is asked and not the keys: one that is used after its end is kept.
+	// This lists the keys instead of using them: the engine keeps a key in use.
 	gone("the superseded keys of static roles are deleted", delay+aTick, func() bool {
 		return !slices.ContainsFunc(u.sim.Keys(), func(k openaitest.Key) bool { return slices.Contains(s.superseded, k.Value) })
 	})
 	for _, key := range s.superseded {
 		require.Equal(t, http.StatusUnauthorized, infer(t, u.sim, key))
 	}
-	gone("the WAL is worked off", oldEnough, func() bool {
+	gone("all WAL entries are processed", oldEnough, func() bool {
 		return number(t, u.read("config").Data["wal_entries"]) == 0
 	})
 	for _, id := range append(s.lost, s.unrevoked.account) {
 		require.NotContains(t, u.alive(), id)
 	}
-	require.NoError(t, u.revoke(s.unrevoked), "Vault tries again what is done already")
+	require.NoError(t, u.revoke(s.unrevoked), "Vault retries a completed revocation")
 	require.False(t, u.leased(s.unrevoked))
-	require.Len(t, u.alive(), 3, "the accounts of the static roles, and the one that keys are leased of")
+	require.Len(t, u.alive(), 3, "the accounts of the static roles and of the leased keys")
 }
 
 func (u *upgrade) adminKeys() (ids []string) {
@@ -298,10 +298,10 @@ func number(t *testing.T, value any) int64 {
 	return n
 }
 
-// The two ways are taken side by side, since each waits for Vault's clock.
+// Both directions run in parallel, since each waits for Vault's timers.
 func TestLong_AMountIsMovedToAnotherVersionAndBack(t *testing.T) {
 	beside(t)
-	t.Run("to the newer one, and pins", func(t *testing.T) {
+	t.Run("upgrade, then pins", func(t *testing.T) {
 		u := newUpgrade(t)
 		made := u.make()
 		u.run("tune -plugin-version=v0.2.0")
@@ -313,7 +313,7 @@ func TestLong_AMountIsMovedToAnotherVersionAndBack(t *testing.T) {
 		u.pinned()
 		u.end()
 	})
-	t.Run("back to the older one, and without its binary", func(t *testing.T) {
+	t.Run("downgrade, then missing binary", func(t *testing.T) {
 		u := newUpgrade(t)
 		u.run("tune -plugin-version=v0.2.0")
 		u.runs(u.new, u.new.Version)
@@ -326,7 +326,7 @@ func TestLong_AMountIsMovedToAnotherVersionAndBack(t *testing.T) {
 	})
 }
 
-// pinned runs pins in a subtest of its own, which says where there are none.
+// pinned runs pins in a subtest, which is skipped if the server has no pins.
 func (u *upgrade) pinned() {
 	outer := u.t
 	outer.Run("pins", func(t *testing.T) {
@@ -337,7 +337,7 @@ func (u *upgrade) pinned() {
 	})
 }
 
-// start registers both versions and makes a mount of the older one.
+// start registers both versions and mounts the older one.
 func (u *upgrade) start() {
 	u.t.Helper()
 	t := u.t
@@ -345,11 +345,11 @@ func (u *upgrade) start() {
 	u.run("vault plugin register")
 	require.NoError(t, u.client.Sys().MountWithContext(t.Context(), u.path, &api.MountInput{Type: devenv.PluginName, Config: api.MountConfigInput{PluginVersion: u.old.Version}}))
 	t.Cleanup(func() { u.requireNoSecretWritten(u.sim.Secrets()...) })
-	// A schedule that comes weeks from now: it is to be kept, and not to strike.
+	// A schedule that is due in weeks: it must be kept, but not rotate anything.
 	schedule := fmt.Sprintf("0 2 %d * *", (time.Now().UTC().Day()+13)%28+1)
 	config := u.adminConfig()
 	config["rotation_grace_period"], config["rotation_schedule"], config["rotation_window"] = delay.String(), schedule, "1h"
-	config["project_id"], config["tidy_interval"] = u.project, 0 // nothing is deleted but by what is tested
+	config["project_id"], config["tidy_interval"] = u.project, 0 // only the tested code deletes anything
 	u.write("config", config)
 	u.runs(u.old, u.old.Version)
 
@@ -361,7 +361,7 @@ func (u *upgrade) start() {
 	u.write("static-roles/adopted", map[string]any{"project_id": u.project, "rotation_period": "1h", "revocation_delay": delay.String(), "service_account_id": u.hand})
 }
 
-// end leaves nothing alive but what was there before.
+// end deletes everything that the test created.
 func (u *upgrade) end() {
 	u.t.Helper()
 	t := u.t
@@ -369,22 +369,22 @@ func (u *upgrade) end() {
 		_, err := u.client.Logical().DeleteWithContext(t.Context(), u.path+"/static-roles/"+role)
 		require.NoError(t, err)
 	}
-	require.ElementsMatch(t, []string{u.hand, u.team}, u.alive(), "the two that were made by hand")
+	require.ElementsMatch(t, []string{u.hand, u.team}, u.alive(), "the two accounts created by hand")
 	require.Empty(t, u.sim.Keys())
 	u.keepAdminKey()
 	require.Len(t, u.sim.AdminKeys(), 1)
 	require.NoError(t, u.client.Sys().UnmountWithContext(t.Context(), u.path))
 }
 
-// pins is what Vault does with them. It begins and ends with the old version.
+// pins tests Vault's behavior with pins. It starts and ends with the old version.
 func (u *upgrade) pins() {
 	u.t.Helper()
 	t := u.t
 	l := u.creds("scoped")
 	u.refused("vault write "+pinPath+" version=v9.9.9", "does not exist")
 
-	// It is for what starts from then on, whatever the mount was tuned to, and
-	// nothing says so before the reload but a warning.
+	// A pin applies from the next start, whatever version the mount is tuned to.
+	// Before the reload, only a warning shows it.
 	_, err := u.client.Logical().WriteWithContext(t.Context(), pinPath, map[string]any{"version": u.new.Version})
 	require.NoError(t, err)
 	u.runs(u.old, u.old.Version)
@@ -393,7 +393,7 @@ func (u *upgrade) pins() {
 	require.Contains(t, u.run("vault read sys/mounts/openai"), `configured as "v0.1.0", but running "v0.2.0" because that version is pinned`)
 	require.NoError(t, u.revoke(l))
 
-	// While there is one, no mount can be given a version, not even the same.
+	// While a pin exists, no mount can be given a version, not even the same.
 	for _, version := range []string{u.old.Version, u.new.Version} {
 		u.refused("vault secrets tune -plugin-version="+version+" openai", "as a pinned version v0.2.0 is in effect")
 		u.refused("vault secrets enable -path=second -plugin-version="+version+" "+devenv.PluginName, "as it is pinned to version v0.2.0")
@@ -405,15 +405,15 @@ func (u *upgrade) pins() {
 	require.NoError(t, u.client.Sys().UnmountWithContext(t.Context(), "second"))
 	u.refused("vault plugin deregister -version=v0.2.0 secret "+devenv.PluginName, "cannot delete a pinned version")
 
-	// Without it the mount is where it was tuned to.
+	// Without the pin, the mount runs its own version.
 	l = u.creds("scoped")
 	u.run("vault delete " + pinPath)
 	u.runs(u.old, u.old.Version)
 	require.NoError(t, u.revoke(l))
 }
 
-// withoutItsBinary is what Vault does when a version's file is gone, and how to
-// get out of it. It begins with the old version, of which nothing is left.
+// withoutItsBinary tests Vault's behavior with a missing binary, and the recovery.
+// It starts with the old version and ends after its deregistration.
 func (u *upgrade) withoutItsBinary() {
 	u.t.Helper()
 	t := u.t
@@ -421,7 +421,7 @@ func (u *upgrade) withoutItsBinary() {
 	require.NoError(t, err)
 	l := u.creds("scoped")
 
-	// What runs goes on running, until it is to be started again.
+	// A running plugin keeps working until it must start again.
 	require.NoError(t, os.Remove(u.old.Path))
 	require.NoError(t, u.revoke(u.creds("scoped")))
 	const gone = "error verifying checksum"
@@ -434,15 +434,15 @@ func (u *upgrade) withoutItsBinary() {
 		require.True(t, u.leased(l))
 	}
 	notServed()
-	require.Equal(t, u.old.Version, u.runningVersion(), "Vault names what it last knew to run")
+	require.Equal(t, u.old.Version, u.runningVersion(), "Vault reports the last version that ran")
 
-	// The way out that needs no file: the version that there is.
+	// Recovery without the file: move to the other version.
 	u.run("tune -plugin-version=v0.2.0")
 	u.runs(u.new, u.new.Version)
 	require.NoError(t, u.revoke(l))
 
-	// Tuning does not look at the file and reloading fails; the version from which
-	// the mount was to be moved then goes on serving it.
+	// Tuning does not check the file, and reloading fails; the previous version then
+	// continues to serve the mount.
 	l = u.creds("scoped")
 	_, err = u.shell("vault secrets tune -plugin-version=v0.1.0 openai")
 	require.NoError(t, err)
@@ -450,9 +450,9 @@ func (u *upgrade) withoutItsBinary() {
 	u.runs(u.new, u.old.Version)
 	require.NoError(t, u.revoke(u.creds("scoped")))
 
-	// Unless Vault starts in between: then the mount is not there. With the file
-	// back, a reload alone lets it read but not write, since Vault makes the storage
-	// of what it could not start read-only until it is unsealed again.
+	// If Vault restarts in between, the mount is unavailable. Once the file is back, a
+	// reload alone permits reads but not writes: Vault keeps the storage of a mount
+	// that it could not start read-only until the next unseal.
 	require.NoError(t, u.vault.Restart(t.Context()))
 	config, err := u.client.Logical().ReadWithContext(t.Context(), u.path+"/config")
 	require.NoError(t, err)

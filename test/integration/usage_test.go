@@ -2,8 +2,8 @@
 
 package integration
 
-// Costs as a finance colleague and an operator get them: the real command line, entities
-// of the real identity store, and what is left of the records after kills.
+// Costs as finance teams and operators get them: the real CLI, entities of the real
+// identity store, and the records that are left after kills.
 
 import (
 	"context"
@@ -23,13 +23,13 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// spend adds a cost of the key of a credential, today.
+// spend adds a cost of a credential's key, dated today.
 func (m *mount) spend(secret *api.Secret, amount string) {
 	m.sim.AddCost(m.project, secret.Data["api_key_id"].(string), "gpt-6, input_tokens", m.sim.Now(), amount)
 }
 
-// The output of the command line is that of the page: its field names and amounts, and
-// no nested value.
+// The output of the CLI matches docs/usage.md: its field names and amounts, and no nested
+// value.
 func TestUsageInATerminal(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
@@ -69,7 +69,7 @@ func TestUsageInATerminal(t *testing.T) {
 	require.Contains(t, out, `group_by "team" is unknown; use role, entity`)
 }
 
-// A team's costs are found by the metadata of real entities, and the table adds up.
+// The metadata of real entities yields a team's costs, and the table adds up.
 func TestUsageByTeamAndAsATable(t *testing.T) {
 	m := newMountOn(t, ownVault(t))
 	m.role("my-app", "1h", "24h")
@@ -122,23 +122,23 @@ func TestUsageByTeamAndAsATable(t *testing.T) {
 	}
 	require.Equal(t, [][]string{{"metadata:team", "name", "cost_usd"}, {"search", "", "12.340012"}, {"'=1+1", "", "1"}, {"(none)", "", "0.5"}, {"(unattributed)", "", "0.000000000001"}}, cells)
 
-	// A deleted entity is shown by its ID: its costs do not go to anybody else.
+	// A deleted entity appears with its ID: no other entity gets its costs.
 	_, err = sys.Delete("identity/entity/id/" + gone)
 	require.NoError(t, err)
-	_, err = m.client.Sys().ReloadPlugin(&api.ReloadPluginInput{Plugin: devenv.PluginName}) // which forgets what it asked
+	_, err = m.client.Sys().ReloadPlugin(&api.ReloadPluginInput{Plugin: devenv.PluginName}) // clears the cached entities
 	require.NoError(t, err)
 	out, err = m.vaultCLI("read", m.path+"/usage", "group_by=metadata:team")
 	require.NoError(t, err, out)
 	require.Regexp(t, `(?m)^cost_`+gone+` +1$`, out)
 }
 
-// The plugin and then Vault are killed before the records are written: the costs of their
-// keys are unattributed until the renewal or the revocation of each lease, and the sum is
-// right at all times. What was written stays.
+// If the plugin is killed before the records are written, the costs of their keys are
+// unattributed until the renewal or the revocation of each lease, and the total stays
+// correct. Written records survive a kill of Vault.
 func TestUsageOutlivesKills(t *testing.T) {
 	m := newMountOn(t, ownVault(t))
 	m.role("r", "1h", "24h")
-	// Another window each time, so that no report is of a minute ago.
+	// A different period each time, so that no report is cached.
 	days := 0
 	report := func() map[string]any {
 		days++
@@ -158,7 +158,7 @@ func TestUsageOutlivesKills(t *testing.T) {
 	require.Equal(t, "3", report()["cost_r"])
 	_, err := m.vault.KillPlugins()
 	require.NoError(t, err)
-	require.Equal(t, "3", report()["unattributed"], "killed within 30 seconds")
+	require.Equal(t, "3", report()["unattributed"], "killed before the records were written")
 	_, err = m.client.Sys().Renew(first.LeaseID, 3600)
 	require.NoError(t, err)
 	require.Equal(t, "1", report()["cost_r"])
@@ -166,7 +166,7 @@ func TestUsageOutlivesKills(t *testing.T) {
 	require.Equal(t, "3", report()["cost_r"])
 	require.Equal(t, "0", report()["unattributed"])
 
-	time.Sleep(35 * time.Second) // they are written
+	time.Sleep(35 * time.Second) // until written
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, m.vault.Kill())

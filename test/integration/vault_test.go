@@ -2,8 +2,8 @@
 
 package integration
 
-// What Vault offers around an engine: wrapping, policies, its OpenAPI document,
-// and its own habits with the plugin's process.
+// Vault's features around an engine: response wrapping, policies, the OpenAPI
+// document, and the management of the plugin process.
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/test/devenv"
 )
 
-// token makes a token that has one policy.
+// token creates a token with one policy.
 func (m *mount) token(policy string) string {
 	m.t.Helper()
 	require.NoError(m.t, m.client.Sys().PutPolicyWithContext(m.t.Context(), m.path, policy))
@@ -41,7 +41,7 @@ func TestACredentialCanBeWrapped(t *testing.T) {
 	l := newLease(t, unwrapped, err)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
 	_, err = m.client.Logical().Unwrap(wrapped.WrapInfo.Token)
-	require.Error(t, err, "a wrapped answer opens once")
+	require.Error(t, err, "a second unwrap must fail")
 	require.NoError(t, m.revoke(l))
 	require.Empty(t, m.alive())
 }
@@ -64,8 +64,8 @@ func TestAPolicyCanAllowOneRoleOnly(t *testing.T) {
 
 func TestTheOpenAPIDocumentDescribesTheMount(t *testing.T) {
 	m := newMount(t)
-	// Vault asks every mount for its part, and has no document at all while one
-	// of them, of another test, is being disabled.
+	// Vault builds the document from all mounts, and returns none while another
+	// test disables its mount.
 	var document *api.Secret
 	var err error
 	require.Eventually(t, func() bool {
@@ -89,7 +89,7 @@ func TestProjectsAreListed(t *testing.T) {
 	}
 }
 
-// ownVault starts a server that a test may harm.
+// ownVault starts a server for a single test.
 func ownVault(t *testing.T) *devenv.Vault {
 	t.Helper()
 	beside(t)
@@ -130,11 +130,11 @@ func TestAKilledPluginIsReplaced(t *testing.T) {
 		killed, err := m.vault.KillPlugins()
 		require.NoError(t, err)
 		require.Equal(t, 1, killed)
-		// Vault notices by the requests that fail; it must not take long.
+		// Vault restarts the plugin after failed requests.
 		require.Eventually(t, func() bool {
 			_, err := m.client.Logical().Read(m.path + "/creds/r")
 			return err == nil
-		}, time.Minute, 20*time.Millisecond, "reads after the plugin was killed")
+		}, time.Minute, 20*time.Millisecond, "no read succeeded after the plugin was killed")
 	}
 	require.NoError(t, m.revoke(old))
 	require.NotContains(t, m.alive(), old.account)

@@ -2,8 +2,8 @@
 
 package integration
 
-// What a written value means once it has gone through Vault: its CLI sends texts,
-// its API JSON, and the plugin protocol turns each number into another type.
+// The meaning of values that are written through Vault: its CLI sends strings, its
+// API sends JSON, and the plugin protocol changes the type of numbers.
 
 import (
 	"encoding/json"
@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// send makes a request with a body as it is and returns the status and the answer.
+// send sends a request with a raw body and returns the status and the response.
 func (m *mount) send(method, path, body string) (status int, answer string) {
 	m.t.Helper()
 	req, err := http.NewRequestWithContext(m.t.Context(), method, m.vault.Addr+"/v1/"+m.path+"/"+path, strings.NewReader(body))
@@ -34,7 +34,7 @@ func (m *mount) send(method, path, body string) (status int, answer string) {
 // notNow is a schedule that rotates nothing while a test runs.
 func notNow() string { return fmt.Sprintf("0 %d * * *", (time.Now().UTC().Hour()+12)%24) }
 
-// TestAReadCanBeWrittenBack is "read, edit, write" with the CLI, edit left out.
+// TestAReadCanBeWrittenBack reads and writes with the CLI, without an edit.
 func TestAReadCanBeWrittenBack(t *testing.T) {
 	m := newMount(t)
 	m.write("config", map[string]any{"admin_api_key": m.adminConfig()["admin_api_key"], "admin_api_key_id": "", "rotation_schedule": notNow()})
@@ -54,11 +54,11 @@ func TestAReadCanBeWrittenBack(t *testing.T) {
 		require.NotContains(t, answer, "unrecognized")
 		require.Equal(t, before, m.read(path).Data, path)
 	}
-	require.Empty(t, m.read("config").Data["admin_api_key_id"], "as it was written")
+	require.Empty(t, m.read("config").Data["admin_api_key_id"], "must stay empty, as written")
 	require.NotEmpty(t, m.read("config").Data["effective_admin_api_key_id"])
 }
 
-// TestAValueThatIsNothingChangesNothing sends what no client library would.
+// TestAValueThatIsNothingChangesNothing sends values that no client library does.
 func TestAValueThatIsNothingChangesNothing(t *testing.T) {
 	m := newMount(t)
 	m.write("config", map[string]any{"rotation_schedule": notNow(), "rotation_window": "2h"})
@@ -88,7 +88,7 @@ func TestAValueThatIsNothingChangesNothing(t *testing.T) {
 		status, answer := m.send(http.MethodPut, "creds/app", body)
 		require.Equal(t, http.StatusBadRequest, status, "%s: %s", body, answer)
 	}
-	require.Len(t, m.alive(), 1, "that of the static role")
+	require.Len(t, m.alive(), 1, "only the static role's account")
 
 	for _, scopes := range []string{"null", "NULL", "[]", "{}"} { // as the CLI sends them
 		require.Error(t, m.command(m.client.Token(), "", "write", m.path+"/roles/app", "scopes="+scopes))

@@ -1,14 +1,14 @@
-// Package live asks the real Admin API what its documents leave open, and holds
-// it against what the engine assumes of it (docs/openai-api.md). The probes use
-// the engine's own client; a recorder between the two sees what the client hides.
+// Package live probes what the documentation of the real Admin API leaves open,
+// and compares it with the engine's assumptions (docs/openai-api.md). The probes
+// use the engine's own client through a recorder, which sees what the client hides.
 //
-// What must stay true: no model is ever called, so a run costs nothing; only
-// things whose name begins with this run's prefix are changed or deleted, and
-// the caller's admin key only makes and deletes; all that is made is deleted
-// again, however the run ends, and a run that was killed is cleaned up after by
-// the next; and nothing in the report identifies an organization or a key.
+// What must stay true: no model is ever called, so a run costs nothing; a run
+// changes and deletes only objects whose names have its prefix, so never the
+// caller's admin key; it deletes all that it creates, however it ends, and the
+// next run cleans up after one that was killed; the report identifies neither an
+// organization nor a key.
 //
-// The same code runs against the simulator in an ordinary test.
+// A unit test runs the same code against the simulator.
 package live
 
 import (
@@ -25,36 +25,36 @@ import (
 )
 
 const (
-	// family begins the names of all that any run makes. The time of the run
-	// follows, in base 36, since not every listing tells when a thing was made.
+	// family is the prefix of the names of all runs. The time of the run follows,
+	// in base 36, since not every list has creation times.
 	family = "vault-live-"
-	// abandoned is the age from which a thing of another run has no run any more.
+	// abandoned is the age from which another run's objects count as left over.
 	abandoned = time.Hour
-	// oneCall is what OpenAI has for an answer, whether or not it is waited for.
+	// oneCall limits a call, which continues even if its caller stops waiting.
 	oneCall = time.Minute
-	// cleanupTime is what deleting everything may take at ten calls a minute.
+	// cleanupTime limits the cleanup; it is enough at ten calls a minute.
 	cleanupTime = 5 * time.Minute
 )
 
-// wholeName is the form of a run's names from end to end. Less would not do: many
-// words are numbers in base 36, and the engine itself calls the accounts of a role
+// wholeName matches a run's names from start to end. A shorter match is not enough:
+// many words are numbers in base 36, and the engine names the accounts of a role
 // live-stable-east vault-live-stable-east-….
 var wholeName = regexp.MustCompile(`^` + family + `([0-9a-z]{6})-[a-z2-7]{4}-((Az09 ._@-|long)\d+x*|(only|twice|key|admin)\d+)$`)
 
-// Config says what to probe, and how patiently. AdminKey and Project are needed.
+// Config configures a run. AdminKey and Project are required.
 type Config struct {
 	BaseURL      string // default client.DefaultBaseURL
 	AdminKey     client.Secret
 	Organization string
 	Project      string
-	ReadOnlyKey  client.Secret // an admin key that may not write; without it that is not probed
+	ReadOnlyKey  client.Secret // a read-only admin key; optional, for one probe
 
-	Expiry   time.Duration // of the key whose end is timed
-	Pause    time.Duration // between two looks at something that is awaited
-	Patience time.Duration // how long it is awaited
+	Expiry   time.Duration // of the key whose expiry is timed
+	Pause    time.Duration // between two polls
+	Patience time.Duration // time limit for polling
 }
 
-// Defaults are for the real API.
+// Defaults returns the defaults for the real API.
 func Defaults() Config {
 	return Config{BaseURL: client.DefaultBaseURL, Expiry: time.Minute, Pause: 500 * time.Millisecond, Patience: 2 * time.Minute}
 }
@@ -66,7 +66,7 @@ type run struct {
 	api    *client.Client
 	report *Report
 	named  int
-	main   made // the account that most probes are about
+	main   made // the account that most probes use
 }
 
 type made struct {
@@ -74,8 +74,8 @@ type made struct {
 	key client.Key
 }
 
-// Run makes all probes and returns what they found, also when it was cut short.
-// It fails if it could not begin or not clean up; what it finds is no failure.
+// Run runs all probes and returns their findings, even if it is interrupted. It
+// fails if it cannot start, is interrupted or cannot clean up, not on a finding.
 func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	wire, err := newWire(cfg.BaseURL)
 	if err != nil {
@@ -98,12 +98,12 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 		return nil, errors.New("the project is archived")
 	}
 	defer func() {
-		// The reason for cleaning up may well be that the context has ended.
+		// The context may have ended.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
-		proxy.Close() // not before all that is in progress has ended
+		proxy.Close() // waits for the calls in progress
 		if cleanupErr := r.cleanUp(ctx); cleanupErr != nil {
-			err = errors.Join(err, fmt.Errorf("what may be left has a name that begins with %s: %w", r.prefix, cleanupErr))
+			err = errors.Join(err, fmt.Errorf("objects whose names begin with %s may be left: %w", r.prefix, cleanupErr))
 		}
 		r.report.finish(r.wire)
 	}()
@@ -124,14 +124,13 @@ func (r *run) connect(key client.Secret) (*client.Client, error) {
 	})
 }
 
-// name is a name that nothing else has, and by which it is found again.
+// name returns a unique name, by which the cleanup finds the object.
 func (r *run) name(kind string) string {
 	r.named++
 	return r.prefix + kind + strconv.Itoa(r.named)
 }
 
-// account makes a service account; one that OpenAI has no time for is asked for
-// again.
+// account creates a service account, and retries if OpenAI limits the rate.
 func (r *run) account(ctx context.Context, name string) (made, error) {
 	var m made
 	err := r.patiently(ctx, func() (err error) {
@@ -141,10 +140,10 @@ func (r *run) account(ctx context.Context, name string) (made, error) {
 	return m, err
 }
 
-// key makes another key of the main account.
+// key creates another key of the main account.
 func (r *run) key(ctx context.Context, scopes []string, expiry time.Duration) (k client.Key, err error) {
 	if r.main.ID == "" {
-		return k, errors.New("there is no account to make a key of")
+		return k, errors.New("there is no account to create a key for")
 	}
 	err = r.patiently(ctx, func() error {
 		k, err = r.api.CreateServiceAccountKey(ctx, r.Project, r.main.ID, r.name("key"), scopes, expiry)
@@ -153,7 +152,7 @@ func (r *run) key(ctx context.Context, scopes []string, expiry time.Duration) (k
 	return k, err
 }
 
-// patiently repeats a create that was refused for its rate: nothing was made.
+// patiently retries a create that OpenAI's rate limit rejected, which created nothing.
 func (r *run) patiently(ctx context.Context, create func() error) error {
 	for began := time.Now(); ; {
 		err := create()
@@ -167,9 +166,9 @@ func (r *run) patiently(ctx context.Context, create func() error) error {
 	}
 }
 
-// cleanUp deletes what this run made, and what abandoned ones have left. The ids
-// that the recorder saw come first: a listing may lag behind. The names find what
-// an answer that was lost has made.
+// cleanUp deletes what this run created and what abandoned runs have left. First
+// it deletes by the IDs that the recorder saw, since a list may be out of date. The
+// names find objects whose create lost its answer.
 func (r *run) cleanUp(ctx context.Context) error {
 	proxy := r.wire.serve()
 	defer proxy.Close()
@@ -208,7 +207,7 @@ func (r *run) cleanUp(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ours says whether a name is this run's or an abandoned one's.
+// ours reports whether a name is of this run or of an abandoned one.
 func (r *run) ours(name string) bool {
 	if strings.HasPrefix(name, r.prefix) {
 		return true

@@ -16,8 +16,8 @@ import (
 	"vault-plugin-secrets-openai/client"
 )
 
-// TestLive probes the API that the environment names; docs/live-tests.md says
-// how. It fails where the API is not as the engine assumes.
+// TestLive probes the API that the environment selects (docs/live-tests.md). It
+// fails if the API differs from the engine's assumptions.
 func TestLive(t *testing.T) {
 	key, project := os.Getenv("OPENAI_ADMIN_KEY"), os.Getenv("OPENAI_TEST_PROJECT_ID")
 	if key == "" || project == "" {
@@ -29,11 +29,10 @@ func TestLive(t *testing.T) {
 	cfg.ReadOnlyKey = client.NewSecret(os.Getenv("OPENAI_READONLY_ADMIN_KEY"))
 	if base := os.Getenv("OPENAI_BASE_URL"); base != "" {
 		cfg.BaseURL = base
-		if simulated(base) { // there is nothing to be patient about
+		if simulated(base) { // it answers fast
 			cfg.Expiry, cfg.Pause, cfg.Patience = 2*time.Second, 20*time.Millisecond, 3*time.Second
 		}
 	}
-	// Its own variables are all that this reads of the environment.
 	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, 40*time.Minute)
@@ -56,7 +55,7 @@ func TestLive(t *testing.T) {
 	}
 }
 
-// simulated says whether a base URL is on this machine.
+// simulated reports whether a base URL is on this machine.
 func simulated(base string) bool {
 	u, err := url.Parse(base)
 	if err != nil {

@@ -1,7 +1,7 @@
 package live
 
-// The probes, in the order in which they run. Each one says what it found under
-// the number that its question has; one that fails says why it could not ask.
+// The probes, in the order in which they run. Each reports its findings under the
+// number of its question; a probe that fails reports the reason.
 
 import (
 	"context"
@@ -27,7 +27,7 @@ var steps = []step{
 	{5, "A service account and its key", (*run).create},
 	{2, "Deleting a key", (*run).deleteKey},
 	{7, "Scopes", (*run).scopes},
-	{3, "Changing a key's end", (*run).expiry},
+	{3, "Changing a key's expiry", (*run).expiry},
 	{8, "Policies", (*run).policies},
 	{8, "Roles of accounts", (*run).roles},
 	{9, "Idempotency-Key", (*run).idempotency},
@@ -40,7 +40,7 @@ var steps = []step{
 
 const nobody = "vaultlive0nothing0has0this0id"
 
-// said is what OpenAI answered to the client's last call.
+// said describes OpenAI's answer to the client's last call.
 func (r *run) said(err error) string {
 	e := client.AsError(err)
 	switch {
@@ -79,10 +79,10 @@ func (r *run) errors(ctx context.Context) error {
 		r.report.expect(1, "Deleting an unknown "+thing.name+" is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
 	}
 	err = r.api.CheckWrite(ctx)
-	r.report.expect(1, "The check without side effect finds that this key may write", err == nil, r.said(err))
+	r.report.expect(1, "The check without side effects confirms that this key may write", err == nil, r.said(err))
 
 	if r.ReadOnlyKey.IsZero() {
-		r.report.add(1, "A key that may not write", Unchecked, "no read-only admin key was given (OPENAI_READONLY_ADMIN_KEY)")
+		r.report.add(1, "A read-only key", Unchecked, "no read-only admin key was given (OPENAI_READONLY_ADMIN_KEY)")
 	} else {
 		reader, err := r.connect(r.ReadOnlyKey)
 		if err != nil {
@@ -90,7 +90,7 @@ func (r *run) errors(ctx context.Context) error {
 		}
 		defer reader.Close()
 		err = reader.CheckWrite(ctx)
-		r.report.expect(1, "Permissions are judged before existence: a key that may not write is refused for a thing that does not exist", client.IsDenied(err), r.said(err))
+		r.report.expect(1, "Permissions are judged before existence: a read-only key is refused for an object that does not exist", client.IsDenied(err), r.said(err))
 	}
 
 	projects, err := r.api.ListProjects(ctx)
@@ -116,9 +116,9 @@ func (r *run) create(ctx context.Context) (err error) {
 		return err
 	}
 	began := time.Now()
-	r.report.expect(5, "A name of 64 letters, digits, spaces and ._@- is accepted as it is", r.main.Name == name, "accepted, and given back equal: "+yes(r.main.Name == name))
+	r.report.expect(5, "A name of 64 letters, digits, spaces and ._@- is accepted unchanged", r.main.Name == name, "accepted, and returned unchanged: "+yes(r.main.Name == name))
 	left := time.Until(r.main.key.ExpiresAt)
-	r.report.expect(3, "An expiry of an hour ends the key in an hour", near(left, time.Hour), "expires_at is "+left.Round(time.Second).String()+" away by our clock")
+	r.report.expect(3, "A key with an expiry of an hour expires in an hour", near(left, time.Hour), "expires_at is "+left.Round(time.Second).String()+" from now by the local clock")
 
 	found, after, err := r.await(ctx, began, func() (bool, error) {
 		accounts, err := r.api.ListServiceAccounts(ctx, r.Project)
@@ -143,7 +143,7 @@ func (r *run) create(ctx context.Context) (err error) {
 			owner = k.AccountID
 		}
 	}
-	r.report.expect(2, "The project's list of keys names the account that owns a key by its id", owner == r.main.ID, "it does: "+yes(owner == r.main.ID))
+	r.report.expect(2, "The project's list of keys has the ID of the account that owns a key", owner == r.main.ID, "it has: "+yes(owner == r.main.ID))
 
 	works, after := r.becomes(ctx, began, r.main.key.Value, exchange.ok)
 	r.report.expect(3, "A new key of a service account works", works, shown(works, after))
@@ -151,12 +151,12 @@ func (r *run) create(ctx context.Context) (err error) {
 	x := r.wire.call(ctx, r.main.key.Value, http.MethodGet, "/organization/projects?limit=1", nil)
 	r.report.expect(1, "A project's key is refused by the Admin API", x.refused(), x.String())
 	x = r.wire.call(ctx, r.main.key.Value, http.MethodDelete, "/organization/admin_api_keys/key_"+nobody, nil)
-	r.report.expect(1, "… before it is looked whether the thing exists", x.refused(), x.String())
+	r.report.expect(1, "… before the API checks whether the object exists", x.refused(), x.String())
 
 	twin, err := r.account(ctx, name)
 	r.report.add(5, "A second account of the same name", Learned, r.said(err))
 	if err == nil {
-		r.report.add(5, "… has an id of its own", Learned, yes(twin.ID != r.main.ID))
+		r.report.add(5, "… has a different ID", Learned, yes(twin.ID != r.main.ID))
 	}
 	_, err = r.account(ctx, r.name("long")+strings.Repeat("x", 200))
 	r.report.add(5, "A name of more than 200 characters", Learned, r.said(err))
@@ -184,8 +184,8 @@ func (r *run) deleteKey(ctx context.Context) error {
 	return nil
 }
 
-// scopes uses what costs nothing: a list of models, and a response that is asked
-// for without a model and hence refused once its permission was judged.
+// scopes uses calls that cost nothing: a list of models, and a request for a
+// response without a model, which OpenAI rejects after checking its permission.
 func (r *run) scopes(ctx context.Context) error {
 	respond := func(key client.Secret) string {
 		x := r.wire.call(ctx, key, http.MethodPost, "/responses", struct{}{})
@@ -213,10 +213,10 @@ func (r *run) scopes(ctx context.Context) error {
 	x := r.wire.call(ctx, r.AdminKey, http.MethodPost, r.project("/service_accounts/"+url.PathEscape(r.main.ID)+"/api_keys"),
 		map[string]any{"name": r.name("key"), "scopes": []string{}, "expires_in_seconds": 3600})
 	if !x.ok() {
-		r.report.add(7, "A key made with an empty list of scopes", Learned, x.String())
+		r.report.add(7, "A key created with an empty list of scopes", Learned, x.String())
 	} else {
 		works, _ := r.becomes(ctx, time.Now(), x.value(), exchange.ok)
-		r.report.add(7, "A key made with an empty list of scopes may do all", Learned, yes(works))
+		r.report.add(7, "A key created with an empty list of scopes has full access", Learned, yes(works))
 	}
 
 	k, err := r.key(ctx, nil, time.Hour)
@@ -224,13 +224,13 @@ func (r *run) scopes(ctx context.Context) error {
 		return err
 	}
 	if works, _ := r.becomes(ctx, time.Now(), k.Value, exchange.ok); !works {
-		return errors.New("the key to narrow never worked")
+		return errors.New("the key whose scopes are to change never worked")
 	}
 	_, err = r.api.UpdateProjectKey(ctx, r.Project, k.ID, []string{"api.responses.write"}, 0)
 	r.report.expect(7, "The scopes of a key can be changed", err == nil, r.said(err))
 	if err == nil {
 		ended, after := r.becomes(ctx, time.Now(), k.Value, exchange.refused)
-		r.report.add(3, "A scope that is taken away stops working", Learned, shown(ended, after))
+		r.report.add(3, "A removed scope stops working", Learned, shown(ended, after))
 	}
 	return nil
 }
@@ -240,16 +240,16 @@ func (r *run) expiry(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// While that one runs out, another one's end is moved.
+	// Until it expires, change the expiry of another key.
 	k, err := r.key(ctx, nil, time.Hour)
 	if err != nil {
 		return err
 	}
 	longer, err := r.api.UpdateProjectKey(ctx, r.Project, k.ID, nil, 2*time.Hour)
 	left := time.Until(longer.ExpiresAt)
-	r.report.expect(13, "A key's end can be put off, counted from the request", err == nil && near(left, 2*time.Hour), r.said(err)+", expires_at is "+left.Round(time.Second).String()+" away")
+	r.report.expect(13, "A key's expiry can be postponed, counted from the request", err == nil && near(left, 2*time.Hour), r.said(err)+", expires_at is "+left.Round(time.Second).String()+" from now")
 	ended, err := r.api.UpdateProjectKey(ctx, r.Project, k.ID, nil, client.MinExpiry)
-	r.report.add(3, "A key's end can be brought forward to one second", Learned, r.said(err))
+	r.report.add(3, "A key's expiry can be shortened to one second", Learned, r.said(err))
 	if err == nil {
 		is, after := r.becomes(ctx, ended.ExpiresAt, k.Value, exchange.refused)
 		r.report.add(3, "… and it stops working, counted from its expires_at", Learned, shown(is, after))
@@ -270,21 +270,21 @@ func (r *run) expiry(ctx context.Context) error {
 	}
 	r.report.add(3, "An expired key is still listed", Learned, yes(listed))
 	_, err = r.api.UpdateProjectKey(ctx, r.Project, short.ID, nil, time.Hour)
-	r.report.add(3, "An expired key can be given a new end", Learned, r.said(err))
+	r.report.add(3, "An expired key can be given a new expiry", Learned, r.said(err))
 	err = r.api.DeleteProjectKey(ctx, r.Project, short.ID)
 	r.report.expect(2, "Deleting an expired key succeeds or is a 404", err == nil || client.IsNotFound(err), r.said(err))
 	return nil
 }
 
-// policies tells whether the organization or project limits how long keys live:
-// no endpoint says so. The key is deleted at once.
+// policies checks whether the organization or project limits the lifetime of keys,
+// which no endpoint returns. It deletes each key immediately.
 func (r *run) policies(ctx context.Context) error {
 	for _, e := range []struct {
 		about  string
 		expiry time.Duration
 	}{
 		{"A key for a year (refused = a policy limits lifetimes)", client.MaxExpiry},
-		{"A key without an end (refused = a policy asks for one)", 0},
+		{"A key without an expiry (refused = a policy requires one)", 0},
 		{"A key for a year and a second", client.MaxExpiry + time.Second},
 	} {
 		k, err := r.key(ctx, nil, e.expiry)
@@ -314,7 +314,7 @@ func (r *run) roles(ctx context.Context) error {
 	x = r.wire.call(ctx, r.AdminKey, http.MethodPost, r.project("/service_accounts/"+url.PathEscape(a.ID)), map[string]any{"role": "member"})
 	r.report.add(8, "… made a member afterwards", Learned, x.String())
 	x = r.wire.call(ctx, r.AdminKey, http.MethodGet, "/projects/"+url.PathEscape(r.Project)+"/users/"+url.PathEscape(a.ID)+"/roles", nil)
-	r.report.add(8, "A service account's id is taken where roles of users are listed", Learned, x.String())
+	r.report.add(8, "The list of a user's roles accepts a service account's ID", Learned, x.String())
 	return nil
 }
 
@@ -327,12 +327,12 @@ func (r *run) idempotency(ctx context.Context) error {
 		var a struct{ ID string }
 		x.decode(&a)
 		if !x.ok() || a.ID == "" {
-			r.report.add(9, "An account made twice with one Idempotency-Key", Learned, x.String())
+			r.report.add(9, "Two creates of an account with one Idempotency-Key", Learned, x.String())
 			return nil
 		}
 		ids = append(ids, a.ID)
 	}
-	r.report.add(9, "Idempotency-Key is honoured when an account is made", Learned, yes(ids[0] == ids[1]))
+	r.report.add(9, "The create of an account honors Idempotency-Key", Learned, yes(ids[0] == ids[1]))
 	return nil
 }
 
@@ -350,7 +350,7 @@ func (r *run) adminKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.report.expect(6, "The admin key in use is found by its redacted value, and no other", n == 1, fmt.Sprintf("%d keys look like it", n))
+	r.report.expect(6, "Only the admin key in use matches its redacted value", n == 1, fmt.Sprintf("%d keys match", n))
 
 	var k client.AdminKey
 	var value client.Secret
@@ -358,7 +358,7 @@ func (r *run) adminKeys(ctx context.Context) error {
 		k, value, err = r.api.CreateAdminKey(ctx, r.name("admin"), 15*time.Minute)
 		return err
 	})
-	r.report.expect(6, "An admin key can be made, with an end", err == nil, r.said(err))
+	r.report.expect(6, "An admin key can be created with an expiry", err == nil, r.said(err))
 	if err != nil {
 		return nil
 	}
@@ -371,7 +371,7 @@ func (r *run) adminKeys(ctx context.Context) error {
 	}
 	r.report.expect(6, "A new admin key works within 20 seconds", works && after < 20*time.Second, shown(works, after))
 	if n, err = matching(value); err == nil {
-		r.report.expect(6, "It is found by its redacted value, and no other", n == 1, fmt.Sprintf("%d keys look like it", n))
+		r.report.expect(6, "Only this key matches its redacted value", n == 1, fmt.Sprintf("%d keys match", n))
 	}
 	fresh, err := r.connect(value)
 	if err != nil {
@@ -379,7 +379,7 @@ func (r *run) adminKeys(ctx context.Context) error {
 	}
 	defer fresh.Close()
 	err = fresh.CheckWrite(ctx)
-	r.report.expect(6, "It may write, as the key that made it", err == nil, r.said(err))
+	r.report.expect(6, "It may write, like the key that created it", err == nil, r.said(err))
 
 	x := r.wire.call(ctx, r.AdminKey, http.MethodGet, "/organization/admin_api_keys/"+url.PathEscape(k.ID), nil)
 	var shownKey struct {
@@ -426,7 +426,7 @@ func (r *run) auditLog(ctx context.Context) error {
 	case !x.ok():
 		r.report.add(10, "Events about a key in the audit log", Unchecked, x.String())
 	case !found:
-		r.report.add(10, "Events about a key in the audit log", Learned, "none under the key's id (is the audit log switched on?)")
+		r.report.add(10, "Events about a key in the audit log", Learned, "none for the key's ID (is the audit log enabled?)")
 	default:
 		same, scopes := false, 0
 		for _, e := range page.Data {
@@ -435,7 +435,7 @@ func (r *run) auditLog(ctx context.Context) error {
 			}
 		}
 		r.report.add(10, "Events about a key in the audit log", Learned,
-			fmt.Sprintf("%d, %s after they were looked for; api_key.created has the key's id: %s, and %d scopes", len(page.Data), after.Round(time.Second), yes(same), scopes))
+			fmt.Sprintf("%d, %s after the first query; api_key.created has the key's ID: %s, and %d scopes", len(page.Data), after.Round(time.Second), yes(same), scopes))
 	}
 	return nil
 }
@@ -454,7 +454,7 @@ func (r *run) others(ctx context.Context) error {
 		r.report.add(o.section, o.about, Learned, x.String())
 	}
 	if r.wire.upstream.Host != "api.openai.com" {
-		r.report.add(12, "Regional hosts serve the Admin API", Unchecked, "only asked of OpenAI itself")
+		r.report.add(12, "Regional hosts serve the Admin API", Unchecked, "checked only at api.openai.com")
 		return nil
 	}
 	regional, err := newWire(strings.Replace(r.BaseURL, "//api.", "//eu.api.", 1))
@@ -499,37 +499,37 @@ func (r *run) deleteAccount(ctx context.Context) error {
 			left++
 		}
 	}
-	r.report.add(2, "Its keys are no longer listed", Learned, fmt.Sprintf("%d are", left))
+	r.report.add(2, "Its keys are no longer listed", Learned, fmt.Sprintf("%d are listed", left))
 	return nil
 }
 
-// unchecked lists what no careful run can ask.
+// unchecked lists the questions that a safe run cannot answer.
 func (r *run) unchecked(context.Context) error {
 	for _, u := range []struct {
 		section int
 		about   string
 		why     string
 	}{
-		{4, "Rate limits in numbers", "needs a burst of calls; the table of calls says whether any was limited"},
-		{5, "How many accounts, keys and scopes there may be", "needs hundreds of each"},
-		{6, "What becomes of an admin key when its owner leaves", "needs a person who leaves"},
-		{8, "Accounts in the Default project", "needs a project that was not given for tests"},
-		{8, "Whether a role of member takes custom roles away", "needs a custom role"},
-		{11, "Vault as an issuer of workload identities", "needs a provider, which is the organization's"},
-		{13, "Key policies: where to read them, and what a renewal counts from", "no endpoint; needs a policy set in the settings"},
+		{4, "Rate limits in numbers", "needs a burst of calls; the table of calls shows whether any was limited"},
+		{5, "Maximum number of accounts, keys and scopes", "needs hundreds of each"},
+		{6, "Whether an admin key stays valid when its owner leaves", "needs a user who leaves"},
+		{8, "Accounts in the Default project", "needs a project other than the test project"},
+		{8, "Whether the role member removes custom roles", "needs a custom role"},
+		{11, "Vault as an issuer of workload identities", "needs a provider, which belongs to the organization"},
+		{13, "Key policies: how to read them, and from when a renewal counts", "no endpoint; needs a policy set in the settings"},
 	} {
 		r.report.add(u.section, u.about, Unchecked, u.why)
 	}
 	return nil
 }
 
-// inference asks for what any key may read, and costs nothing.
+// inference lists the models, which any key may do and which costs nothing.
 func (r *run) inference(ctx context.Context, key client.Secret) exchange {
 	return r.wire.once(ctx, key, http.MethodGet, "/models", nil)
 }
 
-// becomes waits until a key is answered in a way three times in a row, since one
-// server may know what another does not yet, and says when that began.
+// becomes waits until three answers in a row to a key match as, since a change may
+// not reach all servers at once. It returns the time of the first.
 func (r *run) becomes(ctx context.Context, since time.Time, key client.Secret, as func(exchange) bool) (bool, time.Duration) {
 	var first time.Duration
 	streak := 0
@@ -553,7 +553,7 @@ func (r *run) becomes(ctx context.Context, since time.Time, key client.Secret, a
 	return false, time.Since(since)
 }
 
-// await waits until something is so.
+// await waits until so returns true or Patience has passed.
 func (r *run) await(ctx context.Context, since time.Time, so func() (bool, error)) (bool, time.Duration, error) {
 	for began := time.Now(); ; {
 		is, err := so()
@@ -566,7 +566,7 @@ func (r *run) await(ctx context.Context, since time.Time, so func() (bool, error
 	}
 }
 
-// missing tells a key that lacks a scope from one that is not known yet.
+// missing reports whether a key lacks a scope, as opposed to being unknown yet.
 func missing(x exchange) bool {
 	return x.refused() && (x.status == http.StatusForbidden || strings.Contains(strings.ToLower(x.text), "scope"))
 }

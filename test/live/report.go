@@ -12,8 +12,8 @@ import (
 // Verdict says what a finding means for the engine.
 type Verdict string
 
-// The verdicts. Differs is the one to act on: the engine relies on something
-// that is not so.
+// The verdicts. Differs is the one to act on: an assumption of the engine is
+// wrong.
 const (
 	Holds     Verdict = "as assumed"
 	Differs   Verdict = "**DIFFERS**"
@@ -21,7 +21,7 @@ const (
 	Unchecked Verdict = "not checked"
 )
 
-// Finding is one answer. Section is that of the list of open questions.
+// Finding is one answer. Section is its number in the list of open questions.
 type Finding struct {
 	Section  int
 	About    string
@@ -29,7 +29,7 @@ type Finding struct {
 	Observed string
 }
 
-// Report is what a run found.
+// Report is the result of a run.
 type Report struct {
 	Host     string
 	Began    time.Time
@@ -42,7 +42,7 @@ func (r *Report) add(section int, about string, v Verdict, observed string) {
 	r.Findings = append(r.Findings, Finding{section, about, v, scrub(observed)})
 }
 
-// expect adds a finding that the engine relies on.
+// expect adds a finding about an assumption of the engine.
 func (r *Report) expect(section int, about string, holds bool, observed string) {
 	v := Differs
 	if holds {
@@ -51,7 +51,7 @@ func (r *Report) expect(section int, about string, holds bool, observed string) 
 	r.add(section, about, v, observed)
 }
 
-// Differences are the findings that the engine did not expect.
+// Differences are the findings that contradict an assumption.
 func (r *Report) Differences() []Finding {
 	return slices.DeleteFunc(slices.Clone(r.Findings), func(f Finding) bool { return f.Verdict != Differs })
 }
@@ -85,7 +85,7 @@ func (r *Report) finish(w *wire) {
 		r.calls = append(r.calls, fmt.Sprintf("| `%s` | %d | %d |", name, c.all, c.limited))
 	}
 	slices.Sort(r.calls)
-	r.add(4, "Headers about limits on any answer", Learned, names(limits))
+	r.add(4, "Rate limit headers of any answer", Learned, names(limits))
 	r.add(1, "Forms of error bodies", Learned, names(forms))
 }
 
@@ -104,7 +104,7 @@ func names(set map[string]bool) string {
 // String is the report as Markdown.
 func (r *Report) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "### OpenAI's Admin API, as found at %s\n\n%s, in %d s. § is the number in the list of open questions.\n\n",
+	fmt.Fprintf(&b, "### OpenAI's Admin API, as observed at %s\n\n%s, in %d s. § is the number in the list of open questions.\n\n",
 		r.Host, r.Began.UTC().Format("2006-01-02 15:04 UTC"), int(r.Took.Seconds()))
 	fmt.Fprintln(&b, "| § | question | verdict | observed |\n|---|---|---|---|")
 	findings := slices.Clone(r.Findings)

@@ -1,7 +1,7 @@
 package live
 
-// The live tests' own test: they are run against the simulator, whose answers
-// are known, and which fails the test for whatever they leave behind.
+// Tests of the live tests: they run against the simulator, whose answers are known
+// and which fails a test that leaves an object behind.
 
 import (
 	"context"
@@ -36,7 +36,7 @@ func TestRun_FindsWhatTheSimulatorDoes(t *testing.T) {
 	require.NoError(t, err)
 	text := report.String()
 	t.Log("\n" + text)
-	assert.Empty(t, report.Differences(), "the engine assumes something else than its own simulator does")
+	assert.Empty(t, report.Differences(), "the engine's assumptions differ from the simulator")
 	for _, part := range []string{
 		"| 2 | A service account's key can be deleted alone | as assumed | accepted |",
 		"| 8 | A key for a year and a second | learned | 400, error is an object",
@@ -68,7 +68,7 @@ func TestRun_NoticesWhatDiffers(t *testing.T) {
 func TestRun_CleansUpHoweverItEnds(t *testing.T) {
 	t.Parallel()
 	for _, requests := range []int{12, 20, 60, 90} {
-		sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+		sim := openaitest.Start(t, openaitest.Options{}) // fails the test if an object is left
 		ctx, interrupt := context.WithCancel(t.Context())
 		go func() {
 			for len(sim.Requests()) < requests {
@@ -82,11 +82,11 @@ func TestRun_CleansUpHoweverItEnds(t *testing.T) {
 	}
 }
 
-// What is broken off while it is being made comes to be afterwards.
+// A create that is aborted in progress takes effect afterward.
 func TestRun_CleansUpWhatComesToBeAfterTheInterruption(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"/organization/projects/{project_id}/service_accounts", "/organization/admin_api_keys"} {
-		sim := openaitest.Start(t, openaitest.Options{}) // fails the test for what is left
+		sim := openaitest.Start(t, openaitest.Options{}) // fails the test if an object is left
 		sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: route, Kind: openaitest.FaultSlow, Delay: time.Second, Times: 1})
 		ctx, interrupt := context.WithCancel(t.Context())
 		go func() {
@@ -117,10 +117,10 @@ func TestRun_CleansUpAfterARunThatWasKilled(t *testing.T) {
 	require.NoError(t, err)
 	defer admin.Close()
 	for name, stays := range map[string]bool{
-		"vault-live-sobzz0-abcd-Az09 ._@-1xxx":   false, // of 2024
+		"vault-live-sobzz0-abcd-Az09 ._@-1xxx":   false, // of a run in 2024
 		"vault-live-sobzz0-abcd-key12":           false,
-		"vault-live-zzzzzz-abcd-key12":           true, // of a clock that is ahead
-		"vault-live-prod-ab3defghij4klmn":        true, // the engine's own, of roles named live-…
+		"vault-live-zzzzzz-abcd-key12":           true, // of a run whose clock is ahead
+		"vault-live-prod-ab3defghij4klmn":        true, // of the engine, for roles named live-…
 		"vault-live-stable-east-ab3defghij4klmn": true,
 		"vault-live-":                            true,
 		"somebody's":                             true,

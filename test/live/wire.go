@@ -1,8 +1,8 @@
 package live
 
-// The recorder: a proxy on loopback between the client and OpenAI, through which
-// the probes that the client cannot make go, too. It keeps of each answer what
-// the questions are about, and no key.
+// The recorder: a proxy on loopback between the client and OpenAI. Calls that the
+// client does not support also use it. Of each answer, it keeps what the probes
+// need, and no key.
 
 import (
 	"bytes"
@@ -39,30 +39,30 @@ type exchange struct {
 
 type wire struct {
 	upstream *url.URL
-	base     string // where the proxy is reached
+	base     string // the proxy's URL
 	proxy    *httputil.ReverseProxy
 	http     *http.Client
 
 	mu       sync.Mutex
 	seen     []exchange
-	accounts []string // ids of what was made
+	accounts []string // IDs of created accounts and admin keys
 	admins   []string
 }
 
 func newWire(base string) (*wire, error) {
 	upstream, err := url.Parse(strings.TrimSuffix(base, "/"))
 	if err != nil || upstream.Host == "" {
-		return nil, fmt.Errorf("%q is no base URL", base)
+		return nil, fmt.Errorf("%q is not a base URL", base)
 	}
-	// The engine refuses this, too; its client sees only the proxy.
+	// The engine rejects this too, but its client sees only the proxy's URL.
 	if ip := net.ParseIP(upstream.Hostname()); upstream.Scheme != "https" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("%s would see the admin key in clear text: https is needed", upstream.Host)
+		return nil, fmt.Errorf("https is required: the admin key would be sent to %s in clear text", upstream.Host)
 	}
 	w := &wire{upstream: upstream, http: &http.Client{Timeout: time.Minute}}
 	w.proxy = &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(upstream)
-			p.Out.Header.Del("Accept-Encoding") // the transport's own is undone before we look
+			p.Out.Header.Del("Accept-Encoding") // so that the transport decompresses the answer
 		},
 		ModifyResponse: w.record,
 		ErrorHandler: func(out http.ResponseWriter, in *http.Request, err error) {
@@ -73,23 +73,22 @@ func newWire(base string) (*wire, error) {
 	return w, nil
 }
 
-// serve starts the proxy on loopback. Closing it waits for the calls that are on
-// their way.
+// serve starts the proxy on loopback. Closing it waits for the calls in progress.
 func (w *wire) serve() *httptest.Server {
 	server := httptest.NewServer(w)
 	w.base = server.URL
 	return server
 }
 
-// ServeHTTP passes a call on to its end, whether or not its caller waits for that:
-// a create that is broken off may have its effect later, when all was cleaned up.
+// ServeHTTP completes a call even if its caller stops waiting: a create that is
+// aborted may take effect later, after the cleanup.
 func (w *wire) ServeHTTP(out http.ResponseWriter, in *http.Request) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.Context()), oneCall)
 	defer cancel()
 	w.proxy.ServeHTTP(out, in.WithContext(ctx))
 }
 
-// made returns the ids of the accounts and admin keys that were made.
+// made returns the IDs of the accounts and admin keys that were created.
 func (w *wire) made() (accounts, admins []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -119,7 +118,7 @@ func (w *wire) record(resp *http.Response) error {
 	return nil
 }
 
-// keepID notes what a create has made, from its answer: the prober may be gone.
+// keepID records the ID in a create's answer, since its caller may not wait for it.
 func (w *wire) keepID(path string, body []byte) {
 	var thing struct{ ID string }
 	if json.Unmarshal(body, &thing) != nil || thing.ID == "" {
@@ -158,7 +157,7 @@ func (x *exchange) readError(body []byte) {
 	}
 }
 
-// last is the newest answer; the probes go one after the other.
+// last is the newest answer; the probes run one after the other.
 func (w *wire) last() exchange {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -184,7 +183,7 @@ func (x exchange) String() string {
 	return fmt.Sprintf("%d, error is %s, type %q, code %q: %s", x.status, x.form, x.kind, x.code, string(text[:min(160, len(text))]))
 }
 
-// call makes a request that the client has no method for. It waits out a rate
+// call sends a request that the client has no method for. It waits out a rate
 // limit as the client does.
 func (w *wire) call(ctx context.Context, key client.Secret, method, path string, body any, header ...string) exchange {
 	for attempt := 0; ; attempt++ {
@@ -224,14 +223,14 @@ func (w *wire) once(ctx context.Context, key client.Secret, method, path string,
 	return x
 }
 
-// decode reads the body into an answer, of which unknown parts do not matter.
+// decode decodes the body and ignores errors.
 func (x exchange) decode(into any) { _ = json.Unmarshal(x.body, into) }
 
 var (
-	// What OpenAI's own words may identify: keys and things.
+	// Keys and IDs in OpenAI's texts.
 	secretLike = regexp.MustCompile(`sk-[A-Za-z0-9_*\-]+`)
 	idLike     = regexp.MustCompile(`\b(proj|org|user|key|svc_acct|req|sess|acct)([-_])[A-Za-z0-9]{6,}`)
-	// A segment of a path that is an ID and not a word of the API.
+	// A path segment that is an ID.
 	segment = regexp.MustCompile(`/[^/]*[A-Z0-9][^/]*|/key_[^/]+|/proj_[^/]+|/user-[^/]+`)
 )
 

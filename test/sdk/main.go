@@ -1,6 +1,6 @@
-// Command sdk uses OpenAI through OpenAI's own Go SDK, configured by the
-// environment alone, as an agent under openai-broker does. It lives in a module
-// of its own: the SDK is no dependency of the engine or of the broker.
+// Command sdk calls OpenAI with OpenAI's Go SDK, configured only by the
+// environment, as an agent under openai-broker does. It is a separate module, since
+// neither the engine nor the broker depends on the SDK.
 package main
 
 import (

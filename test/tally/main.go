@@ -1,11 +1,10 @@
-// Command tally turns the JSON stream of one or several `go test -json` runs,
-// read from standard input, into what a person wants to see: one line for each
-// package, the output of what failed, a list of what was skipped and why, and,
-// as the last line and alone on it, the count. Continuous integration reads
-// that line, so its form must not change: "N passed, N failed, N skipped".
+// Command tally summarizes the JSON stream of one or several `go test -json`
+// runs, read from standard input: one line for each package, the output of
+// failed tests, a list of skipped tests with the reasons, and the counts alone on
+// the last line. Continuous integration reads that line, so its format must not
+// change: "N passed, N failed, N skipped".
 //
-// It exits with 1 when anything failed, builds included, or when nothing ran at
-// all: a run that tested nothing is not a run that passed.
+// It exits with 1 if a test or a build failed, or if no test passed.
 package main
 
 import (
@@ -34,7 +33,7 @@ type test struct{ pkg, name string }
 type tally struct {
 	out     io.Writer
 	output  map[test]*strings.Builder
-	parents map[test]bool // tests that have subtests: counted through them
+	parents map[test]bool // tests with subtests, which are counted instead
 	results map[test]string
 	order   []test
 	built   map[string]*strings.Builder
@@ -103,8 +102,8 @@ func (t *tally) line(line string) {
 	}
 }
 
-// pkg prints the verdict on a package as it arrives, with the output of each of
-// its failed tests, so that a long run shows early what is wrong with it.
+// pkg prints the result of a package as it arrives, with the output of each of
+// its failed tests, so that a long run shows failures early.
 func (t *tally) pkg(e event) {
 	switch e.Action {
 	case "skip": // a package without tests
@@ -183,8 +182,8 @@ func text[K comparable](m map[K]*strings.Builder, key K) string {
 	return m[key].String()
 }
 
-// reason finds what a skipped test said: its last line that is not the test
-// runner's own.
+// reason returns the reason of a skipped test: its last line of output that is
+// not the test runner's.
 func reason(output string) string {
 	said := "no reason given"
 	for line := range strings.Lines(output) {

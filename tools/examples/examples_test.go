@@ -1,11 +1,11 @@
-// Package examples checks the examples under deploy/ that no test can run
-// against what their tools read: Kubernetes' own types, the operators' CRDs, the
-// fields of Vault's paths, GitHub's workflow syntax, Terraform's language, and
-// lists of field names where a tool publishes nothing better.
+// Package examples checks the examples under deploy/ that no test can run. It
+// compares them with their tools' formats: Kubernetes' own types, the operators'
+// CRDs, the fields of Vault's paths, GitHub's workflow syntax, Terraform's
+// language, and lists of field names for tools that publish nothing better.
 //
-// It is a module of its own, for what it needs is nothing to the plugin. The
-// integration tests run it, and `go test` in this folder does. What must stay
-// true: each check refuses a misspelt field, which is seen by misspelling one.
+// It is a separate module, since the plugin does not need its dependencies. The
+// integration tests and `go test` in this folder run it. What must stay true:
+// each check rejects a misspelled field, and is tested with one.
 package examples
 
 import (
@@ -38,7 +38,7 @@ import (
 
 const deploy = "../../deploy"
 
-// The operators whose CRDs are in their modules. Newer ones of the first are
+// The operators, with the CRDs in their modules. Newer versions of the first are
 // not on the module proxy.
 var operators = map[string]struct{ module, crds string }{
 	"vault-secrets-operator": {"github.com/hashicorp/vault-secrets-operator@v0.10.0", "chart/crds/*.yaml"},
@@ -51,7 +51,7 @@ func TestTheManifestsFitTheOperatorsCRDs(t *testing.T) {
 		files := glob(t, filepath.Join(deploy, folder, "*.yaml"))
 		for _, file := range files {
 			if filepath.Base(file) == "deployment.yaml" {
-				continue // Kubernetes' own
+				continue // a type of Kubernetes itself
 			}
 			for i, object := range documents(t, file) {
 				kind := fmt.Sprint(object["apiVersion"], " ", object["kind"])
@@ -106,7 +106,7 @@ func crds(t *testing.T, module, pattern string) map[string]*openapi3.Schema {
 			}
 			must(t, json.Unmarshal(content, &definition))
 			if definition.Kind != "CustomResourceDefinition" {
-				continue // the folder's own list of files
+				continue // a list of the folder's files
 			}
 			for _, version := range definition.Spec.Versions {
 				schema := version.Schema.OpenAPIV3Schema
@@ -118,8 +118,8 @@ func crds(t *testing.T, module, pattern string) map[string]*openapi3.Schema {
 	return schemas
 }
 
-// closed has a schema refuse fields that it does not name. Kubernetes drops
-// them, which is worse: the object is taken and does not do what it says.
+// closed makes a schema reject unknown fields. Kubernetes itself drops them, and
+// accepts an object that does not do what it says.
 func closed(s *openapi3.Schema) {
 	if s == nil {
 		return
@@ -139,7 +139,7 @@ func closed(s *openapi3.Schema) {
 	}
 }
 
-// The Deployments use what the page and the other manifests create: the service
+// The Deployments use objects of the page and the other manifests: the service
 // account, the Secret with its key, and the login that Vault's role is bound to.
 func TestTheDeploymentsFitKubernetes(t *testing.T) {
 	files := glob(t, filepath.Join(deploy, "*", "deployment.yaml"))
@@ -196,7 +196,7 @@ func asDeployment(object map[string]any) (d appsv1.Deployment, err error) {
 	return d, err
 }
 
-// strictly reads an object by Kubernetes' own types, unknown fields refused.
+// strictly decodes an object into a Kubernetes type and rejects unknown fields.
 func strictly(object map[string]any, into any) error {
 	content, err := json.Marshal(object)
 	if err != nil {
@@ -208,7 +208,7 @@ func strictly(object map[string]any, into any) error {
 }
 
 // The broker is a native sidecar: it is ready before the agent starts, and ends
-// after it. It alone has the login, and both have the placeholder.
+// after it. Only the broker has the login; both have the placeholder.
 func TestTheBrokersPodFitsKubernetes(t *testing.T) {
 	file := filepath.Join(deploy, "broker", "kubernetes.yaml")
 	all := documents(t, file)
@@ -274,8 +274,8 @@ func checkInjected(t *testing.T, file string, pod corev1.PodTemplateSpec) {
 	}
 }
 
-// The kubernetes auth method is not in the server that the tests build, so what
-// the page writes to it is held against the fields that the method has.
+// The server that the tests build has no kubernetes auth method, so this compares
+// what the page writes with the fields in the method's source.
 func TestTheKubernetesPageNamesTheFieldsOfVault(t *testing.T) {
 	content, err := os.ReadFile("../../docs/tools/kubernetes.md")
 	must(t, err)
@@ -305,7 +305,7 @@ func TestTheKubernetesPageNamesTheFieldsOfVault(t *testing.T) {
 
 var schemaField = regexp.MustCompile(`(?m)^\s*"([a-z_]+)": (?:\{|&framework\.FieldSchema\{)`)
 
-// fields reads the names of the fields that a path of Vault has, from its source.
+// fields reads the field names of a Vault path from its source.
 func fields(t *testing.T, module, file string) (names []string) {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(download(t, module), file))
@@ -361,7 +361,7 @@ func TestTheWorkflowFitsGitHubAndTheAction(t *testing.T) {
 		t.Fatalf("the first step uses %q", action.Uses)
 	}
 	known(t, file, "vault-action", keys(action.With))
-	// The action's own way to read its list: path and field, then a name.
+	// As the action reads its list: path and field, then a name.
 	for _, secret := range strings.Split(action.With["secrets"], ";") {
 		source, name, _ := strings.Cut(secret, "|")
 		parts := strings.Fields(source)
@@ -428,7 +428,7 @@ func TestTheCodingAgentsConfigurationIsRead(t *testing.T) {
 	known(t, file, "codex auth", keys(provider["auth"].(map[string]any)))
 }
 
-// known holds the names that an example uses against a list of fields.yaml.
+// known compares the names in an example with a list of fields.yaml.
 func known(t *testing.T, file, list string, names []string) {
 	t.Helper()
 	content, err := os.ReadFile("testdata/fields.yaml")
@@ -451,7 +451,7 @@ func known(t *testing.T, file, list string, names []string) {
 	}
 }
 
-// documents reads a file of YAML documents, as JSON would have them.
+// documents reads a file of YAML documents and converts them to JSON's types.
 func documents(t *testing.T, file string) (all []map[string]any) {
 	t.Helper()
 	f, err := os.Open(file)
@@ -499,7 +499,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Dependabot reads its list of modules and does not look for others.
+// Dependabot updates only the modules in its list.
 func TestDependabotCoversEveryModule(t *testing.T) {
 	content, err := os.ReadFile("../../.github/dependabot.yml")
 	if err != nil {
@@ -527,7 +527,7 @@ func TestDependabotCoversEveryModule(t *testing.T) {
 	err = filepath.WalkDir("../..", func(path string, entry os.DirEntry, err error) error {
 		if err == nil && entry.IsDir() && path != "../.." && !strings.HasPrefix(filepath.Base(path), "..") {
 			switch filepath.Base(path) {
-			case "bin", "dist", ".git": // made, and not ours
+			case "bin", "dist", ".git": // not sources of this repository
 				return filepath.SkipDir
 			}
 		}
@@ -546,7 +546,7 @@ func TestDependabotCoversEveryModule(t *testing.T) {
 	}
 }
 
-// A tag can be moved; the commit that it had is in front of it.
+// A tag can be moved, so the commit is pinned and the tag is a comment.
 func TestActionsArePinnedToACommit(t *testing.T) {
 	pinned := regexp.MustCompile(`@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
 	files := append(glob(t, "../../.github/workflows/*.yml"), glob(t, filepath.Join(deploy, "github-actions", "*.yml"))...)

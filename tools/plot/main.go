@@ -1,13 +1,13 @@
 // Command plot draws the panels of a Grafana dashboard from a Prometheus server,
-// for the picture in docs/metrics.md: Grafana itself is not a package that this
-// project can build or pin.
+// for the picture in docs/metrics.md, since this project cannot build or pin Grafana
+// itself.
 //
 //	go run . -prometheus http://127.0.0.1:9090 -dashboard ../../deploy/grafana/openai.json \
 //	    -start 1790000000 -end 1790000300 -set 'mount_point=openai/' -out ../../docs/dashboard.png
 //
 // It draws panels of the types stat and timeseries where the dashboard places them,
-// and rows as headings. It is the picture's tool and no more: of a panel it knows
-// the title, the queries, their legends, the unit and the place.
+// and rows as headings. Of a panel, it supports only the title, the queries, their
+// legends, the unit and the position.
 package main
 
 import (
@@ -64,7 +64,7 @@ type line struct {
 type options struct {
 	prometheus, dashboard, out string
 	start, end                 float64
-	until                      float64 // the last row of the grid that is drawn
+	until                      float64 // panels from this row of the grid on are not drawn
 	replace, rename            *strings.Replacer
 }
 
@@ -151,7 +151,7 @@ func run(ctx context.Context, o options) error {
 	return errors.Join(png.Encode(file, few(canvas.Image())), file.Close())
 }
 
-// few is an image with its 256 most frequent colors, which makes the file small.
+// few reduces an image to its 256 most frequent colors, which makes the file small.
 func few(img image.Image) *image.Paletted {
 	count := map[color.RGBA]int{}
 	at := func(x, y int) color.RGBA { return color.RGBAModel.Convert(img.At(x, y)).(color.RGBA) }
@@ -183,7 +183,7 @@ func few(img image.Image) *image.Paletted {
 
 var placeholder = regexp.MustCompile(`\{\{ *(\w+) *\}\}`)
 
-// query asks for an expression over the time of the picture.
+// query evaluates an expression over the time range of the picture.
 func query(ctx context.Context, o options, expr, legend string) ([]line, error) {
 	params := url.Values{"query": {expr}, "start": {fmt.Sprint(int64(o.start))}, "end": {fmt.Sprint(int64(o.end))}, "step": {"2"}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, o.prometheus+"/api/v1/query_range?"+params.Encode(), nil)
@@ -249,7 +249,7 @@ func style(size float64, bold bool) draw.TextStyle {
 	return draw.TextStyle{Color: ink, Font: f, Handler: text.Plain{Fonts: font.DefaultCache}}
 }
 
-// paint draws a panel where the dashboard has it.
+// paint draws a panel at its position in the dashboard.
 func paint(page draw.Canvas, p *panel, lines []line, seconds float64) error {
 	place := draw.Crop(page,
 		vg.Length(p.GridPos.X)*unitWidth, -(24-vg.Length(p.GridPos.X+p.GridPos.W))*unitWidth,
@@ -334,7 +334,7 @@ func graph(place draw.Canvas, p *panel, lines []line, seconds float64) error {
 	return nil
 }
 
-// readable is a value with its unit, as Grafana would show it.
+// readable formats a value with its unit, as Grafana does.
 func readable(value float64, unit string) string {
 	short := func(v float64) string { return strconv.FormatFloat(v, 'g', 3, 64) }
 	switch unit {

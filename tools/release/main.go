@@ -91,7 +91,7 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 	for _, platform := range platforms {
 		for _, program := range []string{plugin, broker} {
 			if program == broker && strings.HasPrefix(platform, "windows/") {
-				continue // it has no protection there, and is not for services
+				continue // the broker does not support Windows
 			}
 			if err := release(ctx, sources, dist, program, version, platform); err != nil {
 				return "", err
@@ -106,7 +106,7 @@ func run(ctx context.Context, out io.Writer, root, asked string, platforms []str
 	return dist, sign(ctx, out, dist)
 }
 
-// release makes what there is of one program for one platform.
+// release builds the files of one program for one platform.
 func release(ctx context.Context, sources, dist, program, version, platform string) error {
 	binary, err := build(ctx, sources, dist, program, version, platform)
 	if err != nil {
@@ -137,7 +137,7 @@ func versionOf(ctx context.Context, root, asked string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// With the option, since a developer's settings may hide files that Go compiles.
+	// The option overrides a developer's settings, which may hide files that Go compiles.
 	changes, err := command(ctx, root, nil, "git", "status", "--porcelain", "--untracked-files=normal")
 	if err != nil {
 		return "", err
@@ -213,7 +213,7 @@ func compile(ctx context.Context, root, program, binary, version, goos, goarch, 
 }
 
 // image makes the same archive as `make image` does of the same commit, which a
-// test sees. A version with build metadata cannot be an image's tag.
+// test checks. A version with build metadata cannot be an image's tag.
 func image(ctx context.Context, root, dist, program, version, arch string) error {
 	if strings.Contains(version, "+") {
 		return nil

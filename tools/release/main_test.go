@@ -14,9 +14,8 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// git runs git in a folder as nobody in particular, whatever the developer's
-// own settings are. It clones this checkout even where somebody else owns it, as
-// in many containers.
+// git runs git in a folder, independent of the developer's settings. It clones
+// this checkout even if another user owns it, as in many containers.
 func git(t *testing.T, dir string, args ...string) {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "config")
@@ -71,9 +70,9 @@ func TestVersion_SaysWhatTheTreeIs(t *testing.T) {
 	}
 }
 
-// The builds share the compiler's cache, which is keyed by all that goes into a
-// result: a path or a time that reached the compiler or linker would miss it and
-// differ. The release workflow compares two machines, which share nothing.
+// The builds share Go's build cache, whose keys include all inputs: a path or a
+// time that reaches the compiler or linker misses it and changes the result. The
+// release workflow compares two machines, which share nothing.
 func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 	if _, err := os.Stat("../../.git"); err != nil {
 		t.Skip("not a git clone, so there is nothing to clone twice")
@@ -84,7 +83,7 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 		root := filepath.Join(t.TempDir(), name)
 		git(t, ".", "clone", "-q", "../..", root)
 		git(t, root, "tag", "-f", "v9.9.9")
-		if len(dists) > 0 { // what must make no difference: another tag, a file that only git does not see
+		if len(dists) > 0 { // another tag and a file that git ignores must make no difference
 			git(t, root, "tag", "v9.9.10")
 			for path, content := range map[string]string{".git/info/exclude": "hidden.go\n", "hidden.go": "package openaisecrets\n\nfunc init() { println() }\n"} {
 				if err := os.WriteFile(filepath.Join(root, path), []byte(content), 0o600); err != nil {
@@ -123,7 +122,7 @@ func TestRelease_IsTheSameFromTwoFolders(t *testing.T) {
 	made := t.TempDir()
 	cmd := exec.Command("make", "image", "VERSION=v9.9.9", "ARCH="+runtime.GOARCH, "DIST="+made)
 	cmd.Dir = filepath.Join(dists[0], "../..")
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nonexistent") // it would load the images
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix:///nonexistent") // or it would load the images
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make image: %v\n%s", err, out)
 	}
@@ -152,7 +151,7 @@ func TestRelease_RefusesAnotherCompiler(t *testing.T) {
 	}
 }
 
-// checkSBOM holds an SBOM against the go.mod that its binary was built from.
+// checkSBOM compares an SBOM with the go.mod that its binary was built from.
 func checkSBOM(t *testing.T, path, gomod string) {
 	t.Helper()
 	var bom cdx.BOM
@@ -202,8 +201,8 @@ func TestSign_SignsWithWhatTheEnvironmentNames(t *testing.T) {
 	}
 
 	t.Run("cosign", func(t *testing.T) {
-		// Cosign needs a service or a passphrase; how it is called is all that is
-		// ours, so a stand-in writes that down.
+		// Cosign needs a service or a passphrase, so a stand-in records its
+		// arguments.
 		bin := t.TempDir()
 		script := "#!/bin/sh\necho \"$@\" > called\n"
 		if err := os.WriteFile(filepath.Join(bin, "cosign"), []byte(script), 0o700); err != nil {
@@ -237,7 +236,7 @@ func TestSign_SignsWithWhatTheEnvironmentNames(t *testing.T) {
 			}
 		}
 		t.Cleanup(func() {
-			_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // it may have none
+			_ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() // there may be none
 			_ = os.RemoveAll(home)
 		})
 		gpg("--passphrase", "", "--quick-generate-key", "release@example.com", "ed25519", "sign", "1d")

@@ -1,9 +1,9 @@
 // Command null is the benchmark's floor: a secrets engine that does nothing, so
-// that what it costs is what Vault and the plugin protocol cost by themselves.
+// that its cost is that of Vault and the plugin protocol.
 //
 // What must stay true: it is served as the real engine is (multiplexed, with the
 // same SDK), under the same paths; its lease has the same options and is of the
-// same size, since Vault's work depends on both; it calls nobody and stores
+// same size, since Vault's work depends on both; it makes no calls and stores
 // nothing.
 package main
 
@@ -58,7 +58,7 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,
 		RunningVersion: "v0.0.1",
-		Help:           "Leases a constant. It is the floor of the benchmark.",
+		Help:           "Returns a constant with a lease, as the floor of the benchmark.",
 		Paths: []*framework.Path{
 			{
 				Pattern: "creds/" + framework.GenericNameRegex("name"),
@@ -88,7 +88,7 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	return b, b.Setup(ctx, conf)
 }
 
-// What the engine returns has these lengths, with a role's name of a few letters.
+// The engine returns values of these lengths for a role with a short name.
 var (
 	key     = "sk-svcacct-" + strings.Repeat("k", 140)
 	keyID   = "key_" + strings.Repeat("i", 24)

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// That an engine takes the archive and the program runs is test/integration's to
-// show; this is what needs no engine.
+// This test needs no container engine. test/integration checks that an engine
+// loads the archive and that the program runs.
 func TestTheSameInputIsTheSameArchive(t *testing.T) {
 	o := options{name: plugin, binary: binary(t), version: "v1.2.3", revision: "abc", arch: "arm64", created: time.Unix(1_700_000_000, 0).UTC()}
 	first, err := build(o)
@@ -27,7 +27,7 @@ func TestTheSameInputIsTheSameArchive(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, first, second)
 
-	// The layout leads to the same config as Docker's manifest.
+	// The layout refers to the same config as Docker's manifest.
 	files := untar(t, first)
 	var index spec.Index
 	require.NoError(t, json.Unmarshal(files["index.json"], &index))

@@ -13,10 +13,6 @@ SUITE   ?= all
 RUN     ?= .
 PKG     ?=
 
-# The race detector requires cgo and therefore a C compiler. Without one, the tests run
-# without the race detector and print that.
-RACE := $(if $(shell command -v $$(go env CC)),-race)
-
 LINT    := bin/golangci-lint
 ACTIONS := bin/actionlint
 VULN    := bin/govulncheck
@@ -39,45 +35,8 @@ demo: ## Walk through the lifecycle of a key on a real Vault, with the simulator
 dev: ## Start the demo's environment, configured, until Ctrl-C
 	@go run ./test/demo -dev
 
-# The tests that try every fault, every order or large numbers run without the race
-# detector, which makes them five times as slow: other tests run the same code with it, and
-# the nightly workflow runs all of them with it.
-TABLES := _Faults|StorageFault|EveryFault|EverySequence|EveryField|EveryQueuedKey|AThousandDueRoles|RetriesBeforeTheKeyExpires|DeletesExactlyTheOrphans|ManyAccounts|OfManyRecords|AddsUpToTheDigit
-
-# All parts run even if one fails, so that one run shows all failures; the count is the
-# last line, and the exit status covers all parts. The linters, which include vet, take
-# only the processor time that the tests leave. The integration tests that wait for minutes
-# (TestLong_) begin with the unit tests; all of them beside these left Vault too little time.
-# Of the integration tests, only the plugin has the race detector. Tests in the background
-# have a process group of their own: bash has others there ignore Ctrl-C. The package of a
-# test says where it ran, since bin/tally counts tests by their names.
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
-	@case '$(SUITE)' in all|unit|integration) ;; *) echo "SUITE must be all, unit or integration" >&2; exit 1;; esac; \
-	if [ -n '$(PKG)' ]; then exec go test -run '$(RUN)' '$(PKG)'; fi; \
-	go build -buildvcs=false -o bin/tally ./test/tally; \
-	if [ -z '$(RACE)' ]; then echo "no C compiler: the tests run without the race detector"; fi; \
-	if [ '$(SUITE)' != unit ]; then servers=$$(scripts/vault.sh) || exit 1; fi; \
-	where() { sed "s|\"Package\":\"[^\"]*|& ($$1)|"; }; \
-	integration() { local rc=0 note=$$1; shift; while IFS= read -r VAULT_BIN; do export VAULT_BIN; \
-	  go test -json -vet=off -tags integration -count=1 -timeout 20m "$$@" </dev/null | where "$${note}on $${VAULT_BIN##*/}" || rc=1; done <<<"$$servers"; return $$rc; }; \
-	unit() { go test -json -timeout 20m $(if $(filter all,$(SUITE)),-vet=off) "$$@"; }; \
-	{ rc=0; lint=; long=; tables=; skip='^TestWorld|OnTheModel$$'; \
-	  trap '[ -z "$$lint" ] || kill $$lint || :; for group in $$long $$tables; do kill -INT -- -$$group || :; done' EXIT; trap 'exit 130' INT TERM; \
-	  if [ '$(SUITE)' = all ]; then nice -n 19 $(MAKE) --no-print-directory lint >bin/lint.log 2>&1 & lint=$$!; fi; \
-	  set -m; \
-	  if [ '$(SUITE)' != unit ] && [ '$(RUN)' = . ]; then skip="$$skip|^TestLong_"; \
-	    { trap 'exit 130' INT TERM; integration 'long, ' -run '^TestLong_' ./test/integration; } >bin/long.json & long=$$!; fi; \
-	  if [ '$(SUITE)' != integration ] && [ '$(RUN)' = . ]; then \
-	    { trap 'exit 130' INT TERM; unit -run '$(TABLES)' . | where tables; } >bin/tables.json & tables=$$!; fi; \
-	  set +m; \
-	  if [ '$(SUITE)' != integration ]; then \
-	    unit $(RACE) -run '$(RUN)' $(if $(filter .,$(RUN)),-skip '$(TABLES)') ./... || rc=1; \
-	    (cd tools/release && unit -run '$(RUN)' ./...) || rc=1; fi; \
-	  if [ '$(SUITE)' != unit ]; then integration '' -run '$(RUN)' -skip "$$skip" ./test/integration/... ./test/simulation || rc=1; fi; \
-	  if [ -n "$$tables" ]; then wait "$$tables" || rc=1; tables=; cat bin/tables.json; fi; \
-	  if [ -n "$$long" ]; then wait "$$long" || rc=1; long=; cat bin/long.json; fi; \
-	  if [ -n "$$lint" ]; then wait "$$lint" || rc=1; lint=; cat bin/lint.log >&2; fi; \
-	  exit $$rc; } | bin/tally
+	@SUITE='$(SUITE)' RUN='$(RUN)' PKG='$(PKG)' scripts/test.sh
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
 	@go run ./test/bench $(BENCH)

@@ -1,7 +1,7 @@
 package openaisecrets
 
-// The pages name the tests that hold what they say: "held by" follows a claim, and
-// "run by" precedes a block of commands.
+// The pages name the tests that verify them: "held by" follows a claim, and "run by"
+// precedes a block of commands.
 
 import (
 	"io/fs"
@@ -71,13 +71,13 @@ func TestDocs_TheTestsThatPagesNameExist(t *testing.T) {
 	require.Greater(t, named, 30, "the comments were not found")
 }
 
-// make test runs the tests that TABLES selects without the race detector, from this
-// package only, and leaves them out everywhere else.
+// make test runs the tests that tables selects without the race detector, from this
+// package only, and skips them everywhere else.
 func TestDocs_TheTablesOfMakeTestAreInThisPackage(t *testing.T) {
 	t.Parallel()
-	makefile, err := os.ReadFile("Makefile")
+	script, err := os.ReadFile("scripts/test.sh")
 	require.NoError(t, err)
-	said := regexp.MustCompile(`(?m)^TABLES := (.+)$`).FindSubmatch(makefile)
+	said := regexp.MustCompile(`(?m)^tables='(.+)'$`).FindSubmatch(script)
 	require.NotNil(t, said)
 	parts := map[string]*regexp.Regexp{}
 	for part := range strings.SplitSeq(string(said[1]), "|") {
@@ -86,7 +86,7 @@ func TestDocs_TheTablesOfMakeTestAreInThisPackage(t *testing.T) {
 	unused := maps.Clone(parts)
 	for _, path := range files(t, "_test.go") {
 		if strings.HasPrefix(path, "test/integration/") || strings.HasPrefix(path, "tools/release/") {
-			continue // which run whole
+			continue // they always run completely
 		}
 		code, err := os.ReadFile(path)
 		require.NoError(t, err)
@@ -97,15 +97,15 @@ func TestDocs_TheTablesOfMakeTestAreInThisPackage(t *testing.T) {
 				}
 				delete(unused, part)
 				if filepath.Dir(path) != "." {
-					t.Errorf("%s: make test does not run %s, since %q in TABLES selects it", path, m[1], part)
+					t.Errorf("%s: make test does not run %s, since %q in tables selects it", path, m[1], part)
 				}
 			}
 		}
 	}
-	require.Empty(t, unused, "these parts of TABLES select no test")
+	require.Empty(t, unused, "these parts of tables select no test")
 }
 
-// Each item of these sections of the README is a promise.
+// Each item of these sections of the README names a test.
 func TestDocs_EachPromiseOfTheReadmeHasATest(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("README.md")
@@ -124,7 +124,7 @@ func TestDocs_EachPromiseOfTheReadmeHasATest(t *testing.T) {
 		for _, item := range strings.Split(string(page[at[1]:end]), "\n- ")[1:] {
 			checked++
 			if !strings.Contains(item, "<!-- held by: ") {
-				t.Errorf("README.md: no test holds: %s", item)
+				t.Errorf("README.md: no test for: %s", item)
 			}
 		}
 	}
@@ -155,7 +155,7 @@ var (
 	kindConst    = regexp.MustCompile(`(?m)^\s+wal\w+\s*= "([a-z_]+)"`)
 )
 
-// The architecture page has each key of storage and each kind of WAL entry.
+// The architecture page names each storage key and each kind of WAL entry.
 func TestDocs_TheArchitectureNamesWhatIsStored(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("docs/architecture.md")
@@ -184,7 +184,8 @@ func TestDocs_TheArchitectureNamesWhatIsStored(t *testing.T) {
 	require.GreaterOrEqual(t, kinds, 5, "the kinds of WAL entries were not found")
 }
 
-// Nothing here runs on OpenBao, so its page says of each statement how it is known.
+// No test runs on OpenBao, so its page gives the evidence for each statement: measured,
+// read or tested.
 func TestDocs_EachStatementOnOpenBaoSaysHowItIsKnown(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("docs/openbao.md")

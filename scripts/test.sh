@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Runs `make test`: the linters, the unit tests and the integration tests. It prints one
+# line for each package and the counts last (test/tally). All parts run even if one fails,
+# so that one run shows all failures; the exit status covers all of them.
+#
+# SUITE is all, unit or integration, RUN a regexp that selects tests, and VAULT_VERSION as
+# in scripts/vault.sh. With PKG, it only runs the tests of one package.
+#
+# The order keeps two processors busy. The linters take only the time that the tests
+# leave. The integration tests are built while the unit tests run, and those that wait for
+# minutes (TestLong_) begin then. The others begin after the unit tests: all of them beside
+# these left Vault too little time.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+module=vault-plugin-secrets-openai
+suite=${SUITE:-all} run=${RUN:-.}
+
+# The tests that try every fault, every order or large numbers run without the race
+# detector, which makes them five times as slow: other tests run the same code with it, and
+# the nightly workflow runs all of them with it.
+tables='_Faults|StorageFault|EveryFault|EverySequence|EveryField|EveryQueuedKey|AThousandDueRoles|RetriesBeforeTheKeyExpires|DeletesExactlyTheOrphans|ManyAccounts|OfManyRecords|AddsUpToTheDigit'
+
+case $suite in all | unit | integration) ;; *) die "SUITE must be all, unit or integration" ;; esac
+if [ -n "${PKG:-}" ]; then exec go test -run "$run" "$PKG"; fi
+
+# The race detector requires cgo and therefore a C compiler.
+race=-race
+if ! command -v "$(go env CC)" >/dev/null; then
+  race=
+  say "no C compiler: the tests run without the race detector"
+fi
+vet=
+if [ "$suite" = all ]; then vet=-vet=off; fi # lint includes vet
+
+go build -buildvcs=false -o bin/tally ./test/tally
+if [ "$suite" != unit ]; then servers=$(scripts/vault.sh); fi
+
+# background starts a command in a process group of its own, since bash has background
+# jobs of the script's group ignore Ctrl-C, and leaves its process ID in job.
+background() { # output command [argument...]
+  local output=$1
+  shift
+  set -m
+  {
+    trap 'exit 130' INT TERM
+    "$@"
+  } >"$output" &
+  set +m
+  job=$! groups="$groups $!"
+}
+
+# finish waits for a background job, and prints its output if that is in a file.
+finish() { # job [output]
+  if [ -z "$1" ]; then return; fi
+  wait "$1" || rc=1
+  groups=${groups/ $1/}
+  if [ $# = 2 ]; then cat "$2"; fi
+}
+
+lint() { nice -n 19 "${MAKE:-make}" --no-print-directory lint 2>&1; }
+
+unit() { go test -json -timeout 20m ${vet:+"$vet"} "$@"; }
+
+unit_tests() {
+  if [ "$run" = . ]; then unit ${race:+"$race"} -skip "$tables" ./...; else unit ${race:+"$race"} -run "$run" ./...; fi
+}
+
+# other_unit_tests says where the tables ran, since tally counts tests by package and name.
+other_unit_tests() {
+  local rc=0
+  if [ "$run" = . ]; then unit -run "$tables" . | sed 's|"Package":"[^"]*|& (tables)|' || rc=1; fi
+  (cd tools/release && unit -run "$run" ./...) || rc=1
+  return $rc
+}
+
+# integration runs the tests that a package has in bin/, on each server. Only the plugin
+# has the race detector there.
+integration() { # package note [flag...]
+  local rc=0 package=$1 note=$2
+  shift 2
+  while IFS= read -r VAULT_BIN; do
+    export VAULT_BIN
+    (cd "test/$package" && go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" \
+      "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null) || rc=1
+  done <<<"$servers"
+  return $rc
+}
+
+parts() {
+  local rc=0 groups='' group job lint='' units='' others='' long='' stories skip='^TestWorld|OnTheModel$'
+  trap 'for group in $groups; do kill -INT -- "-$group" 2>/dev/null || :; done' EXIT
+  trap 'exit 130' INT TERM
+  if [ "$suite" = all ]; then background bin/lint.out lint; lint=$job; fi
+  if [ "$suite" != integration ]; then
+    background bin/others.out other_unit_tests; others=$job
+    background /dev/stdout unit_tests; units=$job
+  fi
+  if [ "$suite" != unit ]; then
+    if go test -c -vet=off -tags integration -o bin/ ./test/integration ./test/simulation; then
+      if [ "$run" = . ]; then
+        background bin/long.out integration integration 'long, ' -test.run '^TestLong_'; long=$job
+        skip="$skip|^TestLong_"
+      fi
+      finish "$units"; units=
+      background bin/stories.out integration simulation '' -test.run "$run" -test.skip "$skip"; stories=$job
+      integration integration '' -test.run "$run" -test.skip "$skip" || rc=1
+      finish "$stories" bin/stories.out
+    else
+      rc=1
+      printf '{"Action":"fail","Package":"%s/test/integration"}\n' "$module"
+    fi
+  fi
+  finish "$units"
+  finish "$others" bin/others.out
+  finish "$long" bin/long.out
+  finish "$lint" bin/lint.out
+  return $rc
+}
+
+parts | bin/tally

@@ -196,7 +196,7 @@ func TestCommunity_ItsLeasesAreRevoked(t *testing.T) {
 	require.Len(t, h.walEntries(), 1, "the WAL retries, even in a new process")
 	heal()
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 	h.advance(time.Hour) // an account deleted by hand, whose 404 is final by now
 	require.NoError(t, h.revoke(lease))

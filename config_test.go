@@ -170,7 +170,7 @@ func TestConfig_SkipVerifyDoesNotReplaceARotatedKey(t *testing.T) {
 	}
 	stuck(resp)
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Contains(t, h.adminKeyIDs(), made)
 	stuck(h.must(h.read("config")))
 	require.Len(t, h.lines("superseded admin keys not checked: the list of admin keys could not be read"), 1)
@@ -180,7 +180,7 @@ func TestConfig_SkipVerifyDoesNotReplaceARotatedKey(t *testing.T) {
 	require.NotContains(t, strings.Join(resp.Warnings, " "), "could not be deleted yet")
 	id, key := h.sim.AddAdminKey("by hand")
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{id}, h.adminKeyIDs())
 }
 
@@ -211,7 +211,7 @@ func TestConfig_ASupersededKeyRequiresForce(t *testing.T) {
 	h.restart()
 	require.Empty(t, h.config()["last_rotated"])
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Contains(t, h.adminKeyIDs(), first)
 	// An active key can be written again like any other, and is rotated.
 	h.must(h.write("config", map[string]any{"admin_api_key": value}))

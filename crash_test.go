@@ -25,7 +25,7 @@ func TestIssue_FaultsLeaveOnlyLeasedCredentials(t *testing.T) {
 		func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
 		func(h *harness, resp *logical.Response, err error) {
 			gap := errors.Is(err, errKilled) && h.storage.last() == "delete wal"
-			h.tick()
+			h.runPeriodicWork()
 			if gap && len(h.sim.Accounts()) == 1 {
 				// No plugin can detect a crash after the deletion of the WAL entry and
 				// before Vault stores the lease. No client received the key; it expires,
@@ -48,15 +48,15 @@ func TestIssue_FaultsLeaveOnlyLeasedCredentials(t *testing.T) {
 		})
 }
 
-// inTheGap reports whether the process died after it deleted the WAL entry and before
+// diedBeforeLeaseStored reports whether the process died after it deleted the WAL entry and before
 // Vault stored the lease. Call it before anything else.
-func inTheGap(h *harness, err error) bool {
+func diedBeforeLeaseStored(h *harness, err error) bool {
 	return errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.sim.Keys()) == 1 && len(h.walEntries()) == 0
 }
 
-// outOfTheGap checks the cleanup of such a key: no client has it, it expires, and then
+// checkUnleasedKeyCleanup checks the cleanup of such a key: no client has it, it expires, and then
 // tidy deletes its account.
-func outOfTheGap(h *harness, life time.Duration) {
+func checkUnleasedKeyCleanup(h *harness, life time.Duration) {
 	h.t.Helper()
 	require.WithinDuration(h.t, h.now().Add(life+expiryMargin), h.keyEnd(), time.Minute)
 	h.advance(life + expiryMargin + clockSlack + defaultTidySafetyBuffer)
@@ -74,16 +74,16 @@ func TestIssue_FaultsWithScopes(t *testing.T) {
 				lease := h.stored(resp)
 				require.Equal(h.t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
 				require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "a returned key is restricted")
-				h.tick()
+				h.runPeriodicWork()
 				h.onlyLeased(lease)
 				require.NoError(h.t, h.revoke(lease))
 				h.onlyLeased()
 				return
 			}
-			gap := inTheGap(h, err)
-			h.tick()
+			gap := diedBeforeLeaseStored(h, err)
+			h.runPeriodicWork()
 			if gap {
-				outOfTheGap(h, defaultMaxTTL)
+				checkUnleasedKeyCleanup(h, defaultMaxTTL)
 			}
 			h.onlyLeased()
 		})
@@ -100,8 +100,8 @@ func TestIssue_FaultsWithAPIKey(t *testing.T) {
 				},
 				func(h *harness) (*logical.Response, error) { return h.read("creds/app") },
 				func(h *harness, resp *logical.Response, err error) {
-					gap := inTheGap(h, err)
-					h.tick()
+					gap := diedBeforeLeaseStored(h, err)
+					h.runPeriodicWork()
 					if err == nil && !resp.IsError() {
 						lease := h.stored(resp)
 						require.Equal(h.t, 403, h.inference(lease, http.MethodPost, "/responses"), "a returned key is restricted")
@@ -111,7 +111,7 @@ func TestIssue_FaultsWithAPIKey(t *testing.T) {
 						require.Len(h.t, h.sim.Keys(), 1)
 						require.NoError(h.t, h.revoke(lease))
 					} else if gap {
-						outOfTheGap(h, defaultTTL)
+						checkUnleasedKeyCleanup(h, defaultTTL)
 					}
 					if refused {
 						h.advance(time.Second)
@@ -179,7 +179,7 @@ func TestRevoke_FaultsWithAPIKeyStillDeleteIt(t *testing.T) {
 					if err != nil {
 						require.Len(t, h.walEntries(), 1)
 					}
-					h.tick() // Vault may have given up, or OpenAI may show it again
+					h.runPeriodicWork() // Vault may have given up, or OpenAI may show it again
 					h.advance(2 * time.Second)
 					h.onlyKeys(account)
 					require.NoError(t, h.revoke(lease), "Vault may retry, even after a day")
@@ -200,7 +200,7 @@ func TestCreds_UnreturnedCredentialIsRecordedAgain(t *testing.T) {
 	h.storage.heal()
 	require.Len(t, h.sim.Accounts(), 1)
 	require.Len(t, h.walEntries(), 1)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -221,7 +221,7 @@ func TestRevoke_FaultsStillDeleteTheAccount(t *testing.T) {
 				if err != nil {
 					require.Len(t, h.walEntries(), 1)
 				}
-				h.tick() // Vault may have given up, or OpenAI may show it again
+				h.runPeriodicWork() // Vault may have given up, or OpenAI may show it again
 				h.onlyLeased()
 				require.NoError(t, h.revoke(lease), "Vault may retry, even after a day")
 			})
@@ -237,10 +237,10 @@ func TestRotate_FaultsLeaveOneWorkingKey(t *testing.T) {
 			// The engine works immediately after any fault.
 			lease := h.lease("creds/app", nil)
 			// Run the WAL, then end the grace period.
-			h.tick()
+			h.runPeriodicWork()
 			require.Empty(h.t, h.walEntries())
 			h.advance(defaultRotationGrace + time.Second)
-			h.tick()
+			h.runPeriodicWork()
 
 			cfg, cfgErr := getConfig(context.Background(), h.storage)
 			require.NoError(h.t, cfgErr)
@@ -273,10 +273,10 @@ func TestWAL_RetriesAfterEveryFault(t *testing.T) {
 				fault.Method = map[string]string{routeAccounts: http.MethodGet, routeAccount: http.MethodDelete}[route]
 				fault.Route, fault.Times = route, 6
 				h.sim.Fail(fault)
-				h.tick()
+				h.runPeriodicWork()
 				require.GreaterOrEqual(t, len(h.walEntries()), len(h.sim.Accounts()), "the WAL records every remaining account")
 				h.sim.ClearFaults()
-				h.tick()
+				h.runPeriodicWork()
 				h.onlyLeased()
 			})
 		}
@@ -306,7 +306,7 @@ func TestOutage_RequestsFailInTimeAndRecover(t *testing.T) {
 	began = time.Now()
 	lease := h.lease("creds/app", nil)
 	require.Less(t, time.Since(began), took/2, "the first read after the outage")
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased(lease)
 	require.NoError(t, h.revoke(lease))
 }

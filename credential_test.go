@@ -61,7 +61,7 @@ func TestScopes_ArePartOfTheCreateOfAKey(t *testing.T) {
 	require.Equal(t, 403, h.inference(lease, http.MethodPost, "/responses"))
 	h.onlyKeys(account, lease)
 	require.NoError(t, h.revoke(lease))
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyKeys(account)
 }
 
@@ -213,7 +213,7 @@ func TestAPIKey_LostAnswerLeavesWALEntryWithKeyName(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	require.Len(t, h.sim.Keys(), 4)
 	require.Len(t, h.walEntries(), 2, "each ambiguous attempt keeps its entry")
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.walEntries())
 	require.Equal(t, []string{account}, h.alive())
 	require.Len(t, h.sim.Keys(), 2, "the lease's key, and the one created by hand")
@@ -227,7 +227,7 @@ func TestAPIKey_LostAnswerLeavesWALEntryWithKeyName(t *testing.T) {
 	require.Equal(t, 502, coded(t, err))
 	require.Len(t, h.walEntries(), maxAttempts)
 	h.sim.DeleteServiceAccount(h.project, account)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -286,10 +286,10 @@ func TestAPIKey_RevokeWithoutPermissionFails(t *testing.T) {
 			}
 			require.Len(t, h.sim.Keys(), 1)
 			require.Len(t, h.walEntries(), 1, "repeated failed revocations create one entry")
-			h.tick()
+			h.runPeriodicWork()
 			require.Len(t, h.sim.Keys(), 1)
 			cancel()
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyKeys(account)
 			require.NoError(t, h.revoke(lease), "Vault's next attempt succeeds")
 		})
@@ -343,11 +343,11 @@ func TestAPIKey_OnlyOpenAIsClockSaysThatAKeyHasExpired(t *testing.T) {
 		h.setClock(1000 * time.Hour)
 		h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeKey, Status: 403, Message: "not allowed"})
 		require.NoError(t, h.revoke(lease), "it has expired by Vault's clock")
-		h.tick()
+		h.runPeriodicWork()
 		require.Equal(t, 200, h.inference(lease, http.MethodPost, "/chat/completions"))
 		require.Len(t, h.walEntries(), 1)
 		h.sim.ClearFaults()
-		h.tick()
+		h.runPeriodicWork()
 		h.advance(time.Second)
 		h.onlyKeys(account)
 	})
@@ -387,7 +387,7 @@ func TestAPIKey_RejectedDeleteWithoutExpiryFails(t *testing.T) {
 			require.Len(t, h.walEntries(), 1)
 			require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 			cancel()
-			h.tick()
+			h.runPeriodicWork()
 			h.advance(time.Second)
 			h.onlyKeys(account)
 		})
@@ -441,7 +441,7 @@ func TestAPIKey_RevokeNeedsOnlyTheLease(t *testing.T) {
 	require.NoError(t, h.revoke(resp), "a renewed lease can be revoked")
 	h.must(h.remove("roles/app"))
 	require.NoError(t, h.revoke(lease))
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyKeys(account)
 }
 
@@ -547,7 +547,7 @@ func TestActivation_ErrorReportsDeferredDeletion(t *testing.T) {
 	require.ErrorContains(t, err, "the account is queued for deletion in the WAL")
 	require.Len(t, h.sim.Accounts(), 1)
 	cancel()
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 

@@ -41,7 +41,7 @@ var (
 	heading    = regexp.MustCompile(`(?m)^#{1,6} +(.+?) *#* *$`)
 )
 
-func TestLinksLeadSomewhere(t *testing.T) {
+func TestDocs_LinksResolve(t *testing.T) {
 	t.Parallel()
 	var pages []string
 	require.NoError(t, filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {

@@ -330,7 +330,7 @@ func everyFault(t *testing.T, f faultFlow) {
 		return h
 	}
 	end := func(h *harness, resp *logical.Response, err error) {
-		h.buried()
+		h.waitForAbandonedRequests()
 		h.sim.ClearFaults()
 		if h.storage.heal() {
 			f.restart(h)
@@ -402,6 +402,6 @@ func everyStaticFault(t *testing.T, arrange func(h *harness), flow func(h *harne
 	t.Helper()
 	everyFault(t, faultFlow{
 		mount: func(t *testing.T) *harness { return withStatic(t, openaitest.Options{}) }, arrange: arrange,
-		standing: (*harness).standing, restart: (*harness).restartStatic, flow: flow, check: check,
+		standing: (*harness).checkStoredStaticKeys, restart: (*harness).restartStatic, flow: flow, check: check,
 	})
 }

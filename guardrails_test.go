@@ -42,7 +42,7 @@ func (h *harness) require(settings ...string) *logical.Response {
 func (h *harness) rejudge() error {
 	h.t.Helper()
 	err := h.b.rejudge(client.Background(context.Background()), h.background())
-	h.hear(nil, err)
+	h.recordMessages(nil, err)
 	return err
 }
 
@@ -171,7 +171,7 @@ func TestGuardrails_ANoCountsUntilOpenAISaysYes(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-func TestGuardrails_AProjectNeverJudgedIs503WithoutAnAnswer(t *testing.T) {
+func TestGuardrails_AnUncheckedProjectIs503DuringAnOutage(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"an outage":            {Kind: openaitest.FaultStatus, Status: 500},
@@ -342,7 +342,7 @@ func TestGuardrails_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	}})
 	require.Contains(t, h.refused(h.read("creds/app")), "require_spend_limit")
 	h.sim.ClearFaults()
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -403,10 +403,10 @@ func TestGuardrails_EveryFaultAtEveryStepOfTheFirstJudgment(t *testing.T) {
 				return resp, err
 			},
 			check: func(h *harness, resp *logical.Response, err error) {
-				gap := inTheGap(h, err)
-				h.tick()
+				gap := diedBeforeLeaseStored(h, err)
+				h.runPeriodicWork()
 				if gap {
-					outOfTheGap(h, defaultMaxTTL)
+					checkUnleasedKeyCleanup(h, defaultMaxTTL)
 				}
 				if bounded && err == nil && !resp.IsError() {
 					require.NoError(h.t, h.revoke(h.stored(resp)))

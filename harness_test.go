@@ -63,7 +63,7 @@ type harness struct {
 	sim     *openaitest.Server
 	project string
 	log     *lockedBuffer
-	told    *ear
+	events  *eventRecorder
 	// releaseStatic undoes holdStatic, and releasePools undoes holdPools.
 	releaseStatic, releasePools func()
 	// leases are the leases that the arrange step of a fault table issued.
@@ -83,7 +83,7 @@ func newHarness(t *testing.T, opts openaitest.Options) *harness {
 		sim:     openaitest.Start(t, opts),
 		storage: &faultyStorage{inner: &logical.InmemStorage{}},
 		log:     &lockedBuffer{},
-		told:    &ear{},
+		events:  &eventRecorder{},
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: 768 * time.Hour,
 			MaxLeaseTTLVal:     768 * time.Hour,
@@ -135,15 +135,15 @@ func (h *harness) configure(more map[string]any) {
 // restart creates a new backend on the same storage, like a new plugin process.
 func (h *harness) restart() {
 	h.t.Helper()
-	if h.told == nil {
-		h.told = &ear{}
+	if h.events == nil {
+		h.events = &eventRecorder{}
 	}
 	b := newBackend()
 	b.now = h.now
 	require.NoError(h.t, b.Setup(context.Background(), &logical.BackendConfig{
 		System:       h.manager,
 		StorageView:  h.storage,
-		EventsSender: h.told, ObservationRecorder: h.told,
+		EventsSender: h.events, ObservationRecorder: h.events,
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: h.log, JSONFormat: true}),
 	}))
 	h.b = b
@@ -151,10 +151,10 @@ func (h *harness) restart() {
 	h.t.Cleanup(func() { b.Cleanup(context.Background()); b = nil })
 }
 
-// If the process has died, buried waits until the simulator has handled its requests. On
-// a busy machine, a canceled request can arrive after the test has moved the clocks, and
-// a late probe then looks like the use of a returned key.
-func (h *harness) buried() {
+// waitForAbandonedRequests waits, if the process has died, until the simulator has handled
+// its requests. On a busy machine, a canceled request can arrive after the test has moved
+// the clocks, and a late probe then looks like the use of a returned key.
+func (h *harness) waitForAbandonedRequests() {
 	h.t.Helper()
 	if !h.storage.died() {
 		return
@@ -207,7 +207,7 @@ func (h *harness) do(ctx context.Context, op logical.Operation, at string, data 
 		} else if died != nil {
 			panic(died)
 		}
-		h.hear(resp, err)
+		h.recordMessages(resp, err)
 	}()
 	req := &logical.Request{
 		ID: "req-1", Operation: op, Path: at, Data: throughJSON(h.t, data),
@@ -255,7 +255,7 @@ func (h *harness) checkSchema(req *logical.Request, resp *logical.Response) {
 	schema.ValidateResponse(h.t, s, resp, true)
 }
 
-func (h *harness) hear(resp *logical.Response, err error) {
+func (h *harness) recordMessages(resp *logical.Response, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err != nil {
@@ -329,7 +329,7 @@ func (h *harness) end(op logical.Operation, lease *logical.Response) (*logical.R
 	secret := *lease.Secret
 	req := &logical.Request{Operation: op, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: lease.Data}
 	resp, err := h.b.HandleRequest(context.Background(), req)
-	h.hear(resp, err)
+	h.recordMessages(resp, err)
 	return resp, err
 }
 
@@ -340,9 +340,9 @@ func (h *harness) revoke(lease *logical.Response) error {
 	return err
 }
 
-// tick does the work that Vault's rollback tick starts, but WAL entries of any age are
+// runPeriodicWork does the work that Vault's rollback tick starts, but WAL entries of any age are
 // due, and every 404 is final.
-func (h *harness) tick() {
+func (h *harness) runPeriodicWork() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
 		release, err := j.Wait(context.Background())
@@ -360,17 +360,17 @@ func (h *harness) tick() {
 		func() error { return h.b.refreshWAL(ctx, req) },
 	} {
 		if err := run(); err != nil {
-			h.hear(nil, err)
+			h.recordMessages(nil, err)
 		}
 	}
-	defer h.final()()
+	defer h.treatNotFoundAsFinal()()
 	for _, kind := range walKinds {
 		h.b.complainWAL(ctx, req, kind, h.b.runWAL(ctx, req, kind, 0).err())
 	}
 }
 
-// final makes every 404 final, whatever the age of the account or key, until restore.
-func (h *harness) final() (restore func()) {
+// treatNotFoundAsFinal makes every 404 final, whatever the age of the account or key, until restore.
+func (h *harness) treatNotFoundAsFinal() (restore func()) {
 	b := h.b
 	b.settling.Store(0)
 	return func() { b.settling.Store(int64(notFinalBefore)) }
@@ -380,7 +380,7 @@ func (h *harness) final() (restore func()) {
 func (h *harness) rollback() {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
-	h.hear(resp, err)
+	h.recordMessages(resp, err)
 	release, err := h.b.rotation.look.Wait(context.Background())
 	require.NoError(h.t, err)
 	release()
@@ -408,7 +408,7 @@ func (h *harness) walEntries() []string {
 // checkSecrets searches logs, errors, events and reads for every key of the simulator.
 func (h *harness) checkSecrets() {
 	h.storage.heal()
-	texts := map[string]string{"log": h.log.String(), "errors": strings.Join(h.said, "\n"), "events": h.told.text()}
+	texts := map[string]string{"log": h.log.String(), "errors": strings.Join(h.said, "\n"), "events": h.events.text()}
 	keys, err := logical.CollectKeys(context.Background(), h.storage.inner)
 	require.NoError(h.t, err)
 	texts["storage keys"] = strings.Join(keys, "\n")
@@ -546,7 +546,7 @@ func (h *harness) renew(ctx context.Context, lease *logical.Response, age, incre
 	secret.Increment = increment
 	req := &logical.Request{Operation: logical.RenewOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: throughJSON(h.t, lease.Data)}
 	resp, err := h.b.HandleRequest(ctx, req)
-	h.hear(resp, err)
+	h.recordMessages(resp, err)
 	if err != nil || resp.IsError() {
 		return resp, err
 	}
@@ -615,8 +615,8 @@ func about(t *testing.T, want time.Time, text any) {
 	require.WithinDuration(t, want, got, 30*time.Second)
 }
 
-// ear receives events and observations in place of Vault.
-type ear struct {
+// eventRecorder receives events and observations in place of Vault.
+type eventRecorder struct {
 	mu           sync.Mutex
 	refusal      error
 	asked        int
@@ -625,7 +625,7 @@ type ear struct {
 	all          strings.Builder
 }
 
-func (e *ear) SendEvent(_ context.Context, kind logical.EventType, event *logical.EventData) error {
+func (e *eventRecorder) SendEvent(_ context.Context, kind logical.EventType, event *logical.EventData) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked++
@@ -644,7 +644,7 @@ func (e *ear) SendEvent(_ context.Context, kind logical.EventType, event *logica
 	return nil
 }
 
-func (e *ear) RecordObservationFromPlugin(_ context.Context, kind string, data map[string]any) error {
+func (e *eventRecorder) RecordObservationFromPlugin(_ context.Context, kind string, data map[string]any) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked++
@@ -659,14 +659,14 @@ func (e *ear) RecordObservationFromPlugin(_ context.Context, kind string, data m
 	return nil
 }
 
-func (e *ear) text() string {
+func (e *eventRecorder) text() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.all.String()
 }
 
 // heard waits for an event and its observation, and removes them.
-func (e *ear) heard(t *testing.T, kind string) map[string]string {
+func (e *eventRecorder) heard(t *testing.T, kind string) map[string]string {
 	t.Helper()
 	var event map[string]string
 	require.Eventually(t, func() bool {
@@ -901,7 +901,7 @@ func (h *harness) vaultRevokes(lease *logical.Response, slots chan struct{}) (at
 		_, err := h.b.HandleRequest(ctx, req)
 		cancel()
 		<-slots
-		h.hear(nil, err)
+		h.recordMessages(nil, err)
 		attempts++
 		if err == nil {
 			return attempts
@@ -1007,7 +1007,7 @@ func (m *rotationManager) calls() (asked, unasked int) {
 func (h *harness) rotateByVault() error {
 	h.t.Helper()
 	resp, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RotationOperation, Path: "config", Storage: h.storage, MountPoint: "openai/"})
-	h.hear(resp, err)
+	h.recordMessages(resp, err)
 	return err
 }
 
@@ -1021,7 +1021,7 @@ func (h *harness) runSchedule() {
 		}
 	}()
 	if err := h.b.runSchedule(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}); err != nil {
-		h.hear(nil, err)
+		h.recordMessages(nil, err)
 	}
 }
 
@@ -1053,7 +1053,7 @@ func (h *harness) time(field string) time.Time {
 func (h *harness) oneAdminKey() {
 	h.t.Helper()
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(h.t, []string{h.adminKeyID()}, h.adminKeyIDs())
 	require.Empty(h.t, h.walEntries())
 	h.sim.Keep(h.adminKeyIDs()...)
@@ -1096,8 +1096,8 @@ func (h *harness) keyOf(name string) string {
 	return h.staticCreds(name)["api_key_id"].(string)
 }
 
-// standing returns an error if the key of a static role is invalid.
-func (h *harness) standing() error {
+// checkStoredStaticKeys returns an error if the key of a static role is invalid.
+func (h *harness) checkStoredStaticKeys() error {
 	names, err := h.storage.inner.List(context.Background(), staticStoragePrefix)
 	if err != nil {
 		return err
@@ -1114,11 +1114,11 @@ func (h *harness) standing() error {
 	return nil
 }
 
-// settled processes the WAL and ends the overlap, then checks that only the stored
+// requireCleanAfterFault processes the WAL and ends the overlap, then checks that only the stored
 // credentials are left and work, and that the role can be rotated and deleted.
-func (h *harness) settled(name string, others ...string) {
+func (h *harness) requireCleanAfterFault(name string, others ...string) {
 	h.t.Helper()
-	h.tick()
+	h.runPeriodicWork()
 	h.advance(2 * time.Second) // a key that OpenAI does not delete expires
 	h.onlyStatic(others...)
 	r, err := getStaticRole(context.Background(), h.storage, name)
@@ -1128,11 +1128,11 @@ func (h *harness) settled(name string, others ...string) {
 	}
 	h.must(h.write("rotate-role/"+name, nil))
 	h.advance(defaultRevocationDelay + longestRetry + time.Second)
-	h.keep()
-	h.tick()
+	h.runStaticWorker()
+	h.runPeriodicWork()
 	require.Zero(h.t, h.staticRole(name)["superseded_keys"])
 	h.onlyStatic(others...)
-	h.gone(name, others...)
+	h.deleteStaticRole(name, others...)
 }
 
 // withStatic is configured without the role "app". The static worker runs only if the
@@ -1205,12 +1205,12 @@ func (h *harness) staticTime(name, field string) time.Time {
 	return at
 }
 
-// keep runs the static worker immediately.
-func (h *harness) keep() {
+// runStaticWorker runs the static worker immediately.
+func (h *harness) runStaticWorker() {
 	h.t.Helper()
 	h.b.static.until.Store(0)
 	if err := h.b.runStaticWorker(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}); err != nil {
-		h.hear(nil, err)
+		h.recordMessages(nil, err)
 	}
 }
 
@@ -1260,8 +1260,8 @@ func (h *harness) onlyStatic(others ...string) {
 	require.Empty(h.t, h.walEntries(), "the WAL")
 }
 
-// gone deletes a static role and checks that nothing of it is left.
-func (h *harness) gone(name string, others ...string) {
+// deleteStaticRole deletes a static role and checks that nothing of it is left.
+func (h *harness) deleteStaticRole(name string, others ...string) {
 	h.t.Helper()
 	resp := h.must(h.remove("static-roles/" + name))
 	require.Nil(h.t, resp)
@@ -1285,7 +1285,7 @@ func (m *rotationManager) untaint() {
 // rollbackOnly sends Vault's tick without waiting for the work that it starts.
 func (h *harness) rollbackOnly() {
 	_, err := h.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.RollbackOperation, Storage: h.storage, MountPoint: "openai/"})
-	h.hear(nil, err)
+	h.recordMessages(nil, err)
 }
 
 // unmount disables the mount as Vault does.
@@ -1299,8 +1299,8 @@ func (h *harness) unmount() {
 	h.b.Cleanup(ctx)
 }
 
-// made returns the ID of the first key of an account that the engine created.
-func (h *harness) made(name string) string {
+// firstKeyOf returns the ID of the first key of an account that the engine created.
+func (h *harness) firstKeyOf(name string) string {
 	h.t.Helper()
 	account := h.staticRole(name)["service_account_id"]
 	i := slices.IndexFunc(h.sim.Keys(), func(k openaitest.Key) bool { return k.AccountID == account })
@@ -1463,15 +1463,15 @@ func (h *harness) refusesOnce() {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 }
 
-// works fails the test unless OpenAI accepts the static role's key after a restart and
+// requireStaticKeyAfterRestart fails the test unless OpenAI accepts the static role's key after a restart and
 // the end of the taint.
-func (h *harness) works() {
+func (h *harness) requireStaticKeyAfterRestart() {
 	h.t.Helper()
 	h.restartStatic()
 	h.manager.untaint()
 	require.True(h.t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "the static role's key")
 	h.advance(notFinalBefore)
-	h.tick()
+	h.runPeriodicWork()
 	h.sim.KeepAll()
 }
 

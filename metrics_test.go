@@ -113,14 +113,14 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: deleteAccountRoute})
 	require.Error(t, h.revoke(second))
 	h.advance(time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	now = look()
 	require.Equal(t, 1.0, now.one(t, `credentials_revoked_total{outcome="error",role="app"}`))
 	require.Equal(t, 1.0, now.one(t, "wal_entries"))
 	require.InDelta(t, 60, now.one(t, "wal_oldest_entry_age_seconds"), 30)
 	require.NotZero(t, now.one(t, `api_retries_total{call="delete_service_account"}`))
 	heal()
-	h.tick()
+	h.runPeriodicWork()
 	now = look()
 	require.Zero(t, now.one(t, "wal_entries"))
 	require.Zero(t, now.one(t, "wal_oldest_entry_age_seconds"))
@@ -150,7 +150,7 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	h.b.wal.release(id)
 	h.advance(time.Hour)
 	require.Equal(t, 200, h.inference(used, http.MethodGet, "/models"))
-	h.tick()
+	h.runPeriodicWork()
 	now = look()
 	require.Equal(t, 1.0, now.one(t, "wal_entries_retained"))
 	require.Zero(t, now.one(t, "wal_entries"))
@@ -176,11 +176,11 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 		require.NoError(t, h.revoke(lease))
 	}
 	h.settlePools()
-	h.tick()
+	h.runPeriodicWork()
 	look()
 
 	// Static roles.
-	ctx, keep := t.Context(), h.keep
+	ctx, keep := t.Context(), h.runStaticWorker
 	keep()
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "24h", "revocation_delay": "1h"}))
 	require.NoError(t, h.b.static.worker.End(ctx))
@@ -234,7 +234,7 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	require.InDelta(t, float64(h.now().Add(7*24*time.Hour).Unix()), now.one(t, "admin_key_expiry_timestamp_seconds"), 60)
 	heal = h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Status: http.StatusForbidden})
 	h.advance(25 * time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	heal()
 	now = look()
 	require.Equal(t, 1.0, now.one(t, "admin_key_rotation_failing"))
@@ -479,12 +479,12 @@ func TestMetrics_AnUndeletedSupersededKeyIsOverdue(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Route: routeKey, Status: http.StatusForbidden})
 	for range 4 {
 		h.advance(time.Hour)
-		h.keep()
+		h.runStaticWorker()
 	}
 	require.Greater(t, h.measured().one(t, "static_role_lag_seconds"), 2.5*3600)
 	h.sim.ClearFaults()
 	h.advance(time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.Zero(t, h.measured().one(t, "static_role_lag_seconds"))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }

@@ -265,7 +265,7 @@ func TestConfig_WritingAnotherKeySupersedesARotatedKey(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
 	require.EqualValues(t, 2, h.must(h.read("config")).Data["superseded_admin_keys"])
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{id}, h.adminKeyIDs(), "%s is deleted", made)
 }
 
@@ -356,7 +356,7 @@ func TestConfig_AKeyFromTheOperatorIsNeverSuperseded(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": third}))
 	require.Equal(t, id, h.must(h.read("config")).Data["admin_api_key_id"])
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.ElementsMatch(t, []string{person, id}, h.adminKeyIDs())
 }
 
@@ -367,7 +367,7 @@ func TestConfig_ASupersededKeyConfiguredAgainIsNotDeleted(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{first}, h.adminKeyIDs())
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }

@@ -155,7 +155,7 @@ func TestCreds_RetriesAnAmbiguousCreateUnderANewName(t *testing.T) {
 				}
 			}
 			require.Len(t, h.walEntries(), 2, "each ambiguous attempt keeps its entry")
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased(lease)
 			require.NoError(t, h.revoke(lease))
 		})
@@ -199,7 +199,7 @@ func TestCreds_PermanentFailures(t *testing.T) {
 			}
 			require.Equal(t, test.creates, h.sim.Count(http.MethodPost, routeAccounts))
 			h.sim.ClearFaults()
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}
@@ -265,7 +265,7 @@ func TestCreds_ACanceledRequestLeavesNoCredential(t *testing.T) {
 			if name != "while creating, lost" {
 				h.onlyLeased() // immediately, without a WAL run
 			}
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}
@@ -346,7 +346,7 @@ func TestCreds_DiscardsAKeyWithoutAnExpiry(t *testing.T) {
 			_, err := h.read("creds/app")
 			require.ErrorContains(t, err, "OpenAI created a key that ")
 			require.ErrorContains(t, err, "the account is queued for deletion in the WAL", "the 404 for this account is not final")
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}
@@ -376,7 +376,7 @@ func TestCreds_ManyFirstRequestsShareOneClient(t *testing.T) {
 // Storage deletes the WAL entry of the create but answers with an error, and OpenAI does
 // not delete the account. The account is recorded as soon as storage works again; if it
 // does not, the error names the account.
-func TestCreds_WhatIsNotReturnedIsRecordedAlthoughStorageFailsAgain(t *testing.T) {
+func TestCreds_UnreturnedCredentialIsRecordedDespiteStorageErrors(t *testing.T) {
 	t.Parallel()
 	for _, more := range []int{1, 100} {
 		h := configured(t, openaitest.Options{})

@@ -32,10 +32,10 @@ func TestRotate_TheSupersededKeyIsDeletedAfterTheGracePeriod(t *testing.T) {
 			require.ElementsMatch(t, []string{old, id}, h.adminKeyIDs())
 			require.Empty(t, h.walEntries())
 
-			h.tick()
+			h.runPeriodicWork()
 			require.Len(t, h.adminKeyIDs(), 2, "still within the grace period")
 			h.advance(defaultRotationGrace + time.Second)
-			h.tick()
+			h.runPeriodicWork()
 			require.Equal(t, []string{id}, h.adminKeyIDs())
 			require.Equal(t, 0, h.must(h.read("config")).Data["superseded_admin_keys"])
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
@@ -76,7 +76,7 @@ func TestRotate_WithoutAGracePeriodTheOldKeyIsDeletedImmediately(t *testing.T) {
 	resp = h.must(h.write("config/rotate", nil))
 	require.Len(t, resp.Warnings, 1)
 	require.Len(t, h.adminKeyIDs(), 2)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{resp.Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -111,7 +111,7 @@ func TestRotate_OnlyRecordedKeysAreDeleted(t *testing.T) {
 		h.must(h.write("config/rotate", nil))
 	}
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	current := h.must(h.read("config")).Data["admin_api_key_id"].(string)
 	require.ElementsMatch(t, []string{person, current}, h.adminKeyIDs())
 	h.sim.Keep(current)
@@ -123,11 +123,11 @@ func TestRotate_ASupersededKeyThatCannotBeDeletedStaysListed(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	h.advance(defaultRotationGrace + time.Second)
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "not today"})
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, 1, h.must(h.read("config")).Data["superseded_admin_keys"])
 	require.Contains(t, h.log.String(), "superseded admin key not deleted")
 	cancel()
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, 0, h.must(h.read("config")).Data["superseded_admin_keys"])
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -136,7 +136,7 @@ func TestRotate_WithoutConfig(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, openaitest.Options{})
 	require.Contains(t, h.refused(h.write("config/rotate", nil)), "vault write openai/config")
-	h.tick()
+	h.runPeriodicWork()
 }
 
 func TestRotate_LooksUpTheIDAfterSkipVerify(t *testing.T) {
@@ -146,7 +146,7 @@ func TestRotate_LooksUpTheIDAfterSkipVerify(t *testing.T) {
 	require.Empty(t, h.must(h.read("config")).Data["admin_api_key_id"])
 	h.must(h.write("config/rotate", nil))
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -158,7 +158,7 @@ func TestRotate_AWrongIDIsDetectedBeforeTheRotation(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key_id": person, "skip_verify": true}))
 	require.Contains(t, h.refused(h.write("config/rotate", nil)), "admin_api_key_id")
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 2)
 }
 
@@ -168,10 +168,10 @@ func TestRotate_RetriesAnAmbiguousCreateUnderANewName(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Times: 2, Kind: openaitest.FaultLost})
 	h.must(h.write("config/rotate", nil))
 	require.Len(t, h.adminKeyIDs(), 4)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 2, "the WAL deletes only the lost keys")
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 1)
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -207,9 +207,9 @@ func TestRotate_AStorageFailureReportsThatTheActiveKeyIsUnknown(t *testing.T) {
 	_, err := h.write("config/rotate", nil)
 	require.ErrorIs(t, err, errWhichKey)
 	h.storage.heal()
-	h.tick()
+	h.runPeriodicWork()
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 1)
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -254,7 +254,7 @@ func TestRotate_ConcurrentRotationsAndReaders(t *testing.T) {
 		wg.Wait()
 		require.Len(t, h.adminKeyIDs(), rotations+1)
 		h.advance(defaultRotationGrace + time.Second)
-		h.tick()
+		h.runPeriodicWork()
 		require.Equal(t, []string{h.must(h.read("config")).Data["admin_api_key_id"].(string)}, h.adminKeyIDs())
 		h.sim.Keep(h.adminKeyIDs()...)
 		h.onlyLeased()

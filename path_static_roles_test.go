@@ -80,8 +80,8 @@ func TestStatic_CreateReadListDelete(t *testing.T) {
 		require.Equal(t, []string{"batch", "etl.nightly-2"}, h.must(h.list(at)).Data["keys"])
 	}
 	h.onlyStatic()
-	h.gone("batch")
-	h.gone("etl.nightly-2")
+	h.deleteStaticRole("batch")
+	h.deleteStaticRole("etl.nightly-2")
 	require.Nil(t, h.must(h.remove("static-roles/batch")), "deleting a missing role is not an error")
 	require.Empty(t, h.must(h.list("static-roles")).Data["keys"])
 }
@@ -97,7 +97,7 @@ func TestStatic_AnAdoptedAccountIsNotDeleted(t *testing.T) {
 	require.Regexp(t, `^vault-static-batch-[a-z0-9]{15}$`, key.Name)
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic(account)
-	h.gone("batch", account)
+	h.deleteStaticRole("batch", account)
 }
 
 func TestStatic_BadInputIsRejectedWithoutSideEffects(t *testing.T) {
@@ -185,8 +185,8 @@ func TestStatic_BadInputIsRejectedWithoutSideEffects(t *testing.T) {
 	require.Contains(t, h.refused(h.write("static-roles/"+long, fields{"project_id": h.project, "rotation_period": "24h"})), "the limit is 128")
 	longest := strings.Repeat("y", maxRoleName)
 	h.static(longest, nil)
-	h.gone(longest, hand)
-	h.gone("there", hand)
+	h.deleteStaticRole(longest, hand)
+	h.deleteStaticRole("there", hand)
 }
 
 // refusedFor sends a write that the engine or the framework must reject.
@@ -256,7 +256,7 @@ func TestStatic_ProjectOfTheConfig(t *testing.T) {
 	require.Equal(t, h.project, h.staticRole("batch")["effective_project_id"], "the account stays in its project")
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStatic_NotConfigured(t *testing.T) {
@@ -280,14 +280,14 @@ func TestStatic_NotConfigured(t *testing.T) {
 	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"scopes": ""})), "no admin key is configured")
 	logged := len(h.log.String())
 	h.advance(25 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.Len(t, h.log.String(), logged, "without a config, no run logs a warning")
 	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
 	resp := h.must(h.remove("static-roles/batch"))
 	require.Contains(t, resp.Warnings[0], "Queued for deletion at OpenAI in the WAL")
 	require.Len(t, h.liveAccounts(), 1)
 	h.configure(nil)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic()
 }
 
@@ -322,7 +322,7 @@ func TestStatic_APartialWriteKeepsTheRest(t *testing.T) {
 	require.Equal(t, []any{int64(5 * 3600), "", int64(0)}, []any{data["rotation_period"], data["rotation_schedule"], data["rotation_window"]})
 	require.Equal(t, h.staticTime("batch", "last_vault_rotation").Add(5*time.Hour), h.staticTime("batch", "next_vault_rotation"))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStatic_AChangeOfScopesRotatesImmediately(t *testing.T) {
@@ -344,7 +344,7 @@ func TestStatic_AChangeOfScopesRotatesImmediately(t *testing.T) {
 	resp := h.must(h.write("static-roles/batch", fields{"scopes": ""}))
 	require.Contains(t, resp.Warnings[0], "no longer has scopes")
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticCreds_EveryField(t *testing.T) {
@@ -366,21 +366,21 @@ func TestStaticCreds_EveryField(t *testing.T) {
 	require.Zero(t, h.staticCreds("batch")["ttl"], "due")
 	h.advance(time.Hour)
 	require.Zero(t, h.staticCreds("batch")["ttl"], "overdue")
-	h.keep()
+	h.runStaticWorker()
 	next := h.staticCreds("batch")
 	require.NotEqual(t, got["api_key_id"], next["api_key_id"])
 	require.InDelta(t, 86400, next["ttl"], 60)
 	about(t, h.now().Add(defaultRevocationDelay), next["previous_api_key_expires_at"])
 	require.True(t, h.accepted(got["api_key"].(string)), "the previous key works during the overlap")
 	h.advance(defaultRevocationDelay - 2*time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	require.Contains(t, h.staticCreds("batch"), "previous_api_key_expires_at")
 	h.advance(2 * time.Minute)
 	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the time has passed, even before the deletion")
-	h.keep()
+	h.runStaticWorker()
 	require.False(t, h.accepted(got["api_key"].(string)))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticCreds_WithASchedule(t *testing.T) {
@@ -392,7 +392,7 @@ func TestStaticCreds_WithASchedule(t *testing.T) {
 	require.InDelta(t, time.Until(h.staticTime("batch", "next_vault_rotation")).Seconds(), got["ttl"], 30)
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "30 4 * * 1", "rotation_window": "3h"}))
 	require.Equal(t, int64(3*3600), h.staticCreds("batch")["rotation_window"])
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticCreds_AnExpiredKeyComesWithAWarning(t *testing.T) {
@@ -402,18 +402,18 @@ func TestStaticCreds_AnExpiredKeyComesWithAWarning(t *testing.T) {
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeNewKey, Status: http.StatusForbidden, Message: "keys are frozen"})
 	h.advance(8 * 24 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	resp := h.must(h.read("static-creds/batch"))
 	require.Len(t, resp.Warnings, 1)
 	require.Contains(t, resp.Warnings[0], "expired at OpenAI, because no rotation has succeeded since "+h.staticRole("batch")["last_vault_rotation"].(string))
 	require.Contains(t, resp.Warnings[0], "keys are frozen")
 	h.sim.ClearFaults()
 	h.advance(time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
 	require.NotContains(t, h.staticCreds("batch"), "previous_api_key_expires_at", "the previous key has expired")
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }

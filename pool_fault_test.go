@@ -57,9 +57,9 @@ func (h *harness) refillOnce() {
 	_ = h.b.refillPools(client.Background(h.t.Context()), h.background())
 }
 
-// poolOnly fails the test unless only the keys of the pool and of these leases are valid,
+// requireOnlyPooledKeys fails the test unless only the keys of the pool and of these leases are valid,
 // the leased keys work, and each pooled key has a WAL entry.
-func (h *harness) poolOnly(leases ...*logical.Response) {
+func (h *harness) requireOnlyPooledKeys(leases ...*logical.Response) {
 	h.t.Helper()
 	keys := h.liveKeysInPool()
 	entries := len(keys)
@@ -72,15 +72,15 @@ func (h *harness) poolOnly(leases ...*logical.Response) {
 	require.Len(h.t, h.walEntries(), entries, "WAL entries")
 }
 
-// afterwards processes the WAL, fills the pool, checks that only the pool and these
+// checkAndDrainPool processes the WAL, fills the pool, checks that only the pool and these
 // leases are left, and then ends both.
-func (h *harness) afterwards(leases ...*logical.Response) {
+func (h *harness) checkAndDrainPool(leases ...*logical.Response) {
 	h.t.Helper()
 	h.settlePools()
-	h.tick()
-	h.poolOnly(leases...)
+	h.runPeriodicWork()
+	h.requireOnlyPooledKeys(leases...)
 	h.fill()
-	h.poolOnly(leases...)
+	h.requireOnlyPooledKeys(leases...)
 	for _, lease := range leases {
 		require.NoError(h.t, h.revoke(lease))
 	}
@@ -99,7 +99,7 @@ func TestPoolRefill_EveryFaultAtEveryStep(t *testing.T) {
 			for _, c := range h.b.pools.roles["app"].list() {
 				require.Equal(h.t, []string{scopeChat}, h.scopesOf(c.KeyID), "a pooled key is restricted")
 			}
-			h.afterwards()
+			h.checkAndDrainPool()
 		})
 }
 
@@ -128,22 +128,22 @@ func TestPoolHandOut_EveryFaultAtEveryStep(t *testing.T) {
 		func(h *harness, resp *logical.Response, err error) {
 			if err == nil && !resp.IsError() {
 				lease := h.stored(resp)
-				h.afterwards(lease)
+				h.checkAndDrainPool(lease)
 				return
 			}
 			if errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.walEntries()) == 1 {
 				// No plugin can detect a crash after the deletion of the entry and before
 				// the response. The key expires, and tidy deletes the account.
-				h.tick()
+				h.runPeriodicWork()
 				require.Len(h.t, h.liveKeys(), 1)
 				h.advance(defaultMaxTTL + defaultPoolMaxAge + expiryMargin + clockSlack + defaultTidySafetyBuffer)
 				require.Empty(h.t, h.liveKeys())
 				h.tidy(true)
 				h.fill()
-				h.afterwards()
+				h.checkAndDrainPool()
 				return
 			}
-			h.afterwards()
+			h.checkAndDrainPool()
 		})
 }
 
@@ -172,7 +172,7 @@ func TestPoolInvalidation_EveryFaultAtEveryStep(t *testing.T) {
 			}
 			lease := h.lease("creds/app", nil)
 			require.Equal(h.t, wide, h.inference(lease, http.MethodPost, "/responses"), "the key fits the stored role")
-			h.afterwards(lease)
+			h.checkAndDrainPool(lease)
 		})
 }
 
@@ -186,5 +186,5 @@ func TestPoolDisable_EveryFaultAtEveryStep(t *testing.T) {
 			h.b.recordLeaving(h.t.Context(), h.background())
 			return nil, nil
 		},
-		func(h *harness, _ *logical.Response, _ error) { h.afterwards() })
+		func(h *harness, _ *logical.Response, _ error) { h.checkAndDrainPool() })
 }

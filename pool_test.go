@@ -31,7 +31,7 @@ func (h *harness) fill() {
 	h.settlePools()
 	h.b.pools.wake()
 	if err := h.b.refillPools(client.Background(context.Background()), h.background()); err != nil {
-		h.hear(nil, err)
+		h.recordMessages(nil, err)
 	}
 	h.settlePools()
 }
@@ -80,7 +80,7 @@ func (h *harness) closed() {
 	h.t.Helper()
 	h.b.closePools()
 	h.settlePools()
-	h.tick()
+	h.runPeriodicWork()
 }
 
 func TestPool_ServesARequestWithoutACall(t *testing.T) {
@@ -132,7 +132,7 @@ func TestPool_ServesARequestWithoutACall(t *testing.T) {
 			for _, lease := range []*logical.Response{before, lease} {
 				require.NoError(t, h.revoke(lease))
 			}
-			h.tick() // the worker leaves the pool alone
+			h.runPeriodicWork() // the worker leaves the pool alone
 			require.Equal(t, 3, h.ready("app"))
 			require.Len(t, h.sim.Keys(), 3)
 			h.closed()
@@ -247,7 +247,7 @@ func TestPool_TheSumOfAMountIsBounded(t *testing.T) {
 }
 
 // Not parallel: it counts the goroutines of the process.
-func TestPool_WithoutOneNothingIsPaidForIt(t *testing.T) {
+func TestPool_NoOverheadWithoutAPool(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.restartStatic() // holds the static worker, which also reads the config
 	count := func(do func()) (operations int64) {
@@ -429,7 +429,7 @@ func TestPool_ACredentialCreatedOnDemandFitsTheRoleOfItsAnswer(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestPool_WhatDoesNotFitLeavesBeforeTheWriteAnswers(t *testing.T) {
+func TestPool_RoleChangeDiscardsStaleCredentials(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]struct {
 		at   string
@@ -478,7 +478,7 @@ func TestPool_WhatDoesNotFitLeavesBeforeTheWriteAnswers(t *testing.T) {
 			pools()
 			leaving()
 			h.settlePools()
-			h.tick()
+			h.runPeriodicWork()
 			require.Len(t, h.liveKeys(), change.left)
 			h.closed()
 			require.Empty(t, h.liveKeys())
@@ -496,7 +496,7 @@ func TestPool_AKeyThatIsTooOldIsReplacedAndNotReturned(t *testing.T) {
 	h.fill()
 	require.Equal(t, 4, h.ready("app"))
 	require.Empty(t, intersect(first, h.liveKeysInPool()), "all are replaced")
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, intersect(first, h.liveKeys()), "the old keys are deleted")
 
 	second := h.liveKeys()
@@ -643,9 +643,9 @@ func TestPool_AnArchivedProjectEmptiesThePool(t *testing.T) {
 	h.fill()
 	require.Zero(t, h.ready("app"))
 	require.NotEmpty(t, h.must(h.read("roles/app")).Data["pool_last_error"])
-	require.Equal(t, "app", h.told.heard(t, events.PoolRefillFail)["name"])
+	require.Equal(t, "app", h.events.heard(t, events.PoolRefillFail)["name"])
 	require.Len(t, h.lines("pool not refilled"), 1)
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.walEntries())
 	require.NoError(t, h.revoke(lease))
 	h.sim.KeepAll()
@@ -714,7 +714,7 @@ func TestPool_ADisableAtAFewCallsAMinute(t *testing.T) {
 	})
 }
 
-func TestPool_AClientThatHasGoneGetsNothing(t *testing.T) {
+func TestPool_ADisconnectedClientGetsNothing(t *testing.T) {
 	t.Parallel()
 	h := withPool(t, 2, nil)
 	release := h.holdPools()
@@ -850,7 +850,7 @@ func TestPool_AWriteWarnsOfAPoolThatStaysEmpty(t *testing.T) {
 		require.Empty(t, warningsOf(h.must(h.write("roles/app", fields{"pool_size": 10, "pool_max_age": "10h"}))))
 		h.must(h.write("roles/app", fields{"pool_size": 0}))
 		release()
-		h.tick()
+		h.runPeriodicWork()
 		h.sim.KeepAll()
 	})
 }
@@ -1003,7 +1003,7 @@ func TestPool_AnInvalidationDuringTheReadIsNotLost(t *testing.T) {
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
 	h.must(h.write("roles/app", fields{"pool_size": 1, "activation_timeout": 0}))
-	h.tick()
+	h.runPeriodicWork()
 	h.b.rereadPool("app") // an earlier invalidation
 	held, watched := newHold(), &watchedStorage{Storage: h.storage}
 	watched.next.Store(held)

@@ -91,7 +91,7 @@ func TestProduct_HintsNameTheServersCLI(t *testing.T) {
 				}
 			}
 			require.GreaterOrEqual(t, named, 12)
-			h.tick()
+			h.runPeriodicWork()
 		})
 	}
 }

@@ -21,8 +21,8 @@ import (
 	"vault-plugin-secrets-openai/internal/sysview"
 )
 
-// notTheThings are 404s that prove nothing about the account or key.
-var notTheThings = map[string]string{
+// unprovenNotFounds are 404s that prove nothing about the account or key.
+var unprovenNotFounds = map[string]string{
 	"OpenAI's for an unknown URL":       `{"error":{"message":"Unknown request URL: DELETE /v1/organization/x. Please check the URL for typos.","type":"invalid_request_error","param":null,"code":"unknown_url"}}`,
 	"OpenAI's for an invalid URL":       `{"error":{"message":"Invalid URL (DELETE /v1/organization/x)","type":"invalid_request_error","param":null,"code":null}}`,
 	"the default of a framework":        `{"timestamp":"2026-11-26T10:00:00Z","status":404,"error":"Not Found","path":"/v1/organization/x"}`,
@@ -39,12 +39,12 @@ var notTheThings = map[string]string{
 	"an imitation of OpenAI's": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
 }
 
-// everyNotFound runs a test for each of these 404s on DELETE only, and for an endpoint
+// forEachUnprovenNotFound runs a test for each of these 404s on DELETE only, and for an endpoint
 // that answers 404 to all calls.
-func everyNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Fault)) {
+func forEachUnprovenNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Fault)) {
 	t.Helper()
 	t.Parallel()
-	for name, body := range notTheThings {
+	for name, body := range unprovenNotFounds {
 		fault := openaitest.Fault{Method: http.MethodDelete, Status: 404, Route: "/organization/*", Body: body}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -62,7 +62,7 @@ func everyNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Faul
 func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 	for _, kind := range []string{typeAccount, typeKey} {
 		t.Run(kind, func(t *testing.T) {
-			everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
+			forEachUnprovenNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
 				h := configured(t, openaitest.Options{DeleteServiceAccountKeyRefused: kind == typeKey})
 				account := ""
 				if kind == typeKey {
@@ -76,7 +76,7 @@ func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 				cancel := h.sim.Fail(deletes)
 				require.Error(t, h.revoke(lease))
 				require.Len(t, h.walEntries(), 1)
-				h.tick()
+				h.runPeriodicWork()
 				require.Len(t, h.walEntries(), 1, "the WAL does not take it for a deletion")
 				require.Equal(t, 200, h.inference(lease, http.MethodGet, "/models"))
 				cancel()
@@ -84,7 +84,7 @@ func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 				require.NoError(t, h.revoke(lease))
 				h.advance(2 * time.Second)
 				require.Equal(t, 401, h.inference(lease, http.MethodGet, "/models"))
-				h.tick()
+				h.runPeriodicWork()
 				if kind == typeKey {
 					h.onlyKeys(account)
 				} else {
@@ -96,7 +96,7 @@ func TestProof_UnprovenNotFoundFailsRevocation(t *testing.T) {
 }
 
 func TestProof_UnprovenNotFoundFailsStaticRoleDeletion(t *testing.T) {
-	everyNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
+	forEachUnprovenNotFound(t, func(t *testing.T, deletes openaitest.Fault) {
 		h := withStatic(t, openaitest.Options{})
 		h.static("batch", nil)
 		h.advance(time.Hour)
@@ -104,11 +104,11 @@ func TestProof_UnprovenNotFoundFailsStaticRoleDeletion(t *testing.T) {
 		resp := h.must(h.remove("static-roles/batch"))
 		require.Contains(t, fmt.Sprint(resp.Warnings), "Queued for deletion")
 		require.Len(t, h.sim.Accounts(), 1)
-		h.tick()
+		h.runPeriodicWork()
 		require.Len(t, h.walEntries(), 1)
 		cancel()
 		h.restart()
-		h.tick()
+		h.runPeriodicWork()
 		require.Empty(t, h.sim.Accounts())
 		require.Empty(t, h.walEntries())
 	})
@@ -310,7 +310,7 @@ func TestIssue_ClockStepDeletesNothingInProgress(t *testing.T) {
 		done <- result{resp, err}
 	}()
 	require.Eventually(t, func() bool { return len(h.sim.Accounts()) == 1 }, 20*time.Second, 5*time.Millisecond)
-	h.tick()
+	h.runPeriodicWork()
 	h.mu.Lock()
 	h.offset += time.Hour
 	h.mu.Unlock()

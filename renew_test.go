@@ -337,7 +337,7 @@ func TestRenew_Errors(t *testing.T) {
 			require.Equal(t, test.calls, h.sim.Count("", ""))
 			h.configure(nil)
 			require.NoError(t, h.revoke(lease))
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}

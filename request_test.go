@@ -56,7 +56,7 @@ func TestRequest_AMisplacedKeyIsRejectedWithoutQuotingIt(t *testing.T) {
 	require.Greater(t, fields, 200)
 	require.Equal(t, before, h.entries())
 	require.Empty(t, h.routes())
-	for _, text := range []string{h.log.String(), strings.Join(h.said, "\n"), h.told.text()} {
+	for _, text := range []string{h.log.String(), strings.Join(h.said, "\n"), h.events.text()} {
 		require.NotContains(t, text, key[:20])
 	}
 }

@@ -87,7 +87,7 @@ func TestNameTemplate_AStoredInvalidTemplateAffectsOnlyItsRole(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, h.revoke(revoked))
 	h.must(h.write("tidy", map[string]any{"apply": true}))
-	h.tick()
+	h.runPeriodicWork()
 	require.NoError(t, h.revoke(kept))
 
 	require.Contains(t, h.refused(h.write("roles/app", map[string]any{"ttl": "5m"})), `"define" or "block" is not allowed`)

@@ -122,7 +122,7 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 
 	for range 3 {
 		h.advance(7 * time.Hour)
-		h.tick()
+		h.runPeriodicWork()
 	}
 	require.Equal(t, first, h.adminKeyID(), "not yet")
 	next := h.time("next_rotation")
@@ -132,8 +132,8 @@ func TestSchedule_ByPeriodOnCommunity(t *testing.T) {
 	for range 3 {
 		h.until(h.time("next_rotation").Add(30 * time.Second))
 		before := h.adminKeyID()
-		h.tick()
-		h.tick()
+		h.runPeriodicWork()
+		h.runPeriodicWork()
 		data := h.config()
 		require.NotEqual(t, before, data["admin_api_key_id"])
 		require.Equal(t, "internal", data["rotation_manager"])
@@ -167,7 +167,7 @@ func TestSchedule_PeriodCountsFromTheLastRotation(t *testing.T) {
 	h.must(h.write("config", map[string]any{"admin_api_key": key}))
 	require.WithinDuration(t, h.now().Add(24*time.Hour), h.time("next_rotation"), time.Minute)
 	h.advance(defaultRotationGrace + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 }
 
 func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
@@ -180,10 +180,10 @@ func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
 	id := h.adminKeyID()
 
 	h.until(due.Add(-time.Minute))
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, id, h.adminKeyID(), "not yet")
 	h.until(due.Add(time.Minute))
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEqual(t, id, h.adminKeyID())
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
@@ -191,7 +191,7 @@ func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
 	due = h.time("next_rotation")
 	h.until(due.Add(time.Hour + 59*time.Minute)) // Vault was down
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEqual(t, id, h.adminKeyID(), "the missed rotation runs within its window")
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
@@ -199,14 +199,14 @@ func TestSchedule_ByCronWithinItsWindow(t *testing.T) {
 	due = h.time("next_rotation")
 	h.until(due.Add(2*time.Hour + time.Minute))
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, id, h.adminKeyID(), "its window has passed")
 	require.Equal(t, due.Add(24*time.Hour), h.time("next_rotation"))
 
 	h.until(due.Add(3*24*time.Hour + time.Hour)) // Vault was down for days
 	h.restart()
 	require.Equal(t, due.Add(3*24*time.Hour), h.time("next_rotation"), "today's window is open")
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEqual(t, id, h.adminKeyID())
 	require.Equal(t, due.Add(4*24*time.Hour), h.time("next_rotation"))
 	h.oneAdminKey()
@@ -225,11 +225,11 @@ func TestSchedule_MissedRotationWithoutWindowRunsOnce(t *testing.T) {
 			h.until(h.time("next_rotation").Add(60 * time.Hour)) // three missed rotations
 			h.restart()
 			first := h.adminKeyID()
-			h.tick()
+			h.runPeriodicWork()
 			second := h.adminKeyID()
 			require.NotEqual(t, first, second)
 			require.True(t, h.time("next_rotation").After(h.now()))
-			h.tick()
+			h.runPeriodicWork()
 			require.Equal(t, second, h.adminKeyID())
 			h.oneAdminKey()
 		})
@@ -269,7 +269,7 @@ func TestSchedule_FailuresBackOffAndAreReported(t *testing.T) {
 	h.restart()
 	require.Contains(t, h.config()["last_rotation_error"], "admin keys are frozen")
 	cancel()
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEqual(t, id, h.adminKeyID(), "a new process retries immediately")
 	require.Empty(t, h.config()["last_rotation_error"])
 	h.oneAdminKey()
@@ -282,7 +282,7 @@ func TestSchedule_ManualRotationClearsTheError(t *testing.T) {
 	h.until(h.time("next_rotation"))
 	h.sim.SetNewAdminKeys(openaitest.ReadOnly())
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Status: 403, Message: "frozen"})
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEmpty(t, h.config()["last_rotation_error"])
 	cancel()
 	h.sim.SetNewAdminKeys()
@@ -346,7 +346,7 @@ func TestSchedule_EnterpriseManagerRunsTheSchedule(t *testing.T) {
 
 	due := h.time("next_rotation")
 	h.until(due.Add(time.Minute))
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, id, h.adminKeyID(), "Vault rotates the key")
 	require.NoError(t, h.rotateByVault())
 	require.NotEqual(t, id, h.adminKeyID())
@@ -355,7 +355,7 @@ func TestSchedule_EnterpriseManagerRunsTheSchedule(t *testing.T) {
 	// If Vault loses the job, the engine rotates within the window.
 	id = h.adminKeyID()
 	h.until(h.time("next_rotation").Add(time.Hour + time.Minute))
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEqual(t, id, h.adminKeyID())
 
 	// Vault retries after a failure, and the config shows it.
@@ -453,17 +453,17 @@ func TestSchedule_EditionIsDetectedAtStart(t *testing.T) {
 	require.Equal(t, "internal", h.config()["rotation_manager"])
 	h.manager.set(nil)
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, "vault", h.config()["rotation_manager"])
 	_, ok := h.manager.job()
 	require.True(t, ok)
 
 	h.manager.set(errCommunity)
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, "internal", h.config()["rotation_manager"])
 	h.until(h.time("next_rotation"))
-	h.tick()
+	h.runPeriodicWork()
 	require.NotEmpty(t, h.config()["last_rotated"])
 	h.oneAdminKey()
 }
@@ -502,7 +502,7 @@ func TestSchedule_OnlyOnThePrimaryCluster(t *testing.T) {
 			asked, _ := h.manager.calls()
 			require.Equal(t, map[bool]int{true: 2, false: 1}[test.rotate], asked)
 			h.become(0)
-			h.tick()
+			h.runPeriodicWork()
 			h.oneAdminKey()
 		})
 	}
@@ -515,7 +515,7 @@ func TestSchedule_ScheduledKeysExpireUnlessRotated(t *testing.T) {
 	require.Empty(t, h.config()["admin_api_key_expires_at"], "the operator's key is unchanged")
 	for range 2 {
 		h.until(h.time("next_rotation"))
-		h.tick()
+		h.runPeriodicWork()
 		require.WithinDuration(t, h.now().Add(720*time.Hour), h.time("admin_api_key_expires_at"), time.Minute)
 	}
 	require.Empty(t, h.must(h.read("config")).Warnings)
@@ -523,7 +523,7 @@ func TestSchedule_ScheduledKeysExpireUnlessRotated(t *testing.T) {
 	// Rotation keeps failing: warnings start in the last third of the lifetime.
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Status: 403})
 	h.advance(470 * time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.must(h.read("config")).Warnings)
 	require.NotContains(t, h.log.String(), "expires soon")
 	h.advance(11 * time.Hour)
@@ -534,7 +534,7 @@ func TestSchedule_ScheduledKeysExpireUnlessRotated(t *testing.T) {
 	require.Contains(t, strings.Join(h.must(h.read("config")).Warnings, " "), "expires at OpenAI at "+h.config()["admin_api_key_expires_at"].(string))
 	h.sim.ClearFaults()
 	h.advance(time.Hour)
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.must(h.read("config")).Warnings)
 	h.oneAdminKey()
 }
@@ -583,10 +583,10 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		require.Equal(t, "internal", h.config()["rotation_manager"])
 		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), time.Minute)
 		h.until(end.Add(-241 * time.Hour))
-		h.tick()
+		h.runPeriodicWork()
 		require.Equal(t, id, h.adminKeyID())
 		h.until(end.Add(-240*time.Hour + 5*time.Second))
-		h.tick()
+		h.runPeriodicWork()
 		require.NotEqual(t, id, h.adminKeyID())
 		require.Empty(t, h.config()["admin_api_key_expires_at"])
 		require.Empty(t, h.config()["next_rotation"])
@@ -621,7 +621,7 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		require.Contains(t, resp.Warnings[0], "earlier than the schedule requires")
 		require.WithinDuration(t, end.Add(-240*time.Hour), h.time("next_rotation"), time.Minute)
 		h.until(end.Add(-240*time.Hour + 5*time.Second))
-		h.tick()
+		h.runPeriodicWork()
 		require.NotEqual(t, id, h.adminKeyID())
 		require.Empty(t, h.config()["admin_api_key_expires_at"], "the period is too long for an expiry")
 		h.oneAdminKey()
@@ -634,11 +634,11 @@ func TestSchedule_ExpiringKeyWithoutScheduleWarns(t *testing.T) {
 		require.Contains(t, resp.Warnings[0], "no rotation is scheduled")
 		require.Empty(t, h.config()["next_rotation"])
 		h.advance(24 * 24 * time.Hour)
-		h.tick()
+		h.runPeriodicWork()
 		require.Equal(t, id, h.adminKeyID(), "not replaced without a schedule")
 		require.Contains(t, h.log.String(), "expires soon")
 		h.must(h.write("config", map[string]any{"rotation_period": "2400h"}))
-		h.tick()
+		h.runPeriodicWork()
 		require.NotEqual(t, id, h.adminKeyID(), "replaced before its expiry with a schedule")
 		root, _ := h.sim.AdminKey()
 		h.sim.DeleteAdminKey(root)
@@ -692,9 +692,9 @@ func TestSchedule_StorageFaultsLeaveOneWorkingKey(t *testing.T) {
 				h.restart()
 			}
 			lease := h.lease("creds/app", nil)
-			h.tick()
+			h.runPeriodicWork()
 			h.advance(time.Hour) // past any retry
-			h.tick()
+			h.runPeriodicWork()
 			cfg, err := getConfig(context.Background(), h.storage)
 			require.NoError(t, err)
 			job, kept := h.manager.job()

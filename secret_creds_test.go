@@ -68,10 +68,10 @@ func TestRevoke_MissingPermissionFails(t *testing.T) {
 		require.Len(t, h.sim.Accounts(), 1)
 		require.Error(t, h.revoke(lease))
 		require.Len(t, h.walEntries(), 1, "repeated failed revocations create one entry")
-		h.tick()
+		h.runPeriodicWork()
 		require.Len(t, h.sim.Accounts(), 1)
 		cancel()
-		h.tick()
+		h.runPeriodicWork()
 		h.onlyLeased()
 		require.NoError(t, h.revoke(lease), "Vault's next attempt succeeds")
 	}
@@ -86,7 +86,7 @@ func TestRevoke_GatewaysNotFoundFails(t *testing.T) {
 	require.Len(t, h.sim.Accounts(), 1)
 	cancel()
 	require.NoError(t, h.revoke(lease))
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -191,16 +191,16 @@ func TestRollback_RetainsUnfinishedEntries(t *testing.T) {
 	require.Len(t, h.walEntries(), maxAttempts)
 
 	cancel := h.sim.Fail(openaitest.Fault{Status: 403, Message: "not now"})
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.walEntries(), maxAttempts)
 	require.Contains(t, h.log.String(), "WAL rollback incomplete", "Vault does not log it")
 	cancel()
 
 	h.must(h.remove("config"))
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.walEntries(), maxAttempts, "entries stay without a config")
 	h.configure(nil)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -269,11 +269,11 @@ func TestWAL_LimitsCallsInAProjectThatRejectsThem(t *testing.T) {
 	}
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Status: 403, Message: "no"})
 	h.sim.ResetRequests()
-	h.tick()
+	h.runPeriodicWork()
 	require.Less(t, h.sim.Count(http.MethodDelete, routeAccount), maxSystemicFailures+workers+1)
 	require.Len(t, h.walEntries(), 40)
 	cancel()
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -389,7 +389,7 @@ func TestRollback_KeepsOtherAccounts(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Times: 1, Kind: openaitest.FaultLost})
 	second := h.lease("creds/app", nil)
 	require.Len(t, h.sim.Accounts(), 4)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.sim.Accounts(), 3)
 	h.sim.DeleteServiceAccount(h.project, other)
 	h.onlyLeased(lease, second)
@@ -412,7 +412,7 @@ func TestRollback_RetainsUnreadableEntries(t *testing.T) {
 	require.NoError(t, err)
 	_, err = framework.PutWAL(t.Context(), h.storage, walAccount, "text")
 	require.NoError(t, err)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.walEntries(), 5)
 	require.Contains(t, h.log.String(), "does not support WAL entries of kind")
 	require.Contains(t, h.log.String(), "newer version")
@@ -435,7 +435,7 @@ func TestWAL_SkipsYoungEntries(t *testing.T) {
 	h.onlyLeased()
 	require.True(t, h.b.draining.Load())
 	h.system.TaintedVal = false
-	h.tick()
+	h.runPeriodicWork()
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)), "a mount that stays works again")
 }
 
@@ -446,7 +446,7 @@ func TestRollback_ArchivedProjectEndsEntries(t *testing.T) {
 	_, err := h.read("creds/app")
 	require.Error(t, err)
 	h.sim.ArchiveProject(h.project)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -625,7 +625,7 @@ func TestRevoke_RateLimitedRevocationsAreProcessedByTheWAL(t *testing.T) {
 				secret := *lease.Secret
 				req := &logical.Request{Operation: logical.RevokeOperation, Path: "creds/app", Storage: h.storage, MountPoint: "openai/", Secret: &secret, Data: lease.Data}
 				_, err := h.b.HandleRequest(ctx, req)
-				h.hear(nil, err)
+				h.recordMessages(nil, err)
 				if err != nil {
 					failed.Add(1)
 				}
@@ -644,7 +644,7 @@ func TestRevoke_RateLimitedRevocationsAreProcessedByTheWAL(t *testing.T) {
 
 		h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 3000 }) // shortens the test
 		for range 20 {
-			h.tick()
+			h.runPeriodicWork()
 			time.Sleep(time.Minute)
 		}
 		h.onlyLeased(lease)

@@ -53,7 +53,7 @@ func (h *harness) compared() error {
 	h.b.spending.tried = time.Time{}
 	h.b.spending.mu.Unlock()
 	err := errors.Join(h.b.refreshUsage(context.Background(), h.background()), h.b.checkSpending(context.Background(), h.background()))
-	h.hear(nil, err)
+	h.recordMessages(nil, err)
 	return err
 }
 
@@ -81,7 +81,7 @@ func TestSpendLimit_WarnsBlocksOrRevokes(t *testing.T) {
 			h.cost(other, "0.0099999")
 			require.NoError(t, h.compared())
 
-			event := h.told.heard(t, events.RoleOverspent)
+			event := h.events.heard(t, events.RoleOverspent)
 			require.Equal(t, map[string]string{"name": "app", "spend_action": action, "spend": "10", "spend_limit": "10.00", "spend_window": "day"},
 				map[string]string{"name": event["name"], "spend_action": event["spend_action"], "spend": event["spend"], "spend_limit": event["spend_limit"], "spend_window": event["spend_window"]})
 			if action == actionWarn {
@@ -289,7 +289,7 @@ func TestSpendLimit_BlocksAStaticRole(t *testing.T) {
 	h.must(h.read("static-creds/batch"))
 	require.NoError(t, h.compared())
 	h.must(h.remove("static-roles/batch"))
-	h.tick()
+	h.runPeriodicWork()
 }
 
 func TestSpendLimit_ABlockEmptiesThePool(t *testing.T) {
@@ -306,7 +306,7 @@ func TestSpendLimit_ABlockEmptiesThePool(t *testing.T) {
 	h.fill()
 	require.Zero(t, h.sim.Count(http.MethodPost, routeCreate), "a blocked pool is not refilled")
 	require.Contains(t, h.must(h.read("roles/app")).Data["pool_last_error"], "blocked by its spend_limit")
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased(lease)
 	h.must(h.write("roles/app", fields{"spend_limit": "20"}))
 	require.NoError(t, h.compared())
@@ -331,7 +331,7 @@ func TestSpendLimit_AKeyInTheMakingIsNotReturned(t *testing.T) {
 	h.refused(h.read("creds/app"))
 	h.sim.ClearFaults()
 	h.b.deleteDoomed(t.Context(), h.background())
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.alive())
 	require.NoError(t, h.revoke(lease))
 }
@@ -370,12 +370,12 @@ func TestSpendLimit_NoRequestOvertakesABlock(t *testing.T) {
 	clients.Wait()
 	h.b.deleteDoomed(t.Context(), h.background())
 	h.settlePools()
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.liveKeys())
 	for _, l := range leases {
 		require.NoError(t, h.revoke(l))
 	}
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -432,14 +432,14 @@ func TestSpendLimit_DeletesTheDearestKeyFirst(t *testing.T) {
 
 	// The leases can still be revoked, and the adopted account stays.
 	h.sim.Configure(func(o *openaitest.Options) { o.RatePerMinute = 0 })
-	h.tick()
+	h.runPeriodicWork()
 	for _, lease := range leases {
 		end := *lease
 		secret := *lease.Secret
 		end.Secret = &secret
 		require.NoError(t, h.revoke(&end))
 	}
-	h.tick() // checks the 404s of new accounts again
+	h.runPeriodicWork() // checks the 404s of new accounts again
 	require.Equal(t, []string{adopted}, h.alive())
 	require.Empty(t, h.liveKeys())
 	require.Empty(t, h.walEntries())
@@ -483,7 +483,7 @@ func TestSpendLimit_RevokesWhatWasIssuedWhileTheLimitWasRaised(t *testing.T) {
 	for _, l := range []*logical.Response{lease, next} {
 		require.NoError(t, h.revoke(l))
 	}
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyLeased()
 }
 
@@ -595,7 +595,7 @@ func TestSpendLimit_AnUnreadableRoleKeepsItsBlock(t *testing.T) {
 	h.refused(h.read("static-creds/batch"))
 	require.NoError(t, h.revoke(lease))
 	h.must(h.remove("static-roles/batch"))
-	h.tick()
+	h.runPeriodicWork()
 }
 
 // Before OpenAI's first response, a wrong clock of this server does not end a state.
@@ -712,7 +712,7 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 				return nil, err
 			},
 			check: func(h *harness, _ *logical.Response, err error) {
-				h.hear(nil, err)
+				h.recordMessages(nil, err)
 				h.releasePools()
 				if strings.Contains(h.entries(), stateStoragePrefix) {
 					require.Contains(h.t, h.refused(h.read("creds/app")), "have cost 12 USD", "a stored state applies immediately")
@@ -723,7 +723,7 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 				require.NoError(h.t, h.compared())
 				h.b.deleteDoomed(h.t.Context(), h.background())
 				h.settlePools()
-				h.tick()
+				h.runPeriodicWork()
 				h.refused(h.read("creds/app"))
 				if action == actionRevoke {
 					require.Empty(h.t, h.liveKeys())
@@ -734,7 +734,7 @@ func TestSpendLimit_EveryFaultAtEveryStepOfACrossing(t *testing.T) {
 				for _, lease := range h.leases {
 					require.NoError(h.t, h.revoke(lease))
 				}
-				h.tick() // checks the 404 of a new account again
+				h.runPeriodicWork() // checks the 404 of a new account again
 				h.onlyLeased()
 			},
 		})
@@ -759,7 +759,7 @@ func TestSpendLimit_NeedsTheUsageSettings(t *testing.T) {
 	h.must(h.write("roles/app", fields{"spend_limit": "0"}))
 	h.must(h.remove("static-roles/batch"))
 	h.must(h.write("config", fields{"usage_interval": 0}))
-	h.tick()
+	h.runPeriodicWork()
 }
 
 // A config write that disables the usage settings waits for the write of a static role
@@ -793,7 +793,7 @@ func TestSpendLimit_AStaticRoleAndTheConfigDoNotCross(t *testing.T) {
 	require.Contains(t, h.refused(got.resp, got.err), `first clear the spend_limit of static role "batch"`)
 	h.must(h.remove("static-roles/batch"))
 	h.must(h.write("config", fields{"usage_interval": 0}))
-	h.tick()
+	h.runPeriodicWork()
 }
 
 // The records of a month's keys stay until the month ends, even if the keys were issued

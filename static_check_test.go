@@ -58,7 +58,7 @@ func withSlow(more fields) fields {
 	return all
 }
 
-func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
+func TestStaticCheck_ReportsManualDeletions(t *testing.T) {
 	t.Parallel()
 	for _, what := range []string{missingKey, missingAccount} {
 		t.Run(what, func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
 			said := h.lines(missingLine)
 			require.Len(t, said, 1)
 			require.Equal(t, []any{"batch", what, account, key}, []any{said[0]["static_role"], said[0]["missing"], said[0]["service_account_id"], said[0]["api_key_id"]})
-			h.keep() // reads the roles
+			h.runStaticWorker() // reads the roles
 			measured := h.measured()
 			require.InDelta(t, 1, measured[fmt.Sprintf(`vault_openai_static_missing_total{missing=%q,static_role="batch"}`, what)], 0, measured)
 			require.InDelta(t, 1, measured[`vault_openai_static_roles_missing{}`], 0)
@@ -108,11 +108,11 @@ func TestStaticCheck_WhatWasDeletedByHandIsSaid(t *testing.T) {
 				require.Empty(t, h.staticRole("batch")["missing"])
 				require.Empty(t, h.warnings("static-creds/batch"))
 				h.advance(defaultRevocationDelay)
-				h.keep()
+				h.runStaticWorker()
 			}
 			h.must(h.remove("static-roles/batch"))
 			h.must(h.remove("static-roles/other"))
-			h.gone("adopted", adopted)
+			h.deleteStaticRole("adopted", adopted)
 		})
 	}
 }
@@ -142,12 +142,12 @@ func TestStaticCheck_RecreatesAtMostOnceADay(t *testing.T) {
 			}
 			// A WAL entry contains the former IDs, which no longer exist.
 			require.Len(t, h.walEntries(), 1)
-			h.tick()
+			h.runPeriodicWork()
 			require.Empty(t, h.walEntries())
 
 			_, key = h.byHand("batch", what)
 			h.advance(12 * time.Hour)
-			h.keep() // deletes the superseded key
+			h.runStaticWorker() // deletes the superseded key
 			h.b.checks.suspect("batch", h.storedStatic("batch").suspicion())
 			h.check()
 			h.advance(confirmAfterFirst)
@@ -159,9 +159,9 @@ func TestStaticCheck_RecreatesAtMostOnceADay(t *testing.T) {
 			h.check()
 			require.NotEqual(t, key, h.storedStatic("batch").Current.ID)
 			require.Len(t, h.lines("static role recreated"), 2)
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -189,9 +189,9 @@ func TestStaticCheck_WhatComesBackAfterARecreationEnds(t *testing.T) {
 	for _, h := range heal {
 		h()
 	}
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticCheck_AnAdoptedAccountIsNotCreated(t *testing.T) {
@@ -203,7 +203,7 @@ func TestStaticCheck_AnAdoptedAccountIsNotCreated(t *testing.T) {
 	h.daily()
 	require.Len(t, h.lines("static role recreated"), 1, "only a key is created")
 	require.Equal(t, account, h.storedStatic("batch").ServiceAccountID)
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic(account)
 
 	h.advance(checkEvery)
@@ -262,7 +262,7 @@ func TestStaticCheck_NothingButProofCounts(t *testing.T) {
 			for _, role := range []string{"a", "b"} {
 				h.must(h.remove("static-roles/" + role))
 			}
-			h.gone("c")
+			h.deleteStaticRole("c")
 		})
 	}
 }
@@ -282,7 +282,7 @@ func TestStaticCheck_AKeyThatIsShownAgainIsNotMissing(t *testing.T) {
 	require.Empty(t, h.staticRole("batch")["missing"])
 	require.Empty(t, h.warnings("static-creds/batch"))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A rotation replaces a deleted key, but does not hide the deletion.
@@ -305,11 +305,11 @@ func TestStaticCheck_AKeyThatARotationReplacesIsSaid(t *testing.T) {
 			} else { // the read before the rotation is wrong
 				h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Times: 1, Status: http.StatusNotFound, Code: "not_found", Message: "No such key."})
 			}
-			h.keep()
+			h.runStaticWorker()
 			require.NotEqual(t, key, h.storedStatic("batch").Current.ID)
 			h.check()
 			h.advance(confirmAfterFirst)
-			h.keep() // deletes the superseded key
+			h.runStaticWorker() // deletes the superseded key
 			h.check()
 			if by == "an operator" {
 				said := h.lines(line)
@@ -321,9 +321,9 @@ func TestStaticCheck_AKeyThatARotationReplacesIsSaid(t *testing.T) {
 			}
 			require.Empty(t, h.lines(missingLine))
 			h.advance(time.Hour)
-			h.keep()
+			h.runStaticWorker()
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -368,17 +368,17 @@ func TestStaticCheck_DeletedByHandInTheMiddleOfARotation(t *testing.T) {
 						}
 					}
 					h.sim.Fail(at)
-					h.keep()
+					h.runStaticWorker()
 					for range 3 { // days, with the relevant ticks
 						h.check()
 						h.advance(confirmAfterFirst)
 						h.check()
-						h.keep()
-						h.tick()
+						h.runStaticWorker()
+						h.runPeriodicWork()
 						h.advance(24 * time.Hour)
-						h.keep()
+						h.runStaticWorker()
 						h.advance(time.Hour)
-						h.keep()
+						h.runStaticWorker()
 					}
 					if what == missingAccount && on == "warn" {
 						require.Equal(t, missingAccount, h.staticRole("batch")["missing"])
@@ -395,10 +395,10 @@ func TestStaticCheck_DeletedByHandInTheMiddleOfARotation(t *testing.T) {
 					}
 					require.Len(t, h.lines("static role recreated"), recreated)
 					h.advance(time.Hour)
-					h.keep()
-					h.tick()
+					h.runStaticWorker()
+					h.runPeriodicWork()
 					h.onlyStatic()
-					h.gone("batch")
+					h.deleteStaticRole("batch")
 				})
 			}
 		}
@@ -516,10 +516,10 @@ func TestStaticCheck_EveryFaultOfARecreation(t *testing.T) {
 				h.daily() // a new process has forgotten the first check
 				require.NotEqual(t, key, h.storedStatic("batch").Current.ID)
 				require.Empty(t, h.staticRole("batch")["missing"])
-				h.tick()
-				h.tick()
+				h.runPeriodicWork()
+				h.runPeriodicWork()
 				h.onlyStatic()
-				h.gone("batch")
+				h.deleteStaticRole("batch")
 			})
 		}
 	}
@@ -541,9 +541,9 @@ func TestStaticCheck_OnMissingIsWarnOrRecreate(t *testing.T) {
 	require.Empty(t, h.staticRole("batch")["missing"])
 	h.must(h.write("static-roles/batch", fields{"on_missing": "warn"}))
 	require.Equal(t, "warn", h.staticRole("batch")["on_missing"])
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // Tidy and the check each store a time in the record of a project.
@@ -559,7 +559,7 @@ func TestStaticCheck_TidyKeepsItsTime(t *testing.T) {
 	}
 	checked := entry().StaticChecked
 	require.WithinDuration(t, h.now(), checked, time.Minute)
-	h.gone("batch") // tidy looks up only a project without roles
+	h.deleteStaticRole("batch") // tidy looks up only a project without roles
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Status: http.StatusNotFound, Code: "project_not_found", Message: "No such project."})
 	h.tidy(true)
 	require.NotZero(t, entry().UnknownSince)

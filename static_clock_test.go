@@ -20,12 +20,12 @@ func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 				h := withStatic(t, openaitest.Options{})
 				h.static("batch", nil)
 				first := h.staticCreds("batch")
-				h.keep()
+				h.runStaticWorker()
 				h.setClock(ahead)
 				if ahead < 24*time.Hour {
 					h.must(h.write("rotate-role/batch", nil))
 				}
-				h.keep()
+				h.runStaticWorker()
 				require.NotEqual(t, first["api_key_id"], h.keyOf("batch"))
 				h.setClock(0)
 				if restart {
@@ -33,9 +33,9 @@ func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 				}
 				// Reads are correct immediately, and storage after the next run.
 				about(t, h.now(), h.staticRole("batch")["last_vault_rotation"])
-				h.keep()
+				h.runStaticWorker()
 				for range 3 { // one log line
-					h.keep()
+					h.runStaticWorker()
 				}
 				require.Len(t, lines(h.log.String(), "the system clock was wrong"), 1)
 				r := h.storedStatic("batch")
@@ -47,15 +47,15 @@ func TestStaticClock_AheadAtARotationAndCorrected(t *testing.T) {
 				require.True(t, h.accepted(first["api_key"].(string)), "readers have the whole overlap")
 				about(t, h.now().Add(defaultRevocationDelay), h.staticCreds("batch")["previous_api_key_expires_at"])
 				h.advance(defaultRevocationDelay + time.Second)
-				h.keep()
+				h.runStaticWorker()
 				require.False(t, h.accepted(first["api_key"].(string)))
 				for range 10 {
 					h.advance(24 * time.Hour)
-					h.keep()
+					h.runStaticWorker()
 					h.onlyStatic()
 					require.True(t, h.staticTime("batch", "last_vault_rotation").After(h.now().Add(-time.Hour)), "it rotates daily")
 				}
-				h.gone("batch")
+				h.deleteStaticRole("batch")
 			})
 		}
 	}
@@ -73,13 +73,13 @@ func TestStaticClock_AnOlderEntrysKeyIsRotated(t *testing.T) {
 	r.Current.CreatedAt, r.Current.OpenAICreatedAt, r.Current.OpenAIExpiresAt, r.AccountCreatedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	require.NoError(t, putStaticRole(t.Context(), h.storage, "batch", r))
 	h.restartStatic()
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	about(t, h.now().Add(24*time.Hour), h.staticRole("batch")["next_vault_rotation"])
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticClock_BehindAtARotationAndCorrected(t *testing.T) {
@@ -93,23 +93,23 @@ func TestStaticClock_BehindAtARotationAndCorrected(t *testing.T) {
 			first := h.staticCreds("batch")
 			h.must(h.write("rotate-role/batch", nil))
 			h.setClock(0)
-			h.keep()
-			h.keep()
+			h.runStaticWorker()
+			h.runStaticWorker()
 			require.True(t, h.accepted(first["api_key"].(string)), "readers have the whole overlap")
 			require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 			h.advance(defaultRevocationDelay + time.Second)
-			h.keep()
+			h.runStaticWorker()
 			require.False(t, h.accepted(first["api_key"].(string)))
 			for range 10 {
 				h.advance(24 * time.Hour)
-				h.keep()
+				h.runStaticWorker()
 				require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 				require.True(t, h.staticTime("batch", "last_vault_rotation").After(h.now().Add(-25*time.Hour)))
 			}
 			h.advance(defaultRevocationDelay)
-			h.keep()
+			h.runStaticWorker()
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -127,12 +127,12 @@ func TestStaticClock_SlightlyBehindAfterTheCorrection(t *testing.T) {
 			old := h.staticCreds("batch")["api_key"].(string)
 			h.must(h.write("rotate-role/batch", nil))
 			h.setClock(-still)
-			h.keep()
+			h.runStaticWorker()
 			require.True(t, h.accepted(old), "readers have the whole overlap")
 			h.advance(defaultRevocationDelay + clockSlack)
-			h.keep()
+			h.runStaticWorker()
 			require.False(t, h.accepted(old))
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -148,7 +148,7 @@ func TestStaticClock_TheExpiryAtOpenAIBoundsTheNextRotation(t *testing.T) {
 	h.setClock(2 * time.Hour) // corrected, two hours later
 	end := h.storedStatic("batch").Current.OpenAIExpiresAt
 	require.True(t, h.staticTime("batch", "next_vault_rotation").Before(end.Add(-defaultRevocationDelay)))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A clock that is permanently ahead does not cause constant rotation.
@@ -161,21 +161,21 @@ func TestStaticClock_PermanentlyWrongRotatesOnSchedule(t *testing.T) {
 			h.setClock(ahead)
 			h.static("batch", nil)
 			for range 3 {
-				h.keep()
+				h.runStaticWorker()
 				id := h.keyOf("batch")
-				h.keep()
+				h.runStaticWorker()
 				require.Equal(t, id, h.keyOf("batch"))
 				h.advance(23 * time.Hour)
-				h.keep()
+				h.runStaticWorker()
 				require.Equal(t, id, h.keyOf("batch"))
 				h.advance(time.Hour + time.Second)
-				h.keep()
+				h.runStaticWorker()
 				require.NotEqual(t, id, h.keyOf("batch"))
 			}
 			h.advance(defaultRevocationDelay)
-			h.keep()
+			h.runStaticWorker()
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -190,9 +190,9 @@ func TestStaticClock_CorrectsTheTimeOfASupersession(t *testing.T) {
 	h.must(h.write("rotate-role/batch", nil))
 	h.sim.Advance(defaultRevocationDelay + time.Minute)
 	h.setClock(defaultRevocationDelay + time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	require.False(t, h.accepted(old))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // Work that was postponed under a clock that was ahead is due once the clock is

@@ -101,7 +101,7 @@ func TestStaticRetry_ARoleThatIsReadableAgainIsRotated(t *testing.T) {
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
 	h.must(h.write("rotate-role/batch", nil))
-	h.keep() // reads the due times
+	h.runStaticWorker() // reads the due times
 	s := &watchedStorage{Storage: h.storage, get: ofRoles}
 	h.advance(defaultRevocationDelay)
 	h.b.static.extend(0)
@@ -109,10 +109,10 @@ func TestStaticRetry_ARoleThatIsReadableAgainIsRotated(t *testing.T) {
 	require.InDelta(t, 1, h.measured().one(t, "static_roles_failing"), 0)
 	require.Empty(t, h.staticRole("batch")["next_rotation_retry"], "no rotation has failed")
 	h.advance(firstRetry)
-	h.keep()
+	h.runStaticWorker()
 	require.Zero(t, h.measured().one(t, "static_roles_failing"))
 	require.Equal(t, 0, h.staticRole("batch")["superseded_keys"])
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticRetry_AnUnreadableRoleWaitsForItsRetry(t *testing.T) {

@@ -34,7 +34,7 @@ func TestStaticKept_AUsedKeyIsKeptForAWeek(t *testing.T) {
 	require.True(t, h.accepted(key))
 	h.sim.ResetRequests()
 	for range 5 {
-		h.keep()
+		h.runStaticWorker()
 	}
 	require.Equal(t, 1, h.reads(), "its use is read once")
 	require.Equal(t, 1, said())
@@ -48,21 +48,21 @@ func TestStaticKept_AUsedKeyIsKeptForAWeek(t *testing.T) {
 	about(t, until, h.staticCreds("batch")["previous_api_key_expires_at"])
 
 	h.restartStatic()
-	h.keep()
+	h.runStaticWorker()
 	require.Equal(t, 1, said(), "a restart does not log it again")
 	for day := range 6 {
 		h.advance(24*time.Hour + time.Second)
-		h.keep()
-		h.keep()
+		h.runStaticWorker()
+		h.runStaticWorker()
 		require.Equal(t, day+2, said(), "logged once a day")
 		require.True(t, h.accepted(key))
 	}
 	h.until(until)
-	h.keep()
+	h.runStaticWorker()
 	require.False(t, h.accepted(key))
 	require.Zero(t, h.measured().one(t, "static_keys_superseded"))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticKept_AnUnusedKeyIsDeletedAfterOneRead(t *testing.T) {
@@ -81,11 +81,11 @@ func TestStaticKept_AnUnusedKeyIsDeletedAfterOneRead(t *testing.T) {
 			h.sim.ResetRequests()
 			use(h, old["api_key"].(string))
 			h.until(h.storedStatic("batch").Superseded[0].DeleteAfter)
-			h.keep()
+			h.runStaticWorker()
 			require.NotContains(t, h.liveKeys(), old["api_key_id"])
 			require.Equal(t, 1, h.reads())
 			require.Equal(t, 0, h.staticRole("batch")["superseded_keys"])
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -118,7 +118,7 @@ func TestStaticKept_OperatorSettingsDeleteUsedKeys(t *testing.T) {
 			if test.kept {
 				h.advance(defaultRevocationDelay)
 				require.True(t, h.accepted(key))
-				h.keep()
+				h.runStaticWorker()
 				require.Equal(t, 1, h.staticRole("batch")["retained_keys"])
 			}
 			h.sim.ResetRequests()
@@ -127,14 +127,14 @@ func TestStaticKept_OperatorSettingsDeleteUsedKeys(t *testing.T) {
 			h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: http.StatusInternalServerError})
 			if test.kept || h.storedStatic("batch").Superseded != nil {
 				h.accepted(key) // another use
-				h.keep()
+				h.runStaticWorker()
 			}
 			require.False(t, h.accepted(key))
 			h.sim.ClearFaults()
 			h.advance(time.Hour)
-			h.keep()
+			h.runStaticWorker()
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -148,10 +148,10 @@ func TestStaticKept_ForceReportsAndRetriesFailedDeletions(t *testing.T) {
 	heal()
 	h.advance(firstRetry)
 	require.True(t, h.accepted(old["api_key"].(string)))
-	h.keep()
+	h.runStaticWorker()
 	require.False(t, h.accepted(old["api_key"].(string)))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A key whose use cannot be read is kept, but no longer than a used key.
@@ -161,12 +161,12 @@ func TestStaticKept_AnUnreadableKeyIsKeptForAtMostAWeek(t *testing.T) {
 	heal := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: routeKey, Status: http.StatusForbidden})
 	defer heal()
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	require.Contains(t, h.liveKeys(), old["api_key_id"])
 	h.advance(maxKept - defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	require.NotContains(t, h.liveKeys(), old["api_key_id"])
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // Kept keys must not fill the list of superseded keys, which would block rotation.
@@ -174,7 +174,7 @@ func TestStaticKept_KeptKeysDoNotBlockRotation(t *testing.T) {
 	t.Parallel()
 	h, _ := monthly(t)
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	r := h.storedStatic("batch")
 	for i := range maxSuperseded {
 		r.Superseded = append(r.Superseded, staticKey{
@@ -187,10 +187,10 @@ func TestStaticKept_KeptKeysDoNotBlockRotation(t *testing.T) {
 	h.must(h.write("rotate-role/batch", fields{"force": true}))
 	for h.staticRole("batch")["superseded_keys"] != 0 { // a slow machine needs several runs
 		h.advance(firstRetry)
-		h.keep()
+		h.runStaticWorker()
 	}
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // Staging is restored from a snapshot of production, and both continue.
@@ -205,12 +205,12 @@ func TestStaticKept_ARestoredCopyKeepsTheOriginalsKey(t *testing.T) {
 		h.advance(2 * time.Minute)
 		staging.setClock(h.offset)
 		require.True(t, h.accepted(key))
-		staging.keep()
+		staging.runStaticWorker()
 	}
 	require.Equal(t, 1, staging.staticRole("batch")["retained_keys"])
 	require.Len(t, lines(staging.log.String(), "possibly by another Vault"), 1)
 	h.advance(24 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 	h.sim.KeepAll()
 }
@@ -232,7 +232,7 @@ func TestStaticKept_ARestoredCopyWithAClockAheadKeepsTheOriginalsKey(t *testing.
 				h.advance(30 * time.Second)
 				staging.setClock(h.offset + ahead)
 				require.True(t, h.accepted(key), "after %s", h.offset)
-				staging.keep()
+				staging.runStaticWorker()
 			}
 			require.Equal(t, 1, staging.staticRole("batch")["retained_keys"])
 		})
@@ -255,7 +255,7 @@ func TestStaticKept_ARestoredCopyWithAClockBehindKeepsTheOriginalsKey(t *testing
 				h.advance(30 * time.Second)
 				staging.setClock(h.offset)
 				require.True(t, h.accepted(key), "after %s", h.offset)
-				staging.keep()
+				staging.runStaticWorker()
 			}
 			require.Equal(t, 1, staging.staticRole("batch")["retained_keys"])
 		})
@@ -278,17 +278,17 @@ func TestStaticKept_AClockBehindDoesNotKeepUnusedKeys(t *testing.T) {
 					require.True(t, h.accepted(old))
 				}
 				h.until(h.storedStatic("batch").Superseded[0].DeleteAfter)
-				h.keep()
+				h.runStaticWorker()
 				require.Equal(t, 0, h.staticRole("batch")["retained_keys"])
 				if use != "never used" { // the clock may be correct by now
 					for _, k := range h.storedStatic("batch").Superseded {
 						require.WithinDuration(t, h.now().Add(behind), k.DeleteAfter, requestBudget)
 						h.until(k.DeleteAfter)
 					}
-					h.keep()
+					h.runStaticWorker()
 				}
 				require.False(t, h.accepted(old))
-				h.gone("batch")
+				h.deleteStaticRole("batch")
 			})
 		}
 	}
@@ -308,9 +308,9 @@ func TestStaticKept_AUseWithinTheMarginCountsAsAfterTheEnd(t *testing.T) {
 			h.until(end.Add(-before))
 			require.True(t, h.accepted(key))
 			h.until(end)
-			h.keep()
+			h.runStaticWorker()
 			require.Equal(t, kept, h.accepted(key))
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 	for before, used := range map[time.Duration]bool{time.Second: true, 2 * time.Second: false} { // the margin is a sixth of the overlap

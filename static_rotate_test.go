@@ -27,7 +27,7 @@ func TestStaticRotation_ByPeriod(t *testing.T) {
 	first := h.keyOf("batch")
 	for range 3 {
 		h.advance(7 * time.Hour)
-		h.keep()
+		h.runStaticWorker()
 	}
 	require.Equal(t, first, h.keyOf("batch"), "not yet")
 	next := h.staticTime("batch", "next_vault_rotation")
@@ -39,8 +39,8 @@ func TestStaticRotation_ByPeriod(t *testing.T) {
 	for range 3 {
 		h.until(h.staticTime("batch", "next_vault_rotation").Add(10 * time.Second))
 		before := h.keyOf("batch")
-		h.keep()
-		h.keep()
+		h.runStaticWorker()
+		h.runStaticWorker()
 		require.NotEqual(t, before, h.keyOf("batch"))
 		require.WithinDuration(t, h.now(), h.staticTime("batch", "last_vault_rotation"), time.Minute)
 		require.Equal(t, 24*time.Hour, h.staticTime("batch", "next_vault_rotation").Sub(h.staticTime("batch", "last_vault_rotation")))
@@ -48,16 +48,16 @@ func TestStaticRotation_ByPeriod(t *testing.T) {
 		h.onlyStatic()
 	}
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	require.Zero(t, h.staticRole("batch")["superseded_keys"])
 
 	// A shorter period counts from the last rotation, and may have passed already.
 	before := h.keyOf("batch")
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "6m"}))
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, before, h.keyOf("batch"))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
@@ -67,44 +67,44 @@ func TestStaticRotation_ByCronWithinItsWindow(t *testing.T) {
 	next := func() time.Time { return h.staticTime("batch", "next_vault_rotation") }
 	due, id := next(), h.keyOf("batch")
 	h.until(due.Add(-time.Minute))
-	h.keep()
+	h.runStaticWorker()
 	require.Equal(t, id, h.keyOf("batch"), "not yet")
 	h.until(due.Add(time.Minute))
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	require.Equal(t, due.Add(24*time.Hour), next())
 
 	id, due = h.keyOf("batch"), next()
 	h.until(due.Add(time.Hour + 59*time.Minute)) // Vault was down
 	h.restartStatic()
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"), "the missed rotation runs within its window")
 
 	id, due = h.keyOf("batch"), next()
 	h.until(due.Add(2*time.Hour + time.Minute))
 	h.restartStatic()
-	h.keep()
+	h.runStaticWorker()
 	require.Equal(t, id, h.keyOf("batch"), "its window has passed")
 	require.Equal(t, due.Add(24*time.Hour), next())
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "0 2 * * *", "rotation_window": "3h"}))
 	require.Equal(t, due, next(), "a longer window makes the rotation due again")
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 
 	id, due = h.keyOf("batch"), next()
 	h.until(due.Add(3*24*time.Hour + time.Hour)) // Vault was down for days
 	h.restartStatic()
 	require.Equal(t, due.Add(3*24*time.Hour), next(), "today's window is open")
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	require.Equal(t, due.Add(4*24*time.Hour), next())
 	h.must(h.write("static-roles/batch", fields{"rotation_schedule": "30 3 * * *"}))
 	require.Equal(t, "03:30:00", next().UTC().Format(time.TimeOnly))
 	require.True(t, next().After(h.now()), "a new schedule starts with its next time")
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A run rotates roles on time that become due while it waits.
@@ -126,8 +126,8 @@ func TestStaticRotation_ARunWaitsForDueRoles(t *testing.T) {
 		}
 		require.NoError(t, h.b.static.worker.End(context.Background()))
 		h.holdStatic()
-		h.gone("late")
-		h.gone("batch")
+		h.deleteStaticRole("late")
+		h.deleteStaticRole("batch")
 	})
 }
 
@@ -157,12 +157,12 @@ func TestStaticRotation_OnRequest(t *testing.T) {
 			h.advance(time.Minute)
 		}
 		require.Subset(t, h.liveKeys(), keys[i:])
-		h.keep()
+		h.runStaticWorker()
 		require.NotContains(t, h.liveKeys(), keys[i], "key %d", i)
 	}
 	require.Contains(t, h.refused(h.write("rotate-role/batch", fields{"forced": true})), "unknown field")
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticRotation_WithoutADelayTheOldKeyIsDeletedImmediately(t *testing.T) {
@@ -187,17 +187,17 @@ func TestStaticRotation_WithoutADelayTheOldKeyIsDeletedImmediately(t *testing.T)
 			require.Contains(t, resp.Warnings[0], "could not be deleted")
 			require.NotEqual(t, old["api_key_id"], resp.Data["api_key_id"])
 			require.Equal(t, 1, h.staticRole("batch")["superseded_keys"])
-			h.keep()
+			h.runStaticWorker()
 			require.Equal(t, 1, h.staticRole("batch")["superseded_keys"])
 			require.Contains(t, h.log.String(), "superseded key not deleted")
 			cancel()
 			h.advance(2 * time.Minute)
-			h.keep()
+			h.runStaticWorker()
 			h.advance(2 * time.Second)
 			require.False(t, h.accepted(old["api_key"].(string)))
 			require.Zero(t, h.staticRole("batch")["superseded_keys"])
 			h.onlyStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -243,7 +243,7 @@ func TestStaticRotation_ANewKeyIsActiveOnceOpenAIAcceptsIt(t *testing.T) {
 		require.Equal(t, before, h.staticRole("batch"))
 		h.onlyStatic()
 		h.until(h.staticTime("batch", "next_vault_rotation"))
-		h.keep()
+		h.runStaticWorker()
 		require.Contains(t, h.staticRole("batch")["last_rotation_error"], "did not accept the new key")
 		require.NotEmpty(t, h.staticRole("batch")["next_rotation_retry"])
 		h.onlyStatic()
@@ -256,7 +256,7 @@ func TestStaticRotation_ANewKeyIsActiveOnceOpenAIAcceptsIt(t *testing.T) {
 		require.False(t, h.accepted(h.staticCreds("batch")["api_key"].(string)), "activation_timeout=0 skips the probe")
 		h.advance(10 * time.Minute)
 		h.onlyStatic()
-		h.gone("batch")
+		h.deleteStaticRole("batch")
 	})
 }
 
@@ -275,15 +275,15 @@ func TestStaticRotation_TheKeysExpiryForcesARotation(t *testing.T) {
 	id := h.keyOf("batch")
 	h.until(by.Add(-time.Minute))
 	require.InDelta(t, 60, h.staticCreds("batch")["ttl"], 30)
-	h.keep()
+	h.runStaticWorker()
 	require.Equal(t, id, h.keyOf("batch"))
 	h.until(by.Add(time.Second))
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	require.WithinDuration(t, h.now().Add(1000*time.Hour), ends(), time.Minute)
 	require.Equal(t, 500*time.Hour, h.staticTime("batch", "next_vault_rotation").Sub(h.staticTime("batch", "last_vault_rotation")))
 	h.advance(30 * time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
 
 	// Without key_ttl, the default covers three rotations.
@@ -291,8 +291,8 @@ func TestStaticRotation_TheKeysExpiryForcesARotation(t *testing.T) {
 	h.must(h.write("rotate-role/batch", nil))
 	require.WithinDuration(t, h.now().Add(1500*time.Hour+30*time.Minute), ends(), time.Minute)
 	h.advance(30 * time.Minute)
-	h.keep()
-	h.gone("batch")
+	h.runStaticWorker()
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticRotation_FailuresBackOffAndAreReported(t *testing.T) {
@@ -308,7 +308,7 @@ func TestStaticRotation_FailuresBackOffAndAreReported(t *testing.T) {
 	since := 0
 	for range 8 * 60 { // eight hours of ticks
 		before := tries()
-		h.keep()
+		h.runStaticWorker()
 		if since++; tries() > before {
 			gaps, since = append(gaps, since), 0
 			retry := h.staticTime("batch", "next_rotation_retry")
@@ -334,7 +334,7 @@ func TestStaticRotation_FailuresBackOffAndAreReported(t *testing.T) {
 	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "keys are frozen")
 	require.Empty(t, h.staticRole("batch")["next_rotation_retry"], "a new process retries immediately")
 	cancel()
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
 
@@ -344,15 +344,15 @@ func TestStaticRotation_FailuresBackOffAndAreReported(t *testing.T) {
 	_, err := h.write("rotate-role/batch", nil)
 	require.ErrorContains(t, err, "keys are frozen")
 	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
-	h.keep()
+	h.runStaticWorker()
 	require.NotEmpty(t, h.staticRole("batch")["next_rotation_retry"])
 	cancel()
 	h.must(h.write("rotate-role/batch", nil))
 	require.Equal(t, []any{"", nil}, []any{h.staticRole("batch")["last_rotation_error"], h.staticRole("batch")["next_rotation_retry"]})
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A role is rotated even if its superseded keys cannot be deleted.
@@ -362,9 +362,9 @@ func TestStaticRotation_SupersededKeysAreBounded(t *testing.T) {
 	h.static("batch", fields{"activation_timeout": 0})
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Route: routeKey, Status: http.StatusUnauthorized})
 	h.advance(25 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	h.advance(25 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.Equal(t, 2, h.staticRole("batch")["superseded_keys"])
 	require.Empty(t, h.staticRole("batch")["last_rotation_error"])
 	for range maxSuperseded - 2 {
@@ -372,20 +372,20 @@ func TestStaticRotation_SupersededKeysAreBounded(t *testing.T) {
 	}
 	require.Contains(t, h.refused(h.write("rotate-role/batch", nil)), "100 superseded keys are not deleted yet")
 	h.advance(25 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.Contains(t, h.staticRole("batch")["last_rotation_error"], "100 superseded keys are not deleted yet")
 	h.onlyStatic()
 	cancel()
 	for range 5 { // on a busy machine, a run's budget ends before the hundredth deletion
 		h.advance(time.Hour)
-		h.keep()
+		h.runStaticWorker()
 		if h.staticRole("batch")["last_rotation_error"] == "" {
 			break
 		}
 	}
 	require.Equal(t, []any{1, ""}, []any{h.staticRole("batch")["superseded_keys"], h.staticRole("batch")["last_rotation_error"]}, "all keys are deleted, and the role is rotated")
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticRotation_ReportsAMissingAccount(t *testing.T) {
@@ -403,7 +403,7 @@ func TestStaticRotation_ReportsAMissingAccount(t *testing.T) {
 		require.Contains(t, h.refused(h.write("rotate-role/"+name, nil)), said)
 	}
 	h.advance(24 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	for _, name := range []string{"made", "adopted"} {
 		require.Contains(t, h.staticRole(name)["last_rotation_error"], "no longer exists")
 		require.Nil(t, h.must(h.remove("static-roles/"+name)))
@@ -411,7 +411,7 @@ func TestStaticRotation_ReportsAMissingAccount(t *testing.T) {
 	h.onlyStatic()
 	h.static("made", nil)
 	h.onlyStatic()
-	h.gone("made")
+	h.deleteStaticRole("made")
 }
 
 func TestStaticRotation_AnArchivedProjectEndsWithTheRole(t *testing.T) {
@@ -438,7 +438,7 @@ func TestStaticRotation_ReportsALifetimePolicy(t *testing.T) {
 		data["key_ttl"] = "30h"
 		h.must(h.write("static-roles/batch", data))
 		h.must(h.write("rotate-role/batch", nil))
-		h.gone("batch", account)
+		h.deleteStaticRole("batch", account)
 	}
 }
 
@@ -489,7 +489,7 @@ func TestStaticRotation_CompletesWhenTheClientDisconnects(t *testing.T) {
 	}
 	require.Equal(t, 2, h.staticRole("batch")["superseded_keys"])
 	h.must(h.remove("static-roles/new"))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // WAL entries of a deleted role must not affect a new role of the same name.
@@ -512,14 +512,14 @@ func TestStaticRotation_EntriesOfADeletedRoleDoNotAffectANewOne(t *testing.T) {
 		h.static(name, test.data)
 		cancel()
 		require.NotEmpty(t, h.walEntries())
-		h.tick()
+		h.runPeriodicWork()
 		require.Empty(t, h.walEntries())
 		require.True(t, h.accepted(h.staticCreds(name)["api_key"].(string)), name)
 	}
 	h.onlyStatic(h.staticRole("adopted")["service_account_id"].(string))
 	others := []string{h.staticRole("adopted")["service_account_id"].(string)}
 	h.must(h.remove("static-roles/made"))
-	h.gone("adopted", others...)
+	h.deleteStaticRole("adopted", others...)
 }
 
 // If a role needs the credential of a WAL entry, only the entry is deleted.
@@ -551,10 +551,10 @@ func TestStaticWAL_CredentialsOfARoleAreNotDestroyed(t *testing.T) {
 		}
 	}
 	require.NotEmpty(t, h.walEntries())
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic(account)
 	h.must(h.remove("static-roles/made"))
-	h.gone("adopted", account)
+	h.deleteStaticRole("adopted", account)
 }
 
 // A role that cannot be read may need any credential.
@@ -569,7 +569,7 @@ func TestStaticWAL_AnUnreadableRoleKeepsItsEntries(t *testing.T) {
 	entry, err := h.storage.Get(context.Background(), staticStoragePrefix+"made")
 	require.NoError(t, err)
 	require.NoError(t, h.storage.Put(context.Background(), &logical.StorageEntry{Key: entry.Key, Value: []byte(`{"version":99}`)}))
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.walEntries(), 1)
 	require.Len(t, h.liveAccounts(), 1)
 	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation} {
@@ -577,9 +577,9 @@ func TestStaticWAL_AnUnreadableRoleKeepsItsEntries(t *testing.T) {
 		require.ErrorContains(t, err, "newer version")
 	}
 	require.NoError(t, h.storage.Put(context.Background(), entry))
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic()
-	h.gone("made")
+	h.deleteStaticRole("made")
 }
 
 func TestStaticCreate_EveryFaultLeavesTheStoredRoleOrNothing(t *testing.T) {
@@ -615,7 +615,7 @@ func TestStaticCreate_EveryFaultLeavesTheStoredRoleOrNothing(t *testing.T) {
 						require.Equal(h.t, []string{"api.model.read"}, h.sim.Keys()[i].Scopes)
 					}
 					require.Len(h.t, others(h), map[bool]int{true: 1}[adopt])
-					h.settled("batch", others(h)...)
+					h.requireCleanAfterFault("batch", others(h)...)
 				})
 		})
 	}
@@ -649,11 +649,11 @@ func TestStaticRotate_EveryFaultLeavesTheStoredKeys(t *testing.T) {
 					}
 					if test.delay == "0" { // a key whose immediate deletion failed
 						h.advance(firstRetry + time.Second)
-						restore := h.final()
-						h.keep()
+						restore := h.treatNotFoundAsFinal()
+						h.runStaticWorker()
 						restore()
 					}
-					h.settled("batch", others...)
+					h.requireCleanAfterFault("batch", others...)
 				})
 		})
 	}
@@ -682,19 +682,19 @@ func TestStaticWorker_EveryFaultLeavesTheStoredKeys(t *testing.T) {
 						}
 					}()
 					err = h.b.serveRole(context.Background(), &logical.Request{Storage: h.storage, MountPoint: "openai/"}, "batch")
-					if h.hear(nil, err); frozen && err != nil && !errors.Is(err, errKilled) {
+					if h.recordMessages(nil, err); frozen && err != nil && !errors.Is(err, errKilled) {
 						err = nil
 					}
 					return nil, err
 				},
 				func(h *harness, _ *logical.Response, err error) {
 					h.advance(longestRetry + time.Second)
-					h.keep() // without faults
+					h.runStaticWorker() // without faults
 					h.advance(longestRetry + time.Second)
-					h.keep()
+					h.runStaticWorker()
 					require.True(h.t, h.staticTime("batch", "next_vault_rotation").After(h.now()), "the role is rotated in the end")
 					require.Empty(h.t, h.staticRole("batch")["last_rotation_error"])
-					h.settled("batch")
+					h.requireCleanAfterFault("batch")
 				})
 		})
 	}
@@ -729,7 +729,7 @@ func TestStaticDelete_EveryFaultLeavesTheWholeRoleOrNothing(t *testing.T) {
 						require.NoError(h.t, readErr)
 						require.Nil(h.t, gone)
 					}
-					h.settled("batch", others...)
+					h.requireCleanAfterFault("batch", others...)
 				})
 		})
 	}
@@ -754,7 +754,7 @@ func TestStaticWrite_EveryStorageFaultIsAtomic(t *testing.T) {
 						stored := err == nil && resp != nil && strings.Contains(strings.Join(resp.Warnings, ""), "The scopes are stored")
 						require.Equal(h.t, changed && !stored, role["superseded_keys"] == 1)
 					}
-					h.settled("batch")
+					h.requireCleanAfterFault("batch")
 				})
 		})
 	}

@@ -60,7 +60,7 @@ func TestStaticWorker_AReaderFollowsTwentyRotations(t *testing.T) {
 				time.Sleep(h.delayOf("batch") + 10*time.Second)
 				require.Equal(t, 0, h.staticRole("batch")["superseded_keys"])
 				h.onlyStatic()
-				h.gone("batch")
+				h.deleteStaticRole("batch")
 			})
 		})
 	}
@@ -149,7 +149,7 @@ func TestStaticWorker_AThousandDueRolesAreQueued(t *testing.T) {
 	require.NoError(t, h.b.static.worker.End(context.Background()))
 	h.holdStatic()
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	for _, name := range names {
 		require.Equal(t, 0, h.staticRole(name)["superseded_keys"])
 		h.must(h.remove("static-roles/" + name))
@@ -187,7 +187,7 @@ func TestStaticWorker_StopsImmediately(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			require.Equal(t, calls, h.sim.Count(http.MethodPost, routeNewKey), "no further rotation starts")
 			require.Less(t, calls, 60, "the stop did not wait for all roles")
-			require.NoError(t, h.standing())
+			require.NoError(t, h.checkStoredStaticKeys())
 			h.sim.Configure(func(o *openaitest.Options) { o.Latency = 0 })
 			if how == "drain" { // the mount was moved
 				h.manager.untaint()
@@ -195,8 +195,8 @@ func TestStaticWorker_StopsImmediately(t *testing.T) {
 			} else {
 				h.restartStatic()
 			}
-			h.keep()
-			h.tick()
+			h.runStaticWorker()
+			h.runPeriodicWork()
 			h.onlyStatic()
 			for i := range 60 {
 				require.True(t, h.staticTime(fmt.Sprint("role-", i), "next_vault_rotation").After(h.now()))
@@ -219,7 +219,7 @@ func TestStaticWorker_AnOutagePausesAllRoles(t *testing.T) {
 	h.sim.ResetRequests()
 	tries := func() int { return h.sim.Count(http.MethodPost, routeNewKey) }
 	cancel := h.sim.Fail(openaitest.Fault{Status: http.StatusUnauthorized})
-	h.keep()
+	h.runStaticWorker()
 	require.GreaterOrEqual(t, tries(), maxSystemicFailures)
 	require.LessOrEqual(t, tries(), maxSystemicFailures+staticWorkers)
 	require.Contains(t, strings.Join(h.said, "\n"), "stopped before all due roles were processed")
@@ -229,7 +229,7 @@ func TestStaticWorker_AnOutagePausesAllRoles(t *testing.T) {
 	ill := h.staticRole("role-7")["service_account_id"].(string)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/projects/" + h.project + "/service_accounts/" + ill + "/api_keys", Status: http.StatusForbidden})
 	h.advance(longestRetry)
-	h.keep()
+	h.runStaticWorker()
 	for i := range roles {
 		name := fmt.Sprint("role-", i)
 		require.Equal(t, i != 7, h.staticTime(name, "next_vault_rotation").After(h.now()), name)
@@ -279,7 +279,7 @@ func TestStaticWorker_RunsOnlyOnWritableNodes(t *testing.T) {
 			h.manager.untaint()
 			h.become(0)
 			h.restartStatic()
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }
@@ -296,18 +296,18 @@ func TestStaticWorker_RetriesAnUnreadableRole(t *testing.T) {
 	require.NoError(t, h.storage.Put(context.Background(), &logical.StorageEntry{Key: key, Value: []byte("{")}))
 	h.restartStatic()
 	h.advance(25 * time.Hour)
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, other, h.keyOf("other"), "the other role is rotated")
 	require.Contains(t, h.log.String(), "static role not processed")
 	require.NoError(t, h.storage.Put(context.Background(), entry))
 	h.advance(2 * time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, id, h.keyOf("batch"))
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
 	h.must(h.remove("static-roles/other"))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A write of another node invalidates the cache here.
@@ -315,7 +315,7 @@ func TestStaticWorker_FollowsChangesInStorage(t *testing.T) {
 	t.Parallel()
 	h := withStatic(t, openaitest.Options{})
 	h.static("batch", nil)
-	h.keep()
+	h.runStaticWorker()
 	r, err := getStaticRole(context.Background(), h.storage, "batch")
 	require.NoError(t, err)
 	r.RotationPeriod, r.RevocationDelay = time.Hour, 0
@@ -323,12 +323,12 @@ func TestStaticWorker_FollowsChangesInStorage(t *testing.T) {
 	require.NoError(t, putStaticRole(context.Background(), h.storage, "batch", r))
 	h.b.invalidate(context.Background(), staticStoragePrefix+"batch")
 	h.advance(time.Hour + time.Second)
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, r.Current.ID, h.keyOf("batch"))
 	h.onlyStatic()
 	require.NoError(t, h.storage.Delete(context.Background(), staticStoragePrefix+"batch"))
 	h.advance(time.Hour + time.Second)
-	h.keep()
+	h.runStaticWorker()
 	require.Empty(t, h.b.static.due, "a deleted role is not scheduled again")
 	h.sim.DeleteServiceAccount(h.project, r.ServiceAccountID)
 }
@@ -380,7 +380,7 @@ func TestStaticHammer_NoKeyLeaksOrIsLost(t *testing.T) {
 			}
 		})
 	}
-	run(func() { h.tick(); time.Sleep(5 * time.Millisecond) })
+	run(func() { h.runPeriodicWork(); time.Sleep(5 * time.Millisecond) })
 	run(func() {
 		h.rollbackOnly()
 		h.b.static.forget()
@@ -390,16 +390,16 @@ func TestStaticHammer_NoKeyLeaksOrIsLost(t *testing.T) {
 	t.Logf("%d requests and ticks", done.Load())
 	require.NoError(t, h.b.static.worker.End(context.Background()))
 	h.holdStatic()
-	h.tick()
+	h.runPeriodicWork()
 	// Past the delays of a, b and c, and until a 404 is final: the end of the run may have
 	// canceled a delete after its effect.
 	h.advance(notFinalBefore + 2*time.Second)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic(hand)
 	h.restartStatic()
-	h.tick()
+	h.runPeriodicWork()
 	h.advance(10 * time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	for _, name := range names {
 		h.must(h.remove("static-roles/" + name))
 	}
@@ -440,7 +440,7 @@ func TestStaticUnmount_AnEarlierFailureDoesNotPreventTheDeletion(t *testing.T) {
 	lease := h.lease("creds/app", nil)
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 	require.Error(t, h.revoke(lease))
-	h.tick() // deletes the account
+	h.runPeriodicWork() // deletes the account
 	h.unmount()
 	require.Empty(t, h.liveAccounts())
 	require.Empty(t, h.liveKeys())
@@ -464,7 +464,7 @@ func TestStaticUnmount_OnlyADisabledMountDeletesItsRoles(t *testing.T) {
 	h.onlyStatic()
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticUnmount_IsBoundedAndReportsRemainingKeys(t *testing.T) {
@@ -539,7 +539,7 @@ func TestStaticTidy_DeletesOnlyCredentialsThatNoRoleNeeds(t *testing.T) {
 	require.NoError(t, err)
 	r.Superseded = nil
 	require.NoError(t, putStaticRole(context.Background(), h.storage, "adopted", r))
-	stray := h.made("made")
+	stray := h.firstKeyOf("made")
 
 	run := func() {
 		t.Helper()
@@ -561,15 +561,15 @@ func TestStaticTidy_DeletesOnlyCredentialsThatNoRoleNeeds(t *testing.T) {
 	require.False(t, listed(forgotten))
 	require.Contains(t, h.liveAccounts(), account)
 	require.Contains(t, h.liveAccounts(), h.staticRole("made")["service_account_id"])
-	h.keep()
+	h.runStaticWorker()
 	for _, name := range []string{"made", "adopted"} {
 		require.True(t, h.accepted(h.staticCreds(name)["api_key"].(string)))
 	}
 	require.Len(t, h.liveAccounts(), 2)
 	h.advance(defaultRevocationDelay)
-	h.keep()
+	h.runStaticWorker()
 	h.must(h.remove("static-roles/made"))
-	h.gone("adopted", account)
+	h.deleteStaticRole("adopted", account)
 }
 
 // A request in progress may start a run after the drain has begun.
@@ -587,7 +587,7 @@ func TestStaticWorker_DoesNotRunWhileTheMountIsBeingDisabled(t *testing.T) {
 	require.NoError(t, err, "a run is in progress")
 	release()
 	h.manager.untaint()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticWorker_ClockSkewDoesNotCauseConstantRotation(t *testing.T) {
@@ -653,8 +653,8 @@ func TestStaticUnmount_AFailedMoveAndARestartKeepTheRoles(t *testing.T) {
 	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
 	h.advance(notFinalBefore) // the WAL deleted the account first
 	require.NoError(t, h.revoke(lease))
-	h.tick() // the entry of the first attempt, by another process
-	h.gone("batch")
+	h.runPeriodicWork() // the entry of the first attempt, by another process
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticTidy_ConsidersARoleWrittenDuringTheRun(t *testing.T) {
@@ -668,9 +668,9 @@ func TestStaticTidy_ConsidersARoleWrittenDuringTheRun(t *testing.T) {
 	h.advance(25 * time.Minute) // without a successful rotation
 	require.NoError(t, s.project(ctx, coveredProject{id: h.project, named: true}))
 	require.Contains(t, h.liveAccounts(), h.staticRole("batch")["service_account_id"])
-	h.keep()
+	h.runStaticWorker()
 	require.True(t, h.accepted(h.staticCreds("batch")["api_key"].(string)))
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticWorker_EveryQueuedKeyIsRotatedInTime(t *testing.T) {
@@ -717,15 +717,15 @@ func TestStaticWorker_DoesNotOverwriteARotationThatMayBeStored(t *testing.T) {
 	before := h.staticRole("batch")["api_key_id"]
 	h.advance(10*time.Minute + time.Second) // a rotation and the deletion of a superseded key are due
 	h.storage.fail(storageFault{write: 1, after: true})
-	h.keep()
+	h.runStaticWorker()
 	h.storage.heal()
 	require.NotEqual(t, before, h.staticRole("batch")["api_key_id"], "the rotation is stored")
-	h.tick() // runs the WAL worker
+	h.runPeriodicWork() // runs the WAL worker
 	h.advance(time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	h.onlyStatic()
 	require.Equal(t, 1, h.staticRole("batch")["superseded_keys"])
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStaticWorker_RetriesBeforeTheKeyExpires(t *testing.T) {

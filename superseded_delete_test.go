@@ -21,7 +21,7 @@ func replaced(t *testing.T) *harness {
 	h.sim.KeepAll()
 	h.must(h.write("config/rotate", nil))
 	h.advance(6 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	return h
 }
 
@@ -102,7 +102,7 @@ func TestSuperseded_GracePeriodInTheWriteRetainsTheReplacedKey(t *testing.T) {
 	_, own := h.sim.AddAdminKey("staging")
 	staging.must(staging.write("config", map[string]any{"admin_api_key": own, "rotation_grace_period": "5m"}))
 	together(6*time.Minute, h, staging)
-	staging.tick()
+	staging.runPeriodicWork()
 	h.lease("creds/app", nil)
 	require.Equal(t, keptUnvouched, staging.supersededKeys()[0].Kept)
 }
@@ -122,7 +122,7 @@ func TestSuperseded_OneListChecksKeysAfterSkipVerify(t *testing.T) {
 	require.Contains(t, h.warnings("config"), "only after it has checked")
 	h.sim.ResetRequests()
 	for range 30 {
-		h.tick()
+		h.runPeriodicWork()
 		h.advance(time.Minute)
 	}
 	require.Equal(t, 1, h.sim.Count(http.MethodGet, "/organization/admin_api_keys"))
@@ -130,7 +130,7 @@ func TestSuperseded_OneListChecksKeysAfterSkipVerify(t *testing.T) {
 	require.NotContains(t, h.warnings("config"), "only after it has checked")
 	require.Contains(t, h.adminKeyIDs(), made, "the key is retained for a week")
 	h.advance(longestKept)
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{id}, h.adminKeyIDs())
 }
 
@@ -143,7 +143,7 @@ func TestSuperseded_UnknownIDIsSearchedHourlyAndLoggedDaily(t *testing.T) {
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Status: http.StatusForbidden})
 	h.sim.ResetRequests()
 	for range 6 * 30 { // thirty hours
-		h.tick()
+		h.runPeriodicWork()
 		h.advance(10 * time.Minute)
 	}
 	require.InDelta(t, 30, h.sim.Count(http.MethodGet, "/organization/admin_api_keys"), 2)
@@ -152,7 +152,7 @@ func TestSuperseded_UnknownIDIsSearchedHourlyAndLoggedDaily(t *testing.T) {
 	require.Contains(t, h.adminKeyIDs(), made)
 	cancel()
 	h.must(h.write("config", map[string]any{"request_timeout": 9, "skip_verify": true})) // a write starts the search again
-	h.tick()
+	h.runPeriodicWork()
 	require.NotContains(t, h.adminKeyIDs(), made)
 	require.Empty(t, h.supersededKeys())
 }
@@ -166,7 +166,7 @@ func TestSuperseded_UnlistedKeyAfterSkipVerifyIsElsewhere(t *testing.T) {
 	other.KeepAll()
 	_, key := other.AdminKey()
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL(), "force": true, "skip_verify": true, "rotation_grace_period": 0}))
-	h.tick()
+	h.runPeriodicWork()
 	require.Contains(t, h.warnings("config"), elsewhereText([]string{made}))
 	require.Contains(t, h.adminKeyIDs(), made)
 }
@@ -180,8 +180,8 @@ func TestSuperseded_ReactivatedKeyIsNotDeleted(t *testing.T) {
 	h.must(h.write("config/rotate", nil))
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true, "skip_verify": true, "rotation_grace_period": 0}))
 	h.advance(10 * time.Minute)
-	h.tick()
-	h.tick()
+	h.runPeriodicWork()
+	h.runPeriodicWork()
 	require.Equal(t, []string{id}, h.adminKeyIDs())
 	require.Equal(t, id, h.adminKeyID())
 	require.Empty(t, h.supersededKeys())
@@ -198,7 +198,7 @@ func TestSuperseded_CurrentKeyIsNeverDeleted(t *testing.T) {
 		require.NoError(t, h.b.amendConfig(t.Context(), h.storage, cfg))
 	}
 	due()
-	h.tick()
+	h.runPeriodicWork()
 	require.Contains(t, h.adminKeyIDs(), id)
 	h.must(h.write("config", map[string]any{"rotation_grace_period": 0}))
 	require.Contains(t, h.adminKeyIDs(), id)
@@ -225,7 +225,7 @@ func TestSuperseded_CopyWithSlowClockRetainsTheOriginalsKey(t *testing.T) {
 		staging.setClock(h.offset)
 		for range 10 {
 			h.lease("creds/app", nil)
-			staging.tick()
+			staging.runPeriodicWork()
 			together(time.Minute, h, staging)
 		}
 		require.Equal(t, keptUsed, staging.supersededKeys()[0].Kept)
@@ -243,12 +243,12 @@ func TestSuperseded_SlowClockDeletesNoKey(t *testing.T) {
 	together(10*time.Minute, h, staging)
 	h.lease("creds/app", nil)
 	staging.setClock(h.offset - 8*24*time.Hour) // after a boot, before NTP
-	staging.tick()
+	staging.runPeriodicWork()
 	staging.setClock(h.offset)
-	staging.tick()
+	staging.runPeriodicWork()
 	require.Equal(t, before, staging.supersededKeys(), "times that OpenAI confirms are not corrected")
 	together(24*time.Hour, h, staging)
-	staging.tick()
+	staging.runPeriodicWork()
 	require.Equal(t, keptUsed, staging.supersededKeys()[0].Kept)
 	h.lease("creds/app", nil)
 }

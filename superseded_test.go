@@ -38,14 +38,14 @@ func TestSuperseded_CopyWithNewAdminKeyRetainsTheOriginals(t *testing.T) {
 	h.sim.KeepAll()
 	h.must(h.write("config/rotate", nil))
 	h.advance(6 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	inForce := h.adminKeyIDs()
 	staging := copyOf(h)
 	_, own := h.sim.AddAdminKey("staging")
 	staging.must(staging.write("config", map[string]any{"admin_api_key": own}))
 	h.advance(6 * time.Minute)
 	staging.offset = h.offset
-	staging.tick()
+	staging.runPeriodicWork()
 	t.Log("before", inForce, "after", h.adminKeyIDs())
 	_, err := h.read("creds/app")
 	require.NoError(t, err, "production can issue credentials")
@@ -60,7 +60,7 @@ func TestSchedule_FastClockAtARotationDoesNotLockOutTheEngine(t *testing.T) {
 	h.mu.Lock()
 	h.offset = 40 * 24 * time.Hour
 	h.mu.Unlock()
-	h.tick()
+	h.runPeriodicWork()
 	// NTP corrects the clock.
 	h.mu.Lock()
 	h.offset = 0
@@ -70,8 +70,8 @@ func TestSchedule_FastClockAtARotationDoesNotLockOutTheEngine(t *testing.T) {
 	t.Log("last_rotated", read["last_rotated"], "next_rotation", read["next_rotation"], "expires", read["admin_api_key_expires_at"])
 	for day := range 9 {
 		h.advance(24 * time.Hour)
-		h.tick()
-		h.tick()
+		h.runPeriodicWork()
+		h.runPeriodicWork()
 		if resp, err := h.read("creds/app"); err != nil || resp.IsError() {
 			t.Fatalf("day %d: production is locked out: %v %v", day+1, err, resp)
 		}
@@ -90,7 +90,7 @@ func TestConfig_KeyOfAnotherOrganizationKeepsLeases(t *testing.T) {
 	require.Contains(t, strings.Join(resp.Warnings, " "), "not verified")
 	require.Error(t, h.revoke(lease))
 	h.must(h.write("config", map[string]any{"admin_api_key": right, "api_endpoint": h.sim.URL()}))
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.sim.Keys(), "the revoked lease's key")
 }
 
@@ -110,7 +110,7 @@ func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 	h.sim.KeepAll()
 	h.must(h.write("config/rotate", nil))
 	h.advance(6 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	originals := h.adminKeyID()
 	staging := copyOf(h)
 	staging.must(staging.write("config/rotate", nil))
@@ -119,7 +119,7 @@ func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 	together(2*time.Minute, h, staging)
 	h.sim.ResetRequests()
 	for range 48 {
-		staging.tick()
+		staging.runPeriodicWork()
 		together(time.Hour, h, staging)
 	}
 	require.Contains(t, h.adminKeyIDs(), originals)
@@ -136,7 +136,7 @@ func TestSuperseded_KeyUsedByAnotherVaultIsRetainedForAWeek(t *testing.T) {
 
 	together(6*24*time.Hour, h, staging)
 	staging.restart()
-	staging.tick()
+	staging.runPeriodicWork()
 	require.NotContains(t, h.adminKeyIDs(), originals, "a week after it was superseded")
 	require.Empty(t, staging.supersededKeys())
 }
@@ -168,7 +168,7 @@ func TestSuperseded_UnusedKeyIsDeletedAfterOneRead(t *testing.T) {
 			require.NoError(t, h.b.amendConfig(t.Context(), h.storage, cfg))
 			h.advance(6 * time.Minute)
 			h.sim.ResetRequests()
-			h.tick()
+			h.runPeriodicWork()
 			require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
 			require.Equal(t, 1, h.sim.Count(http.MethodGet, adminKeyRoute))
 			require.Equal(t, 1, h.sim.Count(http.MethodDelete, adminKeyRoute))
@@ -196,7 +196,7 @@ func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 		"a shorter grace period later": {true, func(h *harness) { h.must(h.write("config", map[string]any{"rotation_grace_period": "4m59s"})) }},
 		"a shorter grace period with skip_verify": {true, func(h *harness) {
 			h.must(h.write("config", map[string]any{"rotation_grace_period": "4m", "skip_verify": true}))
-			h.tick()
+			h.runPeriodicWork()
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 			h.sim.KeepAll()
 			h.must(h.write("config/rotate", nil))
 			h.advance(6 * time.Minute)
-			h.tick()
+			h.runPeriodicWork()
 			stolen := h.adminKeyValue()
 			require.Equal(t, http.StatusOK, h.callWith(stolen))
 			if test.waits {
@@ -214,7 +214,7 @@ func TestSuperseded_ForceDeletesAKeyInUse(t *testing.T) {
 					h.advance(time.Second)
 					require.Equal(t, http.StatusOK, h.callWith(stolen))
 					if second%60 == 0 {
-						h.tick()
+						h.runPeriodicWork()
 					}
 				}
 				require.Equal(t, keptUsed, h.supersededKeys()[0].Kept)
@@ -244,7 +244,7 @@ func TestSuperseded_FailedForcedDeletionIsRetried(t *testing.T) {
 	require.Equal(t, http.StatusOK, h.callWith(stolen))
 	cancel()
 	h.restart()
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
 }
 
@@ -266,10 +266,10 @@ func TestSuperseded_ShorterGracePeriodAppliesToPendingKeys(t *testing.T) {
 	h.must(h.write("config", map[string]any{"rotation_grace_period": "10m"}))
 	ends(10 * time.Minute)
 	h.advance(9 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 2)
 	h.advance(time.Minute + time.Second)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 1)
 	h.sim.Keep(h.adminKeyIDs()...)
 }
@@ -292,7 +292,7 @@ func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 			h.sim.KeepAll()
 			h.must(h.write("config/rotate", nil))
 			h.advance(6 * time.Minute)
-			h.tick()
+			h.runPeriodicWork()
 			made := h.adminKeyID()
 			h.lease("creds/app", nil)
 			h.sim.SetAdminKeyUsed(made, h.sim.Now().Add(test.used))
@@ -306,12 +306,12 @@ func TestSuperseded_ConfigWriteChecksWhoUsedTheKey(t *testing.T) {
 			require.Equal(t, test.kept, resp != nil && strings.Contains(strings.Join(resp.Warnings, " "), made+" is retained"))
 			h.advance(6 * time.Minute)
 			h.sim.ResetRequests()
-			h.tick()
+			h.runPeriodicWork()
 			require.Equal(t, test.kept, len(h.adminKeyIDs()) == 2)
 			if test.kept {
 				require.Empty(t, h.routes(), "no call is needed")
 				h.advance(longestKept)
-				h.tick()
+				h.runPeriodicWork()
 				require.Len(t, h.adminKeyIDs(), 1)
 			}
 		})
@@ -365,7 +365,7 @@ func TestSuperseded_HangingDeletionBlocksNeitherOthersNorConfig(t *testing.T) {
 	h.sim.ClearFaults()
 	h.must(h.write("config", map[string]any{"admin_api_key": value, "force": true}))
 	h.advance(6 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	require.Contains(t, h.adminKeyIDs(), ids[3], "the key is active again")
 }
 
@@ -380,7 +380,7 @@ func TestSuperseded_NotFoundYoungKeyIsCheckedAgain(t *testing.T) {
 	resp := h.must(h.write("config/rotate", nil))
 	require.Contains(t, strings.Join(resp.Warnings, " "), young)
 	require.Len(t, h.supersededKeys(), 1)
-	h.tick()
+	h.runPeriodicWork()
 	require.NotContains(t, h.adminKeyIDs(), young)
 }
 
@@ -398,7 +398,7 @@ func TestSuperseded_NotFoundRequiresACompleteList(t *testing.T) {
 	} {
 		fault.Method, fault.Route, fault.Status = http.MethodDelete, adminKeyRoute, http.StatusNotFound
 		cancel := h.sim.Fail(fault)
-		h.tick()
+		h.runPeriodicWork()
 		require.Len(t, h.adminKeyIDs(), 2)
 		require.Len(t, h.supersededKeys(), 1, "%+v", fault)
 		cancel()
@@ -407,10 +407,10 @@ func TestSuperseded_NotFoundRequiresACompleteList(t *testing.T) {
 	root, _ := h.sim.AdminKey()
 	h.sim.DeleteAdminKey(root)
 	cancel := h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Kind: openaitest.FaultGarbageBefore, Body: `{"object":"list","data":[],"first_id":null,"last_id":null,"has_more":false}`})
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.supersededKeys(), 1)
 	cancel()
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.supersededKeys())
 }
 
@@ -432,7 +432,7 @@ func TestSuperseded_KeysOfAFormerOrganizationAreReportedAndRetained(t *testing.T
 		require.Contains(t, said, root+", "+made)
 		h.must(h.write("config/rotate", nil)) // finds the ID after skip_verify
 		h.advance(time.Hour)
-		h.tick()
+		h.runPeriodicWork()
 		require.ElementsMatch(t, []string{root, made}, h.adminKeyIDs())
 		require.Len(t, h.supersededKeys(), 2, "no key is considered deleted")
 		require.Contains(t, strings.Join(h.must(h.read("config")).Warnings, " "), root)
@@ -441,7 +441,7 @@ func TestSuperseded_KeysOfAFormerOrganizationAreReportedAndRetained(t *testing.T
 		// does not know the last use of the one that the engine created.
 		_, key = h.sim.AddAdminKey("by hand")
 		h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": h.sim.URL()}))
-		h.tick()
+		h.runPeriodicWork()
 		require.NotContains(t, h.adminKeyIDs(), root)
 		h.must(h.write("config/rotate", map[string]any{"force": true}))
 		require.Equal(t, []string{h.adminKeyID()}, h.adminKeyIDs())
@@ -458,10 +458,10 @@ func TestSuperseded_KeysOfAFormerOrganizationAreDroppedAfterAWeek(t *testing.T) 
 	_, key := other.AdminKey()
 	h.must(h.write("config", map[string]any{"admin_api_key": key, "api_endpoint": other.URL()}))
 	h.advance(longestKept - time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.supersededKeys(), 2)
 	h.advance(2 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), 2)
 	require.Empty(t, h.supersededKeys())
 	require.Len(t, h.lines("superseded admin keys of another organization or endpoint are no longer tracked; delete them there"), 1)
@@ -482,7 +482,7 @@ func TestSuperseded_OneListDropsNoRecord(t *testing.T) {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodGet, Route: "/organization/admin_api_keys", Times: 1, Kind: openaitest.FaultGarbageBefore,
 		Body: fmt.Sprintf(`{"object":"list","data":[{"object":"organization.admin_api_key","id":%q,"name":"own","redacted_value":"sk-admin...x","created_at":1,"last_used_at":null,"owner":{"type":"user","object":"organization.user","id":"user_1","name":"A","created_at":1,"role":"owner"}}],"first_id":null,"last_id":null,"has_more":false}`, id)})
 	h.sim.ResetRequests()
-	h.tick()
+	h.runPeriodicWork()
 	require.NotZero(t, h.sim.Count(http.MethodGet, "/organization/admin_api_keys"))
 	require.Len(t, h.supersededKeys(), len(kept))
 }
@@ -529,7 +529,7 @@ func TestSuperseded_StorageFaultsAreRecovered(t *testing.T) {
 				if h.storage.heal() {
 					h.restart()
 				}
-				h.tick()
+				h.runPeriodicWork()
 				require.Equal(t, used, len(h.adminKeyIDs()) == 2)
 				require.Equal(t, used, len(h.supersededKeys()) == 1)
 			})
@@ -580,7 +580,7 @@ func TestRotate_AbsenceRequiresAnOldEntryAndACompleteList(t *testing.T) {
 	// A new entry replaces one that was written while the clock was ahead.
 	require.NoError(t, h.rollbackAdminKey("vault-admin-x", h.now().Add(40*24*time.Hour)))
 	require.Len(t, h.walEntries(), 1)
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.walEntries())
 }
 
@@ -663,7 +663,7 @@ func TestRotate_NotFoundDiscardedKeyStaysInTheWAL(t *testing.T) {
 	require.ErrorContains(t, err, "does not work")
 	require.Len(t, h.walEntries(), 1)
 	require.Len(t, h.adminKeyIDs(), 2)
-	h.tick()
+	h.runPeriodicWork()
 	require.Empty(t, h.walEntries())
 	require.Len(t, h.adminKeyIDs(), 1)
 }
@@ -710,14 +710,14 @@ func TestSchedule_WrongClockAtARotationDeletesNoActiveKey(t *testing.T) {
 				h.setClock(truth + offset)
 				h.must(h.write("config/rotate", nil))
 				for range 3 {
-					h.tick()
+					h.runPeriodicWork()
 				}
 				h.setClock(truth)
 				h.restart()
 				for range 3 * 24 {
 					h.advance(time.Hour)
 					truth += time.Hour
-					h.tick()
+					h.runPeriodicWork()
 				}
 				last := h.time("last_rotated")
 				require.False(t, last.After(h.now()), "last_rotated %s", last)
@@ -729,11 +729,11 @@ func TestSchedule_WrongClockAtARotationDeletesNoActiveKey(t *testing.T) {
 			}
 			for range 9 {
 				h.advance(day)
-				h.tick()
+				h.runPeriodicWork()
 				h.lease("creds/app", nil)
 			}
 			h.advance(6 * time.Minute)
-			h.tick()
+			h.runPeriodicWork()
 			require.Len(t, h.adminKeyIDs(), 1)
 		})
 	}
@@ -798,7 +798,7 @@ func TestRotate_RejectedWithFiveSupersededKeysInGracePeriod(t *testing.T) {
 	// A scheduled rotation still runs.
 	h.must(h.write("config", map[string]any{"rotation_period": "10m"}))
 	h.advance(11 * time.Minute)
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.adminKeyIDs(), maxWaiting+2)
 	h.must(h.write("config", map[string]any{"rotation_period": 0}))
 	h.refused(h.write("config/rotate", nil))
@@ -849,7 +849,7 @@ func TestSuperseded_WarnsOnlyOfFailures(t *testing.T) {
 	require.Nil(t, h.must(h.write("config", map[string]any{"rotation_grace_period": "15m"})))
 	require.Len(t, h.adminKeyIDs(), 2)
 	h.storage.heal()
-	h.tick()
+	h.runPeriodicWork()
 	require.Len(t, h.supersededKeys(), 1)
 }
 

@@ -50,7 +50,7 @@ func TestUnmount_FailureDuringATaintPersists(t *testing.T) {
 			for _, said := range []any{account["service_account_id"], account["api_key_id"], account["api_key_expires_at"]} {
 				require.Contains(t, kept[0], said)
 			}
-			h.works()
+			h.requireStaticKeyAfterRestart()
 		})
 	}
 }
@@ -73,7 +73,7 @@ func TestUnmount_UnreadableLeaseIsAFailure(t *testing.T) {
 	require.Error(t, h.revoke(one))
 	require.NoError(t, h.revoke(two))
 	h.b.Cleanup(context.Background())
-	h.works()
+	h.requireStaticKeyAfterRestart()
 }
 
 func TestUnmount_NewTaintResetsTheState(t *testing.T) {
@@ -132,7 +132,7 @@ func TestUnmount_CanceledRevocationIsAFailure(t *testing.T) {
 			cancel()
 			<-done
 			h.sim.ClearFaults()
-			h.works()
+			h.requireStaticKeyAfterRestart()
 		})
 	}
 }
@@ -150,7 +150,7 @@ func TestUnmount_StepDownRetainsStaticRoles(t *testing.T) {
 	require.NoError(t, h.revoke(one))
 	h.b.Cleanup(context.Background())
 	require.Contains(t, h.log.String(), "this process did not see the taint begin")
-	h.works()
+	h.requireStaticKeyAfterRestart()
 }
 
 // A move can fail at Vault after all revocations: its new path is in use, or the mount
@@ -195,7 +195,7 @@ func TestUnmount_FailedMoveRetainsStaticRoles(t *testing.T) {
 			h.b.Cleanup(context.Background())
 			require.Contains(t, h.log.String(), "Vault stopped disabling or moving the mount")
 			require.Len(t, lines(h.log.String(), "static role keeps its credential"), 1)
-			h.works()
+			h.requireStaticKeyAfterRestart()
 		})
 	}
 }
@@ -262,7 +262,7 @@ func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	close(proceed)
 	<-ended
 	require.Contains(t, h.log.String(), "the first rollback of the disable has not completed")
-	h.works()
+	h.requireStaticKeyAfterRestart()
 }
 
 // No later run reads what the drain does not read.
@@ -310,7 +310,7 @@ func TestUnmount_AFailedDisableDoesNotFloodTheLog(t *testing.T) {
 
 // A mount that is moved, or whose namespace is sealed, continues. One list does not prove
 // that an admin key does not exist or, in a namespace, that an account has no key.
-func TestUnmount_BelievesNoSingleListing(t *testing.T) {
+func TestUnmount_SingleListingProvesNothing(t *testing.T) {
 	t.Parallel()
 	for at, stays := range map[string]bool{"teams/openai/": true, "openai/": false} {
 		t.Run(at, func(t *testing.T) {
@@ -348,7 +348,7 @@ func TestUnmount_BelievesNoSingleListing(t *testing.T) {
 			}
 			h.manager.untaint()
 			h.restart()
-			h.tick()
+			h.runPeriodicWork()
 			require.Empty(t, h.walEntries())
 			require.Empty(t, h.liveAccounts())
 			require.NotContains(t, h.adminKeyIDs(), admin)
@@ -412,10 +412,10 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 				h.must(h.write("rotate-role/"+name, nil))
 			}
 			h.advance(defaultRevocationDelay)
-			h.keep()
-			h.tick()
+			h.runStaticWorker()
+			h.runPeriodicWork()
 			h.must(h.remove("static-roles/made"))
-			h.gone("adopted", account)
+			h.deleteStaticRole("adopted", account)
 			require.Len(t, h.adminKeyIDs(), 1)
 		})
 	}
@@ -471,7 +471,7 @@ func TestStaticDelete_NotFoundNewCredentialIsQueuedInTheWAL(t *testing.T) {
 	require.Nil(t, h.must(h.remove("static-roles/batch")), "the 404 of a new account is not a failure")
 	require.NotContains(t, h.log.String(), "left to the WAL")
 	require.Len(t, h.walEntries(), 1, "the WAL checks the account again")
-	h.tick() // the account counts as old enough
+	h.runPeriodicWork() // the account counts as old enough
 	require.Empty(t, h.walEntries())
 }
 
@@ -494,7 +494,7 @@ func TestStaticDelete_UnprovenNotFoundFails(t *testing.T) {
 			heal := h.sim.Fail(fault)
 			fault.Method, fault.Route = http.MethodPost, routeKey // or the key would expire instead
 			healUpdate := h.sim.Fail(fault)
-			h.keep()
+			h.runStaticWorker()
 			require.Equal(t, 1, h.staticRole("adopted")["superseded_keys"], "the key stays listed")
 			for _, role := range []string{"made", "adopted"} {
 				require.Contains(t, h.must(h.remove("static-roles/" + role)).Warnings[0], "Queued for deletion at OpenAI in the WAL")
@@ -503,7 +503,7 @@ func TestStaticDelete_UnprovenNotFoundFails(t *testing.T) {
 			require.Len(t, h.walEntries(), 3)
 			heal()
 			healUpdate()
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyStatic(account)
 		})
 	}
@@ -522,5 +522,5 @@ func TestStaticRotation_NotFoundProvesNothingAboutTheAccount(t *testing.T) {
 	heal()
 	h.must(h.write("rotate-role/batch", nil))
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }

@@ -320,12 +320,12 @@ func TestUnmount_EachWayAMountEnds(t *testing.T) {
 			}
 			h.advance(notFinalBefore)
 			h.advance(defaultRevocationDelay)
-			h.tick()
-			h.keep()
+			h.runPeriodicWork()
+			h.runStaticWorker()
 			h.onlyStatic()
 			require.Len(t, h.adminKeyIDs(), 1)
 			require.NoError(t, h.revoke(h.lease("creds/app", nil)))
-			h.gone("batch")
+			h.deleteStaticRole("batch")
 		})
 	}
 }

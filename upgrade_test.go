@@ -180,8 +180,8 @@ func TestUpgrade_AMountOfEarlierReleasesIsServed(t *testing.T) {
 	require.NotContains(t, h.liveKeys(), leasedKeyID)
 
 	// Periodic work: the WAL, superseded keys, and the tidy run that is due.
-	h.tick()
-	h.keep()
+	h.runPeriodicWork()
+	h.runStaticWorker()
 	require.Empty(t, h.walEntries())
 	for _, id := range []string{lost, unanswered, dead, pooledAccount, former} {
 		require.NotContains(t, h.alive(), id)

@@ -312,7 +312,7 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
 	h.restartStatic() // the due times are read from storage
 	h.until(end.Add(-48 * time.Hour))
-	h.keep()
+	h.runStaticWorker()
 	resp = h.must(h.read("static-creds/batch"))
 	require.Equal(t, key, resp.Data["api_key_id"])
 	require.InDelta(t, 48*3600, resp.Data["ttl"], 60)
@@ -325,10 +325,10 @@ func TestStatic_RotationCanBePaused(t *testing.T) {
 		require.Contains(t, resp.Warnings[0], "disable_automated_rotation=false")
 	}
 	h.must(h.write("static-roles/batch", fields{"disable_automated_rotation": false}))
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, key, h.staticCreds("batch")["api_key_id"])
 	require.Empty(t, h.must(h.read("static-creds/batch")).Warnings)
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 func TestStatic_NarrowingDoesNotRequireOpenAI(t *testing.T) {
@@ -348,11 +348,11 @@ func TestStatic_NarrowingDoesNotRequireOpenAI(t *testing.T) {
 	require.Equal(t, first, h.staticCreds("batch")["api_key_id"])
 	h.sim.ClearFaults()
 	h.advance(time.Minute)
-	h.keep()
+	h.runStaticWorker()
 	require.NotEqual(t, first, h.staticCreds("batch")["api_key_id"])
-	h.tick()
+	h.runPeriodicWork()
 	h.onlyStatic()
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A default follows the other fields and never causes a rejection.
@@ -383,7 +383,7 @@ func TestStatic_TheDefaultRevocationDelayFollowsTheSchedule(t *testing.T) {
 	require.Contains(t, h.refused(h.write("static-roles/batch", fields{"rotation_period": "5m"})), "revocation_delay must be between 0 and 5m0s")
 	delay(0, fields{"revocation_delay": 0})
 	delay(0, fields{"rotation_period": "12h"})
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A default that becomes shorter with the schedule deletes no key early.
@@ -397,7 +397,7 @@ func TestStatic_AShorterDefaultDelayDoesNotApplyToSupersededKeys(t *testing.T) {
 	h.must(h.write("static-roles/batch", fields{"rotation_period": "1m"}))
 	require.EqualValues(t, 60, h.staticRole("batch")["revocation_delay"])
 	require.Equal(t, before, h.must(h.read("static-creds/batch")).Data["previous_api_key_expires_at"])
-	h.gone("batch")
+	h.deleteStaticRole("batch")
 }
 
 // A write of an empty ID with skip_verify keeps the known ID.
@@ -424,7 +424,7 @@ func TestConfig_AnEmptyIDWithSkipVerifyKeepsTheKnownID(t *testing.T) {
 	other, otherKey := h.sim.AddAdminKey("other")
 	h.must(h.write("config", fields{"admin_api_key": otherKey, "admin_api_key_id": "", "skip_verify": true, "force": true}))
 	require.Equal(t, []any{"", ""}, ids())
-	h.tick()
+	h.runPeriodicWork()
 	require.Equal(t, []any{"", other}, ids())
 	h.must(h.write("config", fields{"admin_api_key_id": other}))
 	require.Equal(t, []any{other, other}, ids())

@@ -121,7 +121,7 @@ func TestEmptyID_IsNotSent(t *testing.T) {
 	t.Parallel()
 	sim := simulate(t, openaitest.Options{})
 	c := connect(t, sim)
-	for name, v := range verbs {
+	for name, v := range allCalls {
 		if v.route == adminKeysRoute || v.route == projectsRoute || v.route == modelsRoute {
 			continue // these calls have no ID
 		}
@@ -156,7 +156,7 @@ func TestArchivedProject_ErrorIsNotNotFound(t *testing.T) {
 	sim.ArchiveProject(on.project)
 	ctx := context.Background()
 	for _, name := range []string{"CreateServiceAccount", "DeleteServiceAccount", "ListServiceAccounts", "DeleteProjectKey", "ListProjectKeys"} {
-		e := failed(t, verbs[name].call(ctx, c, on))
+		e := failed(t, allCalls[name].call(ctx, c, on))
 		assert.Equal(t, http.StatusBadRequest, e.Status, name)
 		assert.Equal(t, "project_archived", e.Code, name)
 		assert.False(t, e.NotFound() || e.Ambiguous() || e.Retryable(), name)
@@ -217,9 +217,9 @@ func TestCreate_UnexpectedAnswerIsAmbiguous(t *testing.T) {
 		t.Parallel()
 		for _, body := range []string{`{}`, `{"id":"k1"}`, `{"id":"k1","value":7}`, `{"id":5,"value":"` + testKey + `"}`} {
 			c := answering(t, http.StatusOK, nil, body)
-			for name, v := range verbs {
+			for name, v := range allCalls {
 				if v.once {
-					err := v.call(context.Background(), c, nobodys)
+					err := v.call(context.Background(), c, placeholderIDs)
 					require.Error(t, err, "%s: %s", name, body)
 					require.True(t, failed(t, err).Ambiguous(), "%s: %s", name, body)
 				}

@@ -96,7 +96,7 @@ func TestEnvironment_ReachesNoRequest(t *testing.T) {
 	on := populate(t, sim)
 	rec := record(sim)
 	c := connect(t, sim)
-	for name, v := range verbs {
+	for name, v := range allCalls {
 		if v.method != http.MethodDelete {
 			require.NoError(t, v.call(context.Background(), c, on), name)
 		}
@@ -124,7 +124,7 @@ func TestHeaders_AreExactlyTheExpected(t *testing.T) {
 			o.Organization = organization
 			o.UserAgent = "vault-plugin-secrets-openai/v1.2.3 (vault 1.21.2)"
 		})
-		for name, v := range verbs {
+		for name, v := range allCalls {
 			if v.method == http.MethodDelete {
 				continue
 			}
@@ -164,9 +164,9 @@ func TestRedirects_AreNotFollowed(t *testing.T) {
 					}
 					http.Redirect(w, r, target, status)
 				})
-				for name, v := range verbs {
+				for name, v := range allCalls {
 					asked.Store(0)
-					e := failed(t, v.call(context.Background(), c, nobodys))
+					e := failed(t, v.call(context.Background(), c, placeholderIDs))
 					require.Equal(t, int64(1), asked.Load(), name)
 					require.Equal(t, status, e.Status, name)
 					require.ErrorContains(t, e, "redirects are not followed", name)
@@ -181,8 +181,8 @@ func TestRedirects_AreNotFollowed(t *testing.T) {
 func TestRedirect_WithoutLocationIsARedirect(t *testing.T) {
 	t.Parallel()
 	for _, location := range []string{"", "http://[::1%25/", "%zz"} {
-		e := failed(t, verbs["CreateServiceAccount"].call(context.Background(),
-			answering(t, http.StatusFound, map[string]string{"Location": location}, ""), nobodys))
+		e := failed(t, allCalls["CreateServiceAccount"].call(context.Background(),
+			answering(t, http.StatusFound, map[string]string{"Location": location}, ""), placeholderIDs))
 		require.Equal(t, http.StatusFound, e.Status, "%q", location)
 		require.ErrorContains(t, e, "redirects are not followed")
 	}
@@ -254,7 +254,7 @@ func TestCreates_AreSentOnce(t *testing.T) {
 		on := populate(t, sim)
 		c := connect(t, sim)
 		for kind, fault := range faults {
-			for name, v := range verbs {
+			for name, v := range allCalls {
 				if v.method != http.MethodPost || !v.once {
 					continue
 				}
@@ -292,7 +292,7 @@ func TestReadsAndDeletes_RetryTransientErrors(t *testing.T) {
 				c, fault.Times = connect(t, sim, withTimeout(5*time.Second)), 1
 			}
 			struck := int64(fault.Times)
-			for name, v := range verbs {
+			for name, v := range allCalls {
 				switch {
 				case v.once:
 					continue
@@ -351,7 +351,7 @@ func TestReadsAndDeletes_BoundTheAttempts(t *testing.T) {
 		on := populate(t, sim)
 		c := connect(t, sim)
 		sim.Fail(test.fault)
-		for name, v := range verbs {
+		for name, v := range allCalls {
 			if v.once {
 				continue
 			}
@@ -449,7 +449,7 @@ func TestTimeout_EndsAHangingCall(t *testing.T) {
 		on := populate(t, sim)
 		sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang, Method: http.MethodPost})
 		began := time.Now()
-		err := verbs["CreateServiceAccount"].call(context.Background(), connect(t, sim, withTimeout(200*time.Millisecond)), on)
+		err := allCalls["CreateServiceAccount"].call(context.Background(), connect(t, sim, withTimeout(200*time.Millisecond)), on)
 		require.ErrorIs(t, failed(t, err), context.DeadlineExceeded)
 		require.Less(t, time.Since(began), DefaultTimeout/2)
 	})
@@ -486,7 +486,7 @@ func TestCancel_EndsACallImmediately(t *testing.T) {
 			defer cancel()
 			sim.Fail(openaitest.Fault{Kind: openaitest.FaultHang, OnStrike: func(*http.Request) { cancel() }})
 			began := time.Now()
-			e := failed(t, verbs[name].call(ctx, connect(t, sim), on))
+			e := failed(t, allCalls[name].call(ctx, connect(t, sim), on))
 			require.ErrorIs(t, e, context.Canceled, name)
 			require.True(t, e.Sent, name)
 			require.Less(t, time.Since(began), DefaultTimeout/2, name)

@@ -271,7 +271,7 @@ func TestError_BoundsAHugeAnswer(t *testing.T) {
 	sim := openaitest.Start(t, openaitest.Options{})
 	on := populate(t, sim)
 	sim.Fail(openaitest.Fault{Kind: openaitest.FaultHuge, Method: http.MethodPost})
-	e := failed(t, verbs["CreateServiceAccount"].call(context.Background(), connect(t, sim), on))
+	e := failed(t, allCalls["CreateServiceAccount"].call(context.Background(), connect(t, sim), on))
 	require.ErrorContains(t, e, "larger than 4194304 bytes")
 	require.True(t, e.Sent && e.Ambiguous())
 	requireFit(t, e)
@@ -387,7 +387,7 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 		require.False(t, e.Sent || e.Ambiguous())
 		require.False(t, e.Retryable(), "a retry does not help against a certificate")
 		require.ErrorContains(t, e, "certificate signed by unknown authority")
-		require.Error(t, verbs["ListProjects"].call(context.Background(), c, ids{}))
+		require.Error(t, allCalls["ListProjects"].call(context.Background(), c, ids{}))
 		require.Equal(t, 2, sim.Connections())
 		require.Empty(t, sim.Requests())
 	})
@@ -430,7 +430,7 @@ func TestError_WithoutAnAnswer(t *testing.T) {
 					fault.OnStrike = func(*http.Request) { cancel() }
 				}
 				sim.Fail(fault)
-				err := verbs["CreateServiceAccount"].call(ctx, connect(t, sim), on)
+				err := allCalls["CreateServiceAccount"].call(ctx, connect(t, sim), on)
 				e := failed(t, err)
 				require.True(t, e.Sent && e.Ambiguous() && e.Retryable())
 				require.Zero(t, e.Status)

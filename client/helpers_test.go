@@ -156,8 +156,8 @@ const (
 // ids are the objects of the verbs; value is the value of the key.
 type ids struct{ project, account, key, adminKey, value string }
 
-// nobodys are IDs for servers without objects.
-var nobodys = ids{"p", "a", "k", "r", "sk-svcacct-nobodys-0123456789"}
+// placeholderIDs are IDs for servers without objects.
+var placeholderIDs = ids{"p", "a", "k", "r", "sk-svcacct-nobodys-0123456789"}
 
 type verb struct {
 	method, route string
@@ -165,8 +165,8 @@ type verb struct {
 	call          func(context.Context, *Client, ids) error
 }
 
-// verbs are all calls of the client.
-var verbs = map[string]verb{
+// allCalls are all calls of the client.
+var allCalls = map[string]verb{
 	"CreateServiceAccount": {http.MethodPost, accountsRoute, true, func(ctx context.Context, c *Client, on ids) error {
 		_, _, err := c.CreateServiceAccount(ctx, on.project, "an account", time.Hour)
 		return err

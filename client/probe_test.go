@@ -65,7 +65,7 @@ func TestProbe_AnswersThatAcceptTheKey(t *testing.T) {
 				w.WriteHeader(test.status)
 				_, _ = w.Write([]byte(test.body))
 			})
-			err := c.Probe(context.Background(), NewSecret(nobodys.value))
+			err := c.Probe(context.Background(), NewSecret(placeholderIDs.value))
 			require.EqualValues(t, 1, asked.Load(), "the probe does not retry")
 			if test.known {
 				require.NoError(t, err)
@@ -74,7 +74,7 @@ func TestProbe_AnswersThatAcceptTheKey(t *testing.T) {
 			e := failed(t, err)
 			require.Equal(t, test.status, e.Status)
 			require.ErrorContains(t, e, "check the new key: ")
-			requireFit(t, e, nobodys.value, testKey)
+			requireFit(t, e, placeholderIDs.value, testKey)
 		})
 	}
 }
@@ -117,7 +117,7 @@ func TestProbe_SendsNoAdminKey(t *testing.T) {
 // A server in OpenAI's place may echo the key.
 func TestProbe_NoErrorQuotesTheKey(t *testing.T) {
 	t.Parallel()
-	for _, key := range []string{nobodys.value, "a key of another make: p4ssw0rd!"} {
+	for _, key := range []string{placeholderIDs.value, "a key of another make: p4ssw0rd!"} {
 		for name, answer := range map[string]func(w http.ResponseWriter){
 			"message": func(w http.ResponseWriter) {
 				w.WriteHeader(401)

@@ -89,7 +89,7 @@ func TestListing_IncompleteIsAnError(t *testing.T) {
 			})
 			want[name+", "+list] = test.want
 			calls[name+", "+list] = func() error {
-				return verbs[list].call(context.Background(), c, nobodys)
+				return allCalls[list].call(context.Background(), c, placeholderIDs)
 			}
 		}
 	}

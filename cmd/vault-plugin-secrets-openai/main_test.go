@@ -20,7 +20,7 @@ import (
 
 // Go reads the system's roots once, so each environment needs a separate process:
 // this test starts itself with the certificate to verify.
-func TestRoots_EmbeddedYieldToTheSystems(t *testing.T) {
+func TestRoots_SystemRootsTakePrecedence(t *testing.T) {
 	if path := os.Getenv("TEST_JUDGE"); path != "" {
 		if _, err := readCertificate(t, path).Verify(x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 			t.Log("NOT TRUSTED: ", err)
@@ -50,7 +50,7 @@ func TestRoots_EmbeddedYieldToTheSystems(t *testing.T) {
 		{"system roots alone count", private, public, "NOT TRUSTED"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestRoots_EmbeddedYieldToTheSystems$", "-test.v")
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestRoots_SystemRootsTakePrecedence$", "-test.v")
 			cmd.Env = append(os.Environ(), "TEST_JUDGE="+c.judged, "SSL_CERT_FILE="+c.system, "SSL_CERT_DIR="+nowhere)
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, string(out))

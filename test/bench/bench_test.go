@@ -138,7 +138,7 @@ func TestPercentiles(t *testing.T) {
 	require.Equal(t, 7.0, outcome{waits: []time.Duration{7 * time.Millisecond}}.percentile(99))
 }
 
-func TestWhatProcessesUse(t *testing.T) {
+func TestProcessCPUAndMemory(t *testing.T) {
 	before, err := cpuTime(os.Getpid())
 	require.NoError(t, err)
 	all, err := machineTime()
@@ -160,7 +160,7 @@ func TestWhatProcessesUse(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestOperationsOfVault(t *testing.T) {
+func TestBarrier_ParsesStorageOperations(t *testing.T) {
 	counts, err := barrier([]byte(`# TYPE vault_barrier_get summary
 vault_barrier_get{quantile="0.5"} 0.01
 vault_barrier_get_sum 12.5

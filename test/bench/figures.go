@@ -109,16 +109,16 @@ type book struct {
 
 func newBook() *book { return &book{byID: map[string]*figure{}} }
 
-// which is the engine that a figure is about. The null engine is the floor.
-type which bool
+// engineKind is the engine that a figure is about. The null engine is the floor.
+type engineKind bool
 
 const (
-	floor  which = false
-	engine which = true
+	floor  engineKind = false
+	engine engineKind = true
 )
 
 // note records the value of one repetition. IDs begin with their section.
-func (b *book) note(id, title, unit string, whose which, value float64) {
+func (b *book) note(id, title, unit string, whose engineKind, value float64) {
 	f := b.byID[id]
 	if f == nil {
 		f = &figure{Section: b.section, ID: id, Title: title, Unit: unit}

@@ -16,9 +16,9 @@ import (
 	"slices"
 )
 
-// grown is both engines on a server, each with n leases; the OpenAI engine also
+// loadedServer is both engines on a server, each with n leases; the OpenAI engine also
 // has n roles.
-type grown struct {
+type loadedServer struct {
 	pair
 	n     int
 	level string // the name of n in the figures' IDs
@@ -31,7 +31,7 @@ func growth(ctx context.Context, l *lab) error {
 	if err != nil {
 		return err
 	}
-	var all []grown
+	var all []loadedServer
 	for i, n := range sizes {
 		g, err := fill(ctx, l, sim, n)
 		if err != nil {
@@ -59,7 +59,7 @@ func growth(ctx context.Context, l *lab) error {
 	return nil
 }
 
-func growthOnce(ctx context.Context, l *lab, all []grown, turns []turn) error {
+func growthOnce(ctx context.Context, l *lab, all []loadedServer, turns []turn) error {
 	results, err := takeTurns(ctx, l.settings.size(4, 1), turns)
 	if err != nil {
 		return err
@@ -68,13 +68,13 @@ func growthOnce(ctx context.Context, l *lab, all []grown, turns []turn) error {
 	if err != nil {
 		return err
 	}
-	few := map[which]map[string]float64{}
+	few := map[engineKind]map[string]float64{}
 	for i, t := range turns {
 		r, g := results[i], all[i/2]
 		if t.whose == engine {
 			st.Accounts -= r.count
 		}
-		revoked, err := t.clear(ctx, r.leaseID, st.Accounts)
+		revoked, err := t.revokeAndCheck(ctx, r.leaseID, st.Accounts)
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func growthOnce(ctx context.Context, l *lab, all []grown, turns []turn) error {
 			id := "growth/" + g.level + "/" + c.id
 			l.book.note(id, fmt.Sprintf("%s, %d leases and roles", c.title, g.n), c.unit, t.whose, now[c.id])
 			if i >= 2 {
-				l.book.note(id+"/against", fmt.Sprintf("%s, %d leases and roles against %d", c.title, g.n, all[0].n), "×", t.whose, against(now[c.id], few[t.whose][c.id]))
+				l.book.note(id+"/against", fmt.Sprintf("%s, %d leases and roles against %d", c.title, g.n, all[0].n), "×", t.whose, relativeTo(now[c.id], few[t.whose][c.id]))
 			}
 		}
 	}
@@ -104,9 +104,9 @@ var growing = []struct{ id, title, unit string }{
 	{"revoke", "wall time per revocation, c=32", "ms"},
 }
 
-// against is a figure divided by the one with few. A CPU time can be too short
+// relativeTo is a figure divided by the one with few. A CPU time can be too short
 // for its clock, which measures 0; the result is then 1.
-func against(now, few float64) float64 {
+func relativeTo(now, few float64) float64 {
 	if few == 0 {
 		return 1
 	}
@@ -114,7 +114,7 @@ func against(now, few float64) float64 {
 }
 
 // fill starts a server and creates the leases and roles.
-func fill(ctx context.Context, l *lab, sim *simulator, n int) (g grown, err error) {
+func fill(ctx context.Context, l *lab, sim *simulator, n int) (g loadedServer, err error) {
 	s, err := l.startServer(ctx, "inmem")
 	if err != nil {
 		return g, err
@@ -142,7 +142,7 @@ func fill(ctx context.Context, l *lab, sim *simulator, n int) (g grown, err erro
 }
 
 // issue is a load that cycles through all roles.
-func (g grown) issue(m *mount, count int) load {
+func (g loadedServer) issue(m *mount, count int) load {
 	return load{workers: 32, count: count, leases: true, request: func(i int) request {
 		return request{method: http.MethodGet, path: fmt.Sprintf("%s/creds/app-%d", m.path, i%g.n)}
 	}}
@@ -179,12 +179,12 @@ func crowd(ctx context.Context, l *lab) error {
 		if err != nil {
 			return err
 		}
-		if _, err := m.clear(ctx, slices.Concat(r[0].leaseID, r[1].leaseID), 0); err != nil {
+		if _, err := m.revokeAndCheck(ctx, slices.Concat(r[0].leaseID, r[1].leaseID), 0); err != nil {
 			return err
 		}
 		title := fmt.Sprintf("wall time per credential, c=32, %d accounts in the project", accounts)
 		l.book.note("crowd/issue", title, "ms", engine, r[1].each())
-		l.book.note("crowd/issue/against", title+" against none", "×", engine, against(r[1].each(), r[0].each()))
+		l.book.note("crowd/issue/against", title+" against none", "×", engine, relativeTo(r[1].each(), r[0].each()))
 		l.book.note("crowd/admin_calls", "Admin calls per credential there", "", engine, r[1].callsEach())
 	}
 	return nil

@@ -13,8 +13,8 @@ import (
 // The latencies of the API. The null engine does not call it, so it is measured
 // only without latency.
 const (
-	near = time.Duration(0)
-	far  = 100 * time.Millisecond
+	noLatency  = time.Duration(0)
+	apiLatency = 100 * time.Millisecond
 )
 
 // stage is a number of clients, and how many credentials they request: enough for
@@ -68,7 +68,7 @@ func issue(ctx context.Context, l *lab) error {
 			if err != nil {
 				return err
 			}
-			away, err := issueFar(ctx, p.engine, at)
+			away, err := measureWithLatency(ctx, p.engine, at)
 			if err != nil {
 				return err
 			}
@@ -90,7 +90,7 @@ func (m *mount) warmUp(ctx context.Context, workers, count int) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.clear(ctx, o.leaseID, 0)
+	_, err = m.revokeAndCheck(ctx, o.leaseID, 0)
 	return err
 }
 
@@ -125,7 +125,7 @@ func (p pair) near(ctx context.Context, section string, at stage) ([]measured, e
 		if m.whose == floor {
 			alive = all[1].count
 		}
-		if _, err := m.clear(ctx, all[i].leaseID, alive); err != nil {
+		if _, err := m.revokeAndCheck(ctx, all[i].leaseID, alive); err != nil {
 			return nil, err
 		}
 	}
@@ -163,12 +163,12 @@ func (m *mount) timed(ctx context.Context, id, title string, load load) (measure
 		return r, err
 	}
 	m.times(id, title, r)
-	_, err = m.clear(ctx, r.leaseID, 0)
+	_, err = m.revokeAndCheck(ctx, r.leaseID, 0)
 	return r, err
 }
 
-func issueFar(ctx context.Context, m *mount, at stage) (measured, error) {
-	if err := m.sim.latency(ctx, far); err != nil {
+func measureWithLatency(ctx context.Context, m *mount, at stage) (measured, error) {
+	if err := m.sim.latency(ctx, apiLatency); err != nil {
 		return measured{}, err
 	}
 	return m.timed(ctx, fmt.Sprintf("issue/c%d/100ms", at.workers), fmt.Sprintf("issue, c=%d, API 100 ms", at.workers), m.issue(at.workers, at.far))
@@ -179,7 +179,7 @@ func issueFar(ctx context.Context, m *mount, at stage) (measured, error) {
 func issueProbed(ctx context.Context, m *mount, stages []stage) error {
 	_, err := m.timed(ctx, "issue/c32/0ms/probed", "issue, c=32, API 0 ms, activation wait", m.issueOf(32, 2*stages[1].near, "probed"))
 	if err == nil {
-		err = m.sim.latency(ctx, far)
+		err = m.sim.latency(ctx, apiLatency)
 	}
 	if err == nil {
 		_, err = m.timed(ctx, "issue/c1/100ms/probed", "issue, c=1, API 100 ms, activation wait", m.issueOf(1, stages[0].far/2+1, "probed"))
@@ -242,7 +242,7 @@ func connections(ctx context.Context, l *lab) error {
 				l.book.note("connections/"+way.id, fmt.Sprintf("connections for %d issues, c=32, %s", n, way.title), "", m.whose,
 					float64(r.connections))
 				l.book.note("connections/"+way.id+"/rate", "issue, c=32, API 0 ms, from the first on, "+way.title, "/s", m.whose, r.rate())
-				if _, err := m.clear(ctx, r.leaseID, 0); err != nil {
+				if _, err := m.revokeAndCheck(ctx, r.leaseID, 0); err != nil {
 					return err
 				}
 				if err := m.disable(ctx); err != nil {

@@ -263,7 +263,7 @@ func (l *lab) memoryServer(ctx context.Context) (_ *server, err error) {
 type mount struct {
 	*server
 	path   string
-	whose  which
+	whose  engineKind
 	plugin int        // process ID
 	sim    *simulator // configured as the API; the null engine does not call it
 }
@@ -287,7 +287,7 @@ func (s *server) pair(ctx context.Context, suffix string, sim *simulator) (p pai
 	return p, p.engine.role(ctx, "app", sim.Projects[0].ID, 0)
 }
 
-func (s *server) mount(ctx context.Context, path string, whose which, sim *simulator) (*mount, error) {
+func (s *server) mount(ctx context.Context, path string, whose engineKind, sim *simulator) (*mount, error) {
 	m := &mount{server: s, path: path, whose: whose, sim: sim}
 	plugin := s.lab.null
 	if whose == engine {
@@ -345,8 +345,8 @@ func revoke(ids []string) load {
 	}}
 }
 
-// clear revokes leases and checks how many accounts are left.
-func (m *mount) clear(ctx context.Context, ids []string, alive int) (outcome, error) {
+// revokeAndCheck revokes leases and checks how many accounts are left.
+func (m *mount) revokeAndCheck(ctx context.Context, ids []string, alive int) (outcome, error) {
 	if err := m.sim.latency(ctx, 0); err != nil {
 		return outcome{}, err
 	}

@@ -34,8 +34,8 @@ func (m *mount) leased(ctx context.Context) (int, error) {
 	return bytes.Count(keys, []byte(`"`)) / 2, nil
 }
 
-// gone waits until the role has no leases and the API no accounts.
-func (m *mount) gone(ctx context.Context) error {
+// waitUntilNoLeases waits until the role has no leases and the API no accounts.
+func (m *mount) waitUntilNoLeases(ctx context.Context) error {
 	const within = time.Minute
 	for deadline := time.Now().Add(within); ; {
 		asked := time.Now()
@@ -118,7 +118,7 @@ func renewAndRevoke(ctx context.Context, m *mount, n int) error {
 	note("revoke/admin_calls", "Admin calls per revocation", "", r.callsEach())
 	note("revoke/cpu/plugin", "CPU per revocation, plugin", "ms", r.cpuEach(r.plugin))
 	note("revoke/cpu/vault", "CPU per revocation, Vault", "ms", r.cpuEach(r.vault))
-	return m.gone(ctx)
+	return m.waitUntilNoLeases(ctx)
 }
 
 func revokePrefix(ctx context.Context, m *mount, n int) error {
@@ -132,7 +132,7 @@ func revokePrefix(ctx context.Context, m *mount, n int) error {
 		began := time.Now()
 		err := m.prefix(ctx, way.sync)
 		if err == nil {
-			err = m.gone(ctx)
+			err = m.waitUntilNoLeases(ctx)
 		}
 		if err != nil {
 			return err
@@ -199,7 +199,7 @@ func limit(ctx context.Context, l *lab) error {
 	if err := m.sim.set(ctx, map[string]any{"rate_per_minute": 0}); err != nil {
 		return err
 	}
-	return m.gone(ctx)
+	return m.waitUntilNoLeases(ctx)
 }
 
 // static reads the active key of a static role.
@@ -242,5 +242,5 @@ func static(ctx context.Context, l *lab) error {
 	if err != nil {
 		return err
 	}
-	return p.engine.gone(ctx)
+	return p.engine.waitUntilNoLeases(ctx)
 }

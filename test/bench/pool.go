@@ -62,9 +62,9 @@ func (m *mount) poolIs(ctx context.Context, what string, is func(poolState) bool
 
 const createRoute = "/organization/projects/{project_id}/service_accounts"
 
-// quiet makes the simulator reject a create, after which the engine creates nothing for a
+// pauseRefill makes the simulator reject a create, after which the engine creates nothing for a
 // minute, so that no refill disturbs the measurement. It returns the lease of its request.
-func (m *mount) quiet(ctx context.Context) (leases []string, err error) {
+func (m *mount) pauseRefill(ctx context.Context) (leases []string, err error) {
 	fault := map[string]any{"method": http.MethodPost, "route": createRoute, "kind": "status", "status": http.StatusBadRequest}
 	if err := m.sim.send(ctx, http.MethodPost, "faults", fault, nil); err != nil {
 		return nil, err
@@ -93,7 +93,7 @@ func issuePooled(ctx context.Context, l *lab, s *server) error {
 			if err := p.engine.pool(ctx, size, 0); err != nil {
 				return err
 			}
-			ended, err := p.engine.quiet(ctx)
+			ended, err := p.engine.pauseRefill(ctx)
 			if err != nil {
 				return err
 			}
@@ -111,7 +111,7 @@ func issuePooled(ctx context.Context, l *lab, s *server) error {
 			if err := sim.send(ctx, http.MethodDelete, "faults", nil, nil); err != nil {
 				return err
 			}
-			if err := p.engine.drop(ctx, append(ended, all[1].leaseID...)); err != nil {
+			if err := p.engine.revokeAndRemovePool(ctx, append(ended, all[1].leaseID...)); err != nil {
 				return err
 			}
 			if _, err := p.null.run(ctx, revoke(all[0].leaseID)); err != nil {
@@ -122,8 +122,8 @@ func issuePooled(ctx context.Context, l *lab, s *server) error {
 	return nil
 }
 
-// drop revokes the leases, removes the pool, and waits until no account is left.
-func (m *mount) drop(ctx context.Context, leases []string) error {
+// revokeAndRemovePool revokes the leases, removes the pool, and waits until no account is left.
+func (m *mount) revokeAndRemovePool(ctx context.Context, leases []string) error {
 	if err := m.sim.set(ctx, fast); err != nil {
 		return err
 	}
@@ -133,13 +133,13 @@ func (m *mount) drop(ctx context.Context, leases []string) error {
 	if _, err := m.run(ctx, revoke(leases)); err != nil {
 		return err
 	}
-	return m.gone(ctx)
+	return m.waitUntilNoLeases(ctx)
 }
 
 // slow has the simulator's options during a burst: ten creates a minute, and a delay until
 // new keys work. fast has those while a pool is filled.
 var (
-	slow = map[string]any{"latency": far.String(), "rate_per_minute": 10, "activation_delay": "1500ms"}
+	slow = map[string]any{"latency": apiLatency.String(), "rate_per_minute": 10, "activation_delay": "1500ms"}
 	fast = map[string]any{"latency": "0s", "rate_per_minute": 0, "activation_delay": "0s"}
 )
 
@@ -215,7 +215,7 @@ func burstOf(ctx context.Context, l *lab, s *server, id, n int, pooled bool) err
 			}
 		}
 	}
-	return m.drop(ctx, leases)
+	return m.revokeAndRemovePool(ctx, leases)
 }
 
 // refill fills the pool without the limits of the burst.

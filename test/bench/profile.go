@@ -59,7 +59,7 @@ func profile(ctx context.Context, l *lab, out io.Writer) error {
 	}); err != nil {
 		return err
 	}
-	if _, err := m.clear(ctx, ids, 0); err != nil {
+	if _, err := m.revokeAndCheck(ctx, ids, 0); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "go tool pprof -top %s\n", filepath.Join(dir, "issue-plugin-profile.pprof"))

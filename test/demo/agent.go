@@ -61,7 +61,7 @@ func (d *demo) agentWithoutKey(ctx context.Context) error {
 			break
 		}
 	}
-	d.show("The agent has ended, and so has its key", asked("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
+	d.show("The agent has ended, and so has its key", requestLine("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
 		fmt.Sprintf("%d service accounts more than before\n", len(left)))
 	return want(len(left) == 0, "no new account, not %v", left)
 }

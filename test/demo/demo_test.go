@@ -37,7 +37,7 @@ func TestNoKeyIsShownInFull(t *testing.T) {
 	require.Contains(t, out.String(), "sk-svcacct-to…")
 }
 
-func TestAUserOfDevLearnsWhichKeyARotationDeletes(t *testing.T) {
+func TestPrintExports_WarnsAboutRotation(t *testing.T) {
 	var out strings.Builder
 	d := &demo{out: &out, vault: &devenv.Vault{}, api: newAPI("http://127.0.0.1:1/v1", "sk-admin-mine", "proj_1")}
 	d.printExports()

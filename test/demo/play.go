@@ -261,7 +261,7 @@ func (d *demo) nothingIsLeft(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.show("Check which service accounts are left", asked("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
+	d.show("Check which service accounts are left", requestLine("GET …/organization/projects/$OPENAI_PROJECT_ID/service_accounts"),
 		fmt.Sprintf("%d of the %d service accounts that Vault created\n", len(left), len(d.accounts)))
 	if err := want(len(left) == 0, "no account left, not %v", left); err != nil {
 		return err
@@ -279,7 +279,7 @@ func (d *demo) nothingIsLeft(ctx context.Context) error {
 		return err
 	}
 	remaining := slices.DeleteFunc(keys, func(k item) bool { return !d.isOurs(k) })
-	d.show("Delete the admin keys of the demo with the user's own key", asked("DELETE …/organization/admin_api_keys/$ID, GET …/organization/admin_api_keys"),
+	d.show("Delete the admin keys of the demo with the user's own key", requestLine("DELETE …/organization/admin_api_keys/$ID, GET …/organization/admin_api_keys"),
 		fmt.Sprintf("%d of the %d admin keys of the demo are left\n", len(remaining), made))
 	return want(len(remaining) == 0, "no admin key of the demo left, not %v", remaining)
 }
@@ -409,7 +409,7 @@ func (d *demo) show(title, command, output string) {
 	if title != "" {
 		fmt.Fprintf(d.out, "\n# %s\n", title)
 	}
-	if !strings.HasPrefix(command, askedMark) {
+	if !strings.HasPrefix(command, requestPrefix) {
 		command = "$ " + command
 	}
 	fmt.Fprintln(d.out, command)
@@ -423,11 +423,11 @@ func (d *demo) show(title, command, output string) {
 	}
 }
 
-// asked formats a request that this program sends itself, so that it does not
+// requestLine formats a request that this program sends itself, so that it does not
 // look like a command to type.
-func asked(requests string) string { return askedMark + requests }
+func requestLine(requests string) string { return requestPrefix + requests }
 
-const askedMark = "(sent by this program with the user's own admin key) "
+const requestPrefix = "(sent by this program with the user's own admin key) "
 
 // looksLikeAKey finds keys that the demo does not know, for example in an error.
 var looksLikeAKey = regexp.MustCompile(`\bsk-[A-Za-z0-9_-]{16,}`)

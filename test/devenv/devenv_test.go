@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestNothingOfTheCallersSettingsReachesAServer(t *testing.T) {
+func TestServerEnv_DropsClientAndProxySettings(t *testing.T) {
 	for _, name := range []string{"OPENAI_API_KEY", "VAULT_TOKEN", "BAO_ADDR", "HTTPS_PROXY", "no_proxy"} {
 		t.Setenv(name, "of-the-caller")
 	}
@@ -55,7 +55,7 @@ func TestABuildThatIsInterruptedLeavesNothing(t *testing.T) {
 	require.Zero(t, inTemporary(), "files that the build left")
 }
 
-func TestOnlyOwnProcessesAreEnded(t *testing.T) {
+func TestKillOwn_OnlyInProcessGroup(t *testing.T) {
 	p, err := startProcess(exec.Command("sh", "-c", "sleep 60 & wait"))
 	require.NoError(t, err)
 	defer p.kill()
@@ -78,7 +78,7 @@ func TestOnlyOwnProcessesAreEnded(t *testing.T) {
 }
 
 // A Vault that crashes leaves its plugins running; Stop ends them.
-func TestTheProgramsOfAFolderAreFound(t *testing.T) {
+func TestRunningFrom_ListsProcessesInFolder(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("requires /proc")
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAServerIsKnownByItsVersionLine(t *testing.T) {
+func TestParseVersion(t *testing.T) {
 	t.Parallel()
 	for said, want := range map[string]struct {
 		product Product
@@ -53,7 +53,7 @@ func TestOpenBaoLacksWhatItsTestsSkip(t *testing.T) {
 	}
 }
 
-func TestTheConfigurationIsTheProducts(t *testing.T) {
+func TestWriteConfig_ProductSettings(t *testing.T) {
 	t.Parallel()
 	for product, want := range map[Product]string{HashiCorpVault: "disable_mlock    = true", OpenBao: "unsafe_allow_api_audit_creation = true"} {
 		v := &Vault{Dir: t.TempDir(), Product: product}

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestABadAdminKeyIsRefusedAndTheGoodOneStaysInForce(t *testing.T) {
+func TestConfig_InvalidAdminKeyKeepsActiveKey(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
 	before := m.read("config").Data
@@ -49,7 +49,7 @@ func TestTheConfigFindsItsKeyAndNeverShowsIt(t *testing.T) {
 // Rotations fail no concurrent read, and after the grace period one admin key is
 // left. The end of the test waits for Vault's periodic call, which comes once a
 // minute.
-func TestTenRotationsUnderFourReadersFailNoRead(t *testing.T) {
+func TestConfigRotate_ConcurrentReadsSucceed(t *testing.T) {
 	m := newMount(t, map[string]any{"rotation_grace_period": "1s"})
 	m.role("r", "1h", "24h")
 

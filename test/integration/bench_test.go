@@ -44,7 +44,7 @@ func bench(t *testing.T, args ...string) (said, written string) {
 }
 
 func TestTheBenchmarkMeasuresEverything(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	said, written := bench(t)
 	content, err := os.ReadFile(filepath.Join(written, "bench.json"))
 	require.NoError(t, err)
@@ -129,7 +129,7 @@ func TestTheBenchmarkMeasuresEverything(t *testing.T) {
 }
 
 func TestTheBenchmarkTakesProfiles(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	_, written := bench(t, "-profile")
 	for _, phase := range []string{"issue", "revoke"} {
 		for _, of := range []string{"plugin-profile", "plugin-mutex", "plugin-block", "plugin-allocs", "vault-profile", "vault-allocs", "load-profile"} {

@@ -190,7 +190,7 @@ func (l *load) stop() []string {
 
 func (b *brokered) leases() int { return strings.Count(b.log(), "key leased") }
 
-func TestBroker_NoRequestFailsThroughoutALife(t *testing.T) {
+func TestBroker_RequestsSucceedAcrossKeyReplacements(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "8s", "20s")
 	b := m.broker(func(dir string, _ map[string]any) {
@@ -352,7 +352,7 @@ func (m *mount) runBroker(token string, args ...string) (*exec.Cmd, *bytes.Buffe
 
 // The agent prints everything that it can see. The agent works, and no key is in its
 // output, in the responses or in the broker's output.
-func TestBroker_NothingThatTheAgentSeesHasTheKey(t *testing.T) {
+func TestBroker_TheAgentNeverSeesTheKey(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "1h", "24h")
 	dir := t.TempDir()
@@ -449,7 +449,7 @@ func TestBroker_LogsInWithAJWT(t *testing.T) {
 	m.requireRevoked()
 }
 
-func TestBroker_AKilledBrokerTakesItsChildAlong(t *testing.T) {
+func TestBroker_KillTerminatesChild(t *testing.T) {
 	m := newMount(t)
 	m.role("my-app", "5s", "10s")
 	dir := t.TempDir()

@@ -53,7 +53,7 @@ func TestContainer(t *testing.T) {
 	if engine.Rootless() {
 		t.Skip("NOT TESTED: the plugin as a container: a rootless engine's containers cannot reach this test's servers; see docs/containers.md")
 	}
-	beside(t)
+	runParallel(t)
 	t.Logf("on Docker %s", engine.ServerVersion)
 	version := ownVersion()
 	image := makeImage(t, version)

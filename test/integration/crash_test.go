@@ -29,14 +29,14 @@ import (
 )
 
 const (
-	// allGone is how long an account whose key no client received may outlive
+	// leftoverTimeout is how long an account whose key no client received may outlive
 	// the last revocation.
-	allGone = 7 * time.Minute
+	leftoverTimeout = 7 * time.Minute
 	// apiLatency makes requests long enough for crashes at every stage.
 	apiLatency = 30 * time.Millisecond
-	// calm is how long reads run without disruption at the end: none of them
+	// quietPeriod is how long reads run without disruption at the end: none of them
 	// may fail.
-	calm = 10 * time.Second
+	quietPeriod = 10 * time.Second
 )
 
 // frequentTidy is a config with the shortest tidy_interval.
@@ -116,7 +116,7 @@ func (r *readers) stop() {
 func (r *readers) wait(t *testing.T, n int64, why string) {
 	t.Helper()
 	at := r.answered.Load()
-	require.Eventually(t, func() bool { return r.answered.Load() >= at+n }, 5*time.Minute, 5*time.Millisecond, "too few reads %s; failures so far: %v", why, later(r.list))
+	require.Eventually(t, func() bool { return r.answered.Load() >= at+n }, 5*time.Minute, 5*time.Millisecond, "too few reads %s; failures so far: %v", why, lazyMessage(r.list))
 }
 
 func (r *readers) failuresSoFar() map[string]int {
@@ -161,13 +161,13 @@ func (m *mount) revokeAll(role string, within time.Duration) (took time.Duration
 	return time.Since(began)
 }
 
-// later evaluates a message only when a wait has failed.
-type later func() []string
+// lazyMessage evaluates a message only when a wait has failed.
+type lazyMessage func() []string
 
-func (l later) String() string { return strings.Join(l(), ", ") }
+func (l lazyMessage) String() string { return strings.Join(l(), ", ") }
 
-// fate counts the accounts that a mount created.
-type fate struct {
+// accountCounts counts the accounts that a mount created.
+type accountCounts struct {
 	made     int
 	outlived int           // left after the last revocation; no client received their keys
 	tidied   int           // of all: outlived their keys, so only tidy finds them
@@ -175,8 +175,8 @@ type fate struct {
 }
 
 // requireNothingLeft revokes all leases of a role. No account whose key a client
-// received may outlive that, and no other by more than allGone.
-func (m *mount) requireNothingLeft(role string, received map[string]bool) fate {
+// received may outlive that, and no other by more than leftoverTimeout.
+func (m *mount) requireNothingLeft(role string, received map[string]bool) accountCounts {
 	m.t.Helper()
 	leased := len(m.leases(role))
 	took := m.revokeAll(role, 10*time.Minute)
@@ -186,9 +186,9 @@ func (m *mount) requireNothingLeft(role string, received map[string]bool) fate {
 	for _, id := range outlived {
 		require.False(m.t, received[id], "account %s outlived its lease, and a client has its key", id)
 	}
-	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, time.Until(revoked.Add(allGone)), 250*time.Millisecond,
-		"accounts left %s after the last revocation: %v", allGone, later(m.alive))
-	f := fate{outlived: len(outlived), last: time.Since(revoked)}
+	require.Eventually(m.t, func() bool { return len(m.alive()) == 0 }, time.Until(revoked.Add(leftoverTimeout)), 250*time.Millisecond,
+		"accounts left %s after the last revocation: %v", leftoverTimeout, lazyMessage(m.alive))
+	f := accountCounts{outlived: len(outlived), last: time.Since(revoked)}
 	f.made, f.tidied = m.accountsMade()
 	m.t.Logf("%d accounts created, %d keys received; %d leases at the end, revoked in %s; %d accounts whose keys no client received outlived that; none left %s later; %d of all left to tidy",
 		f.made, len(received), leased, took.Round(time.Millisecond), f.outlived, f.last.Round(time.Second), f.tidied)
@@ -212,7 +212,7 @@ func (m *mount) accountsMade() (made, outlivedTheirKeys int) {
 }
 
 func TestLong_NothingOutlivesCrashesOfThePluginAndOfVault(t *testing.T) {
-	beside(t) // otherwise other tests would wait for these two
+	runParallel(t) // otherwise other tests would wait for these two
 	t.Run("plugin", func(t *testing.T) {
 		outliveCrashes(t, 20, func(m *mount) {
 			require.Eventually(t, func() bool {
@@ -246,7 +246,7 @@ func outliveCrashes(t *testing.T, times int, crash func(*mount)) {
 	}
 	r.wait(t, 8, "after the crashes")
 	failed := r.failed.Load()
-	time.Sleep(calm)
+	time.Sleep(quietPeriod)
 	require.Equal(t, failed, r.failed.Load(), "reads failed after the last crash")
 	r.stop()
 	t.Logf("%d crashes within %s; %d reads answered, %d failed: %v",
@@ -308,13 +308,13 @@ func TestNothingOutlivesClientsThatLeave(t *testing.T) {
 
 	failed := r.failed.Load()
 	parallel(2, func(int) {
-		for began := time.Now(); time.Since(began) < calm; time.Sleep(100 * time.Millisecond) {
+		for began := time.Now(); time.Since(began) < quietPeriod; time.Sleep(100 * time.Millisecond) {
 			_, _ = read(context.Background()) // recorded
 		}
 	})
 	require.Equal(t, failed, r.failed.Load(), "reads failed that were not canceled: %v", r.failuresSoFar())
 
-	beside(t)
+	runParallel(t)
 	f := m.requireNothingLeft("r", r.receivedAccounts())
 	require.LessOrEqual(t, f.tidied*50, f.made, "too many accounts left to tidy")
 }

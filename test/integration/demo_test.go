@@ -48,7 +48,7 @@ func tryDemo(t *testing.T, env ...string) (string, error) {
 }
 
 func TestTheDemoGoesThrough(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	out := demo(t)
 	require.Contains(t, out, "All steps passed")
 	require.Contains(t, out, "HTTP 200")
@@ -70,7 +70,7 @@ func TestTheDemoGoesThrough(t *testing.T) {
 // The output of -dev about its keys is true: you can rotate the mount's key, and
 // another mount with its own key does not affect OPENAI_ADMIN_KEY.
 func TestDevRunsUntilItIsInterrupted(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	program := filepath.Join(t.TempDir(), "demo")
@@ -135,7 +135,7 @@ curl -sS -o /dev/null -w 'HTTP %{http_code}\n' -H "Authorization: Bearer $OPENAI
 }
 
 func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for leftovers
 	project := sim.AddProject("mine")
 	person := sim.AddServiceAccount(project, "vault-demo-of-somebody")
@@ -151,7 +151,7 @@ func TestTheDemoLeavesNothingInAUsersAccount(t *testing.T) {
 }
 
 func TestTheDemoLeavesNoAdminKeyOfALostAnswer(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	sim := openaitest.Start(t, openaitest.Options{}) // fails the test for leftovers
 	_, key := sim.AdminKey()
 	sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: "/organization/admin_api_keys", Kind: openaitest.FaultLost, Times: 1})

@@ -121,7 +121,7 @@ func docsBlocks(t *testing.T, page, text string) []docsBlock {
 }
 
 func TestTheDocumentedCommandsRun(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	pages := []string{"README.md"}

@@ -25,7 +25,7 @@ func (m *mount) runningVersion() string {
 }
 
 func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())
 	require.NoError(t, err)

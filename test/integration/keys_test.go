@@ -41,7 +41,7 @@ func (m *mount) adopted(name string) string {
 }
 
 func TestAChatOnlyKeyCanOnlyChat(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	for _, kind := range []string{"service_account", "api_key", "static"} {
 		t.Run(kind, func(t *testing.T) {
 			m := newMount(t)
@@ -96,7 +96,7 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 }
 
 // Vault keeps the status of a plugin's error only if it is not wrapped.
-func TestARefusalHasTheStatusAndTheCauseOfWhatRefused(t *testing.T) {
+func TestErrors_ReportUpstreamStatusAndCause(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
 	for name, test := range map[string]struct {
@@ -237,7 +237,7 @@ func TestARenewalMovesTheKeysEndFirst(t *testing.T) {
 }
 
 func TestAKeyOfAnAccountThatStays(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	for name, refused := range map[string]bool{"key deleted": false, "deletion refused, key expires": true} {
 		t.Run(name, func(t *testing.T) {
 			m := newMount(t)
@@ -259,8 +259,8 @@ func TestAKeyOfAnAccountThatStays(t *testing.T) {
 
 // Vault is killed and never restarts: each key that the engine issued still expires
 // at OpenAI, including the engine's admin key.
-func TestAVaultThatNeverComesBackLeavesNoLivingKey(t *testing.T) {
-	beside(t)
+func TestKeysExpireAfterVaultIsLost(t *testing.T) {
+	runParallel(t)
 	v, err := startVault(t.Context(), plugin)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = v.Stop() })

@@ -26,7 +26,7 @@ func TestALeaseHasTheRolesTTLAndIsRenewable(t *testing.T) {
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
 }
 
-func TestACredentialCostsOneCallAndEndsByItself(t *testing.T) {
+func TestCreds_OneAdminCallAndKeyExpiry(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "2h")
 	m.creds("r")
@@ -64,7 +64,7 @@ func TestATTLOverTheMaximumIsCutWithAWarning(t *testing.T) {
 	require.NotEmpty(t, l.warnings)
 }
 
-func TestABadTTLIsTheClientsMistake(t *testing.T) {
+func TestCreds_InvalidTTLIsAClientError(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "2h")
 	for _, ttl := range []string{"-5m", "soon", "99999999999999999999h"} {
@@ -126,7 +126,7 @@ func TestARevokeOfTheRolesPrefixKillsAllItsKeys(t *testing.T) {
 	require.Equal(t, []string{other.account}, m.alive())
 }
 
-func TestATokensEndKillsItsKeys(t *testing.T) {
+func TestTokenRevocationDeletesItsKeys(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
 	token := m.token(`path "` + m.path + `/creds/*" { capabilities = ["read"] }`)
@@ -167,7 +167,7 @@ func TestAnArchivedProjectCountsAsGone(t *testing.T) {
 }
 
 func TestADeniedRevokeKeepsTheLease(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
 		t.Run(http.StatusText(status), func(t *testing.T) {
 			m := newMount(t)

@@ -71,7 +71,7 @@ func TestTwoThousandLeasesEndAtFiftyCallsASecond(t *testing.T) {
 // It tries a revocation with -sync once, and removes the lease with -force even if
 // the revocation fails. In all three cases, Vault does not retry the revocation.
 // With OUTAGE_FULL=1, the API is down until Vault marks a lease irrevocable.
-func TestWhatVaultGaveUpInAnOutageEndsAfterIt(t *testing.T) {
+func TestOutage_EngineRetriesRevocationsThatVaultAbandoned(t *testing.T) {
 	m := newMount(t, map[string]any{"request_timeout": "5s"})
 	m.role("r", "1h", "24h")
 	m.role("forced", "1h", "24h")
@@ -106,7 +106,7 @@ func TestWhatVaultGaveUpInAnOutageEndsAfterIt(t *testing.T) {
 	tries := m.inLog("failed to revoke lease", m.path)
 	outage()
 	back := time.Now()
-	require.Eventually(t, func() bool { return len(m.alive()) == 1 }, 3*time.Minute, 250*time.Millisecond, "the engine did not retry after the outage; accounts left: %s", later(m.alive))
+	require.Eventually(t, func() bool { return len(m.alive()) == 1 }, 3*time.Minute, 250*time.Millisecond, "the engine did not retry after the outage; accounts left: %s", lazyMessage(m.alive))
 	t.Logf("%d accounts of failed revocations were deleted %s after the outage", len(failed)+len(forced), time.Since(back).Round(time.Second))
 	require.Equal(t, tries, m.inLog("failed to revoke lease", m.path), "Vault retried a revocation")
 	require.Equal(t, []string{kept.account}, m.alive())

@@ -41,24 +41,24 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
-// slots limits the tests that run in parallel. Slow tests mostly wait for Vault's timers,
+// parallelSlots limits the tests that run in parallel. Slow tests mostly wait for Vault's timers,
 // so the limit does not depend on the number of processors.
-var slots = make(chan struct{}, 24)
+var parallelSlots = make(chan struct{}, 24)
 
-// long is the name prefix of tests that wait for minutes. `make test` starts them with
+// longTestPrefix is the name prefix of tests that wait for minutes. `make test` starts them with
 // the unit tests. They take no slot, so that none of them starts late.
-const long = "TestLong_"
+const longTestPrefix = "TestLong_"
 
-// beside runs a test in parallel with others, in a slot. A subtest uses the slot of
+// runParallel runs a test in parallel with others, in a slot. A subtest uses the slot of
 // its parent.
-func beside(t *testing.T) {
+func runParallel(t *testing.T) {
 	t.Helper()
 	t.Parallel()
-	if strings.HasPrefix(t.Name(), long) || strings.Contains(t.Name(), "/") {
+	if strings.HasPrefix(t.Name(), longTestPrefix) || strings.Contains(t.Name(), "/") {
 		return
 	}
-	slots <- struct{}{}
-	t.Cleanup(func() { <-slots })
+	parallelSlots <- struct{}{}
+	t.Cleanup(func() { <-parallelSlots })
 }
 
 func run(m *testing.M) (code int) {

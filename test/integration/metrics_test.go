@@ -66,7 +66,7 @@ func deployed(t *testing.T, path ...string) string {
 }
 
 func TestTheAlertsFireAndAreDocumented(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	bin := prometheusBin(t)
 	rules := strings.Count(deployed(t, "prometheus", "openai-alerts.yml"), "- alert: ")
 	require.Contains(t, promtool(t, bin, "check", "rules", "openai-alerts.yml"), fmt.Sprintf("%d rules found", rules))
@@ -110,7 +110,7 @@ func (m *mount) scrape(path, token string) (status int, header http.Header, body
 	return resp.StatusCode, resp.Header, string(content)
 }
 
-func TestMetricsAreForWhomThePolicySaysAndTellNoSecret(t *testing.T) {
+func TestMetrics_RequirePolicyAndContainNoSecrets(t *testing.T) {
 	m := newMount(t)
 	m.role("app", "5m", "10m")
 	lease := m.creds("app")
@@ -311,7 +311,7 @@ func (m *mount) overspend(prom *devenv.Prometheus) {
 	require.Eventually(m.t, func() bool {
 		samples, err := prom.Query(m.t.Context(), `vault_openai_role_blocked{mount_point="`+m.path+`/", role="spender"} == 1`)
 		return err == nil && len(samples) == 1
-	}, 2*aTick, 200*time.Millisecond, "the role is not blocked")
+	}, 2*periodicTimeout, 200*time.Millisecond, "the role is not blocked")
 	require.NoError(m.t, m.revoke(l))
 }
 

@@ -97,7 +97,7 @@ func (u *upgrade) communityLease(r raw, role string) lease {
 }
 
 func TestAMountOfTheCommunityPluginIsTakenOver(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	opts := serverOptions()
 	opts.Config = "raw_storage_endpoint = true"
 	v, err := devenv.Start(t.Context(), opts)
@@ -122,7 +122,7 @@ func TestAMountOfTheCommunityPluginIsTakenOver(t *testing.T) {
 
 	u.run("vault plugin register")
 	u.run("tune -plugin-version=v0.2.0")
-	u.runs(u.new, u.new.Version)
+	u.waitForVersion(u.new, u.new.Version)
 	out := u.run("vault read openai/config")
 	require.Contains(t, out, "request_timeout 30")
 	require.Contains(t, out, "my-app team")

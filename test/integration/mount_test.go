@@ -42,7 +42,7 @@ type mount struct {
 // additional fields for the config.
 func newMount(t *testing.T, extra ...map[string]any) *mount {
 	t.Helper()
-	beside(t)
+	runParallel(t)
 	return newMountOn(t, server, extra...)
 }
 

@@ -37,7 +37,7 @@ BAO_VERSION=2.6.2 exec %q "$@"
 }
 
 func TestOpenBaoIsRecognized(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	if server.Product == devenv.OpenBao {
 		t.Skipf("NOT TESTED: the stand-in is not needed on %s", server)
 	}

@@ -50,7 +50,7 @@ func (m *mount) full(name string, size int64, within time.Duration) {
 // onlyPool waits until exactly size accounts remain.
 func (m *mount) onlyPool(size int, within time.Duration) {
 	m.t.Helper()
-	require.Eventually(m.t, func() bool { return len(m.alive()) == size }, within, time.Second, "unexpected number of accounts: %v", later(m.alive))
+	require.Eventually(m.t, func() bool { return len(m.alive()) == size }, within, time.Second, "unexpected number of accounts: %v", lazyMessage(m.alive))
 }
 
 func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
@@ -131,7 +131,7 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 	took := m.revokeAll("r", 10*time.Minute)
 	t.Logf("the leases were revoked in %s", took.Round(time.Millisecond))
 	m.write("roles/r", map[string]any{"pool_size": 0})
-	require.Eventually(t, func() bool { return fmt.Sprint(m.read("config").Data["wal_entries"]) == "0" }, allGone, time.Second, "WAL entries remain; accounts left: %v", later(m.alive))
+	require.Eventually(t, func() bool { return fmt.Sprint(m.read("config").Data["wal_entries"]) == "0" }, leftoverTimeout, time.Second, "WAL entries remain; accounts left: %v", lazyMessage(m.alive))
 
 	// A crash before Vault stores the lease of a returned key leaves a key that no
 	// client has, until it expires.
@@ -148,7 +148,7 @@ func TestLong_PoolsUnderCrashesLeaveNothingAndLoseNothing(t *testing.T) {
 }
 
 func TestAPoolDiesWithItsLeaderAndTheNextFillsItsOwn(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())
 	require.NoError(t, err)

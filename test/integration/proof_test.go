@@ -25,11 +25,11 @@ import (
 
 const (
 	keyRoute = "/organization/projects/{project_id}/api_keys/{api_key_id}"
-	// aFewTicks limits work that Vault's periodic calls start.
-	aFewTicks = 3 * aTick
+	// threePeriods limits work that Vault's periodic calls start.
+	threePeriods = 3 * periodicTimeout
 )
 
-func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
+func TestRevoke_Unverified404KeepsTheLease(t *testing.T) {
 	m := newMount(t)
 	m.role("account", "1h", "24h")
 	m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": m.adopted("team")})
@@ -76,7 +76,7 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 
 	began := time.Now()
 	for _, l := range leases {
-		require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, aFewTicks, 200*time.Millisecond, "the WAL did not revoke the key of a failed revocation")
+		require.Eventually(t, func() bool { return infer(t, m.sim, l.key) == http.StatusUnauthorized }, threePeriods, 200*time.Millisecond, "the WAL did not revoke the key of a failed revocation")
 	}
 	t.Logf("all %d keys were revoked by the WAL within %s of the last failure", len(leases), time.Since(began).Round(time.Second))
 	for _, l := range leases {
@@ -86,8 +86,8 @@ func TestALeaseEndsOnlyByA404ThatIsProven(t *testing.T) {
 
 // While forty revocations wait for one endpoint, the engine deletes a superseded
 // admin key, retries a failed revocation at another, and runs tidy.
-func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
-	beside(t)
+func TestLong_StalledEndpointDoesNotBlockOtherWork(t *testing.T) {
+	runParallel(t)
 	const forty = 40
 	for name, fault := range map[string]openaitest.Fault{
 		"hanging endpoint":   {Kind: openaitest.FaultHang},
@@ -127,7 +127,7 @@ func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 				"tidy has deleted an orphan":                 func() bool { return m.deleted(orphan) },
 			}
 			for len(goals) > 0 {
-				require.Less(t, time.Since(began), aFewTicks, "still waiting: %v", slices.Collect(maps.Keys(goals)))
+				require.Less(t, time.Since(began), threePeriods, "still waiting: %v", slices.Collect(maps.Keys(goals)))
 				for what, reached := range goals {
 					if reached() {
 						t.Logf("%s %s after the request to revoke the forty", what, time.Since(began).Round(time.Second))
@@ -145,7 +145,7 @@ func TestLong_WhatWaitsForOneEndpointKeepsNothingElseWaiting(t *testing.T) {
 			_, key := m.sim.AddAdminKey("by hand")
 			m.write("config", map[string]any{"admin_api_key": key, "api_endpoint": strings.Replace(m.sim.URL(), "127.0.0.1", "localhost", 1)})
 			healed := time.Now()
-			require.Eventually(t, func() bool { return len(m.alive()) == 1 }, aFewTicks, 200*time.Millisecond, "the forty remain after the endpoint recovered")
+			require.Eventually(t, func() bool { return len(m.alive()) == 1 }, threePeriods, 200*time.Millisecond, "the forty remain after the endpoint recovered")
 			t.Logf("the forty were revoked %s after the endpoint recovered", time.Since(healed).Round(time.Second))
 		})
 	}

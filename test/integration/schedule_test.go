@@ -15,7 +15,7 @@ import (
 )
 
 func TestLong_TheAdminKeyIsRotatedOnScheduleOnCommunity(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	for name, schedule := range map[string]map[string]any{
 		"period": {"rotation_period": "50s"},
 		"cron":   {"rotation_schedule": "* * * * *"},

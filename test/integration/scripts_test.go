@@ -35,7 +35,7 @@ func script(t *testing.T, env []string, command ...string) (string, error) {
 }
 
 func TestRunTests_AgainstTheAPINeverPrintsTheKey(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	sim := openaitest.Start(t, openaitest.Options{})
 	_, key := sim.AdminKey()
 	// With tracing on, also in child processes, as for debugging.
@@ -52,7 +52,7 @@ func TestRunTests_AgainstTheAPINeverPrintsTheKey(t *testing.T) {
 }
 
 func TestRunTests_SaysWhatIsMissing(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	out, err := script(t, []string{"OPENAI_ADMIN_KEY=", "OPENAI_TEST_PROJECT_ID="}, "scripts/run_tests.sh", "--integration")
 	require.Error(t, err)
 	require.Contains(t, out, "requires OPENAI_ADMIN_KEY")
@@ -62,7 +62,7 @@ func TestRunTests_SaysWhatIsMissing(t *testing.T) {
 }
 
 func TestLiveTests_CleanUpOnASignal(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	binary := filepath.Join(t.TempDir(), "live.test")
@@ -97,7 +97,7 @@ func TestLiveTests_CleanUpOnASignal(t *testing.T) {
 }
 
 func TestProvisioning_AsRoot(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	gomod, err := os.ReadFile(filepath.Join(root, "go.mod"))
@@ -115,7 +115,7 @@ func TestProvisioning_AsRoot(t *testing.T) {
 }
 
 func TestProvisioning_AsUser(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	state := t.TempDir()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

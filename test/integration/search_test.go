@@ -45,7 +45,7 @@ func find(content []byte, secrets []string) (at int, secret string) {
 }
 
 func TestTheSearchForSecretsFindsThem(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	secrets := []string{"sk-admin-abc", "sk-svcacct-abcdef", "other-secret"}
 	for _, s := range secrets {
 		at, found := find([]byte("xsk-sk-"+s+"y"), secrets)

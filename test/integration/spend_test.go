@@ -29,7 +29,7 @@ func (m *mount) blocked(role, figures string) {
 }
 
 func TestLong_ABlockOutlivesItsLeader(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	ctx := t.Context()
 	cluster, err := devenv.StartCluster(ctx, 3, serverOptions())
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func (m *mount) requireWorks(path string) {
 }
 
 func TestDisablingTheMountEndsItsStaticRoles(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	for name, own := range map[string]bool{"mount in a shared process": false, "last mount in its process": true} {
 		t.Run(name, func(t *testing.T) {
 			v := server

@@ -32,7 +32,7 @@ import (
 )
 
 func TestTheExamplesFitWhatTheirToolsRead(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	root, err := devenv.Root()
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)

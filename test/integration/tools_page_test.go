@@ -293,7 +293,7 @@ func (p *page) goProgram(b pageBlock, output, main string) {
 }
 
 func TestUseAKeyPage(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	p := newPage(t)
 	keyFile := filepath.Join(p.dir, "run", "openai", "api-key")
 	var agent *devenv.Tool
@@ -451,7 +451,7 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 			t.Skip("NOT TESTED: the Compose file requires Compose")
 		}
 	}
-	beside(t)
+	runParallel(t)
 	p := newPage(t)
 	blocks := pageBlocks(t, useAKey)
 	for _, b := range blocks {
@@ -553,7 +553,7 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 }
 
 func TestTheSystemdUnitsAreValid(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("NOT TESTED: the systemd units require systemd-analyze")

@@ -20,10 +20,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// doors are requests to the engine and to Vault, with the policies that allow them:
+// policyCases are requests to the engine and to Vault, with the policies that allow them:
 // o operator, a application, c CI job, d its dispatcher (another test covers its
 // wrapped reads), t team (another test covers its writes), f finance.
-var doors = []struct{ method, path, who string }{
+var policyCases = []struct{ method, path, allowedFor string }{
 	{"GET", "config", "o"},
 	{"PUT", "config", "o"},
 	{"DELETE", "config", "o"},
@@ -84,7 +84,7 @@ func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 			return m.vault.ClientFor(secret.Auth.ClientToken)
 		}
 	}
-	for _, door := range doors {
+	for _, door := range policyCases {
 		path := m.path + "/" + door.path
 		if door.path[0] == '/' {
 			path = strings.ReplaceAll(door.path[1:], "%s", m.path)
@@ -93,7 +93,7 @@ func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 			err := try(client(), door.method, path)
 			var answer *api.ResponseError
 			denied := errors.As(err, &answer) && answer.StatusCode == http.StatusForbidden
-			require.Equal(t, strings.Contains(door.who, who), !denied, "%s %s by %s: %v", door.method, path, who, err)
+			require.Equal(t, strings.Contains(door.allowedFor, who), !denied, "%s %s by %s: %v", door.method, path, who, err)
 		}
 	}
 }

@@ -35,11 +35,11 @@ const (
 
 	pinPath = "sys/plugins/pins/secret/" + devenv.PluginName
 
-	// aTick is long enough for Vault's next periodic call and the work that the
+	// periodicTimeout is long enough for Vault's next periodic call and the work that the
 	// engine does in it.
-	aTick = 90 * time.Second
-	// oldEnough is when the WAL processes a lost create, plus a tick.
-	oldEnough = 2*time.Minute + aTick
+	periodicTimeout = 90 * time.Second
+	// walTimeout is when the WAL processes a lost create, plus a tick.
+	walTimeout = 2*time.Minute + periodicTimeout
 	// delay is how long superseded keys stay valid: longer than it takes to move
 	// the mount, so that the other version finds them.
 	delay = 90 * time.Second
@@ -127,8 +127,8 @@ func (u *upgrade) refused(script, why string) {
 	require.Contains(u.t, out, why, script)
 }
 
-// runs waits until the mount runs a version; a global reload does not wait.
-func (u *upgrade) runs(version devenv.Plugin, configured string) {
+// waitForVersion waits until the mount runs a version; a global reload does not wait.
+func (u *upgrade) waitForVersion(version devenv.Plugin, configured string) {
 	u.t.Helper()
 	require.Eventually(u.t, func() bool { return u.runningVersion() == version.Version }, time.Minute, 50*time.Millisecond, "%s", version.Version)
 	data := u.mountTable()
@@ -169,9 +169,9 @@ type state struct {
 	heal       func() // removes the fault
 }
 
-// make creates leases of each kind, rotates keys, and makes deletions fail until
+// createState creates leases of each kind, rotates keys, and makes deletions fail until
 // the other version serves the mount.
-func (u *upgrade) make() *state {
+func (u *upgrade) createState() *state {
 	u.t.Helper()
 	s := &state{leases: map[string]lease{}, static: map[string]map[string]any{}}
 	for _, role := range []string{"ttl", "key", "scoped"} {
@@ -210,8 +210,8 @@ func (u *upgrade) make() *state {
 	return s
 }
 
-// serve checks that the other version serves s.
-func (u *upgrade) serve(s *state) {
+// checkState checks that the other version serves s.
+func (u *upgrade) checkState(s *state) {
 	u.t.Helper()
 	t := u.t
 	require.Equal(t, s.config, u.settings(), "the config and its schedule")
@@ -257,21 +257,21 @@ func (u *upgrade) serve(s *state) {
 		require.Eventually(t, is, within, 500*time.Millisecond, what)
 		t.Logf("%s: %s after the move", what, time.Since(began).Round(time.Second))
 	}
-	gone("the failed revocation is completed", aTick, func() bool {
+	gone("the failed revocation is completed", periodicTimeout, func() bool {
 		return infer(t, u.sim, s.unrevoked.key) == http.StatusUnauthorized
 	})
-	gone("the superseded admin key is deleted", delay+aTick, func() bool {
+	gone("the superseded admin key is deleted", delay+periodicTimeout, func() bool {
 		return number(t, u.read("config").Data["superseded_admin_keys"]) == 0
 	})
 	require.NotContains(t, u.adminKeys(), s.admin)
 	// This lists the keys instead of using them: the engine keeps a key in use.
-	gone("the superseded keys of static roles are deleted", delay+aTick, func() bool {
+	gone("the superseded keys of static roles are deleted", delay+periodicTimeout, func() bool {
 		return !slices.ContainsFunc(u.sim.Keys(), func(k openaitest.Key) bool { return slices.Contains(s.superseded, k.Value) })
 	})
 	for _, key := range s.superseded {
 		require.Equal(t, http.StatusUnauthorized, infer(t, u.sim, key))
 	}
-	gone("all WAL entries are processed", oldEnough, func() bool {
+	gone("all WAL entries are processed", walTimeout, func() bool {
 		return number(t, u.read("config").Data["wal_entries"]) == 0
 	})
 	for _, id := range append(s.lost, s.unrevoked.account) {
@@ -300,27 +300,27 @@ func number(t *testing.T, value any) int64 {
 
 // Both directions run in parallel, since each waits for Vault's timers.
 func TestLong_AMountIsMovedToAnotherVersionAndBack(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	t.Run("upgrade, then pins", func(t *testing.T) {
 		u := newUpgrade(t)
-		made := u.make()
+		made := u.createState()
 		u.run("tune -plugin-version=v0.2.0")
-		u.runs(u.new, u.new.Version)
+		u.waitForVersion(u.new, u.new.Version)
 		require.Contains(t, u.run("vault read sys/mounts/openai"), u.new.SHA256)
-		u.serve(made)
+		u.checkState(made)
 		u.run("tune -plugin-version=v0.1.0")
-		u.runs(u.old, u.old.Version)
+		u.waitForVersion(u.old, u.old.Version)
 		u.pinned()
 		u.end()
 	})
 	t.Run("downgrade, then missing binary", func(t *testing.T) {
 		u := newUpgrade(t)
 		u.run("tune -plugin-version=v0.2.0")
-		u.runs(u.new, u.new.Version)
-		made := u.make()
+		u.waitForVersion(u.new, u.new.Version)
+		made := u.createState()
 		u.run("tune -plugin-version=v0.1.0")
-		u.runs(u.old, u.old.Version)
-		u.serve(made)
+		u.waitForVersion(u.old, u.old.Version)
+		u.checkState(made)
 		u.withoutItsBinary()
 		u.end()
 	})
@@ -351,7 +351,7 @@ func (u *upgrade) start() {
 	config["rotation_grace_period"], config["rotation_schedule"], config["rotation_window"] = delay.String(), schedule, "1h"
 	config["project_id"], config["tidy_interval"] = u.project, 0 // only the tested code deletes anything
 	u.write("config", config)
-	u.runs(u.old, u.old.Version)
+	u.waitForVersion(u.old, u.old.Version)
 
 	u.hand, u.team = u.adopted("by hand"), u.adopted("team")
 	u.write("roles/ttl", map[string]any{"ttl": "10m", "max_ttl": "24h", "key_expiry": "ttl"})
@@ -387,9 +387,9 @@ func (u *upgrade) pins() {
 	// Before the reload, only a warning shows it.
 	_, err := u.client.Logical().WriteWithContext(t.Context(), pinPath, map[string]any{"version": u.new.Version})
 	require.NoError(t, err)
-	u.runs(u.old, u.old.Version)
+	u.waitForVersion(u.old, u.old.Version)
 	u.run("version=v0.2.0\n")
-	u.runs(u.new, u.old.Version)
+	u.waitForVersion(u.new, u.old.Version)
 	require.Contains(t, u.run("vault read sys/mounts/openai"), `configured as "v0.1.0", but running "v0.2.0" because that version is pinned`)
 	require.NoError(t, u.revoke(l))
 
@@ -408,7 +408,7 @@ func (u *upgrade) pins() {
 	// Without the pin, the mount runs its own version.
 	l = u.creds("scoped")
 	u.run("vault delete " + pinPath)
-	u.runs(u.old, u.old.Version)
+	u.waitForVersion(u.old, u.old.Version)
 	require.NoError(t, u.revoke(l))
 }
 
@@ -438,7 +438,7 @@ func (u *upgrade) withoutItsBinary() {
 
 	// Recovery without the file: move to the other version.
 	u.run("tune -plugin-version=v0.2.0")
-	u.runs(u.new, u.new.Version)
+	u.waitForVersion(u.new, u.new.Version)
 	require.NoError(t, u.revoke(l))
 
 	// Tuning does not check the file, and reloading fails; the previous version then
@@ -447,7 +447,7 @@ func (u *upgrade) withoutItsBinary() {
 	_, err = u.shell("vault secrets tune -plugin-version=v0.1.0 openai")
 	require.NoError(t, err)
 	u.refused("vault write sys/plugins/reload/backend mounts=openai/ scope=global", gone)
-	u.runs(u.new, u.old.Version)
+	u.waitForVersion(u.new, u.old.Version)
 	require.NoError(t, u.revoke(u.creds("scoped")))
 
 	// If Vault restarts in between, the mount is unavailable. Once the file is back, a
@@ -460,16 +460,16 @@ func (u *upgrade) withoutItsBinary() {
 	require.NoError(t, os.WriteFile(u.old.Path, content, 0o700))
 	_, err = u.shell("vault write sys/plugins/reload/backend mounts=openai/")
 	require.NoError(t, err)
-	u.runs(u.old, u.old.Version)
+	u.waitForVersion(u.old, u.old.Version)
 	_, err = u.client.Logical().ReadWithContext(t.Context(), u.path+"/creds/scoped")
 	require.ErrorContains(t, err, "cannot write to storage during setup")
 	require.NoError(t, u.vault.Restart(t.Context()))
-	u.runs(u.old, u.old.Version)
+	u.waitForVersion(u.old, u.old.Version)
 	require.NoError(t, u.revoke(l))
 	require.NoError(t, u.revoke(u.creds("scoped")))
 
 	u.run("tune -plugin-version=v0.2.0")
-	u.runs(u.new, u.new.Version)
+	u.waitForVersion(u.new, u.new.Version)
 	u.run("vault plugin deregister")
 	u.refused("vault secrets tune -plugin-version=v0.1.0 openai", "not found")
 }

@@ -92,7 +92,7 @@ func TestProjectsAreListed(t *testing.T) {
 // ownVault starts a server for a single test.
 func ownVault(t *testing.T) *devenv.Vault {
 	t.Helper()
-	beside(t)
+	runParallel(t)
 	return ownVaultWith(t, plugin)
 }
 

@@ -58,8 +58,8 @@ func TestAReadCanBeWrittenBack(t *testing.T) {
 	require.NotEmpty(t, m.read("config").Data["effective_admin_api_key_id"])
 }
 
-// TestAValueThatIsNothingChangesNothing sends values that no client library does.
-func TestAValueThatIsNothingChangesNothing(t *testing.T) {
+// TestWrite_InvalidOrNullValuesChangeNothing sends values that no client library does.
+func TestWrite_InvalidOrNullValuesChangeNothing(t *testing.T) {
 	m := newMount(t)
 	m.write("config", map[string]any{"rotation_schedule": notNow(), "rotation_window": "2h"})
 	m.write("roles/app", map[string]any{"project_id": m.project, "ttl": "30m", "scopes": "a.read"})

@@ -25,9 +25,9 @@ import (
 )
 
 const (
-	// family is the prefix of the names of all runs. The time of the run follows,
+	// namePrefix is the prefix of the names of all runs. The time of the run follows,
 	// in base 36, since not every list has creation times.
-	family = "vault-live-"
+	namePrefix = "vault-live-"
 	// abandoned is the age from which another run's objects count as left over.
 	abandoned = time.Hour
 	// oneCall limits a call, which continues even if its caller stops waiting.
@@ -39,7 +39,7 @@ const (
 // wholeName matches a run's names from start to end. A shorter match is not enough:
 // many words are numbers in base 36, and the engine names the accounts of a role
 // live-stable-east vault-live-stable-east-….
-var wholeName = regexp.MustCompile(`^` + family + `([0-9a-z]{6})-[a-z2-7]{4}-((Az09 ._@-|long)\d+x*|(only|twice|key|admin)\d+)$`)
+var wholeName = regexp.MustCompile(`^` + namePrefix + `([0-9a-z]{6})-[a-z2-7]{4}-((Az09 ._@-|long)\d+x*|(only|twice|key|admin)\d+)$`)
 
 // Config configures a run. AdminKey and Project are required.
 type Config struct {
@@ -84,7 +84,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	proxy := wire.serve()
 	defer proxy.Close()
 	r := &run{Config: cfg, wire: wire, report: &Report{Host: wire.upstream.Host, Began: time.Now()}}
-	r.prefix = family + strconv.FormatInt(r.report.Began.Unix(), 36) + "-" + strings.ToLower(rand.Text()[:4]) + "-"
+	r.prefix = namePrefix + strconv.FormatInt(r.report.Began.Unix(), 36) + "-" + strings.ToLower(rand.Text()[:4]) + "-"
 	if r.api, err = r.connect(cfg.AdminKey); err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (r *run) name(kind string) string {
 // account creates a service account, and retries if OpenAI limits the rate.
 func (r *run) account(ctx context.Context, name string) (made, error) {
 	var m made
-	err := r.patiently(ctx, func() (err error) {
+	err := r.retryRateLimited(ctx, func() (err error) {
 		m.ServiceAccount, m.key, err = r.api.CreateServiceAccount(ctx, r.Project, name, time.Hour)
 		return err
 	})
@@ -145,15 +145,15 @@ func (r *run) key(ctx context.Context, scopes []string, expiry time.Duration) (k
 	if r.main.ID == "" {
 		return k, errors.New("there is no account to create a key for")
 	}
-	err = r.patiently(ctx, func() error {
+	err = r.retryRateLimited(ctx, func() error {
 		k, err = r.api.CreateServiceAccountKey(ctx, r.Project, r.main.ID, r.name("key"), scopes, expiry)
 		return err
 	})
 	return k, err
 }
 
-// patiently retries a create that OpenAI's rate limit rejected, which created nothing.
-func (r *run) patiently(ctx context.Context, create func() error) error {
+// retryRateLimited retries a create that OpenAI's rate limit rejected, which created nothing.
+func (r *run) retryRateLimited(ctx context.Context, create func() error) error {
 	for began := time.Now(); ; {
 		err := create()
 		e := client.AsError(err)

@@ -38,10 +38,10 @@ var steps = []step{
 	{0, "", (*run).unchecked},
 }
 
-const nobody = "vaultlive0nothing0has0this0id"
+const unknownID = "vaultlive0nothing0has0this0id"
 
-// said describes OpenAI's answer to the client's last call.
-func (r *run) said(err error) string {
+// describeAnswer describes OpenAI's answer to the client's last call.
+func (r *run) describeAnswer(err error) string {
 	e := client.AsError(err)
 	switch {
 	case err == nil:
@@ -57,29 +57,29 @@ func (r *run) project(path string) string {
 }
 
 func (r *run) errors(ctx context.Context) error {
-	unknown, err := r.connect(client.NewSecret("sk-admin-" + nobody))
+	unknown, err := r.connect(client.NewSecret("sk-admin-" + unknownID))
 	if err != nil {
 		return err
 	}
 	defer unknown.Close()
 	_, err = unknown.GetProject(ctx, r.Project)
-	r.report.expect(1, "An unknown admin key is a 401 or 403", client.IsDenied(err), r.said(err))
+	r.report.expect(1, "An unknown admin key is a 401 or 403", client.IsDenied(err), r.describeAnswer(err))
 
-	_, err = r.api.GetProject(ctx, "proj_"+nobody)
-	r.report.expect(1, "An unknown project is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
+	_, err = r.api.GetProject(ctx, "proj_"+unknownID)
+	r.report.expect(1, "An unknown project is a 404 in OpenAI's form", client.IsNotFound(err), r.describeAnswer(err))
 	for _, thing := range []struct {
 		name   string
 		remove func() error
 	}{
-		{"account", func() error { return r.api.DeleteServiceAccount(ctx, r.Project, "user-"+nobody) }},
-		{"project key", func() error { return r.api.DeleteProjectKey(ctx, r.Project, "key_"+nobody) }},
-		{"admin key", func() error { return r.api.DeleteAdminKey(ctx, "key_"+nobody) }},
+		{"account", func() error { return r.api.DeleteServiceAccount(ctx, r.Project, "user-"+unknownID) }},
+		{"project key", func() error { return r.api.DeleteProjectKey(ctx, r.Project, "key_"+unknownID) }},
+		{"admin key", func() error { return r.api.DeleteAdminKey(ctx, "key_"+unknownID) }},
 	} {
 		err := thing.remove()
-		r.report.expect(1, "Deleting an unknown "+thing.name+" is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
+		r.report.expect(1, "Deleting an unknown "+thing.name+" is a 404 in OpenAI's form", client.IsNotFound(err), r.describeAnswer(err))
 	}
 	err = r.api.CheckWrite(ctx)
-	r.report.expect(1, "The check without side effects confirms that this key may write", err == nil, r.said(err))
+	r.report.expect(1, "The check without side effects confirms that this key may write", err == nil, r.describeAnswer(err))
 
 	if r.ReadOnlyKey.IsZero() {
 		r.report.add(1, "A read-only key", Unchecked, "no read-only admin key was given (OPENAI_READONLY_ADMIN_KEY)")
@@ -90,7 +90,7 @@ func (r *run) errors(ctx context.Context) error {
 		}
 		defer reader.Close()
 		err = reader.CheckWrite(ctx)
-		r.report.expect(1, "Permissions are judged before existence: a read-only key is refused for an object that does not exist", client.IsDenied(err), r.said(err))
+		r.report.expect(1, "Permissions are judged before existence: a read-only key is refused for an object that does not exist", client.IsDenied(err), r.describeAnswer(err))
 	}
 
 	projects, err := r.api.ListProjects(ctx)
@@ -99,8 +99,8 @@ func (r *run) errors(ctx context.Context) error {
 	}
 	for _, p := range projects {
 		if p.Archived() {
-			err := r.api.DeleteServiceAccount(ctx, p.ID, "user-"+nobody)
-			r.report.add(1, "Deleting an account in an archived project", Learned, r.said(err))
+			err := r.api.DeleteServiceAccount(ctx, p.ID, "user-"+unknownID)
+			r.report.add(1, "Deleting an account in an archived project", Learned, r.describeAnswer(err))
 			return nil
 		}
 	}
@@ -112,7 +112,7 @@ func (r *run) create(ctx context.Context) (err error) {
 	name := r.name("Az09 ._@-")
 	name += strings.Repeat("x", 64-len(name))
 	if r.main, err = r.account(ctx, name); err != nil {
-		r.report.expect(5, "A name of 64 letters, digits, spaces and ._@- is accepted", false, r.said(err))
+		r.report.expect(5, "A name of 64 letters, digits, spaces and ._@- is accepted", false, r.describeAnswer(err))
 		return err
 	}
 	began := time.Now()
@@ -120,7 +120,7 @@ func (r *run) create(ctx context.Context) (err error) {
 	left := time.Until(r.main.key.ExpiresAt)
 	r.report.expect(3, "A key with an expiry of an hour expires in an hour", near(left, time.Hour), "expires_at is "+left.Round(time.Second).String()+" from now by the local clock")
 
-	found, after, err := r.await(ctx, began, func() (bool, error) {
+	found, after, err := r.pollUntil(ctx, began, func() (bool, error) {
 		accounts, err := r.api.ListServiceAccounts(ctx, r.Project)
 		for _, a := range accounts {
 			if a.ID == r.main.ID {
@@ -145,21 +145,21 @@ func (r *run) create(ctx context.Context) (err error) {
 	}
 	r.report.expect(2, "The project's list of keys has the ID of the account that owns a key", owner == r.main.ID, "it has: "+yes(owner == r.main.ID))
 
-	works, after := r.becomes(ctx, began, r.main.key.Value, exchange.ok)
+	works, after := r.waitForKeyState(ctx, began, r.main.key.Value, exchange.ok)
 	r.report.expect(3, "A new key of a service account works", works, shown(works, after))
 
 	x := r.wire.call(ctx, r.main.key.Value, http.MethodGet, "/organization/projects?limit=1", nil)
 	r.report.expect(1, "A project's key is refused by the Admin API", x.refused(), x.String())
-	x = r.wire.call(ctx, r.main.key.Value, http.MethodDelete, "/organization/admin_api_keys/key_"+nobody, nil)
+	x = r.wire.call(ctx, r.main.key.Value, http.MethodDelete, "/organization/admin_api_keys/key_"+unknownID, nil)
 	r.report.expect(1, "… before the API checks whether the object exists", x.refused(), x.String())
 
 	twin, err := r.account(ctx, name)
-	r.report.add(5, "A second account of the same name", Learned, r.said(err))
+	r.report.add(5, "A second account of the same name", Learned, r.describeAnswer(err))
 	if err == nil {
 		r.report.add(5, "… has a different ID", Learned, yes(twin.ID != r.main.ID))
 	}
 	_, err = r.account(ctx, r.name("long")+strings.Repeat("x", 200))
-	r.report.add(5, "A name of more than 200 characters", Learned, r.said(err))
+	r.report.add(5, "A name of more than 200 characters", Learned, r.describeAnswer(err))
 	return ctx.Err()
 }
 
@@ -168,16 +168,16 @@ func (r *run) deleteKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	works, after := r.becomes(ctx, time.Now(), k.Value, exchange.ok)
+	works, after := r.waitForKeyState(ctx, time.Now(), k.Value, exchange.ok)
 	r.report.expect(3, "A second key of an account works", works, shown(works, after))
 	err = r.api.DeleteProjectKey(ctx, r.Project, k.ID)
 	deleted := time.Now()
-	r.report.expect(2, "A service account's key can be deleted alone", err == nil, r.said(err))
+	r.report.expect(2, "A service account's key can be deleted alone", err == nil, r.describeAnswer(err))
 	if err == nil {
-		ended, after := r.becomes(ctx, deleted, k.Value, exchange.refused)
+		ended, after := r.waitForKeyState(ctx, deleted, k.Value, exchange.refused)
 		r.report.expect(3, "A deleted key stops working", ended, shown(ended, after))
 		err = r.api.DeleteProjectKey(ctx, r.Project, k.ID)
-		r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
+		r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.describeAnswer(err))
 		x := r.inference(ctx, r.main.key.Value)
 		r.report.expect(2, "The account's other key still works", x.ok(), x.String())
 	}
@@ -197,10 +197,10 @@ func (r *run) scopes(ctx context.Context) error {
 	for _, scope := range []string{"api.model.read", "model.read", "api.all.read", "api.responses.write", "api.model.request", "model.request"} {
 		k, err := r.key(ctx, []string{scope}, time.Hour)
 		if err != nil {
-			r.report.add(7, "A key with the scope "+scope, Learned, r.said(err))
+			r.report.add(7, "A key with the scope "+scope, Learned, r.describeAnswer(err))
 			continue
 		}
-		works, after := r.becomes(ctx, time.Now(), k.Value, func(x exchange) bool { return x.ok() || missing(x) })
+		works, after := r.waitForKeyState(ctx, time.Now(), k.Value, func(x exchange) bool { return x.ok() || missing(x) })
 		models := "not in effect after " + after.String()
 		if works {
 			models = r.inference(ctx, k.Value).String()
@@ -208,14 +208,14 @@ func (r *run) scopes(ctx context.Context) error {
 		r.report.add(7, "A key with the scope "+scope, Learned, "list of models: "+models+"; responses: "+respond(k.Value))
 	}
 	_, err := r.key(ctx, []string{"api.vaultlive.nothing"}, time.Hour)
-	r.report.add(1, "A key with an unknown scope", Learned, r.said(err))
+	r.report.add(1, "A key with an unknown scope", Learned, r.describeAnswer(err))
 
 	x := r.wire.call(ctx, r.AdminKey, http.MethodPost, r.project("/service_accounts/"+url.PathEscape(r.main.ID)+"/api_keys"),
 		map[string]any{"name": r.name("key"), "scopes": []string{}, "expires_in_seconds": 3600})
 	if !x.ok() {
 		r.report.add(7, "A key created with an empty list of scopes", Learned, x.String())
 	} else {
-		works, _ := r.becomes(ctx, time.Now(), x.value(), exchange.ok)
+		works, _ := r.waitForKeyState(ctx, time.Now(), x.value(), exchange.ok)
 		r.report.add(7, "A key created with an empty list of scopes has full access", Learned, yes(works))
 	}
 
@@ -223,13 +223,13 @@ func (r *run) scopes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if works, _ := r.becomes(ctx, time.Now(), k.Value, exchange.ok); !works {
+	if works, _ := r.waitForKeyState(ctx, time.Now(), k.Value, exchange.ok); !works {
 		return errors.New("the key whose scopes are to change never worked")
 	}
 	_, err = r.api.UpdateProjectKey(ctx, r.Project, k.ID, []string{"api.responses.write"}, 0)
-	r.report.expect(7, "The scopes of a key can be changed", err == nil, r.said(err))
+	r.report.expect(7, "The scopes of a key can be changed", err == nil, r.describeAnswer(err))
 	if err == nil {
-		ended, after := r.becomes(ctx, time.Now(), k.Value, exchange.refused)
+		ended, after := r.waitForKeyState(ctx, time.Now(), k.Value, exchange.refused)
 		r.report.add(3, "A removed scope stops working", Learned, shown(ended, after))
 	}
 	return nil
@@ -247,18 +247,18 @@ func (r *run) expiry(ctx context.Context) error {
 	}
 	longer, err := r.api.UpdateProjectKey(ctx, r.Project, k.ID, nil, 2*time.Hour)
 	left := time.Until(longer.ExpiresAt)
-	r.report.expect(13, "A key's expiry can be postponed, counted from the request", err == nil && near(left, 2*time.Hour), r.said(err)+", expires_at is "+left.Round(time.Second).String()+" from now")
+	r.report.expect(13, "A key's expiry can be postponed, counted from the request", err == nil && near(left, 2*time.Hour), r.describeAnswer(err)+", expires_at is "+left.Round(time.Second).String()+" from now")
 	ended, err := r.api.UpdateProjectKey(ctx, r.Project, k.ID, nil, client.MinExpiry)
-	r.report.add(3, "A key's expiry can be shortened to one second", Learned, r.said(err))
+	r.report.add(3, "A key's expiry can be shortened to one second", Learned, r.describeAnswer(err))
 	if err == nil {
-		is, after := r.becomes(ctx, ended.ExpiresAt, k.Value, exchange.refused)
+		is, after := r.waitForKeyState(ctx, ended.ExpiresAt, k.Value, exchange.refused)
 		r.report.add(3, "… and it stops working, counted from its expires_at", Learned, shown(is, after))
 	}
 
 	if err := client.Wait(ctx, time.Until(short.ExpiresAt)-5*r.Pause); err != nil {
 		return err
 	}
-	is, after := r.becomes(ctx, short.ExpiresAt, short.Value, exchange.refused)
+	is, after := r.waitForKeyState(ctx, short.ExpiresAt, short.Value, exchange.refused)
 	r.report.expect(3, fmt.Sprintf("A key of %s stops working at its expires_at, give or take a minute", r.Expiry), is && after.Abs() < time.Minute, shown(is, after))
 	keys, err := r.api.ListProjectKeys(ctx, r.Project)
 	if err != nil {
@@ -270,9 +270,9 @@ func (r *run) expiry(ctx context.Context) error {
 	}
 	r.report.add(3, "An expired key is still listed", Learned, yes(listed))
 	_, err = r.api.UpdateProjectKey(ctx, r.Project, short.ID, nil, time.Hour)
-	r.report.add(3, "An expired key can be given a new expiry", Learned, r.said(err))
+	r.report.add(3, "An expired key can be given a new expiry", Learned, r.describeAnswer(err))
 	err = r.api.DeleteProjectKey(ctx, r.Project, short.ID)
-	r.report.expect(2, "Deleting an expired key succeeds or is a 404", err == nil || client.IsNotFound(err), r.said(err))
+	r.report.expect(2, "Deleting an expired key succeeds or is a 404", err == nil || client.IsNotFound(err), r.describeAnswer(err))
 	return nil
 }
 
@@ -288,7 +288,7 @@ func (r *run) policies(ctx context.Context) error {
 		{"A key for a year and a second", client.MaxExpiry + time.Second},
 	} {
 		k, err := r.key(ctx, nil, e.expiry)
-		r.report.add(8, e.about, Learned, r.said(err))
+		r.report.add(8, e.about, Learned, r.describeAnswer(err))
 		if err == nil {
 			if err := r.api.DeleteProjectKey(ctx, r.Project, k.ID); err != nil {
 				return err
@@ -354,16 +354,16 @@ func (r *run) adminKeys(ctx context.Context) error {
 
 	var k client.AdminKey
 	var value client.Secret
-	err = r.patiently(ctx, func() (err error) {
+	err = r.retryRateLimited(ctx, func() (err error) {
 		k, value, err = r.api.CreateAdminKey(ctx, r.name("admin"), 15*time.Minute)
 		return err
 	})
-	r.report.expect(6, "An admin key can be created with an expiry", err == nil, r.said(err))
+	r.report.expect(6, "An admin key can be created with an expiry", err == nil, r.describeAnswer(err))
 	if err != nil {
 		return nil
 	}
 	began := time.Now()
-	works, after, err := r.await(ctx, began, func() (bool, error) {
+	works, after, err := r.pollUntil(ctx, began, func() (bool, error) {
 		return r.wire.call(ctx, value, http.MethodGet, "/organization/projects?limit=1", nil).ok(), nil
 	})
 	if err != nil {
@@ -379,7 +379,7 @@ func (r *run) adminKeys(ctx context.Context) error {
 	}
 	defer fresh.Close()
 	err = fresh.CheckWrite(ctx)
-	r.report.expect(6, "It may write, like the key that created it", err == nil, r.said(err))
+	r.report.expect(6, "It may write, like the key that created it", err == nil, r.describeAnswer(err))
 
 	x := r.wire.call(ctx, r.AdminKey, http.MethodGet, "/organization/admin_api_keys/"+url.PathEscape(k.ID), nil)
 	var shownKey struct {
@@ -389,14 +389,14 @@ func (r *run) adminKeys(ctx context.Context) error {
 	r.report.add(6, "Its owner", Learned, fmt.Sprintf("type %q, object %q, role %q", shownKey.Owner.Type, shownKey.Owner.Object, shownKey.Owner.Role))
 
 	err = fresh.DeleteAdminKey(ctx, k.ID)
-	r.report.add(6, "An admin key deletes itself", Learned, r.said(err))
+	r.report.add(6, "An admin key deletes itself", Learned, r.describeAnswer(err))
 	if err != nil {
 		if err := r.api.DeleteAdminKey(ctx, k.ID); err != nil {
 			return err
 		}
 	}
 	deleted := time.Now()
-	ended, after, err := r.await(ctx, deleted, func() (bool, error) {
+	ended, after, err := r.pollUntil(ctx, deleted, func() (bool, error) {
 		return r.wire.call(ctx, value, http.MethodGet, "/organization/projects?limit=1", nil).refused(), nil
 	})
 	r.report.expect(6, "A deleted admin key stops working", ended, shown(ended, after))
@@ -415,7 +415,7 @@ func (r *run) auditLog(ctx context.Context) error {
 	}
 	path := "/organization/audit_logs?limit=20&resource_ids[]=" + url.QueryEscape(r.main.key.ID)
 	var x exchange
-	found, after, err := r.await(ctx, time.Now(), func() (bool, error) {
+	found, after, err := r.pollUntil(ctx, time.Now(), func() (bool, error) {
 		x = r.wire.call(ctx, r.AdminKey, http.MethodGet, path, nil)
 		x.decode(&page)
 		return !x.ok() || len(page.Data) > 0, nil
@@ -481,14 +481,14 @@ func (r *run) deleteAccount(ctx context.Context) error {
 	}
 	err := r.api.DeleteServiceAccount(ctx, r.Project, r.main.ID)
 	deleted := time.Now()
-	r.report.expect(2, "An account that has keys can be deleted", err == nil, r.said(err))
+	r.report.expect(2, "An account that has keys can be deleted", err == nil, r.describeAnswer(err))
 	if err != nil {
 		return err
 	}
-	ended, after := r.becomes(ctx, deleted, r.main.key.Value, exchange.refused)
+	ended, after := r.waitForKeyState(ctx, deleted, r.main.key.Value, exchange.refused)
 	r.report.expect(2, "Its keys stop working with it", ended, shown(ended, after))
 	err = r.api.DeleteServiceAccount(ctx, r.Project, r.main.ID)
-	r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.said(err))
+	r.report.expect(2, "Deleting it again is a 404 in OpenAI's form", client.IsNotFound(err), r.describeAnswer(err))
 	keys, err := r.api.ListProjectKeys(ctx, r.Project)
 	if err != nil {
 		return err
@@ -528,9 +528,9 @@ func (r *run) inference(ctx context.Context, key client.Secret) exchange {
 	return r.wire.once(ctx, key, http.MethodGet, "/models", nil)
 }
 
-// becomes waits until three answers in a row to a key match as, since a change may
+// waitForKeyState waits until three answers in a row to a key match as, since a change may
 // not reach all servers at once. It returns the time of the first.
-func (r *run) becomes(ctx context.Context, since time.Time, key client.Secret, as func(exchange) bool) (bool, time.Duration) {
+func (r *run) waitForKeyState(ctx context.Context, since time.Time, key client.Secret, as func(exchange) bool) (bool, time.Duration) {
 	var first time.Duration
 	streak := 0
 	began := time.Now()
@@ -553,8 +553,8 @@ func (r *run) becomes(ctx context.Context, since time.Time, key client.Secret, a
 	return false, time.Since(since)
 }
 
-// await waits until so returns true or Patience has passed.
-func (r *run) await(ctx context.Context, since time.Time, so func() (bool, error)) (bool, time.Duration, error) {
+// pollUntil waits until so returns true or Patience has passed.
+func (r *run) pollUntil(ctx context.Context, since time.Time, so func() (bool, error)) (bool, time.Duration, error) {
 	for began := time.Now(); ; {
 		is, err := so()
 		if is || err != nil || time.Since(began) > r.Patience {

@@ -83,7 +83,7 @@ func TestRun_CleansUpHoweverItEnds(t *testing.T) {
 }
 
 // A create that is aborted in progress takes effect afterward.
-func TestRun_CleansUpWhatComesToBeAfterTheInterruption(t *testing.T) {
+func TestRun_DeletesObjectsCreatedAfterInterrupt(t *testing.T) {
 	t.Parallel()
 	for _, route := range []string{"/organization/projects/{project_id}/service_accounts", "/organization/admin_api_keys"} {
 		sim := openaitest.Start(t, openaitest.Options{}) // fails the test if an object is left

@@ -35,7 +35,7 @@ func TestCountsLeavesOnce(t *testing.T) {
 	require.True(t, passed)
 }
 
-func TestAParentThatFailsByItselfCounts(t *testing.T) {
+func TestRun_CountsParentFailureWithoutFailedSubtest(t *testing.T) {
 	last, all, passed := count(t, `{"Action":"run","Package":"p","Test":"TestA"}
 {"Action":"run","Package":"p","Test":"TestA/one"}
 {"Action":"pass","Package":"p","Test":"TestA/one"}
@@ -48,7 +48,7 @@ func TestAParentThatFailsByItselfCounts(t *testing.T) {
 	require.False(t, passed)
 }
 
-func TestWhatDiedOrDidNotBuildFails(t *testing.T) {
+func TestRun_FailsOnCrashOrBuildError(t *testing.T) {
 	last, all, passed := count(t, `{"ImportPath":"q [q.test]","Action":"build-output","Output":"q.go:1: no good\n"}
 {"Action":"fail","Package":"q","FailedBuild":"q [q.test]"}
 {"Action":"run","Package":"p","Test":"TestA"}
@@ -61,7 +61,7 @@ func TestWhatDiedOrDidNotBuildFails(t *testing.T) {
 	require.False(t, passed)
 }
 
-func TestNothingRunIsNotAPass(t *testing.T) {
+func TestRun_FailsIfNoTestRan(t *testing.T) {
 	last, _, passed := count(t, "")
 	require.Equal(t, "0 passed, 0 failed, 0 skipped", last)
 	require.False(t, passed)

@@ -209,7 +209,7 @@ func strictly(object map[string]any, into any) error {
 
 // The broker is a native sidecar: it is ready before the agent starts, and ends
 // after it. Only the broker has the login; both have the placeholder.
-func TestTheBrokersPodFitsKubernetes(t *testing.T) {
+func TestBrokerPod_MatchesKubernetesTypes(t *testing.T) {
 	file := filepath.Join(deploy, "broker", "kubernetes.yaml")
 	all := documents(t, file)
 	if len(all) != 2 {

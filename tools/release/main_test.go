@@ -40,7 +40,7 @@ func read(t *testing.T, path string) string {
 	return string(content)
 }
 
-func TestVersion_SaysWhatTheTreeIs(t *testing.T) {
+func TestVersion_DescribesTheCommit(t *testing.T) {
 	dir := t.TempDir()
 	git(t, dir, "init", "-q")
 	git(t, dir, "commit", "-q", "--allow-empty", "-m", "one")

@@ -48,7 +48,7 @@ func TestTheSameInputIsTheSameArchive(t *testing.T) {
 	require.Equal(t, map[string][]byte{plugin: []byte("a program")}, layer)
 }
 
-func TestWhatCannotBeATagIsRefused(t *testing.T) {
+func TestRun_RejectsInvalidTag(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "0")
 	for _, version := range []string{"", "1.2.3", "v1.2.3+dirty"} {
 		require.Error(t, run(options{name: plugin, binary: binary(t), version: version}, filepath.Join(t.TempDir(), "x.tar")), version)

@@ -26,8 +26,8 @@ import (
 // use of a superseded admin key, which takes three minutes, with a margin.
 const grace = 210 * time.Second
 
-// production is a mount under constant load, and the failures of its clients.
-type production struct {
+// loadedMount is a mount under constant load, and the failures of its clients.
+type loadedMount struct {
 	*mount
 	issued, revoked, used atomic.Int64
 
@@ -40,7 +40,7 @@ type production struct {
 	group sync.WaitGroup
 }
 
-func (p *production) fail(format string, args ...any) {
+func (p *loadedMount) fail(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.failed) < 20 {
@@ -48,19 +48,19 @@ func (p *production) fail(format string, args ...any) {
 	}
 }
 
-func (p *production) failures() []string {
+func (p *loadedMount) failures() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.failed)
 }
 
-func (p *production) leases() []lease {
+func (p *loadedMount) leases() []lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.kept)
 }
 
-func (p *production) works(what, key string) {
+func (p *loadedMount) works(what, key string) {
 	status, err := tryKey(p.sim, key)
 	if err != nil || status != http.StatusOK {
 		p.fail("%s: %d %v", what, status, err)
@@ -71,7 +71,7 @@ func (p *production) works(what, key string) {
 // begin starts clients that run until end: one issues, keeps some leases and
 // revokes the others, one uses all kept keys, and one reads each static role and
 // uses its key.
-func (p *production) begin(role string, static ...string) {
+func (p *loadedMount) begin(role string, static ...string) {
 	each := func(do func(ctx context.Context, client *api.Client)) {
 		client := p.vault.Client()
 		p.group.Go(func() {
@@ -126,14 +126,14 @@ func (p *production) begin(role string, static ...string) {
 	p.t.Cleanup(p.end)
 }
 
-func (p *production) end() {
+func (p *loadedMount) end() {
 	p.over.Store(true)
 	p.group.Wait()
 }
 
 // endedByOthers returns the accounts that were deleted without a request from a
 // client of the original.
-func (p *production) endedByOthers() (accounts []string) {
+func (p *loadedMount) endedByOthers() (accounts []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.sim.Ledger() {
@@ -161,8 +161,8 @@ func (m *mount) restored(snapshot []byte) *mount {
 // its own. The periodic work, rotations, tidy runs and config writes of the copies'
 // engines delete nothing of the original. Revocations by a copy's Vault look like the
 // original's, so the test counts them.
-func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
-	p := &production{mount: newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
+func TestLong_RestoredVaultDeletesNothingOfTheOriginal(t *testing.T) {
+	p := &loadedMount{mount: newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": grace.String()}), ended: map[string]bool{}}
 	p.role("app", "24h", "48h")
 	p.static("seldom", map[string]any{"rotation_period": "24h", "revocation_delay": "2m"})
 	p.static("often", map[string]any{"rotation_period": "40s", "revocation_delay": "30s"})
@@ -212,7 +212,7 @@ func TestLong_ACopyOfVaultEndsNothingOfItsOriginal(t *testing.T) {
 			"the pending create": {"WAL entry retained", "its key was used after the create", caught.account, "last used at"},
 			"a tidy run":         {"tidy run finished", "automatic=true", "apply=true", "deleted=0", "errors=0"},
 		} {
-			require.Eventually(t, func() bool { return len(c.lines(words...)) > 0 || len(p.failures()) > 0 }, grace+2*aTick, 500*time.Millisecond,
+			require.Eventually(t, func() bool { return len(c.lines(words...)) > 0 || len(p.failures()) > 0 }, grace+2*periodicTimeout, 500*time.Millisecond,
 				"%s is not in the log of the copy %s", what, name)
 			require.Empty(t, p.failures())
 			t.Logf("the copy %s logged %s within %s: %s", name, what, time.Since(began).Round(time.Second), c.lines(words...)[0])

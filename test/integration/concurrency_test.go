@@ -23,14 +23,14 @@ import (
 
 const hammerTime = 40 * time.Second
 
-// tries counts operations and their errors.
-type tries struct {
+// operationCounts counts operations and their errors.
+type operationCounts struct {
 	mu     sync.Mutex
 	done   map[string]int
 	failed map[string]map[string]int
 }
 
-func (c *tries) note(what string, err error) {
+func (c *operationCounts) note(what string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done[what]++; err != nil {
@@ -41,12 +41,12 @@ func (c *tries) note(what string, err error) {
 	}
 }
 
-func TestEverythingAtOnce(t *testing.T) {
+func TestConcurrency_AllOperations(t *testing.T) {
 	m := newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": "30s"})
 	m.role("r", "1h", "24h")
 	ctx, cancel := context.WithTimeout(t.Context(), hammerTime)
 	defer cancel()
-	count := &tries{done: map[string]int{}, failed: map[string]map[string]int{}}
+	count := &operationCounts{done: map[string]int{}, failed: map[string]map[string]int{}}
 	received := &readers{received: map[string]bool{}, failures: map[string]int{}}
 	var group sync.WaitGroup
 	again := func(pause time.Duration, name string, what func(logical *api.Logical) error) {
@@ -115,7 +115,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	var unreceived atomic.Int64
 	group.Go(func() {
 		for n := 0; ctx.Err() == nil; n++ {
-			unreceived.Add(int64(hammerAndDisable(t, m, n, count)))
+			unreceived.Add(int64(disableMountUnderLoad(t, m, n, count)))
 		}
 	})
 	group.Wait()
@@ -146,9 +146,9 @@ func TestEverythingAtOnce(t *testing.T) {
 	// The cleanup disables the mount and checks for leftovers.
 }
 
-// hammerAndDisable enables the engine at another path, and disables it while in
+// disableMountUnderLoad enables the engine at another path, and disables it while in
 // use. It returns how many accounts are left whose keys no client received.
-func hammerAndDisable(t *testing.T, m *mount, n int, count *tries) (unreceived int) {
+func disableMountUnderLoad(t *testing.T, m *mount, n int, count *operationCounts) (unreceived int) {
 	sim := openaitest.Start(t, openaitest.Options{})
 	project := sim.AddProject("short-lived")
 	_, key := sim.AdminKey()

@@ -46,7 +46,7 @@ func TestReadingAConfigThatIsNotThereExitsWith2(t *testing.T) {
 	require.ErrorContains(t, err, server.Product.CLI()+" write "+m.path+"/config admin_api_key=@admin-key.txt")
 }
 
-func TestPathHelpTeaches(t *testing.T) {
+func TestPathHelp_ContainsQuickStart(t *testing.T) {
 	m := newMount(t)
 	out, err := m.vaultCLI("path-help", m.path)
 	require.NoError(t, err, out)

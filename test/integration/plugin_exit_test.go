@@ -43,7 +43,7 @@ func TestNoPluginOutlivesAKilledServer(t *testing.T) {
 // Here it is the first process in its own namespace, as in a container.
 // TestContainer kills the server of a real container.
 func TestNoPluginWithoutAVisibleParentOutlivesAKilledServer(t *testing.T) {
-	beside(t)
+	runParallel(t)
 	unshare, err := exec.LookPath("unshare")
 	if err == nil {
 		err = exec.CommandContext(t.Context(), unshare, "--pid", "--fork", "--kill-child", "true").Run()

@@ -151,7 +151,7 @@ func requireBlames(t *testing.T, text string, blames ...string) {
 	}
 }
 
-func TestBlame_EveryPath(t *testing.T) {
+func TestErrorCause_EveryPath(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -204,14 +204,14 @@ func TestBlame_EveryPath(t *testing.T) {
 			require.NoError(t, h.revoke(lease))
 			require.NoError(t, h.revoke(short))
 			h.must(h.remove("static-roles/batch"))
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}
 }
 
 // The create of a key succeeds, and the call that restricts it is rejected.
-func TestBlame_ErrorDuringACredentialRequest(t *testing.T) {
+func TestErrorCause_ErrorDuringACredentialRequest(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -235,14 +235,14 @@ func TestBlame_ErrorDuringACredentialRequest(t *testing.T) {
 			}
 			h.sim.ClearFaults()
 			h.must(h.remove("static-roles/batch"))
-			h.tick()
+			h.runPeriodicWork()
 			h.onlyLeased()
 		})
 	}
 }
 
 // After a rotation has created its key, errors blame the new key or the call.
-func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
+func TestErrorCause_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault openaitest.Fault
@@ -261,13 +261,13 @@ func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 			require.ErrorContains(t, err, test.says)
 			require.NotContains(t, err.Error(), blamesKey, "the current key is valid")
 			h.sim.ClearFaults()
-			h.tick()
+			h.runPeriodicWork()
 			require.Len(t, h.adminKeyIDs(), 1)
 		})
 	}
 }
 
-func TestBlame_APIWithoutExpiry(t *testing.T) {
+func TestErrorCause_APIWithoutExpiry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ExpiryUnknown: true})
 	h.must(h.write("config", map[string]any{"rotation_period": "720h"}))
@@ -368,7 +368,7 @@ func TestActivationFailure_WarnReturnsTheKey(t *testing.T) {
 				}
 				require.NoError(t, h.revoke(lease))
 				h.must(h.remove("static-roles/batch"))
-				h.tick()
+				h.runPeriodicWork()
 				h.onlyLeased()
 			})
 		})

@@ -100,11 +100,22 @@ func TestConcurrency_AllOperations(t *testing.T) {
 	again(30*time.Millisecond, "role write", func(l *api.Logical) error {
 		return write("roles/edited", map[string]any{"project_id": m.project, "ttl": 60 + rand.N(60)})(l)
 	})
-	// More frequent deletes would remove the role right after each write.
-	again(500*time.Millisecond, "role delete", func(l *api.Logical) error { _, err := l.Delete(m.path + "/roles/edited"); return err })
+	// On a slow machine, a delete could follow each write before any read. Therefore, it
+	// waits for one that succeeds.
+	var edited atomic.Int64
+	again(200*time.Millisecond, "role delete", func(l *api.Logical) error {
+		for at := edited.Load(); edited.Load() == at && ctx.Err() == nil; {
+			time.Sleep(10 * time.Millisecond)
+		}
+		_, err := l.Delete(m.path + "/roles/edited")
+		return err
+	})
 	again(30*time.Millisecond, "credential of the edited role", func(l *api.Logical) error {
 		secret, err := l.Read(m.path + "/creds/edited")
 		received.note(secret, err)
+		if err == nil {
+			edited.Add(1)
+		}
 		return err
 	})
 	again(100*time.Millisecond, "tidy", func(l *api.Logical) error { return write("tidy", map[string]any{"apply": rand.N(2) == 0})(l) })

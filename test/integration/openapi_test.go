@@ -186,7 +186,7 @@ func useGeneratedClient(t *testing.T, m *mount, doc *openapi3.T) {
 	write("main.go", generatedUser)
 	write("engine/doc.go", "package engine\n")
 
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute) // for a machine with a cold build cache
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // for a machine with a cold build cache
 	defer cancel()
 	run := func(name string, args ...string) string {
 		cmd := exec.CommandContext(ctx, name, args...)

@@ -238,31 +238,24 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 	prom := m.scraped(bin)
 	defer func() { require.NoError(t, prom.Stop()) }()
 
-	// Twice, with scrapes between, since a rate needs a change.
 	m.role("app", "5m", "10m")
 	m.write("static-roles/batch", map[string]any{"project_id": m.project, "rotation_period": "1h", "revocation_delay": 0})
 	defer func() { // a disable may leave static roles
 		_, err := m.client.Logical().Delete(m.path + "/static-roles/batch")
 		require.NoError(t, err)
 	}()
-	ask := func(expr string) []devenv.Sample {
-		t.Helper()
-		samples, err := prom.Query(t.Context(), expr)
-		require.NoError(t, err)
-		return samples
-	}
-	// A scrape comes late or times out on a busy machine, and the one after it has the
-	// value.
+	// On a busy machine, a scrape can be late or time out. The next one has the value.
 	expect := func(want, expr string) {
 		t.Helper()
 		var samples []devenv.Sample
+		var err error
 		require.Eventually(t, func() bool {
-			samples = ask(expr)
-			return len(samples) == 1 && samples[0].Value[1] == want
-		}, time.Minute, 200*time.Millisecond, "%s is not %s: %v", expr, want, lazyMessage(func() []string { return []string{fmt.Sprint(samples)} }))
+			samples, err = prom.Query(t.Context(), expr)
+			return err == nil && len(samples) == 1 && samples[0].Value[1] == want
+		}, time.Minute, 200*time.Millisecond, "%s is not %s: %v", expr, want, lazyMessage(func() []string { return []string{fmt.Sprint(samples, err)} }))
 	}
 	this := `{mount_point="` + m.path + `/"`
-	for round := range 2 {
+	for round := range 2 { // with a scrape between, since a rate needs a change
 		m.traffic()
 		expect(strconv.Itoa(round+1), `vault_openai_admin_key_rotations_total`+this+`,outcome="ok"}`)
 	}
@@ -362,9 +355,7 @@ func (m *mount) dashboard(prom *devenv.Prometheus) {
 		for _, target := range p.Targets {
 			expr := strings.NewReplacer("$mount_point", m.path+"/", "$__rate_interval", "1m").Replace(target.Expr)
 			require.NotContains(t, expr, "$", p.Title)
-			samples, err := prom.Query(t.Context(), expr)
-			require.NoError(t, err, p.Title)
-			require.NotEmpty(t, samples, "%s: %s", p.Title, expr)
+			samples := query(t, prom, expr)
 			some := false
 			for _, s := range samples {
 				some = some || s.Value[1] != "NaN"
@@ -379,9 +370,19 @@ func (m *mount) dashboard(prom *devenv.Prometheus) {
 	definition := dashboard.Templating.List[1].Definition
 	metric, label, found := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(definition, "label_values("), ")"), ", ")
 	require.True(t, found, definition)
-	samples, err := prom.Query(t.Context(), "group by ("+label+") ("+metric+")")
-	require.NoError(t, err)
-	require.Equal(t, m.path+"/", samples[0].Metric["mount_point"])
+	require.Equal(t, m.path+"/", query(t, prom, "group by ("+label+") ("+metric+")")[0].Metric["mount_point"])
+}
+
+// query returns the samples of a query, at least one. After a scrape that timed out, there
+// are none until the next.
+func query(t *testing.T, prom *devenv.Prometheus, expr string) (samples []devenv.Sample) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var err error
+		samples, err = prom.Query(t.Context(), expr)
+		return err == nil && len(samples) > 0
+	}, time.Minute, 200*time.Millisecond, "no samples: %s", expr)
+	return samples
 }
 
 // TestTheDashboardIsDrawn draws docs/dashboard.png if DRAW_DASHBOARD names the file: a

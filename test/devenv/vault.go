@@ -376,20 +376,18 @@ func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) erro
 		return fmt.Errorf("restoring a snapshot: %w", err)
 	}
 	// Vault answers before it has restored the storage. After that, it accepts the
-	// other's token or is sealed.
+	// other's token or is sealed. A request during the restore can hang.
 	restored := v.ClientFor(of.RootToken)
-	for end := time.Now().Add(time.Minute); ; {
+	restored.SetClientTimeout(5 * time.Second)
+	err := poll(ctx, 2*time.Minute, "the snapshot to be restored", func() error {
 		if status, err := restored.Sys().SealStatusWithContext(ctx); err == nil && status.Sealed {
-			break
+			return nil
 		}
 		_, err := restored.Auth().Token().LookupSelfWithContext(ctx)
-		if err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			return fmt.Errorf("the snapshot was not restored within a minute: %w", err)
-		}
-		time.Sleep(100 * time.Millisecond)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	v.RootToken, v.unsealKey, v.AuditPath = of.RootToken, of.unsealKey, of.AuditPath
 	return v.Restart(ctx) // the process still has the unseal key that it was initialized with

@@ -87,20 +87,21 @@ other_unit_tests() {
 }
 
 # integration runs the tests that a package has in bin/, on each server. Only the plugin
-# has the race detector there.
+# has the race detector there. A test that test2json itself starts would ignore Ctrl-C.
 integration() { # package note [flag...]
   local rc=0 package=$1 note=$2
   shift 2
   while IFS= read -r VAULT_BIN; do
     export VAULT_BIN
-    (cd "test/$package" && go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" \
-      "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null) || rc=1
+    (cd "test/$package" && "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null 2>&1) |
+      go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" || rc=1
   done <<<"$servers"
   return $rc
 }
 
+groups='' # not local: a trap on EXIT has no local variables
 parts() {
-  local rc=0 groups='' group job lint='' units='' others='' long='' stories skip='^TestWorld|OnTheModel$'
+  local rc=0 job lint='' units='' others='' long='' stories skip='^TestWorld|OnTheModel$'
   trap 'for group in $groups; do kill -INT -- "-$group" 2>/dev/null || :; done' EXIT
   trap 'exit 130' INT TERM
   if [ "$suite" = all ]; then background bin/lint.out lint; lint=$job; fi

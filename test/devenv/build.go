@@ -39,22 +39,21 @@ type BuildOptions struct {
 func BuildPlugin(ctx context.Context, dir string, opts BuildOptions) (Plugin, error) {
 	name, pkg := cmp.Or(opts.Name, PluginName), cmp.Or(opts.Package, "./cmd/"+PluginName)
 	path := filepath.Join(dir, name)
-	var env, args, ldflags []string
+	var env, args []string
+	ldflags := []string{"-w"} // debug information takes a quarter of the link
 	if opts.Race {
 		args = append(args, "-race")
 	}
 	if opts.Release {
 		env = append(env, "CGO_ENABLED=0")
 		args = append(args, "-trimpath")
-		ldflags = append(ldflags, "-s", "-w")
+		ldflags = append(ldflags, "-s")
 	}
 	if opts.Version != "" {
 		path += "_" + opts.Version
 		ldflags = append(ldflags, "-X", PluginName+".version="+opts.Version)
 	}
-	if len(ldflags) > 0 {
-		args = append(args, "-ldflags", strings.Join(ldflags, " "))
-	}
+	args = append(args, "-ldflags", strings.Join(ldflags, " "))
 	if len(opts.Tags) > 0 {
 		args = append(args, "-tags", strings.Join(opts.Tags, ","))
 	}

@@ -93,8 +93,10 @@ integration() { # package note [flag...]
   shift 2
   while IFS= read -r VAULT_BIN; do
     export VAULT_BIN
-    (cd "test/$package" && "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null 2>&1) |
-      go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" || rc=1
+    {
+      (cd "test/$package" && "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null 2>&1) ||
+        { printf '\n\026FAIL\n'; exit 1; } # for test2json, also if the process has died
+    } | go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" || rc=1
   done <<<"$servers"
   return $rc
 }

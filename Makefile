@@ -36,7 +36,7 @@ dev: ## Start the demo's environment, configured, until Ctrl-C
 	@go run ./test/demo -dev
 
 test: ## Run the format check, vet, linters, unit and integration tests (select with SUITE=unit or integration, RUN=regexp, VAULT_VERSION=oldest, all or a version; PKG=. RUN=regexp runs only the tests of one package, without the race detector)
-	@SUITE='$(SUITE)' RUN='$(RUN)' PKG='$(PKG)' scripts/test.sh
+	@MAKE='$(MAKE_COMMAND)' SUITE='$(SUITE)' RUN='$(RUN)' PKG='$(PKG)' scripts/test.sh
 
 bench: ## Benchmark the engine against an empty one on a real Vault: a table, and dist/bench.json (BENCH='-only issue,raft' for a part, BENCH=-profile, BENCH=-help)
 	@go run ./test/bench $(BENCH)

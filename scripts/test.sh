@@ -7,28 +7,26 @@
 # in scripts/vault.sh. With PKG, it only runs the tests of one package.
 #
 # The order keeps two processors busy. The linters take only the time that the tests
-# leave. The integration tests are built while the unit tests run, and those that wait for
-# minutes (TestLong_) begin then. The others begin after the unit tests: all of them beside
-# these left Vault too little time.
+# leave. The integration tests that wait for minutes (TestLong_) begin with the unit tests.
+# The others begin after these: all of them at once left Vault too little time.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-module=vault-plugin-secrets-openai
 suite=${SUITE:-all} run=${RUN:-.}
 
 # The tests that try every fault, every order or large numbers run without the race
 # detector, which makes them five times as slow: other tests run the same code with it, and
 # the nightly workflow runs all of them with it. The same holds for the simulated world,
-# which lives more lives without it.
+# which runs more lives without it.
 tables='_Faults|StorageFault|EveryFault|EverySequence|EveryField|EveryQueuedKey|AThousandDueRoles|RetriesBeforeTheKeyExpires|DeletesExactlyTheOrphans|ManyAccounts|OfManyRecords|AddsUpToTheDigit'
 
 case $suite in all | unit | integration) ;; *) die "SUITE must be all, unit or integration" ;; esac
 if [ -n "${PKG:-}" ]; then exec go test -run "$run" "$PKG"; fi
 
 # The race detector requires cgo and therefore a C compiler.
-race=-race
-if ! command -v "$(go env CC)" >/dev/null; then
+race=-race cc=$(go env CC)
+if ! command -v "${cc%% *}" >/dev/null; then
   race=
   say "no C compiler: the tests run without the race detector"
 fi
@@ -49,14 +47,14 @@ background() { # output command [argument...]
     "$@"
   } >"$output" &
   set +m
-  job=$! groups="$groups $!"
+  job=$! groups="$groups$! "
 }
 
 # finish waits for a background job, and prints its output if that is in a file.
 finish() { # job [output]
   if [ -z "$1" ]; then return; fi
   wait "$1" || rc=1
-  groups=${groups/ $1/}
+  groups=${groups/ $1 / }
   if [ $# = 2 ]; then cat "$2"; fi
 }
 
@@ -67,7 +65,7 @@ unit() { go test -json -timeout 20m ${vet:+"$vet"} "$@"; }
 unit_tests() {
   local packages
   if [ "$run" = . ]; then
-    packages=$(go list ./... | grep -v "^$module/test/simulation\$")
+    packages=$(go list -e ./... | grep -v '/test/simulation$')
     # shellcheck disable=SC2086 # an import path contains no space
     unit ${race:+"$race"} -skip "$tables" $packages
   else
@@ -86,47 +84,36 @@ other_unit_tests() {
   return $rc
 }
 
-# integration runs the tests that a package has in bin/, on each server. Only the plugin
-# has the race detector there. A test that test2json itself starts would ignore Ctrl-C.
-integration() { # package note [flag...]
-  local rc=0 package=$1 note=$2
-  shift 2
+# integration runs integration tests on each server. Only the plugin has the race detector.
+integration() { # note [argument of go test...]
+  local rc=0 note=$1
+  shift
   while IFS= read -r VAULT_BIN; do
     export VAULT_BIN
-    {
-      (cd "test/$package" && "../../bin/$package.test" -test.v=test2json -test.paniconexit0 -test.timeout=20m "$@" </dev/null 2>&1) ||
-        { printf '\n\026FAIL\n'; exit 1; } # for test2json, also if the process has died
-    } | go tool test2json -t -p "$module/test/$package (${note}on ${VAULT_BIN##*/})" || rc=1
+    go test -json -vet=off -tags integration -count=1 -timeout 20m "$@" </dev/null |
+      sed "s|\"Package\":\"[^\"]*|& (${note}on ${VAULT_BIN##*/})|" || rc=1
   done <<<"$servers"
   return $rc
 }
 
-groups='' # not local: a trap on EXIT has no local variables
+groups=' ' # not local: a trap on EXIT has no local variables
 parts() {
-  local rc=0 job lint='' units='' others='' long='' stories skip='^TestWorld|OnTheModel$'
+  local rc=0 job lint='' units='' others='' long='' skip='^TestWorld|OnTheModel$'
   trap 'for group in $groups; do kill -INT -- "-$group" 2>/dev/null || :; done' EXIT
   trap 'exit 130' INT TERM
   if [ "$suite" = all ]; then background bin/lint.out lint; lint=$job; fi
+  if [ "$suite" != unit ] && [ "$run" = . ]; then
+    background bin/long.out integration 'long, ' -run '^TestLong_' ./test/integration; long=$job
+    skip="$skip|^TestLong_"
+  fi
   if [ "$suite" != integration ]; then
     background bin/others.out other_unit_tests; others=$job
     background /dev/stdout unit_tests; units=$job
   fi
-  if [ "$suite" != unit ]; then
-    if go test -c -vet=off -tags integration -o bin/ ./test/integration ./test/simulation; then
-      if [ "$run" = . ]; then
-        background bin/long.out integration integration 'long, ' -test.run '^TestLong_'; long=$job
-        skip="$skip|^TestLong_"
-      fi
-      finish "$units"; units=
-      background bin/stories.out integration simulation '' -test.run "$run" -test.skip "$skip"; stories=$job
-      integration integration '' -test.run "$run" -test.skip "$skip" || rc=1
-      finish "$stories" bin/stories.out
-    else
-      rc=1
-      printf '{"Action":"fail","Package":"%s/test/integration"}\n' "$module"
-    fi
-  fi
   finish "$units"
+  if [ "$suite" != unit ]; then
+    integration '' -run "$run" -skip "$skip" ./test/integration/... ./test/simulation || rc=1
+  fi
   finish "$others" bin/others.out
   finish "$long" bin/long.out
   finish "$lint" bin/lint.out

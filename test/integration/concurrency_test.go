@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-const hammerTime = 40 * time.Second
+const loadTime = 40 * time.Second
 
 // operationCounts counts operations and their errors.
 type operationCounts struct {
@@ -44,7 +44,7 @@ func (c *operationCounts) note(what string, err error) {
 func TestConcurrency_AllOperations(t *testing.T) {
 	m := newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": "30s"})
 	m.role("r", "1h", "24h")
-	ctx, cancel := context.WithTimeout(t.Context(), hammerTime)
+	ctx, cancel := context.WithTimeout(t.Context(), loadTime)
 	defer cancel()
 	count := &operationCounts{done: map[string]int{}, failed: map[string]map[string]int{}}
 	received := &readers{received: map[string]bool{}, failures: map[string]int{}}
@@ -107,6 +107,7 @@ func TestConcurrency_AllOperations(t *testing.T) {
 		for at := edited.Load(); edited.Load() == at && ctx.Err() == nil; {
 			time.Sleep(10 * time.Millisecond)
 		}
+		time.Sleep(rand.N(100 * time.Millisecond)) // also during the next read
 		_, err := l.Delete(m.path + "/roles/edited")
 		return err
 	})

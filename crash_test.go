@@ -48,14 +48,14 @@ func TestIssue_FaultsLeaveOnlyLeasedCredentials(t *testing.T) {
 		})
 }
 
-// diedBeforeLeaseStored reports whether the process died after it deleted the WAL entry and before
-// Vault stored the lease. Call it before anything else.
+// diedBeforeLeaseStored reports whether the process died after it deleted the WAL entry
+// and before Vault stored the lease. Call it before anything else.
 func diedBeforeLeaseStored(h *harness, err error) bool {
 	return errors.Is(err, errKilled) && h.storage.last() == "delete wal" && len(h.sim.Keys()) == 1 && len(h.walEntries()) == 0
 }
 
-// checkUnleasedKeyCleanup checks the cleanup of such a key: no client has it, it expires, and then
-// tidy deletes its account.
+// checkUnleasedKeyCleanup checks the cleanup of such a key: no client has it, it expires,
+// and then tidy deletes its account.
 func checkUnleasedKeyCleanup(h *harness, life time.Duration) {
 	h.t.Helper()
 	require.WithinDuration(h.t, h.now().Add(life+expiryMargin), h.keyEnd(), time.Minute)

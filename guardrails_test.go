@@ -171,7 +171,7 @@ func TestGuardrails_ANoCountsUntilOpenAISaysYes(t *testing.T) {
 	require.NoError(t, h.revoke(h.lease("creds/app", nil)))
 }
 
-func TestGuardrails_AnUncheckedProjectIs503DuringAnOutage(t *testing.T) {
+func TestGuardrails_AProjectWithoutAVerdictIs503(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]openaitest.Fault{
 		"an outage":            {Kind: openaitest.FaultStatus, Status: 500},

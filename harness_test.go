@@ -170,8 +170,9 @@ func (h *harness) now() time.Time {
 	return time.Now().Add(h.offset)
 }
 
-// shortTimeout is the request_timeout of tests with a hanging call. It is long enough for
-// every other call on a busy machine.
+// shortTimeout is the request_timeout of tests with a hanging call. It is short, since
+// each hanging call lasts that long, and long enough for every other call on a busy
+// machine.
 const shortTimeout = "5s"
 
 // hangs sets shortTimeout if the fault makes a call hang.
@@ -336,12 +337,12 @@ func (h *harness) end(op logical.Operation, lease *logical.Response) (*logical.R
 func (h *harness) revoke(lease *logical.Response) error {
 	h.t.Helper()
 	resp, err := h.end(logical.RevokeOperation, lease)
-	require.Nil(h.t, resp, "a revocation returns no response")
+	require.Nil(h.t, resp, "Vault reads a response to a revocation, too")
 	return err
 }
 
-// runPeriodicWork does the work that Vault's rollback tick starts, but WAL entries of any age are
-// due, and every 404 is final.
+// runPeriodicWork does the work that Vault's rollback tick starts, but WAL entries of any
+// age are due, and every 404 is final.
 func (h *harness) runPeriodicWork() {
 	h.t.Helper()
 	for _, j := range h.b.work.jobs() {
@@ -369,7 +370,8 @@ func (h *harness) runPeriodicWork() {
 	}
 }
 
-// treatNotFoundAsFinal makes every 404 final, whatever the age of the account or key, until restore.
+// treatNotFoundAsFinal makes every 404 final, whatever the age of the account or key,
+// until restore.
 func (h *harness) treatNotFoundAsFinal() (restore func()) {
 	b := h.b
 	b.settling.Store(0)
@@ -1114,8 +1116,8 @@ func (h *harness) checkStoredStaticKeys() error {
 	return nil
 }
 
-// requireCleanAfterFault processes the WAL and ends the overlap, then checks that only the stored
-// credentials are left and work, and that the role can be rotated and deleted.
+// requireCleanAfterFault processes the WAL and ends the overlap, then checks that only
+// the stored credentials are left and work, and that the role can be rotated and deleted.
 func (h *harness) requireCleanAfterFault(name string, others ...string) {
 	h.t.Helper()
 	h.runPeriodicWork()
@@ -1463,8 +1465,8 @@ func (h *harness) refusesOnce() {
 	h.sim.Fail(openaitest.Fault{Method: http.MethodDelete, Times: 1, Status: http.StatusForbidden})
 }
 
-// requireStaticKeyAfterRestart fails the test unless OpenAI accepts the static role's key after a restart and
-// the end of the taint.
+// requireStaticKeyAfterRestart fails the test unless OpenAI accepts the static role's key
+// after a restart and the end of the taint.
 func (h *harness) requireStaticKeyAfterRestart() {
 	h.t.Helper()
 	h.restartStatic()

@@ -180,8 +180,8 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	look()
 
 	// Static roles.
-	ctx, keep := t.Context(), h.runStaticWorker
-	keep()
+	ctx, work := t.Context(), h.runStaticWorker
+	work()
 	h.must(h.write("static-roles/batch", map[string]any{"project_id": h.project, "rotation_period": "24h", "revocation_delay": "1h"}))
 	require.NoError(t, h.b.static.worker.End(ctx))
 	h.must(h.read("static-creds/batch"))
@@ -193,15 +193,15 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	h.advance(25 * time.Hour)
 	require.InDelta(t, 3600, look().one(t, "static_role_lag_seconds"), 60)
 	heal = h.sim.Fail(openaitest.Fault{Method: http.MethodPost, Route: routeStaticKeys, Status: http.StatusForbidden})
-	keep()
+	work()
 	now = look()
 	require.Equal(t, 1.0, now.one(t, "static_roles_failing"))
 	require.Equal(t, 1.0, now.one(t, `static_rotations_total{outcome="error",static_role="batch"}`))
 	heal()
 	h.advance(time.Hour)
-	keep()
+	work()
 	h.advance(2 * time.Hour)
-	keep()
+	work()
 	now = look()
 	require.Zero(t, now.one(t, "static_roles_failing"))
 	require.Zero(t, now.one(t, "static_role_lag_seconds"))
@@ -217,7 +217,7 @@ func TestMetrics_EveryDocumentedMetricExistsAndChanges(t *testing.T) {
 	now = look()
 	require.Equal(t, 1.0, now.one(t, `static_missing_total{missing="api_key",static_role="batch"}`))
 	require.Equal(t, 1.0, now.one(t, "static_roles_missing"))
-	keep()
+	work()
 	require.Zero(t, look().one(t, "static_roles_missing"), "the rotation replaces the key")
 
 	// The admin key.

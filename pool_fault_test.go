@@ -57,9 +57,9 @@ func (h *harness) refillOnce() {
 	_ = h.b.refillPools(client.Background(h.t.Context()), h.background())
 }
 
-// requireOnlyPooledKeys fails the test unless only the keys of the pool and of these leases are valid,
-// the leased keys work, and each pooled key has a WAL entry.
-func (h *harness) requireOnlyPooledKeys(leases ...*logical.Response) {
+// requireOnlyPooledAndLeasedKeys fails the test unless only the keys of the pool and of
+// these leases are valid, the leased keys work, and each pooled key has a WAL entry.
+func (h *harness) requireOnlyPooledAndLeasedKeys(leases ...*logical.Response) {
 	h.t.Helper()
 	keys := h.liveKeysInPool()
 	entries := len(keys)
@@ -78,9 +78,9 @@ func (h *harness) checkAndDrainPool(leases ...*logical.Response) {
 	h.t.Helper()
 	h.settlePools()
 	h.runPeriodicWork()
-	h.requireOnlyPooledKeys(leases...)
+	h.requireOnlyPooledAndLeasedKeys(leases...)
 	h.fill()
-	h.requireOnlyPooledKeys(leases...)
+	h.requireOnlyPooledAndLeasedKeys(leases...)
 	for _, lease := range leases {
 		require.NoError(h.t, h.revoke(lease))
 	}

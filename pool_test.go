@@ -429,7 +429,7 @@ func TestPool_ACredentialCreatedOnDemandFitsTheRoleOfItsAnswer(t *testing.T) {
 	require.NoError(t, h.revoke(lease))
 }
 
-func TestPool_RoleChangeDiscardsStaleCredentials(t *testing.T) {
+func TestPool_AWriteDiscardsUnfitCredentialsBeforeItReturns(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]struct {
 		at   string

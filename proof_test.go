@@ -39,8 +39,8 @@ var unprovenNotFounds = map[string]string{
 	"an imitation of OpenAI's": `{"error":{"message":"No such thing.","type":"invalid_request_error","param":null,"code":"not_found"}}`,
 }
 
-// forEachUnprovenNotFound runs a test for each of these 404s on DELETE only, and for an endpoint
-// that answers 404 to all calls.
+// forEachUnprovenNotFound runs a test for each of these 404s on DELETE only, and for an
+// endpoint that answers 404 to all calls.
 func forEachUnprovenNotFound(t *testing.T, test func(t *testing.T, deletes openaitest.Fault)) {
 	t.Helper()
 	t.Parallel()

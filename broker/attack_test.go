@@ -146,7 +146,7 @@ func TestAttack_NoRequestIsSmuggled(t *testing.T) {
 
 // No trailer, query parameter or header under another name may pass another key or
 // project.
-func TestAttack_AlternateCredentialHeadersAreDropped(t *testing.T) {
+func TestAttack_AlternateCredentialsAreDropped(t *testing.T) {
 	w, seen := upstream(t, nil, fine)
 	got := w.raw("POST /v1/responses?api_key=sk-other&api-key=sk-other&Authorization=sk-other&openai-project=p&x=1&x=2 HTTP/1.1\r\nHost: " + w.b.address +
 		"\r\nAuthorization: Bearer " + w.a.token + "\r\nX-OpenAI-Actor-Authorization: sk-other\r\nX-Goog-Api-Key: sk-other\r\nApiKey: sk-other\r\n" +

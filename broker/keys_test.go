@@ -101,7 +101,7 @@ func TestKeys_ALeaseThatCannotBeRenewedIsReplacedAtTwoThirds(t *testing.T) {
 	})
 }
 
-func TestKeys_TokenRevocationRevokesTheKey(t *testing.T) {
+func TestKeys_ATokenIsReplacedBeforeItsMaximum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := bubble(t, func(f *fakeVault) { f.tokenTTL, f.tokenMax = 2*time.Minute, 5*time.Minute }, nil)
 		began := time.Now()

@@ -153,7 +153,7 @@ const (
 	modelsRoute      = "/models"
 )
 
-// ids are the objects of the verbs; value is the value of the key.
+// ids are the objects of the calls; value is the value of the key.
 type ids struct{ project, account, key, adminKey, value string }
 
 // placeholderIDs are IDs for servers without objects.
@@ -229,7 +229,7 @@ var allCalls = map[string]verb{
 	}},
 }
 
-// populate creates one of each object that the verbs need.
+// populate creates one of each object that the calls need.
 func populate(t testing.TB, sim *openaitest.Server) ids {
 	t.Helper()
 	sim.KeepAll()

@@ -56,7 +56,7 @@ func TestRateLimiter_ManyDeletesCauseFew429s(t *testing.T) {
 	require.Zero(t, failed.Load())
 	require.Empty(t, sim.Accounts())
 	require.Less(t, float64(calls)/n, 1.5)
-	require.Less(t, time.Since(began), 40*time.Second, "the rate approaches the limit, which allows 10 s")
+	require.Less(t, time.Since(began), 40*time.Second, "the rate approaches the limit, at which the deletes would take 10 s")
 }
 
 func TestRateLimiter_LearnsASlowEndpoint(t *testing.T) {

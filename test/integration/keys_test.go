@@ -96,7 +96,7 @@ func TestAKeyWorksAtTheMomentItIsReturned(t *testing.T) {
 }
 
 // Vault keeps the status of a plugin's error only if it is not wrapped.
-func TestErrors_ReportUpstreamStatusAndCause(t *testing.T) {
+func TestErrors_StatusAndTextDependOnTheCause(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "24h")
 	for name, test := range map[string]struct {

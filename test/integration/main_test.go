@@ -36,17 +36,17 @@ func TestMain(m *testing.M) {
 	devenv.IsolateEnv()
 	flag.Parse()
 	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = flag.Set("test.parallel", "1000") // effectively unlimited; slots is the limit
+		_ = flag.Set("test.parallel", "1000") // effectively unlimited; parallelSlots is the limit
 	}
 	os.Exit(run(m))
 }
 
-// parallelSlots limits the tests that run in parallel. Slow tests mostly wait for Vault's timers,
-// so the limit does not depend on the number of processors.
+// parallelSlots limits the tests that run in parallel. Slow tests mostly wait for Vault's
+// timers, so the limit does not depend on the number of processors.
 var parallelSlots = make(chan struct{}, 24)
 
-// longTestPrefix is the name prefix of tests that wait for minutes. `make test` starts them with
-// the unit tests. They take no slot, so that none of them starts late.
+// longTestPrefix is the name prefix of tests that wait for minutes. `make test` starts
+// them with the unit tests. They take no slot, so that none of them starts late.
 const longTestPrefix = "TestLong_"
 
 // runParallel runs a test in parallel with others, in a slot. A subtest uses the slot of

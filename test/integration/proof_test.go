@@ -29,7 +29,7 @@ const (
 	threePeriods = 3 * periodicTimeout
 )
 
-func TestRevoke_Unverified404KeepsTheLease(t *testing.T) {
+func TestRevoke_Unproven404KeepsTheLease(t *testing.T) {
 	m := newMount(t)
 	m.role("account", "1h", "24h")
 	m.write("roles/key", map[string]any{"project_id": m.project, "credential_type": "api_key", "service_account_id": m.adopted("team")})

@@ -84,16 +84,16 @@ func TestTheExamplePoliciesAllowWhatTheySayAndNoMore(t *testing.T) {
 			return m.vault.ClientFor(secret.Auth.ClientToken)
 		}
 	}
-	for _, door := range policyCases {
-		path := m.path + "/" + door.path
-		if door.path[0] == '/' {
-			path = strings.ReplaceAll(door.path[1:], "%s", m.path)
+	for _, c := range policyCases {
+		path := m.path + "/" + c.path
+		if c.path[0] == '/' {
+			path = strings.ReplaceAll(c.path[1:], "%s", m.path)
 		}
 		for who, client := range clients {
-			err := try(client(), door.method, path)
+			err := try(client(), c.method, path)
 			var answer *api.ResponseError
 			denied := errors.As(err, &answer) && answer.StatusCode == http.StatusForbidden
-			require.Equal(t, strings.Contains(door.allowedFor, who), !denied, "%s %s by %s: %v", door.method, path, who, err)
+			require.Equal(t, strings.Contains(c.allowedFor, who), !denied, "%s %s by %s: %v", c.method, path, who, err)
 		}
 	}
 }

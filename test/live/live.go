@@ -3,10 +3,10 @@
 // use the engine's own client through a recorder, which sees what the client hides.
 //
 // What must stay true: no model is ever called, so a run costs nothing; a run
-// changes and deletes only objects whose names have its prefix, so never the
-// caller's admin key; it deletes all that it creates, however it ends, and the
-// next run cleans up after one that was killed; the report identifies neither an
-// organization nor a key.
+// changes and deletes only objects that it created, or whose names have the form of
+// those of a run that began over an hour ago, so never the caller's admin key; it
+// deletes all that it creates, however it ends, and the next run cleans up after one
+// that was killed; the report identifies neither an organization nor a key.
 //
 // A unit test runs the same code against the simulator.
 package live

@@ -523,7 +523,8 @@ func (r *run) unchecked(context.Context) error {
 	return nil
 }
 
-// inference lists the models, which any key may do and which costs nothing.
+// inference lists the models, which costs nothing. A key without that permission gets a
+// 403.
 func (r *run) inference(ctx context.Context, key client.Secret) exchange {
 	return r.wire.once(ctx, key, http.MethodGet, "/models", nil)
 }

@@ -151,7 +151,7 @@ func requireBlames(t *testing.T, text string, blames ...string) {
 	}
 }
 
-func TestErrorCause_EveryPath(t *testing.T) {
+func TestBlame_EveryPath(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -211,7 +211,7 @@ func TestErrorCause_EveryPath(t *testing.T) {
 }
 
 // The create of a key succeeds, and the call that restricts it is rejected.
-func TestErrorCause_ErrorDuringACredentialRequest(t *testing.T) {
+func TestBlame_ErrorDuringACredentialRequest(t *testing.T) {
 	t.Parallel()
 	for name, r := range refusals() {
 		t.Run(name, func(t *testing.T) {
@@ -242,7 +242,7 @@ func TestErrorCause_ErrorDuringACredentialRequest(t *testing.T) {
 }
 
 // After a rotation has created its key, errors blame the new key or the call.
-func TestErrorCause_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
+func TestBlame_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault openaitest.Fault
@@ -267,7 +267,7 @@ func TestErrorCause_RotationBlamesTheNewKeyOnlyForInvalidKeyErrors(t *testing.T)
 	}
 }
 
-func TestErrorCause_APIWithoutExpiry(t *testing.T) {
+func TestBlame_APIWithoutExpiry(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{ExpiryUnknown: true})
 	h.must(h.write("config", map[string]any{"rotation_period": "720h"}))

@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-openai/client/openaitest"
 )
 
-func TestErrorCause_Answers(t *testing.T) {
+func TestBlame_Answers(t *testing.T) {
 	t.Parallel()
 	object := func(code, message string) string {
 		return fmt.Sprintf(`{"error":{"message":%q,"code":%q,"type":"invalid_request_error","param":null}}`, message, code)
@@ -114,7 +114,7 @@ func TestExpiryUnknown_IsNotALifetimeError(t *testing.T) {
 
 // Over TLS a proxy's error is not an answer of the host, and net/http's error would not
 // mention the proxy.
-func TestErrorCause_ProxyThatDoesNotConnect(t *testing.T) {
+func TestBlame_ProxyThatDoesNotConnect(t *testing.T) {
 	t.Parallel()
 	for status, said := range map[int]string{407: "407 Proxy Authentication Required", 403: "403 Forbidden", 502: "502 Bad Gateway"} {
 		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

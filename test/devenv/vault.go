@@ -379,7 +379,7 @@ func (v *Vault) Restore(ctx context.Context, snapshot io.Reader, of *Vault) erro
 	// other's token or is sealed. A request during the restore can hang.
 	restored := v.ClientFor(of.RootToken)
 	restored.SetClientTimeout(5 * time.Second)
-	err := poll(ctx, 2*time.Minute, "the snapshot to be restored", func() error {
+	err := poll(ctx, time.Minute, "the snapshot to be restored", func() error {
 		if status, err := restored.Sys().SealStatusWithContext(ctx); err == nil && status.Sealed {
 			return nil
 		}

@@ -60,14 +60,14 @@ EOF
   setsid vault server -dev -dev-no-store-token -dev-root-token-id=root -dev-listen-address="$LISTEN" \
     -config="$STATE/vault.hcl" >"$STATE/vault.log" 2>&1 </dev/null &
   printf '%s\n' $! >"$STATE/vault.pid"
-  local tries
-  for tries in {1..100}; do
+  local problem="did not answer within 100 attempts"
+  for _ in {1..100}; do
     if vault status >/dev/null 2>&1; then return; fi
-    kill -0 $! 2>/dev/null || break
+    if ! kill -0 $! 2>/dev/null; then problem="ended before it answered"; break; fi
     sleep 0.2
   done
-  tail -n 20 "$STATE/vault.log" >&2
-  die "Vault did not answer within $tries attempts; see the end of its log above"
+  cat "$STATE/vault.log" >&2
+  die "Vault $problem; see its log above"
 }
 
 register_process() {

@@ -6,7 +6,7 @@ package integration
 
 import (
 	"context"
-	"net"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,17 +117,15 @@ func TestProvisioning_AsRoot(t *testing.T) {
 func TestProvisioning_AsUser(t *testing.T) {
 	runParallel(t)
 	state := t.TempDir()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := devenv.FreePort(t.Context()) // it must still be free after minutes of building
 	require.NoError(t, err)
-	address := listener.Addr().String()
-	require.NoError(t, listener.Close())
 	version := ownVersion()
 	command := []string{"scripts/vagrant_provision_as_user.sh"}
 	if exec.Command("docker", "version").Run() != nil {
 		t.Log("NOT TESTED: the container requires Docker")
 		command = append(command, "--no-container")
 	}
-	env := []string{"STATE=" + state, "LISTEN=" + address, "VERSION=" + version, "HOME=" + state, "VAULT_BIN=" + os.Getenv("VAULT_BIN")}
+	env := []string{"STATE=" + state, fmt.Sprintf("LISTEN=127.0.0.1:%d", port), "VERSION=" + version, "HOME=" + state, "VAULT_BIN=" + os.Getenv("VAULT_BIN")}
 	for name, value := range goFolders(t) { // they depend on HOME
 		env = append(env, name+"="+value)
 	}

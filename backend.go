@@ -2,7 +2,7 @@
 // API keys: a read of creds/<role> creates a project service account, and the
 // revocation of the lease deletes it.
 //
-// An entity (its entry, storage and rules) is in the file of its name, an API path in
+// An entity (its entry and rules) is in the file of its name, an API path in
 // path_<noun>.go, and each operation or worker in its own file. Code that does not
 // depend on the backend is in internal/, and the Admin API client in client/.
 //

@@ -1,8 +1,10 @@
 package openaisecrets
 
-// Faults and crashes at each step of each flow: every storage write and every API call,
-// before and after its effect. After the WAL is processed, only leased credentials remain
-// at OpenAI.
+// Faults and crashes at each storage write and API call, before and after its effect, of a
+// credential request, a renewal and an admin key rotation; of a revocation, at the API
+// calls. After the WAL is processed, only leased credentials remain at OpenAI.
+// faults_test.go has the driver; static_rotate_test.go and pool_fault_test.go have the
+// tables of static roles and pools.
 
 import (
 	"context"

@@ -1,8 +1,9 @@
 package openaisecrets
 
-// Golden files pin the format of each storage entry and lease, with every field. After
-// the first release, every later release must read them: a change of the format then
-// needs a new version number and an additional file.
+// Golden files pin the format of each storage entry and lease, with every field; the
+// TestGolden_ of some entries are in other files. After the first release, every later
+// release must read them: a change of the format then needs a new version number and an
+// additional file.
 
 import (
 	"bytes"

@@ -183,7 +183,7 @@ func (b *backend) issueResponse(ctx context.Context, req *logical.Request, m *is
 	}
 	err := b.commit(ctx, req, m, lease, of, life.TTL)
 	if errors.Is(err, errChanged) && m.spare != 0 {
-		b.leaveTaken(m, metrics.PoolChanged) // which deletes its WAL entry
+		b.leaveTaken(m, metrics.PoolChanged) // recordLeaving replaces its WAL entry
 		return nil, fmt.Errorf("role %q: %w", roleName, err)
 	}
 	defer b.wal.release(m.walID)

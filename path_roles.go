@@ -1,9 +1,10 @@
 package openaisecrets
 
 // This file owns the paths of roles: their fields, and how a role is written, read
-// and deleted. role.go has how a write changes each field.
+// and deleted. role.go, role_pool.go and role_spend.go have how a write changes each
+// field.
 //
-// What must stay true: a write that narrows a role does not call OpenAI; a check has
+// What must stay true: a write that narrows a role does not need OpenAI; a check has
 // no effect at OpenAI.
 
 import (
@@ -378,7 +379,8 @@ func (b *backend) shareConfig(ctx context.Context, req *logical.Request, s *spen
 }
 
 // checkRole verifies with OpenAI the project and the account of a role, if they
-// changed: a write that narrows a role must not wait for OpenAI. A problem rejects the
+// changed: a write that narrows a role must not need OpenAI. It waits for it, at most
+// nameBudget, only if the account was stored without an admin key. A problem rejects the
 // role; an error comes from OpenAI.
 func (b *backend) checkRole(ctx context.Context, req *logical.Request, snap *snapshot, cfg *config, old, r *role, response *logical.Response) (problem, err error) {
 	project := r.project(cfg)

@@ -2,8 +2,9 @@ package openaisecrets
 
 // This file owns the paths that read a static role's key and rotate it on request.
 //
-// What must stay true: a read is one storage operation and does not wait for a
-// rotation; its response tells clients when to read again.
+// What must stay true: a read does not wait for a rotation and, unless a limit or a
+// guardrail needs more, is one storage operation and no call; its response tells clients
+// when to read again.
 
 import (
 	"context"

@@ -2,18 +2,19 @@ package openaisecrets
 
 // This file owns the proof that an account or key no longer exists at OpenAI.
 //
-// What must stay true: an account or key counts as deleted only if OpenAI confirms it, and
-// destroy alone adds to that, for keys that expire and for 404s that are not final:
+// What must stay true: an account or key counts as deleted only if OpenAI confirms it:
 //   - its own "deleted" answer;
 //   - a project that was read and is archived;
 //   - a proven 404: in OpenAI's error form, for the account or key, confirmed by a read of
 //     it that answers with the same form, while the same endpoint, organization and admin
 //     key can read the project;
-//   - for a key, that it has expired;
+//   - for a key, that it has expired, in a read after a 404 or after OpenAI refused to
+//     delete it (destroyKey, which also sets an expiry moments away);
 //   - for an admin key, a complete listing that shows the current key and not that one;
 //   - for a create without an answer, two complete listings that lack its name (notListed).
 //
-// A missing permission, any other 404 and a lost answer prove nothing.
+// Alone, a missing permission, any other 404 or a lost answer proves nothing. The callers
+// check with isFinal whether something is old enough for its 404 to be final.
 
 import (
 	"context"

@@ -202,8 +202,8 @@ const (
 	notInScope = ",\"'`[]{}()<>"
 )
 
-// mergeRole applies a write to the stored role (nil if there is none) and runs every
-// check that needs no call.
+// mergeRole applies a write to the stored role (nil if there is none), except for the
+// fields of mergePool and spendRule.merge, and checks what it applied, without a call.
 func mergeRole(old *role, name string, d *framework.FieldData) (r *role, problem string) {
 	r = newRole()
 	if old != nil {

@@ -1,8 +1,8 @@
 package openaisecrets
 
-// This file owns reading and writing role entries, including the community plugin's,
+// This file owns reading and deleting role entries, including the community plugin's,
 // and the role cache, which saves a credential request a round trip to storage through
-// the plugin protocol.
+// the plugin protocol. path_roles.go writes the entries.
 //
 // What must stay true: the cache holds a role only as storage has it. It does not hold
 // a role during a write, whose effect others may see before it returns, or after a

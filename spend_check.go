@@ -301,7 +301,8 @@ func (b *backend) recordKeys(ctx context.Context, req *logical.Request, snap *sn
 				continue
 			}
 			if list := b.keysIn(ctx, snap, r.ProjectID, listed); list != nil && !list.ids[r.KeyID] && b.isFinal(r.IssuedAt) {
-				// A key that two listings lack is not deleted; its lease, if there is one, still is.
+				// A key that two listings lack counts as gone and is not queued; its lease, if
+				// there is one, still deletes it.
 				p.unsure = p.unsure || !b.unseen.confirmed(r.KeyID, list.began, time.Duration(b.settling.Load()))
 				continue
 			}

@@ -6,6 +6,7 @@ package openaisecrets
 // skips the probe (activation_timeout=0) or ignores its failure (activation_failure=warn),
 // OpenAI accepts the key before one write stores it and marks the old one superseded; after
 // that write nothing returns an error. The caller holds the role's lock.
+// docs/failures.md#rotation has what a crash leaves at each step.
 
 import (
 	"cmp"
@@ -26,10 +27,10 @@ import (
 )
 
 // rotateStatic creates a key for the role, with an account if it has none, and stores
-// it. The caller holds the role's lock, has just read r from storage or is creating
-// it, and completes even if its client disconnects. With force, superseded keys are
-// deleted even if they are still used. After an error, storage is unchanged unless the
-// error is errWhichStaticKey.
+// it. The caller holds the role's lock, and has just read r from storage or is creating
+// it. The context must not end with the client (beginStatic); the worker's ends with the
+// backend. With force, superseded keys are deleted even if they are still used. After an
+// error, the role's entry is unchanged unless the error is errWhichStaticKey.
 func (b *backend) rotateStatic(ctx context.Context, req *logical.Request, name string, r *staticRole, force bool) (next *staticRole, warnings []string, err error) {
 	b.issuing.Add(1) // the drain waits for it
 	defer b.issuing.Add(-1)

@@ -138,8 +138,8 @@ type tidyRun struct {
 	partial bool
 	// claims are the accounts and keys, by ID and by name, of roles and of the WAL. They
 	// are read once, before any listing: a role cannot adopt an account of this mount
-	// later (see checkAdopted), and deleting what a newer WAL entry names only repeats
-	// the work of the WAL.
+	// later (see checkAdopted; without a config, which skips that check, tidy deletes
+	// nothing), and deleting what a newer WAL entry names only repeats the work of the WAL.
 	claims hashes
 	// longest is how old an account without a key must be.
 	longest time.Duration

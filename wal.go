@@ -11,7 +11,8 @@ package openaisecrets
 //   - a create counts as never executed only if two complete listings, begun once the
 //     entry was old enough, do not show its name;
 //   - a credential that was used after its create is not deleted, because its key was
-//     returned to a client. Only a listing that shows the key proves that it is unused.
+//     returned to a client. Only a listing that shows the key proves that it is unused;
+//     without one, an account is deleted after two listings, or at once in a disable.
 
 import (
 	"context"

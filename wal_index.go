@@ -246,12 +246,13 @@ const (
 	// existing account.
 	walAccount = "service_account"
 	walKey     = "api_key"
-	// walRevokedAccount and walRevokedKey name one that must be deleted and that no
-	// request uses: a revocation failed or is not final, or its key has expired.
+	// walRevokedAccount and walRevokedKey name one, by ID, that must be deleted, for any
+	// reason, and that no request uses.
 	walRevokedAccount = "revoked_service_account"
 	walRevokedKey     = "revoked_api_key"
-	// walPooledAccount and walPooledKey are the same for a pool. The entry remains until
-	// the credential is returned or recorded for deletion, and never has the key.
+	// walPooledAccount and walPooledKey are walAccount and walKey of a pool's create. The
+	// entry remains until the credential is returned or recorded for deletion, and never
+	// has the key.
 	walPooledAccount = "pooled_service_account"
 	walPooledKey     = "pooled_api_key"
 	// walAdminKey names an admin key about to be created.

@@ -1,7 +1,7 @@
 package openaisecrets
 
 // The interpretation of written values, derived from the paths' schemas, so that it
-// covers new fields.
+// covers new fields, but not what their values do.
 
 import (
 	"context"

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -72,12 +73,7 @@ func Start(ctx context.Context, opts Options) (*Vault, error) {
 
 // start starts a server and makes it ready, which unseals it.
 func start(ctx context.Context, opts Options, node string, ready func(*Vault, context.Context) error) (_ *Vault, err error) {
-	if opts.VaultBin == "" {
-		if opts.VaultBin, err = FindVault(ctx); err != nil {
-			return nil, err
-		}
-	}
-	product, _, err := identify(ctx, opts.VaultBin)
+	product, err := find(ctx, &opts)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +125,39 @@ func start(ctx context.Context, opts Options, node string, ready func(*Vault, co
 		}
 	}
 	return v, nil
+}
+
+// found is what find has found in this process, by Options.VaultBin. To look it up takes
+// as much processor time as the start of a server.
+var found = struct {
+	sync.Mutex
+	servers map[string]server
+}{servers: map[string]server{}}
+
+type server struct {
+	bin     string
+	product Product
+}
+
+// find sets opts.VaultBin if it is empty, and returns the server's product.
+func find(ctx context.Context, opts *Options) (Product, error) {
+	found.Lock()
+	defer found.Unlock()
+	s, ok := found.servers[opts.VaultBin]
+	if !ok {
+		var err error
+		if s.bin = opts.VaultBin; s.bin == "" {
+			if s.bin, err = FindVault(ctx); err != nil {
+				return "", err
+			}
+		}
+		if s.product, _, err = identify(ctx, s.bin); err != nil {
+			return "", err
+		}
+		found.servers[opts.VaultBin] = s
+	}
+	opts.VaultBin = s.bin
+	return s.product, nil
 }
 
 func (v *Vault) writeConfig(ctx context.Context, node string) error {

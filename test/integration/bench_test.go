@@ -28,7 +28,7 @@ func bench(t *testing.T, args ...string) (said, written string) {
 	require.NoError(t, err)
 	program, written, temporary := filepath.Join(t.TempDir(), "bench"), t.TempDir(), t.TempDir()
 	require.NoError(t, devenv.Build(t.Context(), program, "./test/bench"))
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, append([]string{"-quick", "-o", written}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it cleans up

@@ -20,7 +20,7 @@ func TestALeaseHasTheRolesTTLAndIsRenewable(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "17m", "3h")
 	l := m.creds("r")
-	require.Equal(t, 17*60, l.seconds)
+	l.requireSeconds(t, 17*60)
 	require.True(t, l.renewable)
 	require.Empty(t, l.warnings)
 	require.Equal(t, http.StatusOK, infer(t, m.sim, l.key))
@@ -48,19 +48,19 @@ func TestATTLCanBeAskedForOnTheReadAndOnTheWriteForm(t *testing.T) {
 	m.role("r", "1h", "24h")
 	read, err := m.client.Logical().ReadWithDataWithContext(t.Context(), m.path+"/creds/r", map[string][]string{"ttl": {"600"}})
 	l := newLease(t, read, err)
-	require.Equal(t, 600, l.seconds)
+	l.requireSeconds(t, 600)
 	require.Empty(t, l.warnings)
 	written := m.write("creds/r", map[string]any{"ttl": 600})
-	require.Equal(t, 600, newLease(t, written, nil).seconds)
+	newLease(t, written, nil).requireSeconds(t, 600)
 	written = m.write("creds/r", map[string]any{"ttl": "10m"})
-	require.Equal(t, 600, newLease(t, written, nil).seconds)
+	newLease(t, written, nil).requireSeconds(t, 600)
 }
 
 func TestATTLOverTheMaximumIsCutWithAWarning(t *testing.T) {
 	m := newMount(t)
 	m.role("r", "1h", "2h")
 	l := newLease(t, m.write("creds/r", map[string]any{"ttl": "5h"}), nil)
-	require.Equal(t, 2*3600, l.seconds)
+	l.requireSeconds(t, 2*3600)
 	require.NotEmpty(t, l.warnings)
 }
 

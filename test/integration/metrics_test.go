@@ -295,14 +295,15 @@ func TestPrometheusScrapesThroughVaultAndTheDashboardsQueriesAnswer(t *testing.T
 // overspend adds costs to a role's key and waits until the role is blocked.
 func (m *mount) overspend(prom *devenv.Prometheus) {
 	m.t.Helper()
-	m.write("roles/spender", map[string]any{"project_id": m.project, "ttl": "5m", "max_ttl": "10m", "spend_limit": "1", "spend_action": "block"})
+	m.role("spender", "5m", "10m")
 	l := m.creds("spender")
 	for _, key := range m.sim.Keys() {
 		if key.AccountID == l.account {
 			m.sim.AddCost(m.project, key.ID, "gpt-5-mini, input_tokens", m.sim.Now(), "1.5")
 		}
 	}
-	m.write("config", map[string]any{"usage_interval": "5m"}) // last: the first refresh must have the costs
+	m.write("config", map[string]any{"usage_interval": "5m"}) // the first refresh must have the costs
+	m.write("roles/spender", map[string]any{"spend_limit": "1", "spend_action": "block"})
 	require.Eventually(m.t, func() bool {
 		samples, err := prom.Query(m.t.Context(), `vault_openai_role_blocked{mount_point="`+m.path+`/", role="spender"} == 1`)
 		return err == nil && len(samples) == 1

@@ -173,6 +173,14 @@ func newLease(t *testing.T, secret *api.Secret, err error) lease {
 	return l
 }
 
+// requireSeconds requires a lease_duration. Vault subtracts the time for which it stores the
+// lease (vault/expiration.go, Register).
+func (l lease) requireSeconds(t *testing.T, want int) {
+	t.Helper()
+	require.LessOrEqual(t, l.seconds, want)
+	require.Greater(t, l.seconds, want-10)
+}
+
 // creds reads a credential.
 func (m *mount) creds(role string) lease {
 	m.t.Helper()

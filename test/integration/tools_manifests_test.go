@@ -79,7 +79,7 @@ func TestTerraformFindsARoleAsItWroteIt(t *testing.T) {
 	// The ephemeral variant writes data_json to the path.
 	m.role("my-app", "1h", "2h")
 	l := newLease(t, m.write("creds/my-app", map[string]any{"ttl": 900}), nil)
-	require.Equal(t, 900, l.seconds)
+	l.requireSeconds(t, 900)
 }
 
 // The External Secrets Operator's generator runs as in the Operator. It takes

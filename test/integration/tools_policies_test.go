@@ -123,7 +123,7 @@ func TestAReaderMayAskForAShorterLease(t *testing.T) {
 	m.role("my-app", "1h", "2h")
 	client := m.vault.ClientFor(m.tokenOf("application"))
 	secret, err := client.Logical().ReadWithData(m.path+"/creds/my-app", map[string][]string{"ttl": {"10m"}})
-	require.Equal(t, 600, newLease(t, secret, err).seconds)
+	newLease(t, secret, err).requireSeconds(t, 600)
 	_, err = client.Logical().Write(m.path+"/creds/my-app", map[string]any{"ttl": "10m"})
 	requireStatus(t, http.StatusForbidden, err)
 }

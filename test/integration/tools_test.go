@@ -69,7 +69,7 @@ func (m *mount) policy(name string, pairs ...string) string {
 func (m *mount) tokenOf(policy string, pairs ...string) string {
 	m.t.Helper()
 	secret, err := m.client.Auth().Token().CreateWithContext(m.t.Context(), &api.TokenCreateRequest{
-		Policies: []string{m.policy(policy, pairs...)}, TTL: "10m",
+		Policies: []string{m.policy(policy, pairs...)}, TTL: "1h", // longer than a build on a busy machine
 	})
 	require.NoError(m.t, err)
 	return secret.Auth.ClientToken

@@ -48,15 +48,9 @@ func (w *world) actorsOfLife() {
 	}
 	w.must(w.vault, "config", config)
 	w.writeRoles(w.vault)
-	statics := map[string]map[string]any{
-		"made":    {"project_id": w.openai.projects[0], "rotation_period": "2h", "revocation_delay": "10m", "on_missing": "recreate"},
-		"adopted": {"project_id": w.openai.projects[1], "rotation_period": "6h", "on_missing": "recreate", "service_account_id": w.openai.sim.AddServiceAccount(w.openai.projects[1], "batch")},
-		// Its key expires, and its account stays.
-		"paused": {"project_id": w.openai.projects[0], "rotation_period": "1h", "key_ttl": "2h", "disable_automated_rotation": true},
-	}
 	if w.Readers > 0 {
 		for _, name := range []string{"made", "adopted", "paused"} {
-			w.must(w.vault, "static-roles/"+name, statics[name])
+			w.must(w.vault, "static-roles/"+name, w.staticData(name))
 		}
 	}
 	for _, project := range w.openai.projects { // of people, with names that are near
@@ -77,6 +71,7 @@ func (w *world) actorsOfLife() {
 	}
 	if w.Operators {
 		w.act(w.operator)
+		w.act(w.removals)
 	}
 	if w.People {
 		w.act(w.people)
@@ -188,7 +183,11 @@ func (w *world) program(v *vault, who string) {
 		if r.IntN(20) == 0 {
 			w.spoil(v, r)
 		}
-		l, _, err := v.issue(ctx, role)
+		var by *token
+		if r.IntN(8) == 0 {
+			by = v.token(r.IntN(2) == 0, pause(r, time.Hour))
+		}
+		l, _, err := v.issueBy(ctx, by, role, nil)
 		cancel()
 		if err != nil {
 			w.tell(who, "is refused credentials of %s: %v", role, err)
@@ -365,7 +364,7 @@ func (w *world) operator() {
 			}
 		case 7:
 			if !w.Copy {
-				_ = w.write(v, who, "config", map[string]any{"rotation_grace_period": []string{"5m", "1h"}[r.IntN(2)]})
+				w.shorten(who, []time.Duration{5 * time.Minute, time.Hour}[r.IntN(2)])
 			}
 		case 8:
 			if w.Copy {
@@ -565,7 +564,9 @@ func (w *world) cleanUp() {
 		w.sleep(5 * time.Minute)
 		v.reload()
 	})
-	w.deleteKey(w.openai.projects[1], v.staticRoles()["adopted"].Current.ID, 2)
+	if role, ok := v.staticRoles()["adopted"]; ok {
+		w.deleteKey(w.openai.projects[1], role.Current.ID, 2)
+	}
 }
 
 // repairAdmin writes an admin key where the config's does not work any more.

@@ -53,9 +53,9 @@ var invariants = map[string]string{
 	leaseWorks:   "While Vault has a lease that has not ended, OpenAI accepts its key, unless a person has ended it at OpenAI.",
 	nothingLeft:  "Once OpenAI and storage work again, each account, key and admin key that the mount has made and that no lease, role or config holds is deleted.",
 	adminWorks:   "OpenAI accepts the admin key in the config, unless a person has deleted it.",
-	fewAdmins:    "At most a dozen admin keys of the mount are alive at any time, and at the end one.",
+	fewAdmins:    "At most a dozen admin keys of the mount are alive at any time.",
 	staticWorks:  "The key that static-creds answers with is accepted, unless a person has ended it at OpenAI.",
-	onlyOwn:      "The engine deletes only what it has made, and the admin key that was configured.",
+	onlyOwn:      "A mount deletes and changes only what it has made itself, and the admin key that was configured, and nothing in another organization.",
 	copyHarmless: "A second Vault on a copy of the storage ends nothing that the original holds, but what its own Vault has asked it to revoke.",
 	callsEnd:     "Each request to the plugin returns in the time that Vault and its clients wait.",
 	fewCalls:     "The calls to OpenAI and to storage are bounded by what was asked of the plugin.",
@@ -115,6 +115,7 @@ type ledger struct {
 	graces     map[string]grace      // by the ID of a key that was replaced
 	crowded    map[string]int        // by role: looks in a row at too full or old a pool
 	recreated  map[string]recreation // by static role
+	removed    map[string]time.Time  // when an operator deleted it, by path
 }
 
 // scopesOf is one state of a role, from a write's beginning on.
@@ -128,6 +129,12 @@ type load struct {
 	began            time.Time
 	calls, ops, asks int
 	pooled           int // creates for pools
+}
+
+// isOf reports whether the mount of a process, or that of which it is a copy, has made
+// something. The next mount on a path has another tag.
+func (t *thing) isOf(p *process) bool {
+	return t != nil && (t.by.v != p.v || t.by.mount == p.mount)
 }
 
 func (l *ledger) leased(*lease) { l.mu.Lock(); l.issued++; l.mu.Unlock() }
@@ -221,20 +228,25 @@ func (l *ledger) note(p *process, r *http.Request, body []byte, answer *httptest
 	case r.Method == http.MethodPost && last == "api_keys":
 		l.things[got.ID] = &thing{id: got.ID, kind: "key", name: got.Name, project: project, account: segments[3], scopes: asked.Scopes, by: p, at: time.Now()}
 	case r.Method == http.MethodPost && len(segments) > 2 && segments[len(segments)-2] == "api_keys":
-		if t := l.things[last]; t != nil && asked.Scopes != nil {
+		t := l.things[last]
+		if t != nil && asked.Scopes != nil {
 			t.scopes = asked.Scopes
 		}
+		if l.mu.Unlock(); !t.isOf(p) {
+			p.w.violate(onlyOwn, []string{last}, "%s changed the key %s, which its mount had not made", p.name, last)
+		}
+		return
 	case r.Method == http.MethodPost && last == "admin_api_keys":
 		l.things[got.ID] = &thing{id: got.ID, kind: "admin key", name: got.Name, by: p, at: time.Now(), lost: lost}
 	case r.Method == http.MethodDelete:
 		t := l.things[last]
-		known := t != nil || l.configured[last]
+		known := t.isOf(p) || l.configured[last]
 		if t != nil {
 			t.gone, t.goneBy = true, p
 		}
 		l.mu.Unlock()
 		if !known {
-			p.w.violate(onlyOwn, []string{last}, "%s deleted %s, which it had not made", p.name, last)
+			p.w.violate(onlyOwn, []string{last}, "%s deleted %s, which its mount had not made", p.name, last)
 			return
 		}
 		p.w.checkGrace(p, last)
@@ -356,11 +368,12 @@ func (v *vault) holder(id string) string {
 
 // storedStatic is what is read here of a static role's entry.
 type storedStatic struct {
-	Project   string    `json:"project_id"`
-	Account   string    `json:"service_account_id"`
-	Adopted   bool      `json:"adopted"`
-	Recreated time.Time `json:"recreated_at"`
-	Next      time.Time `json:"next_rotation"`
+	Project   string        `json:"project_id"`
+	Account   string        `json:"service_account_id"`
+	Adopted   bool          `json:"adopted"`
+	Recreated time.Time     `json:"recreated_at"`
+	Next      time.Time     `json:"next_rotation"`
+	Delay     time.Duration `json:"revocation_delay"`
 	Current   struct {
 		ID string `json:"id"`
 	} `json:"current_key"`
@@ -418,8 +431,9 @@ type decoded struct {
 
 // storedConfig is what is read here of the config's entry.
 type storedConfig struct {
-	ID         string `json:"admin_api_key_id"`
-	Key        string `json:"admin_api_key"`
+	ID         string        `json:"admin_api_key_id"`
+	Key        string        `json:"admin_api_key"`
+	Grace      time.Duration `json:"rotation_grace_period"`
 	Superseded []struct {
 		ID          string    `json:"id"`
 		DeleteAfter time.Time `json:"delete_after"`

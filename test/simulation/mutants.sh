@@ -45,7 +45,7 @@ live() {
   child=$!
   wait "$child" || status=$?
   child=''
-  lives=$(sed -n 's/^life //p' "$work/out" | tail -1)
+  lives=$(sed -n 's/^life \([0-9]*\):.*/\1/p' "$work/out" | tail -1)
   if [ $status = 0 ] || grep -q '^panic: test timed out' "$work/out"; then
     status=0
     row="**not found** | $lives | $((minutes * 60))"

@@ -41,6 +41,8 @@ type openai struct {
 	projects []string
 
 	personKey string               // an admin key
+	other     *openaitest.Server   // another organization's
+	otherKey  string               // its admin key
 	listings  map[string]listing   // by URL: what it answered some minutes ago
 	omitted   map[string]time.Time // when a listing last left an ID out
 	short     string               // what the next listing that has it leaves out
@@ -64,6 +66,9 @@ func newOpenAI(w *world) *openai {
 	o.sim = openaitest.New(openaitest.Options{})
 	o.sim.SetURL(endpoint)
 	_, o.personKey = o.sim.AddAdminKey("of a person")
+	o.other = openaitest.New(openaitest.Options{})
+	o.other.SetURL(endpoint)
+	_, o.otherKey = o.other.AdminKey()
 	o.projects = []string{o.sim.AddProject("apps"), o.sim.AddProject("jobs"), o.sim.AddProject("old")}
 	return o
 }
@@ -71,6 +76,7 @@ func newOpenAI(w *world) *openai {
 func (o *openai) close() {
 	close(o.closed)
 	o.sim.Close()
+	o.other.Close()
 }
 
 // serve answers the calls of a connection until that is closed, in less time than
@@ -124,6 +130,13 @@ func (o *openai) answer(c *conn, r *http.Request) *httptest.ResponseRecorder {
 	}
 	answer := httptest.NewRecorder()
 	r.Body = io.NopCloser(bytes.NewReader(body))
+	if r.Header.Get("Authorization") == "Bearer "+o.otherKey {
+		o.other.ServeHTTP(answer, r)
+		if r.Method != http.MethodGet && answer.Code == http.StatusOK { // a deletion of nothing asks for permission
+			o.w.violate(onlyOwn, nil, "%s has another organization %s", p.name, what)
+		}
+		return answer
+	}
 	o.sim.ServeHTTP(answer, r)
 	o.w.ledger.note(p, r, body, answer, f.after)
 	if r.Method == http.MethodGet && answer.Code == http.StatusOK {
@@ -217,11 +230,12 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 	if !known || time.Since(before.at) > 4*time.Minute {
 		o.listings[page] = listing{time.Now(), body}
 	}
-	omitted := ""
+	var omitted []string
 	if f.omits || o.short != "" {
 		omitted = o.omit(p, body, f.omits)
 	}
-	if !f.lags && omitted == "" && len(o.vanished) == 0 {
+	short := p.chance(10) // which OpenAI may, and which the next page completes
+	if !f.lags && len(omitted) == 0 && len(o.vanished) == 0 && !short {
 		return
 	}
 	if f.lags && known && time.Since(before.at) < youngestKnown && p.chance(2) {
@@ -229,17 +243,17 @@ func (o *openai) list(p *process, r *http.Request, f fault, answer *httptest.Res
 	}
 	answer.Body.Reset()
 	answer.Body.Write(without(body, func(id string) bool {
-		return id == omitted || !o.vanished[id].IsZero() || f.lags && o.w.ledger.lags(id)
-	}))
-	if f.lags || omitted != "" {
-		o.w.tell(p.name, "the next listing lags (%t), or leaves something out (%s)", f.lags, omitted)
+		return slices.Contains(omitted, id) || !o.vanished[id].IsZero() || f.lags && o.w.ledger.lags(id)
+	}, short))
+	if f.lags || len(omitted) > 0 {
+		o.w.tell(p.name, "the next listing lags (%t), or leaves something out (%s)", f.lags, strings.Join(omitted, ", "))
 	}
 }
 
-// omit chooses what a listing leaves out, "" for nothing: what is chosen already or, with
-// any, something. Lagging is for what is younger than five minutes, and twice the same thing
-// would be no lag but a loss.
-func (o *openai) omit(p *process, listing []byte, any bool) string {
+// omit chooses what a listing leaves out: what is chosen already or, with any, something,
+// or all that would come after something. Lagging is for what is younger than five minutes,
+// and twice the same thing would be no lag but a loss.
+func (o *openai) omit(p *process, listing []byte, any bool) (omitted []string) {
 	var body struct{ Data []struct{ ID string } }
 	_ = json.Unmarshal(listing, &body) // the simulator writes JSON
 	var old []string
@@ -250,7 +264,7 @@ func (o *openai) omit(p *process, listing []byte, any bool) string {
 	}
 	has := slices.Contains(old, o.short)
 	if len(old) == 0 || !has && !any {
-		return ""
+		return nil
 	}
 	chosen := old[p.pick(len(old))]
 	if has {
@@ -263,13 +277,23 @@ func (o *openai) omit(p *process, listing []byte, any bool) string {
 			}
 		}
 	}
-	o.omitted[chosen] = time.Now()
-	o.w.ledger.excuseOmitted(chosen)
-	return chosen
+	omitted = []string{chosen}
+	if n := len(body.Data); !has && p.chance(3) && len(old) == n { // it ends early
+		omitted = nil
+		for _, item := range body.Data[p.pick(n):] {
+			omitted = append(omitted, item.ID)
+		}
+	}
+	for _, id := range omitted {
+		o.omitted[id] = time.Now()
+		o.w.ledger.excuseOmitted(id)
+	}
+	return omitted
 }
 
-// without is a listing without some of its things.
-func without(listing []byte, leaves func(id string) bool) []byte {
+// without is a listing without some of its things, and cut after one of them if it is short:
+// the rest is on the next page.
+func without(listing []byte, leaves func(id string) bool, short bool) []byte {
 	var body map[string]any
 	if err := json.Unmarshal(listing, &body); err != nil {
 		panic(err) // the simulator writes JSON
@@ -278,6 +302,10 @@ func without(listing []byte, leaves func(id string) bool) []byte {
 		id, _ := item.(map[string]any)["id"].(string)
 		return leaves(id)
 	})
+	if data := body["data"].([]any); short && len(data) > 1 {
+		data = data[:(len(data)+1)/2]
+		body["data"], body["has_more"], body["last_id"] = data, true, data[len(data)-1].(map[string]any)["id"]
+	}
 	text, err := json.Marshal(body)
 	if err != nil {
 		panic(err) // it was JSON

@@ -24,10 +24,10 @@ const (
 	calmTicks = 4
 	// latest is how late the worker may be, which comes each minute.
 	latest = 6 * time.Minute
-	// A minute less than the shortest that operators choose in this world: a rotation
-	// counts from the create of the new key, before it is looked at.
-	shortestGrace = 4 * time.Minute
-	shortestDelay = 5 * time.Minute
+	// aside is how much sooner than its grace period or revocation_delay after its successor
+	// was stored a key may be deleted: that counts from the create of the new one, before it
+	// is looked at.
+	aside = time.Minute
 )
 
 // owed is what is known of a thing beyond who made it.
@@ -203,7 +203,7 @@ func (p *process) replaced(entry *logical.StorageEntry) {
 		}
 		p.w.ledger.mu.Lock()
 		defer p.w.ledger.mu.Unlock()
-		p.w.ledger.graces[was] = grace{p.v, time.Now(), shortest}
+		p.w.ledger.graces[was] = grace{p.v, entry.Key, time.Now(), shortest}
 	}
 	stored, _ := p.store.Get(context.Background(), entry.Key) // in memory, nothing fails
 	if stored == nil {
@@ -212,14 +212,14 @@ func (p *process) replaced(entry *logical.StorageEntry) {
 	if strings.HasPrefix(entry.Key, "static-role/") {
 		var was, is storedStatic
 		if json.Unmarshal(stored.Value, &was) == nil && json.Unmarshal(entry.Value, &is) == nil {
-			note(was.Current.ID, is.Current.ID, shortestDelay)
+			note(was.Current.ID, is.Current.ID, is.Delay-aside)
 			p.w.checkRecreated(p, strings.TrimPrefix(entry.Key, "static-role/"), was, is)
 		}
 	}
 	if entry.Key == "config" {
 		var was, is storedConfig
 		if json.Unmarshal(stored.Value, &was) == nil && json.Unmarshal(entry.Value, &is) == nil {
-			note(was.ID, is.ID, shortestGrace)
+			note(was.ID, is.ID, is.Grace-aside)
 			p.w.checkAdminKey(p, is)
 		}
 	}
@@ -228,8 +228,23 @@ func (p *process) replaced(entry *logical.StorageEntry) {
 // grace is since when, and for how long at least, a replaced key lives on.
 type grace struct {
 	v        *vault
+	of       string // the entry
 	since    time.Time
 	shortest time.Duration
+}
+
+// shorten writes a grace period, which also applies to what was replaced already if it is
+// shorter (docs/rotation.md).
+func (w *world) shorten(who string, to time.Duration) {
+	w.ledger.mu.Lock()
+	for id, g := range w.ledger.graces {
+		if g.of == "config" {
+			g.shortest = min(g.shortest, to-aside)
+			w.ledger.graces[id] = g
+		}
+	}
+	w.ledger.mu.Unlock()
+	_ = w.write(w.vault, who, "config", map[string]any{"rotation_grace_period": to.String()})
 }
 
 // checkLate checks that an admin key which is deleted was so in time, whatever went on
@@ -252,8 +267,9 @@ func (w *world) checkLate(p *process, id string) {
 func (w *world) checkGrace(p *process, id string) {
 	w.ledger.mu.Lock()
 	g, known := w.ledger.graces[id]
+	ended := !g.since.After(w.ledger.removed[strings.Replace(g.of, "static-role/", "static-roles/", 1)]) // with what named it
 	w.ledger.mu.Unlock()
-	if !known || g.v != p.v || p.v.ends() || p.v.jumped(g.since.Add(-time.Hour)) || w.ledger.handed(id) {
+	if !known || ended || g.v != p.v || p.v.ends() || p.v.jumped(g.since.Add(-time.Hour)) || w.ledger.handed(id) {
 		return
 	}
 	// The engine's times are in seconds.

@@ -47,6 +47,7 @@ type process struct {
 	// knowsTime says that OpenAI has answered the client of its config, and so told the time.
 	knowsTime atomic.Bool
 	loads     int64 // how many restores its Vault had seen when it began
+	mount     int64 // the number of the mount that it serves
 	log       logBuffer
 
 	// deposed is what a node sees that believes that it is active, while another is.
@@ -96,7 +97,7 @@ func (v *vault) spawnNext() *process {
 	v.count++
 	name := fmt.Sprintf("%s/%d", v.name, v.count)
 	v.mu.Unlock()
-	p := &process{w: v.w, v: v, name: name, began: time.Now(), store: v.store, loads: v.loads.Load(), died: make(chan struct{}), conns: map[*conn]struct{}{}, dice: v.w.dice(name)}
+	p := &process{w: v.w, v: v, name: name, began: time.Now(), store: v.store, loads: v.loads.Load(), mount: v.mount.Load(), died: make(chan struct{}), conns: map[*conn]struct{}{}, dice: v.w.dice(name)}
 	p.log.p = p
 	ctx := context.Background()
 	factory := openaisecrets.World{Now: p.now, Dial: p.dial, Getenv: v.w.getenv}.Factory

@@ -314,10 +314,14 @@ func (v *vault) call(ctx context.Context, t *term, p *process, req *logical.Requ
 	// Vault has heard of the process's end before it has seen the broken connection: it
 	// starts another and sends the request again (builtin/plugin/v5/backend.go,
 	// HandleRequest; measured under load: in three of four stories).
-	if t, p, err = v.respawn(t, p); err != nil {
+	t, next, err := v.respawn(t, p)
+	if err == nil && next.mount != p.mount {
+		err = errNoMount // another mount's is of no use
+	}
+	if err != nil {
 		return nil, err
 	}
-	return v.send(ctx, t, p, &again)
+	return v.send(ctx, t, next, &again)
 }
 
 // send sends a request to a process. It returns when that dies.

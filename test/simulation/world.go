@@ -145,7 +145,7 @@ type world struct {
 func newWorld(s Settings) *world {
 	w := &world{Settings: s, began: time.Now(), idle: make(chan func()), ended: make(chan struct{}), ledger: ledger{
 		things: map[string]*thing{}, byHand: map[string]bool{}, configured: map[string]bool{},
-		scopes: map[string][]scopesOf{}, graces: map[string]grace{}, crowded: map[string]int{}, recreated: map[string]recreation{},
+		scopes: map[string][]scopesOf{}, graces: map[string]grace{}, crowded: map[string]int{}, recreated: map[string]recreation{}, removed: map[string]time.Time{},
 	}}
 	w.money = newMoney(w)
 	w.openai = newOpenAI(w)

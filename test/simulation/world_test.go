@@ -76,9 +76,7 @@ func run(t *testing.T, next func(i int) (Settings, bool), timed bool) {
 				if !more {
 					return
 				}
-				if *once { // the process may not get to its end
-					fmt.Println("life", begun.Load())
-				}
+				fmt.Printf("life %d: seed %d\n", begun.Load(), s.Seed) // the process may not get to its end
 				r := Live(t, s)
 				if *tells && (*lives <= 1 && *seed != 0 || r.Broken != "") {
 					for _, e := range r.story {

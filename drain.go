@@ -114,6 +114,9 @@ const (
 	maxLeftLines = maxPoolSum + 100
 )
 
+// unmountProbe is a storage key that never exists.
+const unmountProbe = "unmount"
+
 // deleteStaticRoles destroys the accounts and keys of the static roles of a disabled
 // mount. It leaves the storage entries to Vault, which deletes the mount's storage next.
 // It is called for every unload, whatever the reason.
@@ -148,6 +151,13 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 	}
 	if len(names) == 0 {
 		return
+	}
+	if whyKeep == "" {
+		// A node that has lost its leadership during a disable or a move unloads the mount,
+		// too, and another node goes on with its static roles. It cannot write.
+		if err := tryAgain(reading, func() error { return b.storage.Delete(reading, unmountProbe) }); err != nil {
+			whyKeep = "storage accepts no write: " + err.Error()
+		}
 	}
 	if whyKeep != "" {
 		log.Warn("tainted mount unloaded but possibly not disabled; static roles keep their accounts and keys", "static_roles", len(names), "reason", whyKeep)

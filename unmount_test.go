@@ -153,6 +153,21 @@ func TestUnmount_StepDownRetainsStaticRoles(t *testing.T) {
 	h.requireStaticKeyAfterRestart()
 }
 
+// A node loses its leadership after it has revoked all leases: it unloads the mount within
+// the minute, which another node goes on with, and only its storage shows that.
+func TestUnmount_ANodeThatCannotWriteRetainsStaticRoles(t *testing.T) {
+	t.Parallel()
+	h, one, two := leased(t)
+	h.begin()
+	require.NoError(t, h.revoke(one))
+	require.NoError(t, h.revoke(two))
+	h.storage.fail(storageFault{more: 1000})
+	h.b.Cleanup(context.Background())
+	h.storage.heal()
+	require.Contains(t, h.log.String(), "storage accepts no write")
+	h.requireStaticKeyAfterRestart()
+}
+
 // A move can fail at Vault after all revocations: its new path is in use, or the mount
 // table cannot be stored. The engine gets no call, and the taint stays.
 func TestUnmount_FailedMoveRetainsStaticRoles(t *testing.T) {

@@ -365,6 +365,9 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	h.tidy(false)
 	require.Len(t, h.recorded(), 3, "a dry run changes nothing")
 	h.tidy(true)
+	require.Len(t, h.recorded(), 3, "reports still count what was spent in the archived project")
+	h.must(h.write("config", map[string]any{"usage_retention": 0}))
+	h.tidy(true)
 	require.ElementsMatch(t, []string{h.project, unknown}, h.recorded(), "archived is final, unknown may be temporary")
 
 	h.advance(forgetAfter - time.Hour)
@@ -390,6 +393,27 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 	h.tidy(true)
 	require.Equal(t, []string{h.project}, h.recorded())
 	h.onlyLeased()
+}
+
+// What was spent in a project counts after it was archived and its last role deleted.
+func TestTidy_AnArchivedProjectStaysInReportsUntilTheRetentionEnds(t *testing.T) {
+	t.Parallel()
+	h := configured(t, openaitest.Options{})
+	archived := h.sim.AddProject("old")
+	h.must(h.write("roles/old", map[string]any{"project_id": archived}))
+	lease := h.must(h.read("creds/old"))
+	h.sim.AddCost(archived, lease.Data["api_key_id"].(string), "gpt-6, input_tokens", h.now(), "7")
+	h.must(h.remove("roles/old"))
+	h.sim.ArchiveProject(archived)
+	for range 2 {
+		h.tidy(true)
+		report := h.must(h.do(t.Context(), logical.ReadOperation, "usage", map[string]any{"group_by": "role", "format": "json"}))
+		require.EqualValues(t, "7", fmt.Sprint(report.Data["total"]))
+		h.advance(24 * time.Hour)
+	}
+	h.advance(defaultUsageRetention)
+	h.tidy(true)
+	require.NotContains(t, h.recorded(), archived)
 }
 
 func TestTidy_ReportsARoleThatCannotBeRead(t *testing.T) {
@@ -540,6 +564,7 @@ func TestTidy_EveryStorageFault(t *testing.T) {
 		h.orphan()
 		archived := h.sim.AddProject("old")
 		h.sim.ArchiveProject(archived)
+		h.must(h.write("config", map[string]any{"usage_retention": 0}))
 		for _, id := range []string{archived, "proj_unknown"} {
 			require.NoError(t, h.b.recordProject(t.Context(), h.storage, id))
 		}
@@ -1037,7 +1062,7 @@ func TestBearsTag(t *testing.T) {
 func TestGolden_ProjectV1(t *testing.T) {
 	t.Parallel()
 	s := &logical.InmemStorage{}
-	want := projectEntry{Version: 1, UnknownSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), StaticChecked: time.Date(2026, 1, 3, 3, 4, 5, 0, time.UTC)}
+	want := projectEntry{Version: 1, UnknownSince: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), ArchivedSince: time.Date(2026, 1, 4, 3, 4, 5, 0, time.UTC), StaticChecked: time.Date(2026, 1, 3, 3, 4, 5, 0, time.UTC)}
 	require.NoError(t, putProjectEntry(t.Context(), s, "proj_1", want))
 	entry, err := s.Get(t.Context(), "project/proj_1")
 	require.NoError(t, err)

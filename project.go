@@ -28,6 +28,8 @@ type projectEntry struct {
 	Version int `json:"version"`
 	// UnknownSince is when OpenAI first did not find the project.
 	UnknownSince time.Time `json:"unknown_since,omitzero"`
+	// ArchivedSince is when tidy first found the project archived, and named by no role.
+	ArchivedSince time.Time `json:"archived_since,omitzero"`
 	// StaticChecked is when the keys of its static roles were last looked for.
 	StaticChecked time.Time `json:"static_roles_checked_at,omitzero"`
 }

@@ -421,7 +421,7 @@ func (s *tidyRun) remove(ctx context.Context, project string, found finding, tri
 
 // unlessEnded returns why a project could not be tidied, or nil if there is nothing to
 // tidy because the project is archived or not found. The record of an archived project
-// is deleted once no role names it. A project that is not found may belong to another
+// that no role names is deleted once no report can name its keys. A project that is not found may belong to another
 // admin key: its record is deleted after forgetAfter, if a listing that shows another
 // project of this mount does not show it.
 func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure error) error {
@@ -444,16 +444,36 @@ func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure err
 	if !s.apply || p.named || s.partial {
 		return nil
 	}
-	if unknown {
-		if ended, err := s.longUnknown(ctx, snap, p); err != nil || !ended {
-			return err
-		}
+	ended := s.longUnknown
+	if archived {
+		ended = s.longArchived
+	}
+	if ended, err := ended(ctx, snap, p); err != nil || !ended {
+		return err
 	}
 	if err := s.storage.Delete(ctx, projectStoragePrefix+p.id); err != nil {
 		return fmt.Errorf("deleting the record of project %s: %w", p.id, err)
 	}
 	s.log.Info("project removed from tidy: it is archived or deleted and no role names it", "project_id", p.id)
 	return nil
+}
+
+// longArchived reports whether a project has been archived for as long as the records of
+// its keys' use stay. Until then reports and limits count what those have cost.
+func (s *tidyRun) longArchived(ctx context.Context, snap *snapshot, p coveredProject) (bool, error) {
+	retention := snap.config.UsageRetention
+	if retention == 0 {
+		return true, nil
+	}
+	entry, err := getProjectEntry(ctx, s.storage, p.id)
+	if err != nil || entry == nil {
+		return false, err
+	}
+	now := s.b.now()
+	if entry.ArchivedSince.IsZero() || entry.ArchivedSince.After(now.Add(clockSlack)) {
+		return false, s.b.amendProject(ctx, s.storage, p.id, func(e *projectEntry) { e.ArchivedSince = now.UTC().Truncate(time.Second) })
+	}
+	return now.Sub(entry.ArchivedSince) >= retention, nil
 }
 
 // longUnknown reports whether a project has been unknown for forgetAfter, and is absent

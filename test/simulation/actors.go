@@ -486,6 +486,7 @@ func (w *world) people() {
 		case 5: // and switch it off again
 			w.tell("people", "switch a policy on")
 			disabled := r.IntN(2) == 0
+			w.openai.weather.set(func(x *weather) { x.closed = true })
 			w.openai.sim.SetKeyCreationDisabled(disabled)
 			if !disabled {
 				w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = time.Hour })
@@ -493,6 +494,7 @@ func (w *world) people() {
 			w.sleep(pause(r, time.Hour))
 			w.openai.sim.SetKeyCreationDisabled(false)
 			w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = 0 })
+			w.openai.weather.set(func(x *weather) { x.closed = false })
 		case 0: // of what the engine has made, or others
 			accounts := w.openai.sim.Accounts()
 			if len(accounts) == 0 {
@@ -783,6 +785,7 @@ func (w *world) settle() {
 		w.sleep(10 * time.Minute)
 		w.checkOwed()
 	}
+	w.checkWorks()
 	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
 	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
 		if all, _ := w.left(); len(all) == 0 {

@@ -45,6 +45,7 @@ const (
 	guarded      = "a guardrail holds"
 	reportsRight = "reports are right to the digit"
 
+	calmWorks        = "in calm, the engine does its work"
 	recreatedRightly = "only what is missing is created again"
 )
 
@@ -71,6 +72,7 @@ var invariants = map[string]string{
 	guarded:      "With a guardrail on, no key is returned for a project that OpenAI has never said to be bounded, nor for one that was refused until OpenAI says yes; one that has it is not refused.",
 	reportsRight: "In a usage report, rows, unattributed and other roles add up to what OpenAI has charged, and no key is of another role than the one that had it.",
 
+	calmWorks:        "Once OpenAI, storage and Vault work, a role can be written, and credentials of it leased, renewed and revoked; and no static role waits for longer than failures are retried for a rotation that is due.",
 	recreatedRightly: "A static role's key or account is created again only if a person has deleted it or two proofs say so, and at most once a day.",
 }
 
@@ -372,6 +374,7 @@ type storedStatic struct {
 	Account   string        `json:"service_account_id"`
 	Adopted   bool          `json:"adopted"`
 	Recreated time.Time     `json:"recreated_at"`
+	Paused    bool          `json:"disable_automated_rotation"`
 	Next      time.Time     `json:"next_rotation"`
 	Delay     time.Duration `json:"revocation_delay"`
 	Current   struct {

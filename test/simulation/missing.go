@@ -143,6 +143,16 @@ func (o *openai) unknown(path string) bool {
 	return len(o.vanished) > 0 && slices.ContainsFunc(strings.Split(path, "/"), func(id string) bool { return !o.vanished[id].IsZero() })
 }
 
+// knew reports whether things exist, and OpenAI has known them for so long.
+func (o *openai) knew(d time.Duration, ids ...string) bool {
+	return !slices.ContainsFunc(ids, func(id string) bool {
+		o.mu.Lock()
+		found := time.Since(o.found[id])
+		o.mu.Unlock()
+		return found < d || o.gone(id)
+	})
+}
+
 // gone reports whether something does not exist at OpenAI, or was not known there for as
 // long as two proofs take.
 func (o *openai) gone(id string) bool {

@@ -24,6 +24,8 @@ const (
 	calmTicks = 4
 	// latest is how late the worker may be, which comes each minute.
 	latest = 6 * time.Minute
+	// retried is how late a rotation may be that has failed: it is retried within the hour.
+	retried = 75 * time.Minute
 	// aside is how much sooner than its grace period or revocation_delay after its successor
 	// was stored a key may be deleted: that counts from the create of the new one, before it
 	// is looked at.
@@ -166,6 +168,7 @@ func (w *world) checkOwed() {
 		stock, _ := v.stock()
 		w.checkPools(stock)
 	}
+	w.checkDue()
 	held := v.held(v.now())
 	check := func(id, account, project string) {
 		w.ledger.mu.Lock()
@@ -192,6 +195,57 @@ func (w *world) checkOwed() {
 	}
 	for _, k := range w.openai.sim.AdminKeys() {
 		check(k.ID, "", "")
+	}
+}
+
+// checkDue looks for rotations of static roles that are due although nothing has kept the
+// engine from its work.
+func (w *world) checkDue() {
+	_, p, err := w.vault.serving()
+	if err != nil || time.Since(p.began) < retried || !w.calmFor(retried) || p.v.jumped(time.Now().Add(-retried)) {
+		return
+	}
+	for name, r := range w.vault.staticRoles() {
+		if !r.Paused && w.vault.now().Sub(r.Next) > retried && !w.ledger.byPerson(r.Account, r.Current.ID, r.Project) && w.openai.knew(retried, r.Account, r.Current.ID) {
+			w.violate(calmWorks, []string{r.Account, r.Current.ID}, "static role %s should have been rotated at %s", name, r.Next.UTC().Format(time.DateTime))
+		}
+	}
+}
+
+// checkWorks has an operator write a role, and a program lease from it, where no limit is
+// in the way.
+func (w *world) checkWorks() {
+	if w.Spending || w.isBroken() || w.vault.tainted.Load() {
+		return
+	}
+	v := w.vault
+	try := func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		err := w.write(v, "operator", "roles/last", map[string]any{"project_id": w.openai.projects[0], "ttl": "20m", "max_ttl": "1h"})
+		if err != nil {
+			return err
+		}
+		l, _, err := v.issue(ctx, "last")
+		if err != nil {
+			return err
+		}
+		w.checkLease(v, l)
+		if err := v.renew(ctx, l.id, 30*time.Minute); err != nil {
+			return err
+		}
+		w.checkLease(v, l)
+		return v.revokeNow(l.id)
+	}
+	err := try()
+	// Vault itself may not store a lease, and what was to befall the process next still may.
+	for n := 0; n < 5 && err != nil; n++ {
+		time.Sleep(2 * time.Minute)
+		err = try()
+	}
+	w.actors.Wait()
+	if err != nil {
+		w.violate(calmWorks, nil, "at rest, a role is not written, or a credential of it not leased, renewed and revoked: %v", err)
 	}
 }
 

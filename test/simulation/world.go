@@ -253,6 +253,7 @@ func (w *world) live() {
 	for _, v := range append([]*vault{w.vault}, w.copies...) {
 		v.end()
 	}
+	time.Sleep(time.Minute) // what a process that was killed still waits for
 	close(w.ended)
 }
 

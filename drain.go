@@ -154,8 +154,9 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 	}
 	if whyKeep == "" {
 		// A node that has lost its leadership during a disable or a move unloads the mount,
-		// too, and another node goes on with its static roles. It cannot write.
-		if err := tryAgain(reading, func() error { return b.storage.Delete(reading, unmountProbe) }); err != nil {
+		// too, and another node goes on with its static roles. Raft and Consul accept no
+		// write of such a node; other storage cannot tell.
+		if err := tryAgain(ctx, func() error { return b.storage.Delete(ctx, unmountProbe) }); err != nil {
 			whyKeep = "storage accepts no write: " + err.Error()
 		}
 	}

@@ -399,19 +399,36 @@ func TestTidy_SkipsArchivedAndUnknownProjects(t *testing.T) {
 func TestTidy_AnArchivedProjectStaysInReportsUntilTheRetentionEnds(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
+	at := h.now().UTC()
+	h.until(time.Date(at.Year(), at.Month()+1, 15, 12, 0, 0, 0, time.UTC)) // reports are of the month
 	archived := h.sim.AddProject("old")
 	h.must(h.write("roles/old", map[string]any{"project_id": archived}))
 	lease := h.must(h.read("creds/old"))
 	h.sim.AddCost(archived, lease.Data["api_key_id"].(string), "gpt-6, input_tokens", h.now(), "7")
 	h.must(h.remove("roles/old"))
 	h.sim.ArchiveProject(archived)
+	total := func() string {
+		return fmt.Sprint(h.must(h.do(t.Context(), logical.ReadOperation, "usage", map[string]any{"group_by": "role", "format": "json"})).Data["total"])
+	}
 	for range 2 {
 		h.tidy(true)
-		report := h.must(h.do(t.Context(), logical.ReadOperation, "usage", map[string]any{"group_by": "role", "format": "json"}))
-		require.EqualValues(t, "7", fmt.Sprint(report.Data["total"]))
+		require.Equal(t, "7", total())
 		h.advance(24 * time.Hour)
 	}
-	h.advance(defaultUsageRetention)
+
+	// Should OpenAI answer nothing about it, it answers about the others.
+	h.sim.AddCost(h.project, "", "", h.now(), "2")
+	cancel := h.sim.Fail(openaitest.Fault{Status: 400, Message: "project is archived", Match: func(r *http.Request) bool {
+		return strings.Contains(r.URL.RawQuery, archived)
+	}})
+	h.advance(time.Hour) // longer than a report is kept
+	require.Equal(t, "2", total())
+	cancel()
+
+	h.advance(defaultUsageRetention - 3*24*time.Hour)
+	h.tidy(true)
+	require.Contains(t, h.recorded(), archived)
+	h.advance(3 * 24 * time.Hour)
 	h.tidy(true)
 	require.NotContains(t, h.recorded(), archived)
 }

@@ -421,7 +421,7 @@ func (s *tidyRun) remove(ctx context.Context, project string, found finding, tri
 
 // unlessEnded returns why a project could not be tidied, or nil if there is nothing to
 // tidy because the project is archived or not found. The record of an archived project
-// that no role names is deleted once no report can name its keys. A project that is not found may belong to another
+// that no role names is deleted long after that. A project that is not found may belong to another
 // admin key: its record is deleted after forgetAfter, if a listing that shows another
 // project of this mount does not show it.
 func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure error) error {
@@ -459,7 +459,8 @@ func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure err
 }
 
 // longArchived reports whether a project has been archived for as long as the records of
-// its keys' use stay. Until then reports and limits count what those have cost.
+// its keys' use stay, and for over a month. Until then reports and limits count what those
+// have cost. A clock that is ahead by mistake must not end that.
 func (s *tidyRun) longArchived(ctx context.Context, snap *snapshot, p coveredProject) (bool, error) {
 	retention := snap.config.UsageRetention
 	if retention == 0 {
@@ -469,11 +470,11 @@ func (s *tidyRun) longArchived(ctx context.Context, snap *snapshot, p coveredPro
 	if err != nil || entry == nil {
 		return false, err
 	}
-	now := s.b.now()
+	now := s.b.openAINow(snap)
 	if entry.ArchivedSince.IsZero() || entry.ArchivedSince.After(now.Add(clockSlack)) {
 		return false, s.b.amendProject(ctx, s.storage, p.id, func(e *projectEntry) { e.ArchivedSince = now.UTC().Truncate(time.Second) })
 	}
-	return now.Sub(entry.ArchivedSince) >= retention, nil
+	return now.Sub(entry.ArchivedSince) >= max(retention, defaultUsageRetention), nil
 }
 
 // longUnknown reports whether a project has been unknown for forgetAfter, and is absent
@@ -507,10 +508,10 @@ func (s *tidyRun) longUnknown(ctx context.Context, snap *snapshot, p coveredProj
 // known records that OpenAI shows a project.
 func (s *tidyRun) known(ctx context.Context, id string) error {
 	entry, err := getProjectEntry(ctx, s.storage, id)
-	if err != nil || entry == nil || entry.UnknownSince.IsZero() {
+	if err != nil || entry == nil || entry.UnknownSince.IsZero() && entry.ArchivedSince.IsZero() {
 		return err
 	}
-	return s.b.amendProject(ctx, s.storage, id, func(e *projectEntry) { e.UnknownSince = time.Time{} })
+	return s.b.amendProject(ctx, s.storage, id, func(e *projectEntry) { e.UnknownSince, e.ArchivedSince = time.Time{}, time.Time{} })
 }
 
 const (

@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"math/big"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -83,8 +84,27 @@ func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func
 	if err != nil {
 		return fmt.Errorf("listing the projects: %w", err)
 	}
-	parts := slices.Collect(slices.Chunk(projects, projectsPerCall))
-	return b.retryWithCurrentKey(ctx, req, &snap, func(snap *snapshot) error { return read(snap, parts) })
+	readAll := func(projects []string) error {
+		parts := slices.Collect(slices.Chunk(projects, projectsPerCall))
+		return b.retryWithCurrentKey(ctx, req, &snap, func(snap *snapshot) error { return read(snap, parts) })
+	}
+	err = readAll(projects)
+	if e := client.AsError(err); e == nil || e.Status != http.StatusBadRequest && e.Status != http.StatusNotFound {
+		return err
+	}
+	// Whether OpenAI answers about archived projects is not documented. If it does not, the
+	// costs of the others must not be missed for that.
+	var others []string
+	for _, id := range projects {
+		entry, unread := getProjectEntry(ctx, req.Storage, id)
+		if unread != nil || entry == nil || entry.ArchivedSince.IsZero() {
+			others = append(others, id)
+		}
+	}
+	if len(others) == len(projects) {
+		return err
+	}
+	return readAll(others)
 }
 
 // modelOf is the model of a line item such as "gpt-5-mini, input_tokens", and the line

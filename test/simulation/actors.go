@@ -486,7 +486,7 @@ func (w *world) people() {
 		case 5: // and switch it off again
 			w.tell("people", "switch a policy on")
 			disabled := r.IntN(2) == 0
-			w.openai.weather.set(func(x *weather) { x.closed = true })
+			w.openai.weather.set(func(x *weather) { x.closed++ })
 			w.openai.sim.SetKeyCreationDisabled(disabled)
 			if !disabled {
 				w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = time.Hour })
@@ -494,7 +494,7 @@ func (w *world) people() {
 			w.sleep(pause(r, time.Hour))
 			w.openai.sim.SetKeyCreationDisabled(false)
 			w.openai.sim.Configure(func(o *openaitest.Options) { o.MaxKeyLifetime = 0 })
-			w.openai.weather.set(func(x *weather) { x.closed = false })
+			w.openai.weather.set(func(x *weather) { x.closed-- })
 		case 0: // of what the engine has made, or others
 			accounts := w.openai.sim.Accounts()
 			if len(accounts) == 0 {

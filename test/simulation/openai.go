@@ -393,7 +393,7 @@ type weather struct {
 	writes time.Duration // or only those that write: reads are the node's own
 	reads  time.Duration // or only those that read: what was written is answered at once
 	rests  bool          // for good: nothing is slow either
-	closed bool          // people allow no new keys, or only short ones
+	closed int           // people who allow no new keys, or only short ones
 	bad    bool          // until the next calm, which began at since
 	since  time.Time
 	admin  time.Time // since when calls about admin keys are well; zero = they are not
@@ -456,7 +456,7 @@ func (x *weather) storesWell() bool {
 func (x *weather) calmFor(d time.Duration) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return !x.bad && !x.closed && x.odds == 0 && !x.hides && x.longer == 0 && time.Since(x.since) >= d
+	return !x.bad && x.closed == 0 && x.odds == 0 && !x.hides && x.longer == 0 && time.Since(x.since) >= d
 }
 
 // change is the weather of a life: calm and trouble in turns.

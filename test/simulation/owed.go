@@ -274,6 +274,9 @@ func (p *process) replaced(entry *logical.StorageEntry) {
 		var was, is storedConfig
 		if json.Unmarshal(stored.Value, &was) == nil && json.Unmarshal(entry.Value, &is) == nil {
 			note(was.ID, is.ID, is.Grace-aside)
+			if is.Grace < was.Grace { // also of what was replaced since that was asked for
+				p.w.ledger.shortened(is.Grace)
+			}
 			p.w.checkAdminKey(p, is)
 		}
 	}
@@ -287,17 +290,22 @@ type grace struct {
 	shortest time.Duration
 }
 
+// shortened notes that a grace period was written.
+func (l *ledger) shortened(to time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, g := range l.graces {
+		if g.of == "config" {
+			g.shortest = min(g.shortest, to-aside)
+			l.graces[id] = g
+		}
+	}
+}
+
 // shorten writes a grace period, which also applies to what was replaced already if it is
 // shorter (docs/rotation.md).
 func (w *world) shorten(who string, to time.Duration) {
-	w.ledger.mu.Lock()
-	for id, g := range w.ledger.graces {
-		if g.of == "config" {
-			g.shortest = min(g.shortest, to-aside)
-			w.ledger.graces[id] = g
-		}
-	}
-	w.ledger.mu.Unlock()
+	w.ledger.shortened(to)
 	_ = w.write(w.vault, who, "config", map[string]any{"rotation_grace_period": to.String()})
 }
 

@@ -82,7 +82,7 @@ func (w *world) pools() {
 func (w *world) overstay(role string, r *rand.Rand) {
 	_ = w.write(w.vault, "operator", "roles/"+role, map[string]any{"pool_max_age": "10m"})
 	w.sleep(7 * time.Minute)
-	w.openai.weather.set(func(x *weather) { x.closed = true })
+	w.openai.weather.set(func(x *weather) { x.closed++ })
 	w.openai.sim.SetKeyCreationDisabled(true)
 	w.tell("people", "allow no new keys for some minutes")
 	last := time.Now()
@@ -98,7 +98,7 @@ func (w *world) overstay(role string, r *rand.Rand) {
 	w.crowd(w.vault, role, 3, func(l *lease) { w.checkLease(w.vault, l) })
 	w.sleep(time.Minute)
 	w.openai.sim.SetKeyCreationDisabled(false)
-	w.openai.weather.set(func(x *weather) { x.closed = false })
+	w.openai.weather.set(func(x *weather) { x.closed-- })
 	_ = w.write(w.vault, "operator", "roles/"+role, map[string]any{"pool_max_age": "0"})
 }
 

@@ -9,6 +9,7 @@ package simulation
 import (
 	"context"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -47,12 +48,15 @@ func (w *world) remove(path string, r *rand.Rand) error {
 	if r.IntN(8) == 0 { // who hangs up
 		time.AfterFunc(time.Duration(r.Int64N(int64(5*time.Second))), cancel)
 	}
-	w.ledger.ends(path, time.Now().Add(time.Hour))
+	before := w.ledger.ends(path, time.Now().Add(time.Hour))
 	resp, err := w.vault.request(ctx, logical.DeleteOperation, path, nil)
-	w.ledger.ends(path, time.Now())
 	if err == nil && resp.IsError() {
 		err = resp.Error()
 	}
+	if _, stands := w.vault.staticRoles()[strings.TrimPrefix(path, "static-roles/")]; err == nil || !stands && path != "config" || path == "config" && w.vault.adminKeyID() == "" {
+		before = time.Now()
+	}
+	w.ledger.ends(path, before)
 	w.tell("remover", "deletes %s: %v", path, err)
 	return err
 }
@@ -60,7 +64,7 @@ func (w *world) remove(path string, r *rand.Rand) error {
 // removeRole deletes a role, whose leases live on. Meanwhile programs lease from it.
 func (w *world) removeRole(r *rand.Rand) {
 	i := r.IntN(len(roles))
-	if w.ledger.handed(w.openai.projects[2]) { // the last of its project, which a person has archived
+	if r.IntN(2) == 0 && w.ledger.handed(w.openai.projects[2]) { // the last of its project, which a person has archived
 		i = 3
 	}
 	role := roles[i].name
@@ -135,7 +139,8 @@ func (w *world) disposeOfAdmins() {
 
 // mistake writes the admin key of another organization.
 func (w *world) mistake() {
-	if w.vault.adminKeyID() == "" {
+	names, _ := w.vault.storage().List(context.Background(), "role/") // in memory, nothing fails
+	if len(names) == 0 || w.vault.adminKeyID() == "" {
 		return
 	}
 	if w.write(w.vault, "remover", "config", map[string]any{"admin_api_key": w.openai.otherKey}) == nil {
@@ -167,9 +172,10 @@ func (o *openai) batch() string {
 }
 
 // ends notes until when a delete of a static role or the config may end keys that were
-// replaced before.
-func (l *ledger) ends(path string, at time.Time) {
+// replaced before, and returns what was noted last.
+func (l *ledger) ends(path string, at time.Time) (before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.removed[path] = at
+	before, l.removed[path] = l.removed[path], at
+	return before
 }

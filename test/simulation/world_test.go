@@ -36,6 +36,8 @@ var kept = []struct {
 	{30137, "after the clock had been ahead, renewals did not extend a key that OpenAI had ended"},
 	{80111019, "a config that was read again in an outage forgot OpenAI's time, and a block outlasted its window"},
 	{80120226, "a guardrail whose question failed while the clock was ahead was not asked again for hours"},
+	{7166, "tidy forgot an archived project, and reports what its keys had cost"},
+	{7395, "a node that had lost its leadership during a failed move deleted static roles, with which the next one went on"},
 	{80132547, "the WAL entry of an admin key that was used, and has expired, stayed for ever"},
 }
 

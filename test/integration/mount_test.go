@@ -121,8 +121,19 @@ func (m *mount) adminConfig() map[string]any {
 // keepAdminKey excludes Vault's admin key from the leak check: disabling an engine
 // does not delete the admin key.
 func (m *mount) keepAdminKey() {
-	config, err := m.client.Logical().Read(m.path + "/config")
-	if err == nil && config != nil {
+	var config *api.Secret
+	var err error
+	for range 5 { // a busy server may not answer in time
+		if config, err = m.client.Logical().Read(m.path + "/config"); err == nil {
+			break
+		}
+		time.Sleep(time.Second)
+	}
+	if err != nil {
+		m.t.Logf("the admin key of the config is not known: %v", err)
+		return
+	}
+	if config != nil {
 		if id, ok := config.Data["effective_admin_api_key_id"].(string); ok {
 			m.sim.Keep(id)
 		}

@@ -512,7 +512,7 @@ func TestTheComposeFileKeepsAKeyForTheProgram(t *testing.T) {
 		return string(out)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 3*time.Minute)
 		defer cancel()
 		log := composed(ctx, "logs")
 		if t.Failed() {

@@ -68,8 +68,8 @@ func TestVaultAgentAlwaysHasAWorkingKeyInItsFile(t *testing.T) {
 func TestVaultAgentRestartsAProgramBeforeItsKeyEnds(t *testing.T) {
 	m := newMount(t)
 	// The Agent waits two seconds for further changes before it restarts the
-	// program. The old key outlasts that: a tenth of its ttl is left.
-	m.role("my-app", "30s", "40s")
+	// program. The old key outlasts that, and a slow read: a tenth of its ttl is left.
+	m.role("my-app", "60s", "90s")
 	dir := t.TempDir()
 	m.login("application", dir)
 	app, started := filepath.Join(dir, "my-app"), filepath.Join(dir, "started")
@@ -79,7 +79,7 @@ exec sleep 600
 `), 0o700))
 	config := m.exampleFile("vault-agent/exec.hcl", dir, "/usr/local/bin/my-app", app)
 	agent := m.tool(dir, nil, m.vault.Binary(), "agent", "-config="+config)
-	m.watch("vault agent's program", 2, 2*time.Minute, file(started))
+	m.watch("vault agent's program", 2, 3*time.Minute, file(started))
 
 	running, err := agent.Children()
 	require.NoError(t, err)

@@ -787,7 +787,7 @@ func (w *world) settle() {
 	}
 	w.checkWorks()
 	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
-	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(time.Hour) {
+	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(61 * time.Minute) { // not at each hour's rotation
 		if all, _ := w.left(); len(all) == 0 {
 			break
 		}

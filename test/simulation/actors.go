@@ -786,7 +786,7 @@ func (w *world) settle() {
 		w.checkOwed()
 	}
 	w.checkWorks()
-	rest := 10 * 24 * time.Hour // longer than any kept key, than a day's irrevocable lease and a longest lease
+	rest := 10 * 24 * time.Hour                                                                     // longer than any kept key, than a day's irrevocable lease and a longest lease
 	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(61 * time.Minute) { // not at each hour's rotation
 		if all, _ := w.left(); len(all) == 0 {
 			break

@@ -238,7 +238,7 @@ func (w *world) checkWorks() {
 		return v.revokeNow(l.id)
 	}
 	err := try()
-	// Vault itself may not store a lease, and what was to befall the process next still may.
+	// Vault may fail to store a lease, and a planned crash or storage fault may still come.
 	for n := 0; n < 5 && err != nil; n++ {
 		time.Sleep(2 * time.Minute)
 		err = try()

@@ -3,8 +3,8 @@ package simulation
 // This file owns the operators who delete roles, static roles and the config, and write
 // them again later, and the one who tries another organization's admin key.
 //
-// What must stay true: a delete ends graces, and what it leaves behind has the same bound
-// as all else that nobody holds; only of admin keys the operator disposes.
+// What must stay true: a delete also ends grace periods; whatever it leaves at OpenAI has the
+// same bound as everything else without a holder, except admin keys, which operators delete.
 
 import (
 	"context"
@@ -15,9 +15,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// removals deletes what there is to delete, and writes it again: where keys cost nothing,
-// since a role takes its limit along, and, but for roles, where there is no copy, which
-// does not know what its original's operators have deleted.
+// removals deletes roles, static roles and the config, and writes them again. A copy does
+// not know what its original's operators have deleted, so with one only roles are deleted;
+// and the config only without spending, since usage_interval goes with it.
 func (w *world) removals() {
 	r := w.dice("removals")
 	for w.sleep(pause(r, 4*time.Hour)) {

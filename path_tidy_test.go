@@ -423,6 +423,7 @@ func TestTidy_AnArchivedProjectStaysInReportsUntilTheRetentionEnds(t *testing.T)
 	}})
 	h.advance(time.Hour) // longer than a report is kept
 	require.Equal(t, "2", total())
+	require.Contains(t, h.log.String(), "costs of archived projects are not counted")
 	cancel()
 
 	h.advance(defaultUsageRetention - 3*24*time.Hour)

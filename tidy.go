@@ -421,9 +421,9 @@ func (s *tidyRun) remove(ctx context.Context, project string, found finding, tri
 
 // unlessEnded returns why a project could not be tidied, or nil if there is nothing to
 // tidy because the project is archived or not found. The record of an archived project
-// that no role names is deleted long after that. A project that is not found may belong to another
-// admin key: its record is deleted after forgetAfter, if a listing that shows another
-// project of this mount does not show it.
+// that no role names is deleted once longArchived. A project that is not found may belong
+// to another admin key: its record is deleted after forgetAfter, if a listing that shows
+// another project of this mount does not show it.
 func (s *tidyRun) unlessEnded(ctx context.Context, p coveredProject, failure error) error {
 	e := client.AsError(failure)
 	if e == nil || e.Status/100 != 4 || e.RateLimited() {

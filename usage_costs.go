@@ -93,7 +93,7 @@ func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func
 		return err
 	}
 	// Whether OpenAI answers about archived projects is not documented. If it does not, the
-	// costs of the others must not be missed for that.
+	// costs of the others must still be read.
 	var others []string
 	for _, id := range projects {
 		entry, unread := getProjectEntry(ctx, req.Storage, id)
@@ -104,6 +104,7 @@ func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func
 	if len(others) == len(projects) {
 		return err
 	}
+	b.log(req).Warn("costs of archived projects are not counted", "projects", len(projects)-len(others), "error", err)
 	return readAll(others)
 }
 

@@ -786,8 +786,10 @@ func (w *world) settle() {
 		w.checkOwed()
 	}
 	w.checkWorks()
-	rest := 10 * 24 * time.Hour                                                                     // longer than any kept key, than a day's irrevocable lease and a longest lease
-	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(61 * time.Minute) { // not at each hour's rotation
+	// Longer than any kept key, than a day's irrevocable lease and a longest lease. The looks
+	// are not at the minute of an hourly rotation.
+	rest := 10 * 24 * time.Hour
+	for began := time.Now(); time.Since(began) < rest && !w.isBroken(); w.sleep(61 * time.Minute) {
 		if all, _ := w.left(); len(all) == 0 {
 			break
 		}

@@ -223,6 +223,7 @@ func newBackend() *backend {
 		PeriodicFunc:     b.periodic,
 		RotateCredential: b.rotateCredential,
 		Clean: func(ctx context.Context) {
+			b.drainUnseen(ctx)
 			b.cancel()
 			b.lastFlush(ctx)
 			b.deleteStaticRoles(ctx)
@@ -280,25 +281,19 @@ func (b *backend) periodic(ctx context.Context, req *logical.Request) error {
 	b.pushGauges(ctx, req)
 	tainted := b.System().Tainted()
 	b.unmount.look(tainted)
-	if tainted {
-		b.closePools()
-		b.releaseDoomed()
-		ctx, cancel := context.WithTimeout(ctx, drainBudget)
-		defer cancel()
-		if err := b.rotation.look.End(ctx); err != nil {
-			return err
+	if !tainted {
+		if b.WriteSafeReplicationState() {
+			b.startSchedule(req)
+			b.startStaticWorker(req)
 		}
-		if err := b.static.worker.End(ctx); err != nil {
-			return err
+		b.startJobs(req) //nolint:contextcheck // the worker outlives the tick that starts it
+		// A disable that begins during this call waits for its end, and makes no other.
+		if tainted = b.System().Tainted(); !tainted {
+			return nil
 		}
-		return b.drain(ctx, req)
+		b.unmount.look(tainted)
 	}
-	if b.WriteSafeReplicationState() {
-		b.startSchedule(req)
-		b.startStaticWorker(req)
-	}
-	b.startJobs(req) //nolint:contextcheck // the worker outlives the tick that starts it
-	return nil
+	return b.drain(ctx, req, drainBudget)
 }
 
 // HandleExistenceCheck checks the path without the request's data: existence does not

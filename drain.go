@@ -22,10 +22,20 @@ import (
 	"vault-plugin-secrets-openai/internal/text"
 )
 
-// drain processes the WAL within the request, regardless of the age of its entries: the
-// mount is being disabled, and Vault deletes its storage next.
-func (b *backend) drain(ctx context.Context, req *logical.Request) error {
-	end := time.Now().Add(drainBudget)
+// drain processes the WAL within the request, in at most budget and regardless of the age
+// of its entries: the mount is being disabled, and Vault deletes its storage next.
+func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.Duration) error {
+	b.closePools()
+	b.releaseDoomed()
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	if err := b.rotation.look.End(ctx); err != nil {
+		return err
+	}
+	if err := b.static.worker.End(ctx); err != nil {
+		return err
+	}
+	end := time.Now().Add(budget)
 	b.drainEnds.Store(&end)
 	for _, j := range b.work.jobs() { // this function does their work
 		release, err := j.Hold(ctx)
@@ -76,6 +86,24 @@ func (b *backend) drain(ctx context.Context, req *logical.Request) error {
 		b.logLeft(context.WithoutCancel(ctx), req, err)
 	}
 	return err
+}
+
+// drainUnseen drains a mount at its unload if no rollback has found the taint. A disable
+// makes one, but one that begins while Vault's periodic rollback is in flight waits for
+// that instead (vault/rollback.go, Rollback). If the taint began too late in it for the
+// engine to notice, the unload is the last call.
+func (b *backend) drainUnseen(ctx context.Context) {
+	if b.storage == nil || b.System() == nil || !b.unmount.servesAtLastLook() || !b.System().Tainted() || !b.mayWriteLocally() {
+		return
+	}
+	b.draining.Store(true)
+	req := &logical.Request{Storage: b.storage}
+	if known := b.mountPoint.Load(); known != nil {
+		req.MountPoint = *known
+	}
+	if err := b.drain(context.WithoutCancel(ctx), req, unmountBudget); err != nil {
+		b.log(req).Error("mount unloaded before its WAL rollback was complete", "error", err)
+	}
 }
 
 // logLeft logs what a disabled mount leaves at OpenAI, once for each disable: a failed

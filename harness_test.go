@@ -927,6 +927,7 @@ type rotationManager struct {
 	unasked  int
 	tainting bool
 
+	taintsNext     bool                       // after the next look
 	entities       map[string]*logical.Entity // of the identity store
 	entitiesAsked  int
 	entitiesFailed error
@@ -952,10 +953,19 @@ func (m *rotationManager) taint() {
 	m.tainting = true
 }
 
+// taintAfterLook has the taint begin when the engine has just looked for one.
+func (m *rotationManager) taintAfterLook() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.taintsNext = true
+}
+
 func (m *rotationManager) Tainted() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.tainting || m.TaintedVal
+	tainted := m.tainting || m.TaintedVal
+	m.tainting, m.taintsNext = m.tainting || m.taintsNext, false
+	return tainted
 }
 
 // PluginEnv is also called in the background, while a test may change another field:

@@ -407,8 +407,10 @@ func TestTidy_AnArchivedProjectStaysInReportsUntilTheRetentionEnds(t *testing.T)
 	h.sim.AddCost(archived, lease.Data["api_key_id"].(string), "gpt-6, input_tokens", h.now(), "7")
 	h.must(h.remove("roles/old"))
 	h.sim.ArchiveProject(archived)
+	var last *logical.Response
 	total := func() string {
-		return fmt.Sprint(h.must(h.do(t.Context(), logical.ReadOperation, "usage", map[string]any{"group_by": "role", "format": "json"})).Data["total"])
+		last = h.must(h.do(t.Context(), logical.ReadOperation, "usage", map[string]any{"group_by": "role", "format": "json"}))
+		return fmt.Sprint(last.Data["total"])
 	}
 	for range 2 {
 		h.tidy(true)
@@ -424,7 +426,14 @@ func TestTidy_AnArchivedProjectStaysInReportsUntilTheRetentionEnds(t *testing.T)
 	h.advance(time.Hour) // longer than a report is kept
 	require.Equal(t, "2", total())
 	require.Contains(t, h.log.String(), "costs of archived projects are not counted")
+	require.Contains(t, strings.Join(last.Warnings, "\n"), "OpenAI refused to report 1 of the projects, which are archived")
 	cancel()
+
+	right := h.now()
+	h.setClock(time.Until(right) + 2*defaultUsageRetention) // by mistake; OpenAI's is right
+	h.tidy(true)
+	require.Contains(t, h.recorded(), archived)
+	h.setClock(time.Until(right))
 
 	h.advance(defaultUsageRetention - 3*24*time.Hour)
 	h.tidy(true)

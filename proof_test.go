@@ -856,7 +856,7 @@ func TestDisable_LogsEntriesWhenAWorkerDoesNotEnd(t *testing.T) {
 	defer release()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	require.Error(t, h.b.drain(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}))
+	require.Error(t, h.b.drain(ctx, &logical.Request{Storage: h.storage, MountPoint: "openai/"}, drainBudget))
 	lines := h.lines("credential remains at OpenAI")
 	require.Len(t, lines, 1)
 	require.Equal(t, id, lines[0]["service_account_id"])

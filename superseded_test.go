@@ -732,8 +732,10 @@ func TestSchedule_WrongClockAtARotationDeletesNoActiveKey(t *testing.T) {
 				h.runPeriodicWork()
 				h.lease("creds/app", nil)
 			}
-			h.advance(6 * time.Minute)
-			h.runPeriodicWork()
+			for range 2 { // a rotation that a busy machine failed is repeated in the first
+				h.advance(6 * time.Minute)
+				h.runPeriodicWork()
+			}
 			require.Len(t, h.adminKeyIDs(), 1)
 		})
 	}

@@ -20,8 +20,7 @@ import (
 )
 
 const (
-	// unmountWorkers and unmountBudget bound the deletes at the unload, during which
-	// other mounts of the process wait.
+	// unmountWorkers bounds the static roles that an unload deletes in parallel.
 	unmountWorkers = 16
 	// unmountReading is for reading what must be logged after unmountBudget is spent.
 	unmountReading = 5 * time.Second
@@ -125,6 +124,13 @@ func (u *unmount) look(tainted bool) {
 		u.phase, u.logged = rollingBack, false
 		u.step, u.revoked = time.Time{}, false
 	}
+}
+
+// servesAtLastLook reports whether the last look found no taint.
+func (u *unmount) servesAtLastLook() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.phase == served
 }
 
 // request records a request that Vault does not send to a tainted mount.

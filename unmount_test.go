@@ -255,6 +255,46 @@ func TestUnmount_ALongDisableLeavesNothing(t *testing.T) {
 	}
 }
 
+// A disable that begins while Vault's periodic rollback is in flight waits for it, and
+// makes no other.
+func TestUnmount_ADisableDuringAPeriodicRollbackDrains(t *testing.T) {
+	t.Parallel()
+	for name, taint := range map[string]func(h *harness){
+		"before the last look": func(h *harness) {
+			h.manager.taintAfterLook()
+			h.rollbackOnly()
+		},
+		"after the last look": func(h *harness) {
+			h.rollbackOnly()
+			h.manager.taint()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, one, two := leased(t)
+			h.must(h.write("config/rotate", nil))
+			require.Len(t, h.adminKeyIDs(), 2)
+			h.account(h.project, "vault-app-young", time.Hour)
+			require.NoError(t, putWALEntry(t.Context(), h.storage, "young", walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young", CreatedAt: h.now()}, h.now()))
+			h.releaseStatic()
+			taint(h)
+			require.NoError(t, h.revoke(one))
+			require.NoError(t, h.revoke(two))
+			ctx, gone := context.WithCancel(t.Context())
+			gone() // the client has disconnected
+			h.b.Cleanup(ctx)
+			require.Len(t, h.adminKeyIDs(), 1)
+			if name == "before the last look" {
+				require.Empty(t, h.liveAccounts())
+			} else {
+				h.onlyStatic()
+				require.Contains(t, h.log.String(), "this process did not see the taint begin")
+			}
+			h.sim.KeepAll()
+		})
+	}
+}
+
 // A step-down may unload the mount before the first rollback returns.
 func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	t.Parallel()
@@ -294,7 +334,7 @@ func TestUnmount_RepeatsReadsThatFail(t *testing.T) {
 	h.manager.taint()
 	watched := &watchedStorage{Storage: h.storage}
 	reads := watched.failEachOnce()
-	require.NoError(t, h.b.drain(t.Context(), &logical.Request{Storage: watched, MountPoint: "openai/"}))
+	require.NoError(t, h.b.drain(t.Context(), &logical.Request{Storage: watched, MountPoint: "openai/"}, drainBudget))
 	require.GreaterOrEqual(t, reads(configStorageKey), 2)
 	require.Empty(t, h.liveAccounts())
 	require.Len(t, h.adminKeyIDs(), 1)

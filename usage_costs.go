@@ -32,9 +32,10 @@ type costCell struct{ key, group string }
 
 // costs are sums of what OpenAI says that the projects of this mount cost in a window.
 type costs struct {
-	by    func(client.Cost) string // nil for sums by key alone
-	cells map[costCell]*big.Rat
-	total *big.Rat
+	by      func(client.Cost) string // nil for sums by key alone
+	cells   map[costCell]*big.Rat
+	total   *big.Rat
+	omitted int // archived projects that OpenAI refuses to report
 }
 
 func (c *costs) add(some []client.Cost) error {
@@ -58,7 +59,7 @@ func (c *costs) add(some []client.Cost) error {
 // before end, by key and by what by chooses.
 func (b *backend) readCosts(ctx context.Context, req *logical.Request, start, end time.Time, by func(client.Cost) string) (*costs, error) {
 	var sums *costs
-	err := b.readUsage(ctx, req, func(snap *snapshot, projects [][]string) error {
+	omitted, err := b.readUsage(ctx, req, func(snap *snapshot, projects [][]string) error {
 		sums = &costs{by: by, cells: map[costCell]*big.Rat{}, total: new(big.Rat)} // again after a rotation
 		for _, some := range projects {
 			if err := snap.api.EachCost(ctx, start, end, some, sums.add); err != nil {
@@ -70,19 +71,21 @@ func (b *backend) readCosts(ctx context.Context, req *logical.Request, start, en
 	if err != nil {
 		return nil, err
 	}
+	sums.omitted = omitted
 	return sums, nil
 }
 
 // readUsage calls read with the recorded projects, in parts that fit into a query. It
-// calls again from the start if a rotation has replaced the admin key.
-func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func(snap *snapshot, projects [][]string) error) error {
+// calls again from the start if a rotation has replaced the admin key, and without the
+// archived projects if OpenAI refuses; omitted is their number.
+func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func(snap *snapshot, projects [][]string) error) (omitted int, err error) {
 	snap, err := b.current(ctx, req.Storage)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	projects, err := req.Storage.List(ctx, projectStoragePrefix)
 	if err != nil {
-		return fmt.Errorf("listing the projects: %w", err)
+		return 0, fmt.Errorf("listing the projects: %w", err)
 	}
 	readAll := func(projects []string) error {
 		parts := slices.Collect(slices.Chunk(projects, projectsPerCall))
@@ -90,7 +93,7 @@ func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func
 	}
 	err = readAll(projects)
 	if e := client.AsError(err); e == nil || e.Status != http.StatusBadRequest && e.Status != http.StatusNotFound {
-		return err
+		return 0, err
 	}
 	// Whether OpenAI answers about archived projects is not documented. If it does not, the
 	// costs of the others must still be read.
@@ -101,11 +104,12 @@ func (b *backend) readUsage(ctx context.Context, req *logical.Request, read func
 			others = append(others, id)
 		}
 	}
-	if len(others) == len(projects) {
-		return err
+	omitted = len(projects) - len(others)
+	if omitted == 0 {
+		return 0, err
 	}
-	b.log(req).Warn("costs of archived projects are not counted", "projects", len(projects)-len(others), "error", err)
-	return readAll(others)
+	b.log(req).Warn("costs of archived projects are not counted", "projects", omitted, "error", err)
+	return omitted, readAll(others)
 }
 
 // modelOf is the model of a line item such as "gpt-5-mini, input_tokens", and the line

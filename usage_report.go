@@ -99,6 +99,7 @@ type usageReport struct {
 	rows                               []usageRow // dearest first, days in order
 	others, unattributed, total        *usageSum  // others: of keys of other roles than the query's
 	unread                             int        // entries of records that could not be read
+	omitted                            int        // archived projects that OpenAI refuses to report
 	retention                          time.Duration
 	recordsIdentity, someoneUnresolved bool
 	readAt                             time.Time
@@ -179,7 +180,7 @@ func (b *backend) readReport(ctx context.Context, req *logical.Request, q usageQ
 		return nil, err
 	}
 	r := &usageReport{others: newUsageSum(), unattributed: newUsageSum(), total: newUsageSum(), retention: snap.config.UsageRetention, recordsIdentity: snap.config.UsageRecordIdentity, readAt: b.now()}
-	cells, err := b.readCells(ctx, req, q)
+	cells, err := b.readCells(ctx, req, q, r)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +219,7 @@ func (b *backend) readReport(ctx context.Context, req *logical.Request, q usageQ
 
 // readCells returns the costs, and what was done for them, by key and by the group of the
 // query as far as it depends on the cost and not on the key.
-func (b *backend) readCells(ctx context.Context, req *logical.Request, q usageQuery) (map[costCell]*usageSum, error) {
+func (b *backend) readCells(ctx context.Context, req *logical.Request, q usageQuery, r *usageReport) (map[costCell]*usageSum, error) {
 	var by func(client.Cost) string
 	used := func(client.Usage) string { return "" }
 	switch q.group {
@@ -231,6 +232,7 @@ func (b *backend) readCells(ctx context.Context, req *logical.Request, q usageQu
 	if err != nil {
 		return nil, err
 	}
+	r.omitted = costs.omitted
 	cells := make(map[costCell]*usageSum, len(costs.cells))
 	for cell, amount := range costs.cells {
 		cells[cell] = &usageSum{cost: amount}
@@ -239,7 +241,7 @@ func (b *backend) readCells(ctx context.Context, req *logical.Request, q usageQu
 		return cells, nil
 	}
 	counts := map[costCell]usageCounts{}
-	err = b.readUsage(ctx, req, func(snap *snapshot, projects [][]string) error {
+	omitted, err := b.readUsage(ctx, req, func(snap *snapshot, projects [][]string) error {
 		clear(counts) // again after a rotation
 		for _, kind := range client.UsageKinds {
 			for _, some := range projects {
@@ -265,6 +267,7 @@ func (b *backend) readCells(ctx context.Context, req *logical.Request, q usageQu
 		}
 		cells[cell].usageCounts = n
 	}
+	r.omitted = max(r.omitted, omitted)
 	return cells, err
 }
 
@@ -415,6 +418,9 @@ func (r *usageReport) warnings(q usageQuery, now time.Time) (all []string) {
 	}
 	if r.someoneUnresolved {
 		all = append(all, "Vault did not return some entities, so their costs are shown under the entity IDs.")
+	}
+	if r.omitted > 0 {
+		all = append(all, fmt.Sprintf("OpenAI refused to report %d of the projects, which are archived, so their figures are missing; the log has its answer.", r.omitted))
 	}
 	if r.unread > 0 {
 		all = append(all, fmt.Sprintf("%d entries of usage records could not be read, so the costs of their keys are unattributed; the log names the entries.", r.unread))

@@ -59,9 +59,18 @@ func (v *vault) disable() error {
 // taint begins a disable or a move: the taint, one rollback, the leases one by one. A
 // failure leaves the mount tainted.
 func (v *vault) taint(t *term, what string) error {
+	if v.w.Trouble && v.roll(3) == 0 { // while a periodic rollback is in flight
+		v.mu.Lock()
+		next := t.lastTick.Add(tickEvery)
+		v.mu.Unlock()
+		time.Sleep(time.Until(next) + time.Duration(v.roll(20))*time.Millisecond)
+		if !v.goesOn(t) {
+			return errSealed
+		}
+	}
 	v.w.tell(v.name, "%s", what)
 	v.tainted.Store(true)
-	v.rollback(t.ctx)
+	v.rollback(t)
 	err := v.revokePrefix(t.ctx, false)
 	if err != nil {
 		v.w.tell(v.name, "has failed, and leaves the taint: %v", err)
@@ -160,7 +169,7 @@ func (v *vault) sealNamespace(pause time.Duration) {
 	v.w.tell(v.name, "seals the namespace for %s", pause)
 	v.sealing.Store(true)
 	v.tainted.Store(true)
-	v.rollback(t.ctx)
+	v.rollback(t)
 	_, p, err := v.active()
 	v.mu.Lock()
 	v.mounted = false

@@ -90,6 +90,9 @@ type term struct {
 	slots  chan struct{}
 	busy   sync.WaitGroup // requests, ticks and revocations in progress
 	ends   atomic.Bool    // takes no more requests
+
+	lastTick time.Time
+	inFlight chan struct{} // closed when the rollback in progress ends; nil if there is none
 }
 
 func newVault(w *world, name string) *vault {
@@ -165,7 +168,7 @@ func (v *vault) roll(n int) int {
 // rollback manager begins to tick.
 func (v *vault) start() {
 	ctx, cancel := context.WithCancel(context.Background())
-	t := &term{ctx: ctx, cancel: cancel, slots: make(chan struct{}, revokeWorkers)}
+	t := &term{ctx: ctx, cancel: cancel, slots: make(chan struct{}, revokeWorkers), lastTick: time.Now()}
 	v.mu.Lock()
 	mounted := v.mounted
 	v.mu.Unlock()
@@ -378,17 +381,37 @@ func (v *vault) ticks(t *term) {
 		case <-t.ctx.Done():
 			return
 		}
-		v.rollback(t.ctx)
+		v.mu.Lock()
+		t.lastTick = time.Now()
+		v.mu.Unlock()
+		v.rollback(t)
 	}
 }
 
-// rollback is one RollbackOperation. Its errors are of no consequence.
-func (v *vault) rollback(ctx context.Context) {
-	t, p, err := v.serving()
-	if err != nil {
+// rollback is one RollbackOperation, or waits for one that is in flight and makes no
+// other (rollback.go, Rollback). Its errors are of no consequence.
+func (v *vault) rollback(t *term) {
+	v.mu.Lock()
+	inFlight, done := t.inFlight, make(chan struct{})
+	if inFlight == nil {
+		t.inFlight = done
+	}
+	v.mu.Unlock()
+	if inFlight != nil {
+		<-inFlight
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
+	defer func() {
+		v.mu.Lock()
+		t.inFlight = nil
+		v.mu.Unlock()
+		close(done)
+	}()
+	serving, p, err := v.serving()
+	if err != nil || serving != t {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, tickTimeout)
 	defer cancel()
 	_, _ = v.call(ctx, t, p, &logical.Request{Operation: logical.RollbackOperation, Path: ""})
 }

@@ -29,22 +29,23 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 	b.releaseDoomed()
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
-	if err := b.rotation.look.End(ctx); err != nil {
-		return err
-	}
-	if err := b.static.worker.End(ctx); err != nil {
-		return err
+	for _, ended := range []func(context.Context) error{b.rotation.look.End, b.static.worker.End} {
+		if err := ended(ctx); err != nil {
+			b.logLeft(context.WithoutCancel(ctx), req, err, true)
+			return err
+		}
 	}
 	end := time.Now().Add(budget)
 	b.drainEnds.Store(&end)
 	for _, j := range b.work.jobs() { // this function does their work
 		release, err := j.Hold(ctx)
 		if err != nil {
-			b.logLeft(context.WithoutCancel(ctx), req, err)
+			b.logLeft(context.WithoutCancel(ctx), req, err, true)
 			return err
 		}
 		defer release()
 	}
+	b.closePools() // a job may have opened them again
 	b.tidy.stop()
 	// A credential that is being created has its entry, but may not be at OpenAI yet.
 	// For one that was just returned, Vault must store the lease before it revokes them
@@ -81,9 +82,9 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 		err = supersededErr
 	}
 	if _, _, kept := b.wal.totals(); err == nil && kept > 0 {
-		b.logLeft(context.WithoutCancel(ctx), req, errKeyUsed)
+		b.logLeft(context.WithoutCancel(ctx), req, errKeyUsed, false)
 	} else if err != nil {
-		b.logLeft(context.WithoutCancel(ctx), req, err)
+		b.logLeft(context.WithoutCancel(ctx), req, err, supersededErr != nil)
 	}
 	return err
 }
@@ -93,22 +94,27 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 // that instead (vault/rollback.go, Rollback). If the taint began too late in it for the
 // engine to notice, the unload is the last call.
 func (b *backend) drainUnseen(ctx context.Context) {
-	if b.storage == nil || b.System() == nil || !b.unmount.servesAtLastLook() || !b.System().Tainted() || !b.mayWriteLocally() {
+	if b.storage == nil || b.System() == nil || !b.mayWriteLocally() || !b.unmount.unseen() {
 		return
 	}
-	b.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget)
+	defer cancel()
+	if err := b.probe(ctx); err != nil {
+		b.Logger().Warn("tainted mount unloaded without a WAL rollback: storage accepts no write", "error", err)
+		return
+	}
 	req := &logical.Request{Storage: b.storage}
 	if known := b.mountPoint.Load(); known != nil {
 		req.MountPoint = *known
 	}
-	if err := b.drain(context.WithoutCancel(ctx), req, unmountBudget); err != nil {
+	if err := b.drain(ctx, req, unmountBudget); err != nil {
 		b.log(req).Error("mount unloaded before its WAL rollback was complete", "error", err)
 	}
 }
 
 // logLeft logs what a disabled mount leaves at OpenAI, once for each disable: a failed
 // one leaves the mount tainted, and drained each minute.
-func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error) {
+func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure error, superseded bool) {
 	if !b.unmount.shouldLogRetained() {
 		b.log(req).Warn("WAL rollback incomplete", "error", failure)
 		return
@@ -116,6 +122,9 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 	ctx, cancel := context.WithTimeout(ctx, cleanupBudget)
 	defer cancel()
 	log := b.log(req)
+	if superseded {
+		b.logSuperseded(ctx, req, "superseded admin key remains at OpenAI")
+	}
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	log.Error("mount is being disabled but WAL rollback is incomplete; the credentials in the WAL remain at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
 	for _, id := range ids[:min(len(ids), maxLeftLines)] {
@@ -144,6 +153,13 @@ const (
 
 // unmountProbe is a storage key that never exists.
 const unmountProbe = "unmount"
+
+// probe returns why storage accepts no write. A node that has lost its leadership during
+// a disable or a move unloads the mount, too, and another node goes on with what it has at
+// OpenAI. Raft and Consul accept no write of such a node; other storage cannot tell.
+func (b *backend) probe(ctx context.Context) error {
+	return tryAgain(ctx, func() error { return b.storage.Delete(ctx, unmountProbe) })
+}
 
 // deleteStaticRoles destroys the accounts and keys of the static roles of a disabled
 // mount. It leaves the storage entries to Vault, which deletes the mount's storage next.
@@ -181,10 +197,7 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 		return
 	}
 	if whyKeep == "" {
-		// A node that has lost its leadership during a disable or a move unloads the mount,
-		// too, and another node goes on with its static roles. Raft and Consul accept no
-		// write of such a node; other storage cannot tell.
-		if err := tryAgain(ctx, func() error { return b.storage.Delete(ctx, unmountProbe) }); err != nil {
+		if err := b.probe(ctx); err != nil {
 			whyKeep = "storage accepts no write: " + err.Error()
 		}
 	}
@@ -276,6 +289,17 @@ func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	}
 }
 
+func (b *backend) logSuperseded(ctx context.Context, req *logical.Request, what string) {
+	log := b.log(req)
+	if snap, err := b.current(ctx, req.Storage); err == nil {
+		for _, key := range snap.config.Superseded {
+			log.Warn(what, "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
+		}
+	} else if !errors.Is(err, errNotConfigured) {
+		log.Warn("config could not be read; superseded admin keys, if there are any, remain at OpenAI", "error", err)
+	}
+}
+
 // logKept logs, once for each taint, what a drain leaves where cannotTellDisable:
 // superseded admin keys within their grace period, and WAL entries of credentials that
 // were just created.
@@ -284,13 +308,7 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 		return
 	}
 	log := b.log(req)
-	if snap, err := b.current(ctx, req.Storage); err == nil {
-		for _, key := range snap.config.Superseded {
-			log.Warn("superseded admin key retained for its grace period: OpenBao may only be sealing the namespace", "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
-		}
-	} else if !errors.Is(err, errNotConfigured) {
-		log.Warn("config could not be read; superseded admin keys, if there are any, remain at OpenAI", "error", err)
-	}
+	b.logSuperseded(ctx, req, "superseded admin key retained for its grace period: OpenBao may only be sealing the namespace")
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
 		log.Warn("WAL could not be listed; the credentials in it remain at OpenAI", "error", err)

@@ -52,8 +52,8 @@ const (
 	// lastLookBudget bounds the calls before the deletion of the keys of a mount that
 	// is being disabled, or of a config that is being deleted.
 	lastLookBudget = 10 * time.Second
-	// unmountBudget bounds the deletion of a mount's static roles at its unload, and a
-	// drain there, during which other mounts of the process wait.
+	// unmountBudget bounds the calls for a drain at the unload, and then those for the
+	// static roles. Other mounts of the process wait meanwhile.
 	unmountBudget = 15 * time.Second
 
 	// nameBudget bounds the lookup of the name of an account that is already adopted.
@@ -194,7 +194,6 @@ const (
 	// The last calls before the keys of a disabled mount are deleted leave time for the
 	// deletions.
 	_ = uint(drainBudget - lastLookBudget - deleteBudget)
-	_ = uint(unmountBudget - lastLookBudget)
 	// An entry is not postponed for longer than one that is kept.
 	_ = uint(keptFor - notFinalBefore)
 	// No key is kept for less than its grace period.

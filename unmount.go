@@ -39,6 +39,8 @@ const (
 //	from             when                                            to
 //	notSeen, served  the mount is not tainted                        served
 //	notSeen          the mount is tainted                            surviving
+//	served           a tainted mount is unloaded                     surviving
+//	notSeen, served  a revocation fails, and the mount is tainted    surviving
 //	served           the mount is tainted                            rollingBack
 //	rollingBack      the rollback has ended                          revoking
 //	rollingBack, revoking
@@ -126,11 +128,20 @@ func (u *unmount) look(tainted bool) {
 	}
 }
 
-// servesAtLastLook reports whether the last look found no taint.
-func (u *unmount) servesAtLastLook() bool {
+// unseen reports whether the taint of a mount that is being unloaded began after the last
+// look, and records it.
+func (u *unmount) unseen() bool {
+	if !u.tainted() {
+		return false
+	}
+	u.draining.Store(true)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.phase == served
+	if u.phase != served {
+		return false
+	}
+	u.phase, u.reason, u.logged = surviving, reasonUnseen, false
+	return true
 }
 
 // request records a request that Vault does not send to a tainted mount.
@@ -194,6 +205,12 @@ func (u *unmount) revokes() {
 // revokeDone records the end of a revocation.
 func (u *unmount) revokeDone(failed bool) {
 	if failed {
+		u.mu.Lock()
+		unseen := u.phase == notSeen || u.phase == served
+		u.mu.Unlock()
+		if unseen && u.tainted() { // the disable that fails found a rollback in flight
+			u.look(true)
+		}
 		u.fail()
 	}
 	u.mu.Lock()
@@ -240,11 +257,14 @@ func (u *unmount) watch(ctx context.Context, req *logical.Request) (done func(*l
 	// mount before the handler returns.
 	stop := context.AfterFunc(ctx, u.fail)
 	return func(resp *logical.Response, err error) {
-		stop()
+		canceled := !stop()
 		if req.Operation == logical.RollbackOperation {
 			u.rolledBack()
 		} else {
 			u.revokeDone(err != nil || resp.IsError())
+		}
+		if canceled { // perhaps before the taint was seen
+			u.fail()
 		}
 	}
 }

@@ -80,7 +80,7 @@ func TestUnmountState_OnlyAnUndisturbedDisableIsOne(t *testing.T) {
 		"request taint rollback minutes revoke untaint rollback":          reasonUnseen, // not tainted at all
 		"request taint rollback fails untaint taint rollback":             reasonFailed, // the engine does not see the untaint
 		"request fails taint rollback revoke":                             "",           // before the taint
-		"request taint fails rollback revoke":                             "",           // before the engine sees the taint
+		"request taint fails rollback revoke":                             reasonFailed, // of a disable whose rollback was in flight
 		"request taint rollback untaint request seconds taint rollback":   "",
 		"request taint rollback revoke untaint request taint rollback":    "",
 		"request taint rollback request rollback":                         "", // requests that were in progress
@@ -158,6 +158,7 @@ func isDisable(script []string) bool {
 			if begun && (sinceStep > unmountPause || event == "fails") {
 				clean = false
 			}
+			begun = begun || tainted && event == "fails"
 			sinceStep, revoked = 0, true
 		case "seconds":
 			sinceStep += unmountTick + time.Second

@@ -437,7 +437,7 @@ func (w *world) disableAndBeginAnew(v *vault, who string) {
 	v.mu.Lock()
 	died := v.cutShort || v.count > spawned // the process that would have named it
 	v.mu.Unlock()
-	if unnamed := w.unnamed(left, began); len(unnamed) > 0 && !died {
+	if unnamed := w.unnamed(left, began, ""); len(unnamed) > 0 && !died {
 		w.violate(nothingLeft, unnamed, "after the mount was disabled there is still, and no line of the log names it: %s", strings.Join(unnamed, ", "))
 	}
 	w.ledger.hand(left...)
@@ -819,7 +819,10 @@ func (w *world) settle() {
 	}
 	_, ids := w.left()
 	if w.Namespace { // where a seal is the same to the engine, it names in its log what it leaves
-		ids = w.unnamed(ids, began)
+		ids = w.unnamed(ids, began, "")
+	} else if strings.Contains(w.logged(began, ""), "reason=\"this process did not see the taint begin\"") {
+		// The disable has found a rollback in flight, and the engine is not certain.
+		ids = w.unnamed(ids, began, "static role keeps its credential")
 	}
 	ids = slices.DeleteFunc(ids, func(id string) bool { // of the last admin key the operator disposes
 		t := w.ledger.thing(id)

@@ -212,7 +212,7 @@ func (v *vault) stepDown(overlap time.Duration) {
 		l.timer.Stop()
 	}
 	v.term = nil
-	p.deposed.Store(&deposed{clone(v.store), v.offset})
+	p.deposed.Store(&deposed{clone(v.store), v.offset, v.tainted.Load()})
 	skew := time.Duration(v.dice.Int64N(int64(2*nodeSkew))) - nodeSkew
 	by := skew - v.skew
 	v.skew = skew

@@ -359,18 +359,23 @@ func (w *world) told() int {
 // is the role, whose name begins those of its account and keys.
 var unreadRole = regexp.MustCompile(`static role could not be read.* static_role=(\S+)`)
 
-// unnamed returns those of the things left at the end of a mount that no line of the log
-// since then names.
-func (w *world) unnamed(left []string, since int) []string {
+// logged returns the lines of the log since then that contain a text.
+func (w *world) logged(since int, text string) string {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	var lines []string
 	for _, e := range w.story[min(since, len(w.story)):] {
-		if strings.HasPrefix(e.text, "logs ") {
+		if strings.HasPrefix(e.text, "logs ") && strings.Contains(e.text, text) {
 			lines = append(lines, e.String())
 		}
 	}
-	w.mu.Unlock()
-	said := strings.Join(lines, "\n")
+	return strings.Join(lines, "\n")
+}
+
+// unnamed returns those of the things left at the end of a mount that no line of the log
+// since then names which contains a text.
+func (w *world) unnamed(left []string, since int, text string) []string {
+	said := w.logged(since, text)
 	var prefixes []string
 	for _, found := range unreadRole.FindAllStringSubmatch(said, -1) {
 		prefixes = append(prefixes, "vault-static-"+found[1]+"-")

@@ -71,8 +71,9 @@ type process struct {
 // deposed is the storage of a moment ago, to which nothing can be written, and how far
 // the node's clock is off.
 type deposed struct {
-	store  *logical.InmemStorage
-	offset time.Duration
+	store   *logical.InmemStorage
+	offset  time.Duration
+	tainted bool
 }
 
 // storage is what the process reads, and now its node's time.
@@ -104,8 +105,10 @@ func (v *vault) spawnNext() *process {
 	if v.plugin != nil {
 		factory = v.plugin(p)
 	}
+	system := v.system()
+	system.p = p
 	b, err := factory(ctx, &logical.BackendConfig{
-		System:      v.system(),
+		System:      system,
 		StorageView: view{p},
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: &p.log, DisableTime: true}),
 	})
@@ -347,11 +350,25 @@ func (s view) List(ctx context.Context, prefix string) (keys []string, err error
 type systemView struct {
 	logical.StaticSystemView
 	v *vault
+	p *process // nil for no process
 }
 
 func (s *systemView) MaxLeaseTTL() time.Duration { return time.Duration(s.v.maxTTL.Load()) }
 
-func (s *systemView) Tainted() bool { return s.v.tainted.Load() }
+// Tainted takes time on its way, in which the answer may become wrong.
+func (s *systemView) Tainted() bool {
+	pass := func() {
+		if s.v.w.Trouble {
+			time.Sleep(time.Duration(s.v.roll(10)) * time.Millisecond)
+		}
+	}
+	pass()
+	defer pass()
+	if d := s.p.deposed.Load(); d != nil {
+		return d.tainted // each node has its own mount table in memory
+	}
+	return s.v.tainted.Load()
+}
 
 func (s *systemView) RegisterRotationJob(context.Context, *rotation.RotationJobConfigureRequest) (string, error) {
 	return "", errCommunity

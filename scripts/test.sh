@@ -84,7 +84,8 @@ other_unit_tests() {
   return $rc
 }
 
-# integration runs integration tests on each server. Only the plugin has the race detector.
+# integration runs integration tests on each server. With RACE=1, the plugin has the race
+# detector.
 integration() { # note [argument of go test...]
   local rc=0 note=$1
   shift
@@ -96,6 +97,8 @@ integration() { # note [argument of go test...]
   return $rc
 }
 
+long_tests() { RACE=1 integration 'long, ' -run '^TestLong_' ./test/integration; }
+
 groups=' ' # not local: a trap on EXIT has no local variables
 parts() {
   local rc=0 job lint='' units='' others='' long='' skip='^TestWorld|OnTheModel$'
@@ -103,8 +106,8 @@ parts() {
   trap 'exit 130' INT TERM
   if [ "$suite" = all ]; then background bin/lint.out lint; lint=$job; fi
   if [ "$suite" != unit ] && [ "$run" = . ]; then
-    background bin/long.out integration 'long, ' -run '^TestLong_' ./test/integration; long=$job
     skip="$skip|^TestLong_"
+    if [ "$suite" = all ]; then background bin/long.out long_tests; long=$job; fi
   fi
   if [ "$suite" != integration ]; then
     background bin/others.out other_unit_tests; others=$job
@@ -113,6 +116,7 @@ parts() {
   finish "$units"
   if [ "$suite" != unit ]; then
     integration '' -run "$run" -skip "$skip" ./test/integration/... ./test/simulation || rc=1
+    if [ "$suite$run" = integration. ]; then long_tests || rc=1; fi
   fi
   finish "$others" bin/others.out
   finish "$long" bin/long.out

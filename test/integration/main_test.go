@@ -9,6 +9,9 @@
 // everything that it creates: the simulator fails a test that leaves an account or
 // a valid key, and each test searches everything that Vault wrote for its keys.
 //
+// With RACE=1, the plugin has the race detector; make test sets it for the tests that wait
+// for minutes (TestLong_).
+//
 // The tests of crashes, load and failover log their measurements; go test -v shows
 // them. With OUTAGE_FULL=1, the test of a long outage waits until Vault gives up,
 // for up to 20 minutes (with go test -timeout 30m).
@@ -30,6 +33,7 @@ var (
 	server *devenv.Vault // the shared server
 	plugin devenv.Plugin // the binary that all servers use
 	bin    string        // the binary's directory
+	race   bool          // the plugin has the race detector, which triples its processor time
 )
 
 func TestMain(m *testing.M) {
@@ -73,7 +77,7 @@ func run(m *testing.M) (code int) {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	race := devenv.RaceAvailable(ctx)
+	race = os.Getenv("RACE") != "" && devenv.RaceAvailable(ctx)
 	if plugin, err = devenv.BuildPlugin(ctx, dir, devenv.BuildOptions{Race: race}); err != nil {
 		return fail(err)
 	}

@@ -29,6 +29,11 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 	b.releaseDoomed()
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
+	if err := b.probe(ctx, walProbe, req.Storage); err != nil {
+		err = fmt.Errorf("storage accepts no write; if this node has lost its leadership, the next one goes on with the mount: %w", err)
+		b.logLeft(context.WithoutCancel(ctx), req, err, true)
+		return err
+	}
 	for _, ended := range []func(context.Context) error{b.rotation.look.End, b.static.worker.End} {
 		if err := ended(ctx); err != nil {
 			b.logLeft(context.WithoutCancel(ctx), req, err, true)
@@ -94,20 +99,14 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 // that instead (vault/rollback.go, Rollback). If the taint began too late in it for the
 // engine to notice, the unload is the last call.
 func (b *backend) drainUnseen(ctx context.Context) {
-	if b.storage == nil || b.System() == nil || !b.mayWriteLocally() || !b.unmount.unseen() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountBudget)
-	defer cancel()
-	if err := b.probe(ctx); err != nil {
-		b.Logger().Warn("tainted mount unloaded without a WAL rollback: storage accepts no write", "error", err)
+	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.mayWriteLocally() || !b.foundLate(reasonUnseen) {
 		return
 	}
 	req := &logical.Request{Storage: b.storage}
 	if known := b.mountPoint.Load(); known != nil {
 		req.MountPoint = *known
 	}
-	if err := b.drain(ctx, req, unmountBudget); err != nil {
+	if err := b.drain(context.WithoutCancel(ctx), req, unmountBudget); err != nil {
 		b.log(req).Error("mount unloaded before its WAL rollback was complete", "error", err)
 	}
 }
@@ -151,14 +150,18 @@ const (
 	maxLeftLines = maxPoolSum + 100
 )
 
-// unmountProbe is a storage key that never exists.
-const unmountProbe = "unmount"
+// unmountProbe and walProbe are storage keys that never exist. Each cluster has its own
+// WAL, and may write there.
+const (
+	unmountProbe = "unmount"
+	walProbe     = framework.WALPrefix + unmountProbe
+)
 
 // probe returns why storage accepts no write. A node that has lost its leadership during
 // a disable or a move unloads the mount, too, and another node goes on with what it has at
 // OpenAI. Raft and Consul accept no write of such a node; other storage cannot tell.
-func (b *backend) probe(ctx context.Context) error {
-	return tryAgain(ctx, func() error { return b.storage.Delete(ctx, unmountProbe) })
+func (b *backend) probe(ctx context.Context, key string, s logical.Storage) error {
+	return tryAgain(ctx, func() error { return s.Delete(ctx, key) })
 }
 
 // deleteStaticRoles destroys the accounts and keys of the static roles of a disabled
@@ -197,7 +200,7 @@ func (b *backend) deleteStaticRoles(ctx context.Context) {
 		return
 	}
 	if whyKeep == "" {
-		if err := b.probe(ctx); err != nil {
+		if err := b.probe(ctx, unmountProbe, b.storage); err != nil {
 			whyKeep = "storage accepts no write: " + err.Error()
 		}
 	}

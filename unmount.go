@@ -39,8 +39,8 @@ const (
 //	from             when                                            to
 //	notSeen, served  the mount is not tainted                        served
 //	notSeen          the mount is tainted                            surviving
-//	served           a tainted mount is unloaded                     surviving
-//	notSeen, served  a revocation fails, and the mount is tainted    surviving
+//	notSeen, served  a revocation fails, or the mount is unloaded,
+//	                 and it is tainted                               surviving
 //	served           the mount is tainted                            rollingBack
 //	rollingBack      the rollback has ended                          revoking
 //	rollingBack, revoking
@@ -81,6 +81,7 @@ type unmount struct {
 	phase  phase
 	reason string // of surviving
 	logged bool   // retained credentials have been logged, in this taint
+	rolled bool   // a rollback has seen this taint
 
 	// step is when the taint's first rollback or the last revocation ended, the later
 	// of the two, with its monotonic reading.
@@ -119,29 +120,27 @@ func (u *unmount) look(tainted bool) {
 	defer u.mu.Unlock()
 	switch {
 	case !tainted:
-		u.phase = served
+		u.phase, u.rolled = served, false
+		return
 	case u.phase == notSeen:
 		u.phase, u.reason, u.logged = surviving, reasonUnseen, false
 	case u.phase == served:
 		u.phase, u.logged = rollingBack, false
 		u.step, u.revoked = time.Time{}, false
 	}
+	u.rolled = true
 }
 
-// unseen reports whether the taint of a mount that is being unloaded began after the last
-// look, and records it.
-func (u *unmount) unseen() bool {
-	if !u.tainted() {
-		return false
-	}
+// foundLate records that something else than a rollback has found the taint. It reports
+// whether no rollback has.
+func (u *unmount) foundLate(reason string) bool {
 	u.draining.Store(true)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.phase != served {
-		return false
+	if u.phase == notSeen || u.phase == served {
+		u.phase, u.reason, u.logged = surviving, reason, false
 	}
-	u.phase, u.reason, u.logged = surviving, reasonUnseen, false
-	return true
+	return !u.rolled
 }
 
 // request records a request that Vault does not send to a tainted mount.
@@ -161,7 +160,7 @@ func (u *unmount) request() {
 func (u *unmount) taintMayBeOver() {
 	if !u.tainted() {
 		u.mu.Lock()
-		u.phase = served
+		u.phase, u.rolled = served, false
 		u.mu.Unlock()
 	}
 }
@@ -209,7 +208,7 @@ func (u *unmount) revokeDone(failed bool) {
 		unseen := u.phase == notSeen || u.phase == served
 		u.mu.Unlock()
 		if unseen && u.tainted() { // the disable that fails found a rollback in flight
-			u.look(true)
+			u.foundLate(reasonFailed)
 		}
 		u.fail()
 	}
@@ -257,14 +256,13 @@ func (u *unmount) watch(ctx context.Context, req *logical.Request) (done func(*l
 	// mount before the handler returns.
 	stop := context.AfterFunc(ctx, u.fail)
 	return func(resp *logical.Response, err error) {
-		canceled := !stop()
+		if !stop() { // perhaps before the taint was seen
+			u.fail()
+		}
 		if req.Operation == logical.RollbackOperation {
 			u.rolledBack()
 		} else {
 			u.revokeDone(err != nil || resp.IsError())
-		}
-		if canceled { // perhaps before the taint was seen
-			u.fail()
 		}
 	}
 }

@@ -7,7 +7,8 @@
 # in scripts/vault.sh. With PKG, it only runs the tests of one package.
 #
 # The order keeps two processors busy. The linters take only the time that the tests
-# leave. The integration tests that wait for minutes (TestLong_) begin with the unit tests.
+# leave. The integration tests that wait for minutes (TestLong_) begin with the unit tests,
+# or come last without them.
 # The others begin after these: all of them at once left Vault too little time.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh

@@ -77,7 +77,7 @@ func run(m *testing.M) (code int) {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	race = os.Getenv("RACE") != "" && devenv.RaceAvailable(ctx)
+	race = os.Getenv("RACE") == "1" && devenv.RaceAvailable(ctx)
 	if plugin, err = devenv.BuildPlugin(ctx, dir, devenv.BuildOptions{Race: race}); err != nil {
 		return fail(err)
 	}

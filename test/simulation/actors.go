@@ -820,8 +820,8 @@ func (w *world) settle() {
 	_, ids := w.left()
 	if w.Namespace { // where a seal is the same to the engine, it names in its log what it leaves
 		ids = w.unnamed(ids, began, "")
-	} else if strings.Contains(w.logged(began, ""), "reason=\"this process did not see the taint begin\"") {
-		// The disable has found a rollback in flight, and the engine is not certain.
+	} else if v.waited.Load() && strings.Contains(w.logged(began, ""), "reason=\"this process did not see the taint begin\"") {
+		// No rollback of this disable's own has shown the taint.
 		ids = w.unnamed(ids, began, "static role keeps its credential")
 	}
 	ids = slices.DeleteFunc(ids, func(id string) bool { // of the last admin key the operator disposes

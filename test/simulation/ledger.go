@@ -79,8 +79,8 @@ var invariants = map[string]string{
 const (
 	// callBound is a create's 60 s and 30 s of cleaning up, and slow storage.
 	callBound = 2 * time.Minute
-	// unloadBound is the 15 s and 5 s of static roles at the end of a mount, and the
-	// end of the workers.
+	// unloadBound is the 15 s of a drain, the 30 s for naming what it leaves, the 15 s and
+	// 5 s of static roles at the end of a mount, and the end of the workers.
 	unloadBound = 100 * time.Second
 	// window, and what may be called in it beyond what requests explain.
 	window        = 10 * time.Minute

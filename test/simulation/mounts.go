@@ -70,7 +70,7 @@ func (v *vault) taint(t *term, what string) error {
 	}
 	v.w.tell(v.name, "%s", what)
 	v.tainted.Store(true)
-	v.rollback(t)
+	v.waited.Store(v.rollback(t))
 	err := v.revokePrefix(t.ctx, false)
 	if err != nil {
 		v.w.tell(v.name, "has failed, and leaves the taint: %v", err)

@@ -365,8 +365,8 @@ func (w *world) logged(since int, text string) string {
 	defer w.mu.Unlock()
 	var lines []string
 	for _, e := range w.story[min(since, len(w.story)):] {
-		if strings.HasPrefix(e.text, "logs ") && strings.Contains(e.text, text) {
-			lines = append(lines, e.String())
+		if line := e.String(); strings.HasPrefix(e.text, "logs ") && strings.Contains(line, text) {
+			lines = append(lines, line)
 		}
 	}
 	return strings.Join(lines, "\n")

@@ -359,7 +359,7 @@ func (s *systemView) MaxLeaseTTL() time.Duration { return time.Duration(s.v.maxT
 func (s *systemView) Tainted() bool {
 	pass := func() {
 		if s.v.w.Trouble {
-			time.Sleep(time.Duration(s.v.roll(10)) * time.Millisecond)
+			time.Sleep(time.Duration(s.p.pick(10)) * time.Millisecond)
 		}
 	}
 	pass()

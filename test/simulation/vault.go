@@ -68,6 +68,7 @@ type vault struct {
 	decoded   sync.Map      // by key of storage
 
 	tainted atomic.Bool
+	waited  atomic.Bool                    // the last taint found a rollback in flight
 	sealing atomic.Bool                    // the taint is of a namespace that is sealed
 	moved   atomic.Int64                   // restores and the like, by which leases may be lost
 	loads   atomic.Int64                   // restores
@@ -390,7 +391,7 @@ func (v *vault) ticks(t *term) {
 
 // rollback is one RollbackOperation, or waits for one that is in flight and makes no
 // other (rollback.go, Rollback). Its errors are of no consequence.
-func (v *vault) rollback(t *term) {
+func (v *vault) rollback(t *term) (waited bool) {
 	v.mu.Lock()
 	inFlight, done := t.inFlight, make(chan struct{})
 	if inFlight == nil {
@@ -399,7 +400,7 @@ func (v *vault) rollback(t *term) {
 	v.mu.Unlock()
 	if inFlight != nil {
 		<-inFlight
-		return
+		return true
 	}
 	defer func() {
 		v.mu.Lock()
@@ -409,11 +410,12 @@ func (v *vault) rollback(t *term) {
 	}()
 	serving, p, err := v.serving()
 	if err != nil || serving != t {
-		return
+		return false
 	}
 	ctx, cancel := context.WithTimeout(t.ctx, tickTimeout)
 	defer cancel()
 	_, _ = v.call(ctx, t, p, &logical.Request{Operation: logical.RollbackOperation, Path: ""})
+	return false
 }
 
 // stored is a lease's secret after a trip through Vault's storage.

@@ -85,8 +85,7 @@ other_unit_tests() {
   return $rc
 }
 
-# integration runs integration tests on each server. With RACE=1, the plugin has the race
-# detector.
+# integration runs integration tests on each server. Only the plugin has the race detector.
 integration() { # note [argument of go test...]
   local rc=0 note=$1
   shift
@@ -98,7 +97,7 @@ integration() { # note [argument of go test...]
   return $rc
 }
 
-long_tests() { RACE=1 integration 'long, ' -run '^TestLong_' ./test/integration; }
+long_tests() { integration 'long, ' -run '^TestLong_' ./test/integration; }
 
 groups=' ' # not local: a trap on EXIT has no local variables
 parts() {

@@ -19,7 +19,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vault-plugin-secrets-openai/client/openaitest"
-	"vault-plugin-secrets-openai/test/devenv"
 )
 
 const loadTime = 40 * time.Second
@@ -43,10 +42,7 @@ func (c *operationCounts) note(what string, err error) {
 }
 
 func TestConcurrency_AllOperations(t *testing.T) {
-	runParallel(t)
-	raced, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{Race: devenv.RaceAvailable(t.Context())})
-	require.NoError(t, err)
-	m := newMountOn(t, ownVaultWith(t, raced), frequentTidy(), map[string]any{"rotation_grace_period": "30s"})
+	m := newMountOn(t, ownVault(t), frequentTidy(), map[string]any{"rotation_grace_period": "30s"})
 	m.role("r", "1h", "24h")
 	ctx, cancel := context.WithTimeout(t.Context(), loadTime)
 	defer cancel()

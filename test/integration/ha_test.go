@@ -61,7 +61,7 @@ func TestLong_AClusterLosesItsLeaderTwiceAndIsUpgradedUnderLoad(t *testing.T) {
 	require.Zero(t, r.failed.Load(), "%v", r.failuresSoFar())
 
 	// Upgrade: register a second version, tune the mount, and reload.
-	second, err := devenv.BuildPlugin(ctx, bin, devenv.BuildOptions{Version: "v0.2.0", Race: race})
+	second, err := devenv.BuildPlugin(ctx, bin, devenv.BuildOptions{Version: "v0.2.0", Race: devenv.RaceAvailable(ctx)})
 	require.NoError(t, err)
 	require.NoError(t, cluster.Register(ctx, second))
 	require.NoError(t, m.client.Sys().TuneMountAllowNilWithContext(ctx, m.path, api.TuneMountConfigInput{PluginVersion: &second.Version}))

@@ -9,9 +9,6 @@
 // everything that it creates: the simulator fails a test that leaves an account or
 // a valid key, and each test searches everything that Vault wrote for its keys.
 //
-// With RACE=1, the plugin has the race detector; make test sets it for the tests that wait
-// for minutes (TestLong_).
-//
 // The tests of crashes, load and failover log their measurements; go test -v shows
 // them. With OUTAGE_FULL=1, the test of a long outage waits until Vault gives up,
 // for up to 20 minutes (with go test -timeout 30m).
@@ -33,7 +30,6 @@ var (
 	server *devenv.Vault // the shared server
 	plugin devenv.Plugin // the binary that all servers use
 	bin    string        // the binary's directory
-	race   bool          // the plugin has the race detector, which triples its processor time
 )
 
 func TestMain(m *testing.M) {
@@ -77,7 +73,7 @@ func run(m *testing.M) (code int) {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	race = os.Getenv("RACE") == "1" && devenv.RaceAvailable(ctx)
+	race := devenv.RaceAvailable(ctx)
 	if plugin, err = devenv.BuildPlugin(ctx, dir, devenv.BuildOptions{Race: race}); err != nil {
 		return fail(err)
 	}

@@ -83,7 +83,7 @@ func newMove(t *testing.T, v *devenv.Vault, page string) *upgrade {
 
 	// Build each version and copy it to the path on the page.
 	for version, into := range map[string]*devenv.Plugin{"v0.1.0": &u.old, "v0.2.0": &u.new} {
-		built, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{Version: version, Race: race})
+		built, err := devenv.BuildPlugin(t.Context(), t.TempDir(), devenv.BuildOptions{Version: version, Race: devenv.RaceAvailable(t.Context())})
 		require.NoError(t, err)
 		require.Equal(t, version, built.Version)
 		path := filepath.Join(v.PluginDir, devenv.PluginName+"_"+strings.TrimPrefix(version, "v")+"_linux_amd64")

@@ -29,11 +29,11 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 	b.releaseDoomed()
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
-	if err := b.probe(ctx, walProbe, req.Storage); err != nil {
-		err = fmt.Errorf("storage accepts no write; if this node has lost its leadership, the next one goes on with the mount: %w", err)
-		b.logLeft(context.WithoutCancel(ctx), req, err, true)
-		return err
+	if err := b.probeWAL(ctx, req); err != nil {
+		b.log(req).Warn("tainted mount not drained: storage accepts no write", "error", err)
+		return fmt.Errorf("%w: %w", errNoWrite, err)
 	}
+	b.unmount.drains()
 	for _, ended := range []func(context.Context) error{b.rotation.look.End, b.static.worker.End} {
 		if err := ended(ctx); err != nil {
 			b.logLeft(context.WithoutCancel(ctx), req, err, true)
@@ -81,7 +81,7 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 		}
 	}
 	if stays {
-		b.logKept(ctx, req)
+		b.logKept(ctx, req, "OpenBao may only be sealing the namespace")
 	}
 	if err == nil {
 		err = supersededErr
@@ -94,10 +94,10 @@ func (b *backend) drain(ctx context.Context, req *logical.Request, budget time.D
 	return err
 }
 
-// drainUnseen drains a mount at its unload if no rollback has found the taint. A disable
-// makes one, but one that begins while Vault's periodic rollback is in flight waits for
-// that instead (vault/rollback.go, Rollback). If the taint began too late in it for the
-// engine to notice, the unload is the last call.
+// drainUnseen drains a mount at its unload if no rollback has: storage accepted no write,
+// or none has found the taint. A disable makes one, but one that begins while Vault's
+// periodic rollback is in flight waits for that instead (vault/rollback.go, Rollback). If
+// the taint began too late in it for the engine to notice, the unload is the last call.
 func (b *backend) drainUnseen(ctx context.Context) {
 	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.mayWriteLocally() || !b.foundLate(reasonUnseen) {
 		return
@@ -106,7 +106,12 @@ func (b *backend) drainUnseen(ctx context.Context) {
 	if known := b.mountPoint.Load(); known != nil {
 		req.MountPoint = *known
 	}
-	if err := b.drain(context.WithoutCancel(ctx), req, unmountBudget); err != nil {
+	err := b.drain(context.WithoutCancel(ctx), req, unmountBudget)
+	if errors.Is(err, errNoWrite) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountReading)
+		defer cancel()
+		b.logKept(ctx, req, "storage accepts no write; if this node has lost its leadership, the next one goes on with the mount")
+	} else if err != nil {
 		b.log(req).Error("mount unloaded before its WAL rollback was complete", "error", err)
 	}
 }
@@ -122,7 +127,7 @@ func (b *backend) logLeft(ctx context.Context, req *logical.Request, failure err
 	defer cancel()
 	log := b.log(req)
 	if superseded {
-		b.logSuperseded(ctx, req, "superseded admin key remains at OpenAI")
+		b.logSuperseded(ctx, req, "superseded admin key remains at OpenAI", "mount is being disabled")
 	}
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	log.Error("mount is being disabled but WAL rollback is incomplete; the credentials in the WAL remain at OpenAI", "entries", len(ids), "error", errors.Join(failure, err))
@@ -150,6 +155,9 @@ const (
 	maxLeftLines = maxPoolSum + 100
 )
 
+// errNoWrite is of a drain that has not begun.
+var errNoWrite = errors.New("storage accepts no write")
+
 // unmountProbe and walProbe are storage keys that never exist. Each cluster has its own
 // WAL, and may write there.
 const (
@@ -162,6 +170,18 @@ const (
 // OpenAI. Raft and Consul accept no write of such a node; other storage cannot tell.
 func (b *backend) probe(ctx context.Context, key string, s logical.Storage) error {
 	return tryAgain(ctx, func() error { return s.Delete(ctx, key) })
+}
+
+// probeWAL gives storage some seconds to accept a write.
+func (b *backend) probeWAL(ctx context.Context, req *logical.Request) error {
+	ctx, cancel := context.WithTimeout(ctx, lastLookBudget)
+	defer cancel()
+	for {
+		err := b.probe(ctx, walProbe, req.Storage)
+		if err == nil || client.Wait(ctx, time.Second) != nil {
+			return err
+		}
+	}
 }
 
 // deleteStaticRoles destroys the accounts and keys of the static roles of a disabled
@@ -292,26 +312,26 @@ func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	}
 }
 
-func (b *backend) logSuperseded(ctx context.Context, req *logical.Request, what string) {
+func (b *backend) logSuperseded(ctx context.Context, req *logical.Request, what, why string) {
 	log := b.log(req)
 	if snap, err := b.current(ctx, req.Storage); err == nil {
 		for _, key := range snap.config.Superseded {
-			log.Warn(what, "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter))
+			log.Warn(what, "admin_api_key_id", key.ID, "delete_after", text.Time(key.DeleteAfter), "reason", why)
 		}
 	} else if !errors.Is(err, errNotConfigured) {
 		log.Warn("config could not be read; superseded admin keys, if there are any, remain at OpenAI", "error", err)
 	}
 }
 
-// logKept logs, once for each taint, what a drain leaves where cannotTellDisable:
-// superseded admin keys within their grace period, and WAL entries of credentials that
-// were just created.
-func (b *backend) logKept(ctx context.Context, req *logical.Request) {
+// logKept logs, once for each taint, what a drain leaves because the mount may survive:
+// where cannotTellDisable, superseded admin keys within their grace period, and WAL
+// entries of credentials that were just created; without storage, all of them.
+func (b *backend) logKept(ctx context.Context, req *logical.Request, why string) {
 	if !b.unmount.shouldLogRetained() {
 		return
 	}
 	log := b.log(req)
-	b.logSuperseded(ctx, req, "superseded admin key retained for its grace period: OpenBao may only be sealing the namespace")
+	b.logSuperseded(ctx, req, "superseded admin key retained", why)
 	ids, err := framework.ListWAL(ctx, req.Storage)
 	if err != nil {
 		log.Warn("WAL could not be listed; the credentials in it remain at OpenAI", "error", err)
@@ -326,6 +346,6 @@ func (b *backend) logKept(ctx context.Context, req *logical.Request) {
 		if entry == nil {
 			continue
 		}
-		log.Warn("WAL entry retained: OpenBao may only be sealing the namespace", entryAttrs(entry)...)
+		log.Warn("WAL entry retained", append(entryAttrs(entry), "reason", why)...)
 	}
 }

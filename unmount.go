@@ -77,11 +77,11 @@ type unmount struct {
 	// drainEnds caches drainEnd; nil until the mount is being disabled.
 	drainEnds atomic.Pointer[time.Time]
 
-	mu     sync.Mutex
-	phase  phase
-	reason string // of surviving
-	logged bool   // retained credentials have been logged, in this taint
-	rolled bool   // a rollback has seen this taint
+	mu      sync.Mutex
+	phase   phase
+	reason  string // of surviving
+	logged  bool   // retained credentials have been logged, in this taint
+	drained bool   // a drain has begun, in this taint
 
 	// step is when the taint's first rollback or the last revocation ended, the later
 	// of the two, with its monotonic reading.
@@ -120,7 +120,7 @@ func (u *unmount) look(tainted bool) {
 	defer u.mu.Unlock()
 	switch {
 	case !tainted:
-		u.phase, u.rolled = served, false
+		u.phase, u.drained = served, false
 		return
 	case u.phase == notSeen:
 		u.phase, u.reason, u.logged = surviving, reasonUnseen, false
@@ -128,11 +128,17 @@ func (u *unmount) look(tainted bool) {
 		u.phase, u.logged = rollingBack, false
 		u.step, u.revoked = time.Time{}, false
 	}
-	u.rolled = true
+}
+
+// drains records that a drain begins.
+func (u *unmount) drains() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.drained = true
 }
 
 // foundLate records that something else than a rollback has found the taint. It reports
-// whether no rollback has.
+// whether no drain has begun.
 func (u *unmount) foundLate(reason string) bool {
 	u.draining.Store(true)
 	u.mu.Lock()
@@ -140,7 +146,7 @@ func (u *unmount) foundLate(reason string) bool {
 	if u.phase == notSeen || u.phase == served {
 		u.phase, u.reason, u.logged = surviving, reason, false
 	}
-	return !u.rolled
+	return !u.drained
 }
 
 // request records a request that Vault does not send to a tainted mount.
@@ -160,7 +166,7 @@ func (u *unmount) request() {
 func (u *unmount) taintMayBeOver() {
 	if !u.tainted() {
 		u.mu.Lock()
-		u.phase, u.rolled = served, false
+		u.phase, u.drained = served, false
 		u.mu.Unlock()
 	}
 }
@@ -298,7 +304,8 @@ func (u *unmount) whyKeepStaticRoles() string {
 // its mounts, and keeps their storage. Its mount points include the namespace, so only a
 // mount point without a slash is certainly in no namespace.
 func (u *unmount) cannotTellDisable(mountPoint string) bool {
-	return u.openBao() && strings.Contains(strings.Trim(mountPoint, "/"), "/")
+	path := strings.Trim(mountPoint, "/")
+	return u.openBao() && (path == "" || strings.Contains(path, "/")) // before the first request it is not known
 }
 
 // isDraining reports whether the mount is being disabled. Vault also taints a mount that

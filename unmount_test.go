@@ -256,22 +256,65 @@ func TestUnmount_ALongDisableLeavesNothing(t *testing.T) {
 }
 
 // A disable that begins while Vault's periodic rollback is in flight waits for it, and
-// makes no other.
-func TestUnmount_ADisableDuringAPeriodicRollbackDrains(t *testing.T) {
+// makes no other; storage may accept no write during the rollback.
+func TestUnmount_DrainsAtTheUnloadAtTheLatest(t *testing.T) {
 	t.Parallel()
-	for name, taint := range map[string]func(h *harness){
-		"before the last look": func(h *harness) {
-			h.manager.taintAfterLook()
-			h.rollbackOnly()
+	for name, way := range map[string]struct {
+		run    func(h *harness, one, two *logical.Response)
+		drains bool
+		kept   string // why static roles are
+	}{
+		"the taint begins before the last look": {
+			run: func(h *harness, one, two *logical.Response) {
+				h.manager.taintAfterLook()
+				h.rollbackOnly()
+				require.NoError(h.t, h.revoke(one))
+				require.NoError(h.t, h.revoke(two))
+			},
+			drains: true,
 		},
-		"after the last look": func(h *harness) {
-			h.rollbackOnly()
-			h.manager.taint()
+		"after the last look": {
+			run: func(h *harness, one, two *logical.Response) {
+				h.rollbackOnly()
+				h.manager.taint()
+				require.NoError(h.t, h.revoke(one))
+				require.NoError(h.t, h.revoke(two))
+			},
+			drains: true, kept: "this process did not see the taint begin",
 		},
-		"on a node that cannot write": func(h *harness) {
-			h.rollbackOnly()
-			h.manager.taint()
-			h.storage.fail(storageFault{more: 1000})
+		"and a revocation fails": {
+			run: func(h *harness, one, two *logical.Response) {
+				h.rollbackOnly()
+				h.manager.taint()
+				project := one.Secret.InternalData["project_id"]
+				delete(one.Secret.InternalData, "project_id") // as if it could not be read
+				require.Error(h.t, h.revoke(one))
+				one.Secret.InternalData["project_id"] = project
+				require.NoError(h.t, h.revoke(one))
+				require.NoError(h.t, h.revoke(two))
+			},
+			drains: true, kept: "a revocation failed",
+		},
+		"storage accepts no write during the rollback": {
+			run: func(h *harness, one, two *logical.Response) {
+				h.manager.taint()
+				h.storage.fail(storageFault{more: 1000})
+				h.rollbackOnly()
+				h.storage.heal()
+				require.NoError(h.t, h.revoke(one))
+				require.NoError(h.t, h.revoke(two))
+			},
+			drains: true,
+		},
+		"nor at the unload of a node that has lost its leadership": {
+			run: func(h *harness, one, two *logical.Response) {
+				require.NoError(h.t, h.revoke(one))
+				require.NoError(h.t, h.revoke(two))
+				h.manager.taint()
+				h.storage.fail(storageFault{more: 1000})
+				h.rollbackOnly()
+			},
+			kept: "storage accepts no write",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -282,25 +325,22 @@ func TestUnmount_ADisableDuringAPeriodicRollbackDrains(t *testing.T) {
 			young := h.account(h.project, "vault-app-young", time.Hour)
 			require.NoError(t, putWALEntry(t.Context(), h.storage, "young", walAccount, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, Name: "vault-app-young", CreatedAt: h.now()}, h.now()))
 			h.releaseStatic()
-			for _, lease := range []*logical.Response{one, two} {
-				require.NoError(t, h.revoke(lease))
-			}
-			taint(h)
+			way.run(h, one, two)
 			ctx, gone := context.WithCancel(t.Context())
 			gone() // the client has disconnected
 			h.b.Cleanup(ctx)
 			h.storage.heal()
-			switch name {
-			case "before the last look":
-				require.Len(t, h.adminKeyIDs(), 1)
-				require.Empty(t, h.liveAccounts())
-			case "after the last look":
-				require.Len(t, h.adminKeyIDs(), 1)
-				h.onlyStatic()
-				require.Contains(t, h.log.String(), "this process did not see the taint begin")
-			default: // another node goes on with the mount
+			require.Contains(t, h.log.String(), way.kept)
+			switch {
+			case !way.drains: // another node goes on with the mount
 				require.Len(t, h.adminKeyIDs(), 2)
 				require.Contains(t, h.liveAccounts(), young)
+			case way.kept == "":
+				require.Len(t, h.adminKeyIDs(), 1)
+				require.Empty(t, h.liveAccounts())
+			default:
+				require.Len(t, h.adminKeyIDs(), 1)
+				h.onlyStatic()
 			}
 			h.sim.KeepAll()
 		})
@@ -463,7 +503,7 @@ func TestUnmount_OpenBaoNamespaceRetainsEverything(t *testing.T) {
 			require.Len(t, h.liveAccounts(), 3)
 			require.Contains(t, h.liveAccounts(), young)
 			require.Equal(t, admins, h.adminKeyIDs())
-			require.Len(t, lines(log, "superseded admin key retained for its grace period"), 1, "logged once for each taint")
+			require.Len(t, lines(log, "superseded admin key retained"), 1, "logged once for each taint")
 			require.Len(t, lines(log, "WAL entry retained"), 2)
 			require.Contains(t, strings.Join(lines(log, "WAL entry retained"), ""), "vault-admin-young")
 			kept := lines(log, "static role keeps its credential")

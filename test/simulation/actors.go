@@ -824,9 +824,15 @@ func (w *world) settle() {
 		// No rollback of this disable's own has shown the taint.
 		ids = w.unnamed(ids, began, "static role keeps its credential")
 	}
-	ids = slices.DeleteFunc(ids, func(id string) bool { // of the last admin key the operator disposes
+	ids = slices.DeleteFunc(ids, func(id string) bool {
 		t := w.ledger.thing(id)
-		return t != nil && t.kind == "admin key"
+		switch {
+		case t == nil || t.kind != "admin key":
+			return false
+		case id == v.wiped: // of it the operator disposes
+			return true
+		}
+		return len(w.unnamed([]string{id}, began, "mount is being disabled but a superseded admin key remains")) == 0
 	})
 	if len(ids) > 0 {
 		w.violate(nothingLeft, ids, "after the mount was disabled there is still: %s", strings.Join(ids, ", "))

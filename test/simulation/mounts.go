@@ -49,9 +49,10 @@ func (v *vault) disable() error {
 	v.mounted = false
 	v.mu.Unlock()
 	whole := p.unload()
+	wiped := v.adminKeyID()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	t.p, v.cutShort = nil, !whole
+	t.p, v.cutShort, v.wiped = nil, !whole, wiped
 	v.store = &logical.InmemStorage{}
 	return nil
 }

@@ -53,8 +53,9 @@ type vault struct {
 	store     *logical.InmemStorage
 	leases    map[string]*lease // as stored
 	mounted   bool
-	cutShort  bool  // the process died while its mount was disabled
-	term      *term // nil while sealed
+	cutShort  bool   // the process died while its mount was disabled
+	wiped     string // the admin key of the config of the mount that was disabled last
+	term      *term  // nil while sealed
 	processes []*process
 	offset    time.Duration   // of the active node's clock
 	skew      time.Duration   // what of it is that node's

@@ -85,7 +85,7 @@ func TestConfigRotate_ConcurrentReadsSucceed(t *testing.T) {
 	config := m.read("config").Data
 	require.Eventually(t, func() bool { return len(m.sim.AdminKeys()) == 1 }, 140*time.Second, time.Second, "superseded admin keys remain after the grace period")
 	require.Equal(t, config["admin_api_key_id"], m.sim.AdminKeys()[0].ID)
-	// The engine stores what is left when it has deleted them all.
+	// The engine updates the config after the last deletion.
 	require.Eventually(t, func() bool { return fmt.Sprint(m.read("config").Data["superseded_admin_keys"]) == "0" }, 30*time.Second, 100*time.Millisecond)
 	m.creds("r")
 }

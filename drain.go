@@ -102,10 +102,7 @@ func (b *backend) drainUnseen(ctx context.Context) {
 	if b.storage == nil || b.System() == nil || !b.System().Tainted() || !b.mayWriteLocally() || !b.foundLate(reasonUnseen) {
 		return
 	}
-	req := &logical.Request{Storage: b.storage}
-	if known := b.mountPoint.Load(); known != nil {
-		req.MountPoint = *known
-	}
+	req := &logical.Request{Storage: b.storage, MountPoint: b.lastMountPoint()}
 	err := b.drain(context.WithoutCancel(ctx), req, unmountBudget)
 	if errors.Is(err, errNoWrite) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountReading)
@@ -312,6 +309,7 @@ func (b *backend) destroyNow(ctx context.Context, c credential) error {
 	}
 }
 
+// logSuperseded names the superseded admin keys that a drain has not deleted.
 func (b *backend) logSuperseded(ctx context.Context, req *logical.Request, what, why string) {
 	log := b.log(req)
 	if snap, err := b.current(ctx, req.Storage); err == nil {

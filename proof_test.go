@@ -847,6 +847,7 @@ func TestDisable_LogsEntriesWhenAWorkerDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	h := configured(t, openaitest.Options{})
 	h.sim.KeepAll()
+	h.must(h.write("config/rotate", nil))
 	lease := h.lease("creds/app", nil)
 	id := lease.Data["service_account_id"].(string)
 	_, err := h.b.recordRevocation(t.Context(), h.storage, credential{Version: credentialVersion, Type: typeAccount, ProjectID: h.project, ID: id})
@@ -860,6 +861,7 @@ func TestDisable_LogsEntriesWhenAWorkerDoesNotEnd(t *testing.T) {
 	lines := h.lines("credential remains at OpenAI")
 	require.Len(t, lines, 1)
 	require.Equal(t, id, lines[0]["service_account_id"])
+	require.Len(t, h.lines("superseded admin key remains at OpenAI"), 1)
 }
 
 // Two listings without a key count as two only if no listing between them shows it.

@@ -210,10 +210,7 @@ func (u *unmount) revokes() {
 // revokeDone records the end of a revocation.
 func (u *unmount) revokeDone(failed bool) {
 	if failed {
-		u.mu.Lock()
-		unseen := u.phase == notSeen || u.phase == served
-		u.mu.Unlock()
-		if unseen && u.tainted() { // the disable that fails found a rollback in flight
+		if u.tainted() { // perhaps the disable that fails found a rollback in flight
 			u.foundLate(reasonFailed)
 		}
 		u.fail()
@@ -273,6 +270,14 @@ func (u *unmount) watch(ctx context.Context, req *logical.Request) (done func(*l
 	}
 }
 
+// lastMountPoint is the mount point of the last request, "" before the first.
+func (u *unmount) lastMountPoint() string {
+	if known := u.mountPoint.Load(); known != nil {
+		return *known
+	}
+	return ""
+}
+
 // whyKeepStaticRoles returns why an unload of the tainted mount may not be a disable, "" if it is.
 func (u *unmount) whyKeepStaticRoles() string {
 	now := u.now()
@@ -280,10 +285,6 @@ func (u *unmount) whyKeepStaticRoles() string {
 	u.endPause(now)
 	phase, reason := u.phase, u.reason
 	u.mu.Unlock()
-	mountPoint := ""
-	if known := u.mountPoint.Load(); known != nil {
-		mountPoint = *known
-	}
 	switch {
 	case phase == notSeen || phase == served: // the unload is the first to see the taint
 		return reasonUnseen
@@ -293,7 +294,7 @@ func (u *unmount) whyKeepStaticRoles() string {
 		return "the first rollback of the disable has not completed"
 	case u.revocations.Load() > 0: // Vault revokes all leases before it disables the mount
 		return "a revocation is in progress"
-	case u.cannotTellDisable(mountPoint):
+	case u.cannotTellDisable(u.lastMountPoint()):
 		return "OpenBao may be sealing the namespace"
 	}
 	return ""

@@ -347,6 +347,25 @@ func TestUnmount_DrainsAtTheUnloadAtTheLatest(t *testing.T) {
 	}
 }
 
+// An unload without any request before it does not tell the mount point, which on OpenBao
+// may be in a namespace that is being sealed.
+func TestUnmount_UnloadOfAnUnknownMountPoint(t *testing.T) {
+	t.Parallel()
+	for _, bao := range []bool{false, true} {
+		h := configured(t, openaitest.Options{})
+		h.must(h.write("config/rotate", nil))
+		h.restart()
+		if bao {
+			h.b.getenv = baoEnv
+		}
+		h.manager.taint()
+		h.b.Cleanup(t.Context())
+		require.Equal(t, bao, len(h.adminKeyIDs()) == 2)
+		require.Equal(t, bao, strings.Contains(h.log.String(), "superseded admin key retained"))
+		h.sim.KeepAll()
+	}
+}
+
 // A step-down may unload the mount before the first rollback returns.
 func TestUnmount_RollbackInProgressRetainsStaticRoles(t *testing.T) {
 	t.Parallel()

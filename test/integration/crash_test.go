@@ -70,7 +70,7 @@ func (m *mount) startReaders(n int, pause time.Duration, role string, clients ..
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				secret, err := clients[turn%len(clients)].Logical().ReadWithContext(ctx, path)
 				cancel()
-				if err != nil && calm {
+				if calm && (err != nil || secret == nil) {
 					r.late.Add(1)
 				}
 				r.note(secret, err)
